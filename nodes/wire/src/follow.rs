@@ -1,0 +1,345 @@
+//! The link that each child holds to the seed: one ordered stream of questions, answers, assignments and invalidations.
+//!
+//! What it learns (routing table, builds, owners) stays when the link is lost, so a node goes on with what it knows.
+
+mod conversation;
+mod lease;
+mod questions;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::StreamExt;
+
+use crate::clock::BootTime;
+use crate::follow::questions::{Opened, Questions};
+use crate::holder::{Fence, Holder, Lost};
+use crate::identity::{Identity, TrustedChannel};
+use crate::owners::{Owner, Owners};
+use crate::proto::datastore_client::DatastoreClient;
+use crate::proto::seed_client::SeedClient;
+use crate::proto::{
+    Asset, Build, FetchBuildRequest, FollowRequest, Leave, Member, Position, Release, Table, follow_request,
+};
+
+/// How long a question for an owner may take, and how long it is worth asking after the seed was lost.
+const LOCATE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the seed may take to note that a member leaves.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Largest message that the seed may send: a routing table of some 100,000 handlers, or one asset.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// How long a request waits for the assignment that its owner was told of on another connection.
+const ADMIT_TIMEOUT: Duration = Duration::from_millis(500);
+/// The lease in the datastore that a leading seed holds.
+pub const SEED_LEASE: &str = "seed";
+/// The longest key, in bytes.
+pub const MAX_KEY_BYTES: usize = 1024;
+
+/// Who follows.
+#[derive(Clone, Debug)]
+pub struct Follower {
+    /// Its node, "live-1".
+    pub node: String,
+    /// The child's index in its node.
+    pub child: u32,
+    /// "proxy", "fileserver", "live", "backend".
+    pub kind: String,
+    /// Its zone; owners in the same zone are preferred. May be empty.
+    pub zone: String,
+    /// Where it is a member of a pool.
+    pub member: Option<Member>,
+}
+
+/// Why there is no owner for a key at the moment.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{reason}")]
+pub struct LocateError {
+    /// For the operator and the client.
+    pub reason: String,
+    /// When it may be worth asking again.
+    pub retry_after: Duration,
+}
+
+/// The current builds.
+#[derive(Clone, Debug, Default)]
+pub struct Builds {
+    /// Grows at each change; 0 before the seed has told any.
+    pub generation: u64,
+    /// One for each host pattern.
+    pub current: Vec<Build>,
+}
+
+/// The link; clones share it. It ends when the last task that serves it is dropped with its runtime.
+#[derive(Clone)]
+pub struct Link {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    identity: Identity,
+    seed: SeedClient<TrustedChannel>,
+    who: Follower,
+    position: Cell<Position>,
+    table: watch::Sender<Rc<Table>>,
+    builds: watch::Sender<Rc<Builds>>,
+    datastore: watch::Sender<Option<DatastoreClient<TrustedChannel>>>,
+    owners: RefCell<Owners>,
+    questions: RefCell<Questions>,
+    outgoing: RefCell<Option<mpsc::Sender<FollowRequest>>>,
+    lost_since: Cell<Option<Instant>>,
+    connected: watch::Sender<bool>,
+    holder: RefCell<Option<Holder>>,
+    holder_changed: watch::Sender<()>,
+    /// Asks the conversation to end this link and open another.
+    close: Notify,
+    lost_keys: RefCell<Option<mpsc::UnboundedReceiver<Lost>>>,
+    tell_lost: mpsc::UnboundedSender<Lost>,
+    left: Cell<bool>,
+}
+
+impl Link {
+    /// Opens the link and keeps it open, on this thread's `LocalSet`: reconnects for ever, with jittered back-off.
+    ///
+    /// Errors where `seed` ("host:port") is no address.
+    pub fn open(identity: &Identity, seed: &str, who: Follower) -> Result<Self, tonic::transport::Error> {
+        let channel = identity.channel(seed)?;
+        let (tell_lost, lost_keys) = mpsc::unbounded_channel();
+        let holder = who.member.is_some().then(|| Holder::new(BootTime::now()));
+        let shared = Rc::new(Shared {
+            identity: identity.clone(),
+            seed: SeedClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            who,
+            position: Cell::default(),
+            table: watch::Sender::new(Rc::default()),
+            builds: watch::Sender::new(Rc::default()),
+            datastore: watch::Sender::new(None),
+            owners: RefCell::default(),
+            questions: RefCell::default(),
+            outgoing: RefCell::default(),
+            lost_since: Cell::new(Some(Instant::now())),
+            connected: watch::Sender::new(false),
+            holder: RefCell::new(holder),
+            holder_changed: watch::Sender::new(()),
+            close: Notify::new(),
+            lost_keys: RefCell::new(Some(lost_keys)),
+            tell_lost,
+            left: Cell::new(false),
+        });
+        tokio::task::spawn_local(conversation::keep_open(Rc::clone(&shared)));
+        if shared.who.member.is_some() {
+            tokio::task::spawn_local(lease::keep(Rc::clone(&shared)));
+        }
+        Ok(Self { shared })
+    }
+
+    /// The newest routing table; version 0 before the seed has sent one.
+    pub fn table(&self) -> Rc<Table> {
+        Rc::clone(&self.shared.table.borrow())
+    }
+
+    /// Waits for a table of another version than `seen`.
+    pub async fn table_changed(&self, seen: u64) -> Rc<Table> {
+        changed(&self.shared.table, |table| table.version != seen).await
+    }
+
+    /// The current app builds.
+    pub fn builds(&self) -> Rc<Builds> {
+        Rc::clone(&self.shared.builds.borrow())
+    }
+
+    /// Waits for another generation of builds than `seen`.
+    pub async fn builds_changed(&self, seen: u64) -> Rc<Builds> {
+        changed(&self.shared.builds, |builds| builds.generation != seen).await
+    }
+
+    /// Is the seed there now?
+    pub fn connected(&self) -> bool {
+        *self.shared.connected.borrow()
+    }
+
+    /// Follows whether the seed is there.
+    pub fn connection(&self) -> watch::Receiver<bool> {
+        self.shared.connected.subscribe()
+    }
+
+    /// The datastore that the seed named; `None` before the first welcome.
+    pub fn datastore(&self) -> Option<DatastoreClient<TrustedChannel>> {
+        self.shared.datastore.borrow().clone()
+    }
+
+    /// Waits until the seed has named the datastore.
+    pub async fn datastore_known(&self) -> DatastoreClient<TrustedChannel> {
+        let mut datastore = self.shared.datastore.subscribe();
+        loop {
+            if let Some(client) = datastore.borrow_and_update().clone() {
+                return client;
+            }
+            // The sender lives in `self`, so this can't fail.
+            let _ = datastore.changed().await;
+        }
+    }
+
+    /// The assets of a build.
+    pub async fn fetch_build(&self, version: u64) -> Result<Vec<Asset>, tonic::Status> {
+        let mut seed = self.shared.seed.clone();
+        let mut stream = seed
+            .fetch_build(FetchBuildRequest { version })
+            .await?
+            .into_inner();
+        let mut assets = Vec::new();
+        while let Some(asset) = stream.next().await {
+            assets.push(asset?);
+        }
+        Ok(assets)
+    }
+
+    /// The owner of `key`: from the cache, or asked of the seed, which assigns one where there is none.
+    ///
+    /// Known owners are told while the seed is away; for other keys the error comes within two seconds.
+    pub async fn locate(&self, pool: &str, key: &str) -> Result<Owner, LocateError> {
+        if let Some(owner) = self.shared.owners.borrow_mut().known(pool, key) {
+            return Ok(owner);
+        }
+        let deadline = Instant::now() + LOCATE_TIMEOUT;
+        let answer = self.shared.ask(pool, key)?;
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(unavailable("the seed does not answer")),
+        }
+    }
+
+    /// The owner of this epoch answered 421: the answer is forgotten, and the next question says so.
+    pub fn refute(&self, pool: &str, key: &str, epoch: u64) {
+        self.shared.owners.borrow_mut().refute(pool, key, epoch);
+    }
+
+    /// May this member serve a request for `key` at `epoch` now?
+    pub fn check(&self, key: &str, epoch: u64) -> Fence {
+        match &*self.shared.holder.borrow() {
+            Some(holder) => holder.check(key, epoch, BootTime::now()),
+            None => Fence::Misdirected,
+        }
+    }
+
+    /// As [`Self::check`], but waits up to 500 ms for an assignment that is still on its way.
+    pub async fn admit(&self, key: &str, epoch: u64) -> bool {
+        let deadline = Instant::now() + ADMIT_TIMEOUT;
+        let mut changes = self.shared.holder_changed.subscribe();
+        loop {
+            match self.check(key, epoch) {
+                Fence::Owned => return true,
+                Fence::Misdirected => return false,
+                Fence::Wait => {
+                    if timeout_at(deadline, changes.changed()).await.is_err() {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What this member owns no more, as it happens. The first caller gets it.
+    pub fn lost_keys(&self) -> Option<mpsc::UnboundedReceiver<Lost>> {
+        self.shared.lost_keys.borrow_mut().take()
+    }
+
+    /// Gives up an idle key.
+    pub fn release(&self, key: &str, epoch: u64) {
+        let owned = self
+            .shared
+            .holder
+            .borrow_mut()
+            .as_mut()
+            .is_some_and(|holder| holder.release(key, epoch));
+        if owned {
+            self.shared.say(follow_request::Message::Release(Release {
+                key: key.to_owned(),
+                epoch,
+            }));
+        }
+    }
+
+    /// Gives up the membership and every key, and ends the link. Call it when nothing is served any more.
+    pub async fn leave(&self) {
+        self.shared.left.set(true);
+        if let Some(holder) = self.shared.holder.borrow_mut().as_mut() {
+            holder.leave(BootTime::now());
+        }
+        self.shared.holder_changed.send_replace(());
+        let mut connected = self.shared.connected.subscribe();
+        if self.shared.say(follow_request::Message::Leave(Leave {})) {
+            // The seed closes the link when it has taken note.
+            let _ = tokio::time::timeout(LEAVE_TIMEOUT, connected.wait_for(|connected| !connected)).await;
+        }
+    }
+}
+
+impl Shared {
+    /// Puts a message on the link; false where there is no link, or it is too slow and was closed for it.
+    fn say(&self, message: follow_request::Message) -> bool {
+        let outgoing = self.outgoing.borrow();
+        let Some(outgoing) = outgoing.as_ref() else {
+            return false;
+        };
+        let said = outgoing
+            .try_send(FollowRequest {
+                message: Some(message),
+            })
+            .is_ok();
+        if !said {
+            self.close.notify_one();
+        }
+        said
+    }
+
+    /// Opens a question, or joins the one that is open for this key.
+    fn ask(
+        &self,
+        pool: &str,
+        key: &str,
+    ) -> Result<oneshot::Receiver<Result<Owner, LocateError>>, LocateError> {
+        if key.len() > MAX_KEY_BYTES {
+            return Err(unavailable("the key is longer than 1,024 bytes"));
+        }
+        if self
+            .lost_since
+            .get()
+            .is_some_and(|since| since.elapsed() > LOCATE_TIMEOUT)
+        {
+            return Err(unavailable(
+                "the seed is away, and this key's owner is not known yet",
+            ));
+        }
+        let refuted = self.owners.borrow().refuted(pool, key);
+        let (answer, receiver) = oneshot::channel();
+        match self.questions.borrow_mut().open(pool, key, refuted, answer) {
+            Opened::New(question) => drop(self.say(question)),
+            Opened::Joined => {}
+            Opened::Full => return Err(unavailable("too many keys are being asked for")),
+        }
+        Ok(receiver)
+    }
+}
+
+fn unavailable(reason: &str) -> LocateError {
+    LocateError {
+        reason: reason.to_owned(),
+        retry_after: Duration::from_secs(1),
+    }
+}
+
+async fn changed<T>(value: &watch::Sender<Rc<T>>, is_news: impl Fn(&T) -> bool) -> Rc<T> {
+    let mut receiver = value.subscribe();
+    loop {
+        let now = Rc::clone(&receiver.borrow_and_update());
+        if is_news(&now) {
+            return now;
+        }
+        // The sender outlives the call that borrows it.
+        let _ = receiver.changed().await;
+    }
+}

@@ -1,0 +1,84 @@
+//! The link that a node's parent holds to the seed: who the node is, then its state as it changes and as a heartbeat.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tracing::{debug, info, warn};
+
+use crate::backoff::Backoff;
+use crate::identity::{Identity, TrustedChannel};
+use crate::proto::seed_client::SeedClient;
+use crate::proto::{JoinHello, JoinRequest, NodeState, join_reply, join_request};
+
+/// Messages that may wait for a slow link. Only the newest state matters, so it is small.
+const OUTGOING: usize = 4;
+/// Used until the seed has told its own.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Holds the link for as long as this future runs: reconnects for ever, with jittered back-off.
+///
+/// `joined` is true while the seed knows this node.
+pub async fn hold(
+    identity: Identity,
+    seed: String,
+    hello: JoinHello,
+    mut state: watch::Receiver<NodeState>,
+    joined: watch::Sender<bool>,
+) -> Result<(), tonic::transport::Error> {
+    let client = SeedClient::new(identity.channel(&seed)?);
+    let mut backoff = Backoff::default();
+    loop {
+        match converse(client.clone(), &hello, &mut state, &joined, &mut backoff).await {
+            Ok(()) => debug!(%seed, "the seed closed the link"),
+            Err(status) if joined.send_replace(false) => {
+                warn!(%seed, reason = status.message(), "lost the seed")
+            }
+            Err(status) => debug!(%seed, reason = status.message(), "no seed"),
+        }
+        joined.send_replace(false);
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+async fn converse(
+    mut client: SeedClient<TrustedChannel>,
+    hello: &JoinHello,
+    state: &mut watch::Receiver<NodeState>,
+    joined: &watch::Sender<bool>,
+    backoff: &mut Backoff,
+) -> Result<(), Status> {
+    let (outgoing, requests) = mpsc::channel(OUTGOING);
+    let closed = |_| Status::unavailable("the link broke");
+    let say = |message| {
+        outgoing.send(JoinRequest {
+            message: Some(message),
+        })
+    };
+
+    say(join_request::Message::Hello(hello.clone()))
+        .await
+        .map_err(closed)?;
+    let mut replies = client.join(ReceiverStream::new(requests)).await?.into_inner();
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    loop {
+        tokio::select! {
+            reply = replies.next() => {
+                let Some(reply) = reply else { return Ok(()) };
+                if let Some(join_reply::Message::Welcome(welcome)) = reply?.message {
+                    info!(term = welcome.term, "joined");
+                    joined.send_replace(true);
+                    backoff.reset();
+                    heartbeat = tokio::time::interval(Duration::from_millis(welcome.heartbeat_ms.max(100).into()));
+                }
+                continue;
+            }
+            _ = heartbeat.tick() => {}
+            changed = state.changed() => if changed.is_err() { return Ok(()) },
+        }
+        let now = state.borrow_and_update().clone();
+        say(join_request::Message::State(now)).await.map_err(closed)?;
+    }
+}

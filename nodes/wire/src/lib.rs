@@ -1,0 +1,24 @@
+//! What passes between nodes: the protocol, the identities that protect it, and the pure rules that both of its ends keep.
+//!
+//! A node's parent holds [`join`], each of its children holds [`follow`]. Whoever is a member of a pool keeps its lease
+//! and its keys in a [`holder`]. Nothing here knows what a node does with a request.
+
+pub mod backoff;
+pub mod clock;
+pub mod follow;
+pub mod holder;
+pub mod identity;
+pub mod join;
+pub mod owners;
+pub mod pattern;
+
+/// The messages and services of `proto/protoplex/v1`, as generated.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated code; the .proto files are its documentation"
+)]
+pub mod proto {
+    tonic::include_proto!("protoplex.v1");
+}
