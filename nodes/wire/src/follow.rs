@@ -317,7 +317,7 @@ impl Shared {
         let refuted = self.owners.borrow().refuted(pool, key);
         let (answer, receiver) = oneshot::channel();
         match self.questions.borrow_mut().open(pool, key, refuted, answer) {
-            Opened::New(question) => drop(self.say(question)),
+            Opened::New(locate) => drop(self.say(follow_request::Message::Locate(locate))),
             Opened::Joined => {}
             Opened::Full => return Err(unavailable("too many keys are being asked for")),
         }

@@ -17,6 +17,7 @@ pub mod pattern;
     missing_docs,
     unused_qualifications,
     clippy::all,
+    clippy::allow_attributes,
     reason = "generated code; the .proto files are its documentation"
 )]
 pub mod proto {

@@ -28,7 +28,7 @@ struct Question {
 /// What became of a question.
 pub(super) enum Opened {
     /// It is new: send this.
-    New(follow_request::Message),
+    New(Locate),
     /// It has been sent already.
     Joined,
     /// There are [`MAX_QUESTIONS`] others.
@@ -63,7 +63,7 @@ impl Questions {
                 waiting: vec![answer],
             },
         );
-        Opened::New(follow_request::Message::Locate(locate))
+        Opened::New(locate)
     }
 
     /// Pool and key of a question, and who waits for its answer.
