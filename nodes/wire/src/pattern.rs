@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | host | `example.com`, `*.example.com` (one label or more before it), `*` |
 //! | path | matchit's: `/room/{room}`, `/img/{name}.png`, `/files/{*rest}`; one capture a segment |
-//! | key | text with `{capture}` of the path, `{host}` `{path}` `{client_ip}`, `{header.x}` `{cookie.x}` `{query.x}` `{form.x}` |
+//! | key | text with `{capture}` of the path, `{host}` `{path}` `{client_ip}`, `{header.x}` `{cookie.x}` `{query.x}` `{form.x}`; `{query.x\|form.x}` takes the first that the request has |
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -222,10 +222,10 @@ fn capture(segment: &str) -> Result<Option<&str>, String> {
     let Some((name, after)) = rest.split_once('}') else {
         return Err("'{' without '}'".into());
     };
-    if before.contains('}') || name.contains('{') || after.contains('}') {
+    if before.contains('}') || name.contains('{') {
         return Err("unbalanced braces (a brace of the path itself is written %7B or %7D)".into());
     }
-    if after.contains('{') {
+    if after.contains(['{', '}']) {
         return Err("only one capture stands between two slashes".into());
     }
     Ok(Some(name))
@@ -281,6 +281,8 @@ pub enum KeyPart {
     Query(String),
     /// The form field of this name.
     Form(String),
+    /// Of these, the first that the request has.
+    FirstOf(Vec<KeyPart>),
 }
 
 impl KeyTemplate {
@@ -305,7 +307,11 @@ impl KeyTemplate {
                 return Err(fail("'{' without '}'".into()));
             };
             push_text(&mut parts, before).map_err(fail)?;
-            parts.push(key_part(name, path).map_err(fail)?);
+            let part = match name.contains('|') {
+                true => name.split('|').map(|name| key_part(name, path)).collect::<Result<_, _>>().map(KeyPart::FirstOf),
+                false => key_part(name, path),
+            };
+            parts.push(part.map_err(fail)?);
             rest = tail;
         }
         push_text(&mut parts, rest).map_err(fail)?;

@@ -104,6 +104,14 @@ fn keys() {
 }
 
 #[test]
+fn a_part_of_a_key_may_have_alternatives() {
+    let path = PathPattern::parse("/hub").unwrap();
+    let key = KeyTemplate::parse("{query.topic|form.topic}!", &path).unwrap();
+    let alternatives = vec![KeyPart::Query("topic".into()), KeyPart::Form("topic".into())];
+    assert_eq!(key.parts(), [KeyPart::FirstOf(alternatives), KeyPart::Text("!".into())]);
+}
+
+#[test]
 fn no_keys() {
     let path = PathPattern::parse("/room/{room}/{*rest}").unwrap();
     for (text, word) in [
@@ -115,6 +123,8 @@ fn no_keys() {
         ("{header.}", "names no header"),
         ("{header.a b}", "names no header"),
         ("{head.x}", "{header.…}"),
+        ("{query.a|}", "no capture"),
+        ("{query.a|head.x}", "{header.…}"),
         ("a\nb", "control"),
         (&"a".repeat(2000), "longer"),
     ] {
