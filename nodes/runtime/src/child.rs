@@ -1,0 +1,103 @@
+//! A child of a node: the same executable once more, on one thread, with sockets and orders from its parent.
+
+use std::fmt::Display;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::runtime;
+use tokio::task::LocalSet;
+use tracing::error;
+
+use crate::context::Context;
+use crate::control::{self, Hello};
+use crate::drain::Drain;
+use crate::orders::{self, Orders};
+use crate::telemetry;
+
+/// Threads of a child for what blocks: disk, hashing, compression.
+const BLOCKING_THREADS: usize = 8;
+
+/// This process, where it is a child.
+#[derive(Debug)]
+pub struct Child {
+    hello: Hello,
+    sockets: Vec<TcpListener>,
+    parent: UnixStream,
+}
+
+/// Whether this process is a child of a node. To be asked first thing in `main`, before arguments are looked at.
+///
+/// # Errors
+/// It should be one, but what its parent said can't be understood.
+pub fn from_environment() -> io::Result<Option<Child>> {
+    let Some(parent) = control::inherited(control::CHILD)? else {
+        return Ok(None);
+    };
+    let (hello, sockets) = control::receive(&parent)?;
+    Ok(Some(Child {
+        hello,
+        sockets,
+        parent,
+    }))
+}
+
+impl Child {
+    /// Which kind of node this is a child of: tells which code to run.
+    pub fn kind(&self) -> &str {
+        &self.hello.kind
+    }
+
+    /// Runs the child's code on one current-thread runtime with a `LocalSet`, until it returns, or `drain_timeout`
+    /// after the drain began.
+    ///
+    /// The code should return once its drain has started and it has finished. An error is logged and becomes exit
+    /// code 1; the parent starts a successor.
+    pub fn run<F, E>(self, main: F) -> ExitCode
+    where
+        F: AsyncFnOnce(Context) -> Result<(), E>,
+        E: Display,
+    {
+        let common = &self.hello.common;
+        if let Err(error) = telemetry::start(&common.telemetry, &common.node, Some(self.hello.index)) {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                error!(%error, "no event loop");
+                return ExitCode::FAILURE;
+            }
+        };
+        let code = LocalSet::new().block_on(&runtime, self.serve(main));
+        // What still runs on a blocking thread was cut, and is not waited for.
+        runtime.shutdown_background();
+        code
+    }
+
+    async fn serve<F, E>(self, main: F) -> ExitCode
+    where
+        F: AsyncFnOnce(Context) -> Result<(), E>,
+        E: Display,
+    {
+        let timing = self.hello.common.timing.clone();
+        let (trigger, drain) = Drain::new();
+        let context = Context::new(self.hello, self.sockets, drain);
+        let orders = match Orders::of_child(self.parent, context.report()) {
+            Ok(orders) => orders,
+            Err(error) => {
+                error!(%error, "no control socket");
+                return ExitCode::FAILURE;
+            }
+        };
+        // The parent has let the grace pass before it tells its children.
+        orders::follow(&orders, main(context), &timing, Duration::ZERO, || {}, trigger).await
+    }
+}

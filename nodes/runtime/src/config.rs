@@ -1,0 +1,138 @@
+//! Reads `protoplex.toml`, lays environment and flags over it, and says where each mistake stands.
+
+mod layers;
+mod wording;
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::telemetry;
+use layers::{Layers, Origins};
+
+/// What every node is told, whatever its kind. Children get it whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Common {
+    /// Unique in the cluster, e.g. `proxy-1`; also names its files in `run/`.
+    pub node: String,
+    /// The data directory; made, readable by its owner alone, where it is missing.
+    pub data: PathBuf,
+    /// Where the seed is reached, `127.0.0.1:8050`.
+    pub seed: String,
+    /// Of this machine; empty where there is only one.
+    pub region: String,
+    /// Of this machine; empty where there is only one.
+    pub zone: String,
+    /// Health, readiness, metrics and status.
+    pub meta: SocketAddr,
+    /// Lets the meta port listen on an address that isn't loopback.
+    pub meta_forced: bool,
+    /// How the node drains.
+    pub timing: Timing,
+    /// Where log lines go.
+    pub telemetry: telemetry::Settings,
+}
+
+/// How a node drains. Also the section `[drain]` of a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timing {
+    /// From "not ready" to the end of accepting, so that balancers notice.
+    pub drain_grace_ms: u64,
+    /// From the end of accepting until what is still in flight is cut.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            drain_grace_ms: 0,
+            drain_timeout_ms: 30_000,
+        }
+    }
+}
+
+impl Timing {
+    /// [`Timing::drain_grace_ms`].
+    pub fn drain_grace(&self) -> Duration {
+        Duration::from_millis(self.drain_grace_ms)
+    }
+
+    /// [`Timing::drain_timeout_ms`].
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
+}
+
+/// What is wrong with the configuration, one mistake a line, each with the place where it stands. The process should
+/// exit with [`crate::start::REFUSED`].
+#[derive(Debug, Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(Vec<String>);
+
+/// Collects what is wrong with values that read well, so that all of it can be told together.
+#[derive(Debug, Default)]
+pub struct Problems {
+    origins: Origins,
+    found: Vec<String>,
+}
+
+impl Problems {
+    /// Notes that the value of a dotted key (`proxy.children`) is wrong. Entries of lists have their number as a name:
+    /// `proxy.listen.0`.
+    pub fn add(&mut self, key: &str, reason: impl Display) {
+        self.found
+            .push(format!("{}{key}: {reason}", self.origins.place(key)));
+    }
+
+    /// The value, or a note of its error and nothing.
+    pub fn check<T, E: Display>(&mut self, key: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.add(key, error)).ok()
+    }
+
+    /// # Errors
+    /// Everything that was noted, if anything was.
+    pub fn finish(self) -> Result<(), ConfigError> {
+        if self.found.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError(self.found))
+        }
+    }
+}
+
+/// Reads the file, if there is one, then lays the environment and the flags (dotted key and value) over it.
+///
+/// `PROTOPLEX_PROXY__CHILDREN=4` sets `proxy.children`: two underscores are a dot. Variables without them are not looked
+/// at; they belong to the command line. A value that reads as TOML is one, anything else is a string.
+///
+/// With the values comes a [`Problems`] that knows where each of them was set.
+///
+/// # Errors
+/// The file can't be read, is not TOML, has an unknown key or a value of the wrong type.
+pub fn load<T: DeserializeOwned>(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+    flags: &[(String, toml::Value)],
+) -> Result<(T, Problems), ConfigError> {
+    let layers = Layers::read(file, environment, flags)?;
+    let (values, origins) = layers.merge()?;
+    match T::deserialize(toml::Deserializer::from(values)) {
+        Ok(value) => Ok((
+            value,
+            Problems {
+                origins,
+                found: Vec::new(),
+            },
+        )),
+        Err(error) => Err(layers.error(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

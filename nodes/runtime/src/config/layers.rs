@@ -1,0 +1,192 @@
+//! The sources of a configuration: a file, then overrides laid over it.
+//!
+//! Each begins where the one before it ends, so that the offset of a key or a value tells source and line.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::ConfigError;
+use super::wording::plain;
+
+/// Far over any configuration that a person writes.
+const FILE_BYTES: u64 = 1 << 20;
+const PREFIX: &str = "PROTOPLEX_";
+/// Of the whole configuration, which has no place of its own.
+const WHOLE: Range<usize> = 0..0;
+
+/// All sources, the weakest first.
+#[derive(Debug)]
+pub(super) struct Layers(Vec<Source>);
+
+#[derive(Debug)]
+struct Source {
+    name: String,
+    /// Whether a line says more than the name.
+    is_file: bool,
+    begin: usize,
+    /// Behind as many spaces as `begin` says.
+    text: String,
+}
+
+/// Where each dotted key was set.
+#[derive(Debug, Default)]
+pub(super) struct Origins(BTreeMap<String, String>);
+
+impl Origins {
+    /// `protoplex.toml:12: `, of the key or of the table that it is missing from; empty for what nobody set.
+    pub(super) fn place(&self, key: &str) -> String {
+        let mut key = key;
+        loop {
+            if let Some(place) = self.0.get(key) {
+                return format!("{place}: ");
+            }
+            match key.rsplit_once('.') {
+                Some((table, _)) => key = table,
+                None => return String::new(),
+            }
+        }
+    }
+}
+
+impl Layers {
+    pub(super) fn read(
+        file: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+        flags: &[(String, toml::Value)],
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Self(Vec::new());
+        if let Some(path) = file {
+            let name = path.display().to_string();
+            let text = read(path).map_err(|error| ConfigError(vec![format!("{name}: {error}")]))?;
+            layers.push(name, true, &text);
+        }
+        let mut variables: Vec<_> = environment.filter(|(name, _)| is_override(name)).collect();
+        variables.sort();
+        for (name, value) in variables {
+            let key = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
+            let value = if DeValue::parse(&value).is_ok() {
+                value
+            } else {
+                toml::Value::String(value).to_string()
+            };
+            layers.push(name, false, &format!("{key} = {value}"));
+        }
+        for (key, value) in flags {
+            layers.push(format!("option {key}"), false, &format!("{key} = {value}"));
+        }
+        Ok(layers)
+    }
+
+    fn push(&mut self, name: String, is_file: bool, text: &str) {
+        let begin = self.0.last().map_or(0, |source| source.text.len() + 1);
+        self.0.push(Source {
+            name,
+            is_file,
+            begin,
+            text: " ".repeat(begin) + text,
+        });
+    }
+
+    /// All values, the later ones over the earlier, and where they come from.
+    pub(super) fn merge(&self) -> Result<(Spanned<DeTable<'_>>, Origins), ConfigError> {
+        let mut all = DeTable::new();
+        for source in &self.0 {
+            let layer = DeTable::parse(&source.text).map_err(|error| self.error(&error))?;
+            lay_over(&mut all, layer.into_inner());
+        }
+        let mut origins = Origins::default();
+        self.note_table(&all, "", &mut origins);
+        Ok((Spanned::new(WHOLE, all), origins))
+    }
+
+    /// What is wrong, and where.
+    pub(super) fn error(&self, error: &toml::de::Error) -> ConfigError {
+        let place = match error.span() {
+            Some(span) if span != WHOLE => self.place(span.start),
+            _ => self
+                .0
+                .first()
+                .map_or("configuration", |source| &source.name)
+                .to_owned(),
+        };
+        ConfigError(vec![format!("{place}: {}", plain(error.message()))])
+    }
+
+    fn place(&self, offset: usize) -> String {
+        let Some(source) = self.0.iter().rfind(|source| source.begin <= offset) else {
+            return String::new();
+        };
+        if !source.is_file {
+            return source.name.clone();
+        }
+        let line = source
+            .text
+            .bytes()
+            .take(offset)
+            .filter(|byte| *byte == b'\n')
+            .count()
+            + 1;
+        format!("{}:{line}", source.name)
+    }
+
+    fn note_table(&self, table: &DeTable<'_>, path: &str, origins: &mut Origins) {
+        for (name, value) in table {
+            let path = if path.is_empty() {
+                name.get_ref().to_string()
+            } else {
+                format!("{path}.{}", name.get_ref())
+            };
+            self.note(value, path, name.span().start, origins);
+        }
+    }
+
+    fn note(&self, value: &Spanned<DeValue<'_>>, path: String, offset: usize, origins: &mut Origins) {
+        match value.get_ref() {
+            DeValue::Table(table) => self.note_table(table, &path, origins),
+            DeValue::Array(entries) => {
+                for (index, entry) in entries.iter().enumerate() {
+                    self.note(entry, format!("{path}.{index}"), entry.span().start, origins);
+                }
+            }
+            _ => {}
+        }
+        origins.0.insert(path, self.place(offset));
+    }
+}
+
+/// Tables become one; of anything else the later one remains.
+fn lay_over<'i>(under: &mut DeTable<'i>, over: DeTable<'i>) {
+    for (name, value) in over {
+        let span = value.span();
+        match (under.remove_entry(&name), value.into_inner()) {
+            (Some((known, mut old)), DeValue::Table(new)) if matches!(old.get_ref(), DeValue::Table(_)) => {
+                if let DeValue::Table(old) = old.get_mut() {
+                    lay_over(old, new);
+                }
+                under.insert(known, old);
+            }
+            (_, new) => {
+                under.insert(name, Spanned::new(span, new));
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
+fn is_override(name: &str) -> bool {
+    name.strip_prefix(PREFIX).is_some_and(|key| key.contains("__"))
+}

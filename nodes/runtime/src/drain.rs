@@ -1,0 +1,98 @@
+//! The wish to end in good order, and the set of tasks that such an end waits for.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+
+use tokio::sync::{Notify, watch};
+
+/// Starts the [`Drain`]s made with it. Where all triggers are dropped they never start.
+#[derive(Clone, Debug)]
+pub struct Trigger(watch::Sender<bool>);
+
+impl Trigger {
+    /// Starts the drain; once started it can't be taken back.
+    pub fn pull(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// Tells when to stop taking new work and to finish what is in flight.
+#[derive(Clone, Debug)]
+pub struct Drain(watch::Receiver<bool>);
+
+impl Drain {
+    /// A drain that has not started, and what starts it.
+    pub fn new() -> (Trigger, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (Trigger(sender), Self(receiver))
+    }
+
+    /// Returns when the drain starts, at once if it has. Cancel-safe.
+    pub async fn started(&self) {
+        if self.0.clone().wait_for(|started| *started).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Whether it has started.
+    pub fn is_draining(&self) -> bool {
+        *self.0.borrow()
+    }
+}
+
+/// The tasks of one child. A drain waits for them; when the child ends without waiting they are dropped.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks(Rc<Set>);
+
+#[derive(Debug, Default)]
+struct Set {
+    running: Cell<usize>,
+    empty: Notify,
+}
+
+impl Tasks {
+    /// Runs a task on the child's thread. Must be called within a `LocalSet`, as everything in a child is.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let member = Member::enter(&self.0);
+        tokio::task::spawn_local(async move {
+            let _member = member;
+            task.await;
+        });
+    }
+
+    /// How many tasks run now.
+    pub fn running(&self) -> usize {
+        self.0.running.get()
+    }
+
+    /// Returns when no task runs. Cancel-safe.
+    pub async fn finished(&self) {
+        while self.running() > 0 {
+            self.0.empty.notified().await;
+        }
+    }
+}
+
+/// Counts a task for as long as it lives, however it ends.
+struct Member(Rc<Set>);
+
+impl Member {
+    fn enter(set: &Rc<Set>) -> Self {
+        set.running.set(set.running.get() + 1);
+        Self(Rc::clone(set))
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let left = self.0.running.get() - 1;
+        self.0.running.set(left);
+        if left == 0 {
+            self.0.empty.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,25 @@
+//! What every node is made of: its configuration, its processes, its sockets, its drain and its meta port.
+//!
+//! A node's *parent* reads the configuration ([`config`]), takes its name, its ports and its place in the data directory,
+//! or says why not ([`start`]), and then keeps its *children* alive ([`parent`], [`supervisor`]) until it is told to
+//! [`drain`]. A child is the same executable once more ([`child`]); all that it knows it is told through its [`context`].
+//! Nodes of a single process ([`solo`]) are parents without children. The parent answers for all of them on the
+//! [`meta`] port.
+
+pub mod child;
+pub mod config;
+pub mod context;
+mod control;
+pub mod drain;
+mod exposition;
+pub mod meta;
+mod node;
+mod orders;
+pub mod parent;
+mod procfs;
+pub mod running;
+mod sockets;
+pub mod solo;
+pub mod start;
+pub mod supervisor;
+pub mod telemetry;

@@ -1,0 +1,164 @@
+//! The wishes that this process ends, from wherever they come, and how its code ends by them.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::pin::pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use crate::config::Timing;
+use crate::control::{self, Report};
+use crate::drain::{Drain, Trigger};
+
+/// What the process is told to do. Who tells it is listened to until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Orders {
+    /// End in good order.
+    pub(crate) drain: Drain,
+    /// End now.
+    pub(crate) end: Drain,
+    _listeners: JoinSet<()>,
+}
+
+impl Orders {
+    /// Of a node: from signals and, where it is supervised, from its supervisor.
+    pub(crate) fn of_node(report: watch::Receiver<Report>) -> io::Result<Self> {
+        let supervisor = control::inherited(control::NODE)?;
+        let signals = Signals::take()?;
+        let supervised = supervisor.is_some();
+        let mut orders = Listening::new();
+        orders
+            .listeners
+            .spawn(signals.obey(supervised, orders.drain.0.clone(), orders.end.0.clone()));
+        if let Some(socket) = supervisor {
+            orders.obey(socket, report)?;
+        }
+        Ok(orders.into())
+    }
+
+    /// Of a child: from its parent alone. Signals go to whole groups of processes, and the parent decides what follows.
+    pub(crate) fn of_child(parent: UnixStream, report: watch::Receiver<Report>) -> io::Result<Self> {
+        Signals::take()?;
+        let mut orders = Listening::new();
+        orders.obey(parent, report)?;
+        Ok(orders.into())
+    }
+}
+
+struct Listening {
+    drain: (Trigger, Drain),
+    end: (Trigger, Drain),
+    listeners: JoinSet<()>,
+}
+
+impl Listening {
+    fn new() -> Self {
+        Self {
+            drain: Drain::new(),
+            end: Drain::new(),
+            listeners: JoinSet::new(),
+        }
+    }
+
+    fn obey(&mut self, socket: UnixStream, report: watch::Receiver<Report>) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        let socket = tokio::net::UnixStream::from_std(socket)?;
+        self.listeners.spawn(control::obey(
+            socket,
+            report,
+            self.drain.0.clone(),
+            self.end.0.clone(),
+        ));
+        Ok(())
+    }
+}
+
+impl From<Listening> for Orders {
+    fn from(listening: Listening) -> Self {
+        Self {
+            drain: listening.drain.1,
+            end: listening.end.1,
+            _listeners: listening.listeners,
+        }
+    }
+}
+
+/// The signals that would end a process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From here on they don't end it by themselves any more, even when this is dropped.
+    fn take() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// SIGTERM and SIGINT drain; a second SIGINT ends. Where the process is supervised SIGINT means nothing: a terminal
+    /// sends it to the whole group, and the supervisor decides what follows.
+    async fn obey(mut self, supervised: bool, drain: Trigger, end: Trigger) {
+        let mut interrupted = false;
+        loop {
+            // Both arms are cancel-safe.
+            tokio::select! {
+                Some(()) = self.terminate.recv() => drain.pull(),
+                Some(()) = self.interrupt.recv(), if !supervised => {
+                    if std::mem::replace(&mut interrupted, true) {
+                        end.pull();
+                    }
+                    drain.pull();
+                }
+                else => return,
+            }
+        }
+    }
+}
+
+/// Runs a process's code until it returns, until `drain_timeout` after its drain began, or until it should end now.
+/// `noticed` is called when the wish to drain comes, `drain` pulled `grace` later.
+pub(crate) async fn follow<E: Display>(
+    orders: &Orders,
+    code: impl Future<Output = Result<(), E>>,
+    timing: &Timing,
+    grace: Duration,
+    noticed: impl FnOnce(),
+    drain: Trigger,
+) -> ExitCode {
+    let code = pin!(code);
+    let cut = async {
+        orders.drain.started().await;
+        noticed();
+        sleep(grace).await;
+        drain.pull();
+        sleep(timing.drain_timeout()).await;
+    };
+    tokio::select! {
+        result = code => match result {
+            Ok(()) => {
+                info!("ended");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                error!(%error, "failed");
+                ExitCode::FAILURE
+            }
+        },
+        () = cut => {
+            warn!(drain_timeout_ms = timing.drain_timeout_ms, "cut what was still in flight");
+            ExitCode::FAILURE
+        }
+        () = orders.end.started() => ExitCode::FAILURE,
+    }
+}

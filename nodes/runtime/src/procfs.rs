@@ -1,0 +1,107 @@
+//! What the kernel tells of processes and sockets in `/proc`.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Usage {
+    pub(crate) resident_bytes: u64,
+    pub(crate) open_files: u64,
+    pub(crate) cpu_seconds: f64,
+}
+
+/// What a process uses now; nothing where it has ended.
+pub(crate) fn usage(pid: u32) -> Option<Usage> {
+    let folder = Path::new("/proc").join(pid.to_string());
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    // The second field is the program's name in parentheses and may hold anything; utime and stime are 14 and 15.
+    let mut ticks = stat
+        .rsplit_once(") ")?
+        .1
+        .split(' ')
+        .skip(11)
+        .map(|field| field.parse::<u64>().ok());
+    let ticks = ticks.next()?? + ticks.next()??;
+    let pages: u64 = fs::read_to_string(folder.join("statm"))
+        .ok()?
+        .split(' ')
+        .nth(1)?
+        .parse()
+        .ok()?;
+    Some(Usage {
+        resident_bytes: pages * rustix::param::page_size() as u64,
+        open_files: fs::read_dir(folder.join("fd")).ok()?.count() as u64,
+        cpu_seconds: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+    })
+}
+
+/// The machine's load average over one minute.
+pub(crate) fn load_average() -> f64 {
+    let load = fs::read_to_string("/proc/loadavg").ok();
+    load.and_then(|load| load.split(' ').next()?.parse().ok())
+        .unwrap_or_default()
+}
+
+/// The process that listens where a socket of this address would have to, as `name (pid N)`, where we may know it.
+pub(crate) fn listener(address: SocketAddr) -> Option<String> {
+    let inode = listening_inode(address)?;
+    let target = format!("socket:[{inode}]");
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let holds = |entry: fs::DirEntry| {
+            fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == target.as_str())
+        };
+        if descriptors.flatten().any(holds) {
+            let name = fs::read_to_string(process.path().join("comm")).ok()?;
+            return Some(format!(
+                "{} (pid {})",
+                name.trim_end(),
+                process.file_name().display()
+            ));
+        }
+    }
+    None
+}
+
+fn listening_inode(address: SocketAddr) -> Option<String> {
+    const LISTEN: &str = "0A";
+    let wanted = format!(":{:04X}", address.port());
+    let (exact, any) = (kernel_notation(address.ip()), |ip: &str| {
+        ip.bytes().all(|digit| digit == b'0')
+    });
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let table = fs::read_to_string(table).unwrap_or_default();
+        for row in table.lines().skip(1) {
+            let fields: Vec<&str> = row.split_whitespace().collect();
+            let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields[..] else {
+                continue;
+            };
+            let Some(ip) = local.strip_suffix(wanted.as_str()) else {
+                continue;
+            };
+            if ip == exact || any(ip) || address.ip().is_unspecified() {
+                return Some(inode.to_owned());
+            }
+        }
+    }
+    None
+}
+
+/// An address as in `/proc/net/tcp`: words of 32 bits in the machine's order.
+fn kernel_notation(ip: IpAddr) -> String {
+    let octets = match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let words = octets
+        .chunks_exact(4)
+        .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+    words.map(|word| format!("{word:08X}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

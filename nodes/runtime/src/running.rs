@@ -1,0 +1,193 @@
+//! The folder `run` of a data directory: which nodes run on it, and where they listen.
+//!
+//! `NODE.lock` is locked for as long as the node's parent lives and holds its pid. `NODE.json` is there from when its
+//! sockets are bound until it ends in good order; it says nothing unless the lock is held.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::start::StartCause;
+
+/// [`list`] holds a lock for an instant to see whether it is free.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
+
+/// A node that runs, as told by `run/NODE.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// `proxy-1`.
+    pub node: String,
+    /// `proxy`.
+    pub kind: String,
+    /// Of the parent.
+    pub pid: u32,
+    /// Of the program.
+    pub version: String,
+    /// Unix time.
+    pub started_at_ms: u64,
+    /// Where it listens, its meta port ("meta") included.
+    pub addresses: Vec<Address>,
+}
+
+impl Running {
+    /// The first address of this name.
+    pub fn address(&self, name: &str) -> Option<SocketAddr> {
+        self.addresses
+            .iter()
+            .find(|address| address.name == name)
+            .map(|address| address.address)
+    }
+}
+
+/// Where a node, or one of its children, listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// What for: "http", "https", "meta", …
+    pub name: String,
+    /// Only where it is this child's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child: Option<u32>,
+    /// With the port that it really has.
+    pub address: SocketAddr,
+}
+
+/// A name that this process has in a data directory, until this is dropped or the process ends however it may.
+#[derive(Debug)]
+pub struct Claim {
+    /// Locked.
+    _lock: File,
+    announcement: PathBuf,
+    orphaned: bool,
+}
+
+impl Claim {
+    /// Whether who had this name before did not end in good order, so that children of it may still be about.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.orphaned
+    }
+
+    /// Tells everyone where the node listens.
+    pub(crate) fn announce(&self, running: &Running) -> Result<(), StartCause> {
+        let write = || {
+            let text = serde_json::to_string(running)? + "\n";
+            let draft = self.announcement.with_extension("json.new");
+            fs::write(&draft, text)?;
+            fs::rename(&draft, &self.announcement)
+        };
+        write().map_err(|source| StartCause::Data {
+            path: self.announcement.clone(),
+            source,
+        })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // It may never have been announced.
+        let _ = fs::remove_file(&self.announcement);
+    }
+}
+
+/// Takes a name (a node's, or "cluster" for a whole cluster) in a data directory, which is made where it is missing.
+///
+/// # Errors
+/// [`StartCause::Running`] with the pid of who has it, or [`StartCause::Data`].
+pub fn claim(data: &Path, node: &str) -> Result<Claim, StartCause> {
+    let folder = data.join("run");
+    let path = folder.join(format!("{node}.lock"));
+    let open = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+    };
+    let failed = |source| StartCause::Data {
+        path: path.clone(),
+        source,
+    };
+    let mut lock = open().map_err(failed)?;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    while let Err(refusal) = lock.try_lock() {
+        match refusal {
+            TryLockError::WouldBlock if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            TryLockError::WouldBlock => return Err(taken(data, node, Ok(lock))),
+            TryLockError::Error(source) => return Err(failed(source)),
+        }
+    }
+    lock.set_len(0)
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .map_err(failed)?;
+    let announcement = folder.join(format!("{node}.json"));
+    let orphaned = announcement.exists();
+    Ok(Claim {
+        _lock: lock,
+        announcement,
+        orphaned,
+    })
+}
+
+/// Why [`claim`] would fail now, where it would because the name is taken.
+pub(crate) fn probe(data: &Path, node: &str) -> Option<StartCause> {
+    let lock = data.join("run").join(format!("{node}.lock"));
+    is_locked(&lock).then(|| taken(data, node, File::open(lock)))
+}
+
+fn taken(data: &Path, node: &str, lock: io::Result<File>) -> StartCause {
+    // Without it the error says less, but is no other.
+    let pid = lock.and_then(io::read_to_string).unwrap_or_default();
+    let pid = if pid.is_empty() {
+        "unknown".to_owned()
+    } else {
+        pid.trim_end().to_owned()
+    };
+    StartCause::Running {
+        node: node.to_owned(),
+        data: data.to_owned(),
+        pid,
+    }
+}
+
+/// The nodes that run on a data directory now, by name. Those that ended, however they ended, are left out.
+///
+/// # Errors
+/// The folder can't be read. A missing one is no error: nothing runs.
+pub fn list(data: &Path) -> io::Result<Vec<Running>> {
+    let entries = match fs::read_dir(data.join("run")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut running = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json")
+            && is_locked(&path.with_extension("lock"))
+        {
+            // It may end right now, and its file with it.
+            running.extend(
+                fs::read(&path)
+                    .ok()
+                    .and_then(|text| serde_json::from_slice::<Running>(&text).ok()),
+            );
+        }
+    }
+    running.sort_by(|one, other| one.node.cmp(&other.node));
+    Ok(running)
+}
+
+fn is_locked(lock: &Path) -> bool {
+    File::open(lock).is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! Why a node refuses to start. Everything that is wrong is told at once, before anything runs.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use thiserror::Error;
+
+/// The exit code of a process that refused to start: its configuration or its surroundings must change first.
+pub const REFUSED: u8 = 2;
+
+/// All the causes for which a node refuses to start; displayed one a line.
+#[derive(Debug)]
+pub struct StartError {
+    /// At least one.
+    pub causes: Vec<StartCause>,
+}
+
+impl StartError {
+    pub(crate) fn unless_empty(causes: Vec<StartCause>) -> Result<(), Self> {
+        if causes.is_empty() {
+            Ok(())
+        } else {
+            Err(Self { causes })
+        }
+    }
+
+    /// The code to exit with, [`REFUSED`].
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(REFUSED)
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, cause) in self.causes.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{cause}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<StartCause> for StartError {
+    fn from(cause: StartCause) -> Self {
+        Self { causes: vec![cause] }
+    }
+}
+
+/// One cause for which a node refuses to start.
+#[derive(Debug, Error)]
+pub enum StartCause {
+    /// A node of this name runs on this data directory.
+    #[error("{node} is already running on {} (pid {pid}): stop it first, or give this one another --data", data.display())]
+    Running {
+        /// The name that is taken.
+        node: String,
+        /// The data directory.
+        data: PathBuf,
+        /// The process that has it; "unknown" where it has not written that yet.
+        pid: String,
+    },
+    /// The data directory can't be used.
+    #[error("{}: {source}", path.display())]
+    Data {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Another socket listens on this address.
+    #[error("{address} is in use{by}: {name} can't listen there; stop what listens, or choose another port")]
+    InUse {
+        /// What the socket is for.
+        name: String,
+        /// Where.
+        address: SocketAddr,
+        /// " by NAME (pid N)" where that could be found out.
+        by: String,
+    },
+    /// The system refuses the address.
+    #[error("{name} can't listen on {address}: {source}")]
+    Bind {
+        /// What the socket is for.
+        name: String,
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The meta port would be reachable from other machines.
+    #[error("the meta port on {0} could be reached from outside: use a loopback address, or force it")]
+    MetaExposed(SocketAddr),
+    /// The log can't be written.
+    #[error("{0}")]
+    Telemetry(#[from] crate::telemetry::TelemetryError),
+}

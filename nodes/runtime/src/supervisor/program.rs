@@ -1,0 +1,153 @@
+//! What a supervised process runs, and one of the real processes that it is in the course of its life.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::control::{self, Hello, LineError, Lines, Order, Parcel, Word};
+
+/// Orders are short: where the socket has no room for one, the process has read nothing for a long time.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What to run.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    executable: PathBuf,
+    arguments: Vec<OsString>,
+    /// Only for a child of a node.
+    parcel: Option<Parcel>,
+}
+
+impl Program {
+    /// A node of `protoplex up`: a command line whose process calls [`crate::parent::Bound::run`] or
+    /// [`crate::solo::run`]. It is told to drain, and tells its readiness, over its control socket.
+    pub fn node(name: &str, executable: PathBuf, arguments: Vec<OsString>) -> Self {
+        Self {
+            name: name.to_owned(),
+            executable,
+            arguments,
+            parcel: None,
+        }
+    }
+
+    /// A child of a node: this executable, even where another file has taken its place on disk.
+    pub(crate) fn child(hello: &Hello, sockets: Vec<std::net::TcpListener>) -> Self {
+        Self {
+            name: format!("{}:{}", hello.common.node, hello.index),
+            executable: PathBuf::from("/proc/self/exe"),
+            arguments: Vec::new(),
+            parcel: Some(Parcel::new(hello, sockets)),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Lets go of what only a further incarnation would need.
+    pub(super) fn close_sockets(&mut self) {
+        if let Some(parcel) = &mut self.parcel {
+            parcel.close();
+        }
+    }
+
+    pub(super) fn spawn(&self) -> io::Result<Incarnation> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let mut command = Command::new(&self.executable);
+        command
+            .args(&self.arguments)
+            .stdin(Stdio::from(OwnedFd::from(theirs)));
+        match &self.parcel {
+            Some(parcel) => {
+                parcel.send(&ours)?;
+                command
+                    .arg0(format!("protoplex {}", self.name))
+                    .env(control::VARIABLE, control::CHILD);
+            }
+            None => {
+                command.env(control::VARIABLE, control::NODE);
+            }
+        }
+        let process = command.spawn()?;
+        ours.set_nonblocking(true)?;
+        let (reader, writer) = UnixStream::from_std(ours)?.into_split();
+        Ok(Incarnation {
+            process,
+            lines: Some(Lines::new(reader)),
+            writer,
+        })
+    }
+}
+
+/// One real process.
+pub(super) struct Incarnation {
+    process: Child,
+    /// Nothing once the process has ended its side, or has said what can't be believed.
+    lines: Option<Lines<OwnedReadHalf>>,
+    writer: OwnedWriteHalf,
+}
+
+/// What comes from a process.
+pub(super) enum Happening {
+    /// A message.
+    Said(Word),
+    /// Its end, and how it came: "exit status: 1".
+    Ended(String),
+}
+
+impl Incarnation {
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.process.id()
+    }
+
+    /// What comes next. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Happening {
+        loop {
+            tokio::select! {
+                status = self.process.wait() => {
+                    return Happening::Ended(status.map_or_else(|error| error.to_string(), |status| status.to_string()));
+                }
+                word = next_word(&mut self.lines) => match word {
+                    Ok(Some(word)) => return Happening::Said(word),
+                    Ok(None) => self.lines = None,
+                    Err(error) => {
+                        warn!(pid = self.pid(), %error, "sends rubbish; it is killed");
+                        self.lines = None;
+                        self.kill();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives it an order; kills it where it takes none.
+    pub(super) async fn tell(&mut self, order: &Order) {
+        let told = timeout(ORDER_TIMEOUT, control::send(&self.writer, order)).await;
+        if !matches!(told, Ok(Ok(()))) {
+            warn!(pid = self.pid(), ?order, "takes no orders; it is killed");
+            self.kill();
+        }
+    }
+
+    pub(super) fn kill(&mut self) {
+        // It fails where the process has ended by itself, which `next` will tell.
+        let _ = self.process.start_kill();
+    }
+}
+
+async fn next_word(lines: &mut Option<Lines<OwnedReadHalf>>) -> Result<Option<Word>, LineError> {
+    match lines {
+        Some(lines) => lines.next().await,
+        None => std::future::pending().await,
+    }
+}
