@@ -1,0 +1,138 @@
+//! An HTTP/2 connection: its streams, its sleep, and the clients that only want to make work.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+
+use hyper::rt::Executor;
+use hyper::server::conn::http2::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::body::Body;
+use crate::exchange::{Client, End, Exchange, Handler, Seat, normalise};
+use crate::incoming::Incoming;
+use crate::outgoing::Outgoing;
+use crate::serve::Server;
+use crate::socket::Socket;
+
+/// What is going on on a connection.
+struct Streams {
+    open: Cell<usize>,
+    /// When the last stream ended.
+    since: Cell<Instant>,
+    /// How many streams the client has reset before their answer, less those that it let be answered.
+    resets: Cell<u32>,
+}
+
+/// A stream, from its request to the end of its answer.
+pub(crate) struct Stream(Rc<Streams>);
+
+impl Stream {
+    fn open(streams: &Rc<Streams>) -> Self {
+        streams.open.set(streams.open.get() + 1);
+        Self(Rc::clone(streams))
+    }
+
+    /// Ends it, `answered` or reset before.
+    pub(crate) fn over(&self, answered: bool) {
+        let streams = &self.0;
+        streams.open.set(streams.open.get() - 1);
+        streams.since.set(Instant::now());
+        let resets = streams.resets.get();
+        streams.resets.set(if answered {
+            resets.saturating_sub(1)
+        } else {
+            resets + 1
+        });
+    }
+}
+
+/// Runs the streams of one connection; what is left of them ends with it.
+#[derive(Clone, Default)]
+struct Tasks(Rc<RefCell<JoinSet<()>>>);
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        let mut tasks = self.0.borrow_mut();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_local(task);
+    }
+}
+
+/// Serves the connection until it ends.
+pub(crate) async fn run<H: Handler + 'static>(socket: Socket, server: &Rc<Server<H>>, client: Client) {
+    let streams = Rc::new(Streams {
+        open: Cell::new(0),
+        since: Cell::new(Instant::now()),
+        resets: Cell::new(0),
+    });
+    let service = service_fn({
+        let (streams, server) = (Rc::clone(&streams), Rc::clone(server));
+        move |request| answer(request, Rc::clone(&streams), Rc::clone(&server), client)
+    });
+    let limits = &server.limits.http2;
+    let mut engine = pin!(
+        Builder::new(Tasks::default())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.max_concurrent_streams)
+            .max_header_list_size(limits.max_header_list_bytes)
+            .keep_alive_interval(limits.keep_alive_interval)
+            .keep_alive_timeout(limits.keep_alive_timeout)
+            .serve_connection(TokioIo::new(socket), service)
+    );
+    let mut drain = pin!(server.drain.started());
+    let mut timer = pin!(sleep_until(Instant::now() + server.limits.idle_timeout));
+    let mut leaving = false;
+    poll_fn(|cx| {
+        if !leaving {
+            let idle_until = streams.since.get() + server.limits.idle_timeout;
+            let mut idle = streams.open.get() == 0;
+            while idle && timer.as_mut().poll(cx).is_ready() && Instant::now() < idle_until {
+                timer.as_mut().reset(idle_until);
+            }
+            idle &= Instant::now() >= idle_until;
+            let abused = streams.resets.get() > limits.max_resets;
+            if idle || abused || drain.as_mut().poll(cx).is_ready() {
+                leaving = true;
+                engine.as_mut().graceful_shutdown();
+            }
+        }
+        // How it ends is between the client and the engine; there is nobody to tell.
+        engine.as_mut().poll(cx).map(|_| ())
+    })
+    .await;
+}
+
+/// One request, step by step.
+async fn answer<H: Handler>(
+    request: http::Request<hyper::body::Incoming>,
+    streams: Rc<Streams>,
+    server: Rc<Server<H>>,
+    client: Client,
+) -> Result<http::Response<Outgoing>, Infallible> {
+    let seat = Seat::Http2(Stream::open(&streams));
+    let (mut head, body) = request.into_parts();
+    let normalised = normalise(&mut head);
+    let exchange = Rc::new(Exchange::of(client, &head));
+    let end = End {
+        exchange: Rc::clone(&exchange),
+        ledger: Rc::clone(&server.ledger),
+        seat,
+    };
+    let answer = match normalised {
+        Err(problem) => problem.into_response(),
+        Ok(()) => {
+            let body = Incoming::new(body, &exchange, None, server.limits.body_idle_timeout);
+            let request = http::Request::from_parts(head, Body::incoming(body));
+            server.handler.handle(request, &exchange).await
+        }
+    };
+    let answer = exchange.settle(answer, false);
+    exchange.status.set(answer.status());
+    Ok(answer.map(|body| Outgoing::new(body, end)))
+}

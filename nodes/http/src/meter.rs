@@ -1,0 +1,67 @@
+//! What the public server counts, under `protoplex_http_`. Handles are looked up once, when serving begins.
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use crate::exchange::Exchange;
+
+/// The server's metrics.
+pub(crate) struct Meter {
+    /// By the first digit of the status.
+    requests: [Counter; 5],
+    seconds: Histogram,
+    bytes_in: Counter,
+    bytes_out: Counter,
+    connections: Counter,
+    open: Gauge,
+    handshakes_failed: Counter,
+}
+
+/// An open connection, as long as it lives.
+pub(crate) struct Open(Gauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.decrement(1);
+    }
+}
+
+impl Meter {
+    pub(crate) fn new() -> Self {
+        let class = |class: &'static str| counter!("protoplex_http_requests_total", "status" => class);
+        Self {
+            requests: [
+                class("1xx"),
+                class("2xx"),
+                class("3xx"),
+                class("4xx"),
+                class("5xx"),
+            ],
+            seconds: histogram!("protoplex_http_request_seconds"),
+            bytes_in: counter!("protoplex_http_request_body_bytes_total"),
+            bytes_out: counter!("protoplex_http_response_body_bytes_total"),
+            connections: counter!("protoplex_http_connections_total"),
+            open: gauge!("protoplex_http_connections"),
+            handshakes_failed: counter!("protoplex_http_tls_handshakes_failed_total"),
+        }
+    }
+
+    pub(crate) fn connection(&self) -> Open {
+        self.connections.increment(1);
+        self.open.increment(1);
+        Open(self.open.clone())
+    }
+
+    pub(crate) fn handshake_failed(&self) {
+        self.handshakes_failed.increment(1);
+    }
+
+    pub(crate) fn exchange_over(&self, exchange: &Exchange) {
+        let class = usize::from(exchange.status.get().as_u16() / 100);
+        if let Some(requests) = self.requests.get(class.wrapping_sub(1)) {
+            requests.increment(1);
+        }
+        self.seconds.record(exchange.started.elapsed());
+        self.bytes_in.increment(exchange.bytes_in.get());
+        self.bytes_out.increment(exchange.bytes_out.get());
+    }
+}

@@ -1,0 +1,201 @@
+//! Accepts connections and sees them through to their end, or to the end of a drain.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::future::join_all;
+use protoplex_runtime::drain::Drain;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
+
+use crate::access_log::AccessLog;
+use crate::exchange::{Client, Handler, Ledger, Scheme};
+use crate::limits::Limits;
+use crate::meter::Meter;
+use crate::socket::{Socket, Stream};
+use crate::tls::{self, TlsConfig};
+use crate::{http1, http2};
+
+/// A listening socket and how it is spoken to.
+#[derive(Debug)]
+pub struct Listener {
+    /// Bound and listening.
+    pub socket: std::net::TcpListener,
+    /// With it the port speaks TLS only (HTTP/2 and HTTP/1.1 by ALPN), without it HTTP/1.1 and HTTP/2 by prior knowledge.
+    pub tls: Option<TlsConfig>,
+}
+
+/// What all connections of a call of [`serve`] share.
+pub(crate) struct Server<H> {
+    pub(crate) handler: Rc<H>,
+    pub(crate) limits: Limits,
+    pub(crate) ledger: Rc<Ledger>,
+    pub(crate) drain: Drain,
+}
+
+/// After an error of `accept`, which as a rule says that there are no file descriptors left: until some are.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How HTTP/2 by prior knowledge begins (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves the listeners until the drain has started and every request in flight has ended. Must be called within a
+/// `LocalSet`. The caller limits the time that a drain may take, by dropping the future: that cuts what is left.
+///
+/// # Errors
+/// A listening socket can't be used at all. What goes wrong with single connections is counted, not returned.
+pub async fn serve<H: Handler + 'static>(
+    listeners: Vec<Listener>,
+    limits: Limits,
+    log: AccessLog,
+    drain: Drain,
+    handler: Rc<H>,
+) -> io::Result<()> {
+    let permits = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
+    let ledger = Rc::new(Ledger {
+        log: log.clone(),
+        meter: Meter::new(),
+    });
+    let server = Rc::new(Server {
+        handler,
+        limits,
+        ledger,
+        drain,
+    });
+    let connections = RefCell::new(JoinSet::new());
+    let mut ports = Vec::new();
+    for listener in listeners {
+        listener.socket.set_nonblocking(true)?;
+        let socket = TcpListener::from_std(listener.socket)?;
+        ports.push(accept(socket, listener.tls, &server, &permits, &connections));
+    }
+    let over = Notify::new();
+    let serving = async {
+        join_all(ports).await;
+        let mut connections = connections.take();
+        while connections.join_next().await.is_some() {}
+        over.notify_one();
+    };
+    tokio::join!(serving, log.keep_writing(&over));
+    Ok(())
+}
+
+/// Accepts on one port until the drain starts, and while there are permits.
+async fn accept<H: Handler + 'static>(
+    listener: TcpListener,
+    tls: Option<TlsConfig>,
+    server: &Rc<Server<H>>,
+    permits: &Arc<Semaphore>,
+    connections: &RefCell<JoinSet<()>>,
+) {
+    loop {
+        let next = async {
+            // The semaphore is never closed, so there is always a permit in the end.
+            let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+            Some((permit, listener.accept().await))
+        };
+        // Dropping an accept loses no connection: it stays in the queue.
+        let (permit, accepted) = tokio::select! {
+            biased;
+            () = server.drain.started() => return,
+            Some(next) = next => next,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let scheme = if tls.is_some() {
+                    Scheme::Https
+                } else {
+                    Scheme::Http
+                };
+                let task = connection(
+                    stream,
+                    tls.clone(),
+                    Rc::clone(server),
+                    Client { peer, scheme },
+                    permit,
+                );
+                let mut connections = connections.borrow_mut();
+                while connections.try_join_next().is_some() {}
+                connections.spawn_local(task);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't accept connections, trying again");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Sees one connection through from its first byte to its last.
+async fn connection<H: Handler + 'static>(
+    stream: TcpStream,
+    tls: Option<TlsConfig>,
+    server: Rc<Server<H>>,
+    client: Client,
+    permit: OwnedSemaphorePermit,
+) {
+    let _permit = permit;
+    let _counted = server.ledger.meter.connection();
+    // Without it small answers wait for the client's acknowledgements; if it can't be set they do.
+    let _ = stream.set_nodelay(true);
+    let limits = &server.limits;
+    let (socket, is_http2) = match tls {
+        None => {
+            let mut stream = stream;
+            let Some((leading, is_http2)) = read_preface(&mut stream, limits, &server.drain).await else {
+                return;
+            };
+            let mut socket = Socket::new(Stream::Plain(stream), limits.write_timeout);
+            socket.unread(leading.freeze());
+            (socket, is_http2)
+        }
+        Some(tls) => {
+            let handshake = TlsAcceptor::from(tls.0).accept(stream);
+            let Ok(Ok(stream)) = timeout(limits.tls_handshake_timeout, handshake).await else {
+                server.ledger.meter.handshake_failed();
+                return;
+            };
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
+            (
+                Socket::new(Stream::Tls(Box::new(stream)), limits.write_timeout),
+                is_http2,
+            )
+        }
+    };
+    if is_http2 {
+        http2::run(socket, &server, client).await;
+    } else {
+        http1::run(socket, &server, client).await;
+    }
+}
+
+/// Reads until it is clear whether the client speaks HTTP/2 by prior knowledge. `None` if it says nothing.
+async fn read_preface(stream: &mut TcpStream, limits: &Limits, drain: &Drain) -> Option<(BytesMut, bool)> {
+    let mut leading = BytesMut::with_capacity(PREFACE.len());
+    let mut deadline = Instant::now() + limits.idle_timeout;
+    loop {
+        let mut missing = (&mut *stream).take((PREFACE.len() - leading.len()) as u64);
+        let read = tokio::select! {
+            read = timeout_at(deadline, missing.read_buf(&mut leading)) => read,
+            // A client that has said nothing yet is not in flight.
+            () = drain.started(), if leading.is_empty() => return None,
+        };
+        match read {
+            Ok(Ok(0) | Err(_)) => return None,
+            // Part of a preface, too late: the head that it might be as well is judged elsewhere, and given more time.
+            Err(_) if leading.is_empty() => return None,
+            Err(_) => return Some((leading, false)),
+            Ok(Ok(_)) if !PREFACE.starts_with(&leading) => return Some((leading, false)),
+            Ok(Ok(_)) if leading.len() == PREFACE.len() => return Some((leading, true)),
+            Ok(Ok(length)) if length == leading.len() => deadline = Instant::now() + limits.head_timeout,
+            Ok(Ok(_)) => {}
+        }
+    }
+}

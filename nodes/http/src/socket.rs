@@ -1,0 +1,162 @@
+//! The byte stream of one connection: TCP or TLS, bytes that were read ahead, a deadline on writes that don't move.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+
+use crate::patience::Patience;
+
+/// A connected stream, whoever opened it.
+pub(crate) struct Socket {
+    stream: Stream,
+    /// Read before, and to be read again first.
+    leading: Bytes,
+    /// With a peer that takes nothing of what there is to send.
+    patience: Patience,
+}
+
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// How much is read at a time of what is only thrown away.
+const DISCARD_BYTES: usize = 16 * 1024;
+
+impl Socket {
+    pub(crate) fn new(stream: Stream, write_timeout: Duration) -> Self {
+        Self {
+            stream,
+            leading: Bytes::new(),
+            patience: Patience::new(write_timeout),
+        }
+    }
+
+    /// Puts bytes back that were read from the stream.
+    pub(crate) fn unread(&mut self, bytes: Bytes) {
+        debug_assert!(self.leading.is_empty(), "only one reader can put bytes back");
+        self.leading = bytes;
+    }
+
+    /// Ends our side, then reads and throws away what the peer still sends, up to a time and a number of bytes. Without
+    /// this the kernel would answer bytes that nobody has read with a reset, which can overtake our answer.
+    pub(crate) async fn linger(mut self, limit: Duration, limit_bytes: u64) {
+        let discard = async {
+            poll_fn(|cx| Pin::new(&mut self).poll_shutdown(cx)).await?;
+            let mut buffer = vec![0; DISCARD_BYTES];
+            let mut left = limit_bytes;
+            while left > 0 {
+                let mut space = ReadBuf::new(&mut buffer);
+                poll_fn(|cx| Pin::new(&mut self).poll_read(cx, &mut space)).await?;
+                match space.filled().len() {
+                    0 => break,
+                    length => left = left.saturating_sub(length as u64),
+                }
+            }
+            io::Result::Ok(())
+        };
+        // The peer has got its answer or can't be helped: however this ends, the connection is closed now.
+        let _ = timeout(limit, discard).await;
+    }
+
+    /// Ends our side in good order, and drops the connection.
+    pub(crate) async fn close(mut self, limit: Duration) {
+        let _ = timeout(limit, poll_fn(|cx| Pin::new(&mut self).poll_shutdown(cx))).await;
+    }
+
+    /// Drops the connection such that the peer sees an error rather than an end.
+    pub(crate) fn reset(self) {
+        let stream = match &self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => stream.get_ref().0,
+        };
+        // If it fails the connection is gone already.
+        let _ = stream.set_zero_linger();
+    }
+
+    /// Ends a wait for the peer to take bytes that has lasted too long.
+    fn unless_stalled<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.patience.renew();
+            return result;
+        }
+        ready!(self.patience.poll_lost(cx));
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the peer takes nothing of what there is to send",
+        )))
+    }
+}
+
+macro_rules! on_stream {
+    ($socket:expr, $stream:ident => $call:expr) => {
+        match &mut $socket.stream {
+            Stream::Plain(stream) => {
+                let $stream = Pin::new(stream);
+                $call
+            }
+            Stream::Tls(stream) => {
+                let $stream = Pin::new(stream.as_mut());
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        space: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.leading.is_empty() {
+            let length = self.leading.len().min(space.remaining());
+            space.put_slice(&self.leading[..length]);
+            self.leading.advance(length);
+            return Poll::Ready(Ok(()));
+        }
+        on_stream!(self, stream => stream.poll_read(cx, space))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = on_stream!(self, stream => stream.poll_write(cx, bytes));
+        self.unless_stalled(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = on_stream!(self, stream => stream.poll_write_vectored(cx, slices));
+        self.unless_stalled(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = on_stream!(self, stream => stream.poll_flush(cx));
+        self.unless_stalled(cx, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = on_stream!(self, stream => stream.poll_shutdown(cx));
+        self.unless_stalled(cx, result)
+    }
+}
