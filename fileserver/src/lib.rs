@@ -4,7 +4,19 @@
 pub mod host;
 pub mod path;
 
-pub mod compress;
-pub mod digest;
+mod answer;
+mod conditional;
+mod negotiate;
+mod range;
+
+mod inflate;
+mod stored;
+pub mod cache;
+pub mod evict;
+pub mod storage;
 pub mod object;
 pub mod reference;
+mod disk;
+
+pub mod compress;
+pub mod digest;

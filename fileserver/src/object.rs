@@ -88,6 +88,9 @@ pub enum ObjectError {
         /// In the file.
         found: u64,
     },
+    /// The body is not the one that its header names.
+    #[error("stored body does not have the digest of its header")]
+    Digest,
 }
 
 impl Meta {

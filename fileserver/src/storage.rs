@@ -1,0 +1,128 @@
+//! Where bodies are kept for good: a local directory on one machine, S3 for many.
+
+pub mod directory;
+pub mod s3;
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use crate::object::{Meta, ObjectError};
+use crate::reference::Reference;
+use directory::Directory;
+use s3::{RemoteBody, S3};
+
+/// The storage of a cluster. Content-addressed: a body never changes under its reference.
+#[derive(Debug, Clone)]
+pub enum Bodies {
+    /// Files below one directory.
+    Directory(Directory),
+    /// Objects of a bucket: AWS, Garage, MinIO.
+    S3(S3),
+}
+
+/// A body that was found.
+#[derive(Debug)]
+pub enum Object {
+    /// A whole file in the one-file form (see [`crate::object`]).
+    Local(Meta, File),
+    /// Its stored bytes, as they come over the network.
+    Remote(Meta, RemoteBody),
+}
+
+/// Why the storage did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StorageError {
+    /// The storage answered that it has no such body. Nothing else is ever taken for this.
+    #[error("the storage has no such body")]
+    NotFound,
+    /// The storage's fault: too slow by one of its named timeouts.
+    #[error("the storage did not answer in time: {0}")]
+    Timeout(String),
+    /// The storage's fault: away, overloaded or failing; another try may succeed.
+    #[error("the storage is not available: {0}")]
+    Unavailable(String),
+    /// Our configuration's fault: credentials, bucket or permissions.
+    #[error("the storage refused: {0}")]
+    Refused(String),
+    /// The storage has something else than what was put there.
+    #[error("the stored body is damaged: {0}")]
+    Damaged(String),
+    /// This machine's disk failed.
+    #[error("local disk: {0}")]
+    Disk(Arc<io::Error>),
+}
+
+impl StorageError {
+    /// The status of a download that failed with this.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Refused(_) | Self::Damaged(_) => StatusCode::BAD_GATEWAY,
+            Self::Disk(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Whether the same try may succeed a moment later.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Timeout(_) | Self::Unavailable(_))
+    }
+}
+
+impl From<io::Error> for StorageError {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(Arc::new(error))
+    }
+}
+
+impl From<ObjectError> for StorageError {
+    fn from(error: ObjectError) -> Self {
+        match error {
+            ObjectError::Io(error) => error.into(),
+            damaged => Self::Damaged(damaged.to_string()),
+        }
+    }
+}
+
+impl Bodies {
+    /// Looks a body up and begins to read it.
+    pub async fn open(&self, reference: &Reference) -> Result<Object, StorageError> {
+        match self {
+            Self::Directory(directory) => {
+                let (meta, file) = directory.open(reference).await?;
+                Ok(Object::Local(meta, file))
+            }
+            Self::S3(s3) => {
+                let (meta, body) = s3.open(reference, 0).await?;
+                Ok(Object::Remote(meta, body))
+            }
+        }
+    }
+
+    /// Keeps the body of a whole file in the one-file form, whose header says `meta`. When this returns, the body is
+    /// safe. Repeating it changes nothing; the file stays where it is.
+    pub async fn put(&self, reference: &Reference, meta: &Meta, path: &Path) -> Result<(), StorageError> {
+        match self {
+            Self::Directory(directory) => directory.put(reference, path).await,
+            Self::S3(s3) => s3.put(reference, meta, path).await,
+        }
+    }
+
+    /// Whether the body is there.
+    pub async fn contains(&self, reference: &Reference) -> Result<bool, StorageError> {
+        match self {
+            Self::Directory(directory) => directory.contains(reference).await,
+            Self::S3(s3) => s3.contains(reference).await,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod contract_tests;
+#[cfg(test)]
+pub(crate) mod fault_s3;
