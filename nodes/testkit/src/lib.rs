@@ -1,0 +1,10 @@
+//! Starts real clusters on free ports, for tests of the whole: the binary itself, run as an operator runs it.
+//!
+//! A [`cluster`] takes its [`ports`], tests speak to it with [`curl`] and wait for what they expect with [`until()`].
+
+pub mod cluster;
+pub mod curl;
+pub mod ports;
+mod wait;
+
+pub use wait::until;

@@ -17,10 +17,7 @@ impl BootTime {
     #[must_use]
     pub fn now() -> Self {
         let now = clock_gettime(ClockId::Boottime);
-        let (seconds, nanos) = (
-            now.tv_sec.try_into().unwrap_or(0),
-            now.tv_nsec.try_into().unwrap_or(0),
-        );
+        let (seconds, nanos) = (now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0));
         Self(Duration::new(seconds, nanos))
     }
 

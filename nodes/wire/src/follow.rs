@@ -186,10 +186,7 @@ impl Link {
     /// The assets of a build.
     pub async fn fetch_build(&self, version: u64) -> Result<Vec<Asset>, tonic::Status> {
         let mut seed = self.shared.seed.clone();
-        let mut stream = seed
-            .fetch_build(FetchBuildRequest { version })
-            .await?
-            .into_inner();
+        let mut stream = seed.fetch_build(FetchBuildRequest { version }).await?.into_inner();
         let mut assets = Vec::new();
         while let Some(asset) = stream.next().await {
             assets.push(asset?);
@@ -249,17 +246,9 @@ impl Link {
 
     /// Gives up an idle key.
     pub fn release(&self, key: &str, epoch: u64) {
-        let owned = self
-            .shared
-            .holder
-            .borrow_mut()
-            .as_mut()
-            .is_some_and(|holder| holder.release(key, epoch));
+        let owned = self.shared.holder.borrow_mut().as_mut().is_some_and(|holder| holder.release(key, epoch));
         if owned {
-            self.shared.say(follow_request::Message::Release(Release {
-                key: key.to_owned(),
-                epoch,
-            }));
+            self.shared.say(follow_request::Message::Release(Release { key: key.to_owned(), epoch }));
         }
     }
 
@@ -285,11 +274,7 @@ impl Shared {
         let Some(outgoing) = outgoing.as_ref() else {
             return false;
         };
-        let said = outgoing
-            .try_send(FollowRequest {
-                message: Some(message),
-            })
-            .is_ok();
+        let said = outgoing.try_send(FollowRequest { message: Some(message) }).is_ok();
         if !said {
             self.close.notify_one();
         }
@@ -305,14 +290,8 @@ impl Shared {
         if key.len() > MAX_KEY_BYTES {
             return Err(unavailable("the key is longer than 1,024 bytes"));
         }
-        if self
-            .lost_since
-            .get()
-            .is_some_and(|since| since.elapsed() > LOCATE_TIMEOUT)
-        {
-            return Err(unavailable(
-                "the seed is away, and this key's owner is not known yet",
-            ));
+        if self.lost_since.get().is_some_and(|since| since.elapsed() > LOCATE_TIMEOUT) {
+            return Err(unavailable("the seed is away, and this key's owner is not known yet"));
         }
         let refuted = self.owners.borrow().refuted(pool, key);
         let (answer, receiver) = oneshot::channel();
@@ -326,10 +305,7 @@ impl Shared {
 }
 
 fn unavailable(reason: &str) -> LocateError {
-    LocateError {
-        reason: reason.to_owned(),
-        retry_after: Duration::from_secs(1),
-    }
+    LocateError { reason: reason.to_owned(), retry_after: Duration::from_secs(1) }
 }
 
 async fn changed<T>(value: &watch::Sender<Rc<T>>, is_news: impl Fn(&T) -> bool) -> Rc<T> {

@@ -223,11 +223,7 @@ impl Holder {
             return if held { Fence::Owned } else { Fence::Misdirected };
         }
         // Epochs grow along the link, so an assignment older than the newest seen is not on its way.
-        if self.link == Link::Away || epoch <= self.newest_epoch {
-            Fence::Misdirected
-        } else {
-            Fence::Wait
-        }
+        if self.link == Link::Away || epoch <= self.newest_epoch { Fence::Misdirected } else { Fence::Wait }
     }
 
     /// What is left of the lease.
@@ -261,10 +257,7 @@ impl Holder {
     pub fn next_poll(&self) -> Option<BootTime> {
         let silence = (self.link != Link::Away).then(|| self.heard_at + self.patience());
         let renewal = (self.link == Link::Joined).then_some(self.next_renewal);
-        [self.ends, self.question_at(), silence, renewal]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.ends, self.question_at(), silence, renewal].into_iter().flatten().min()
     }
 
     fn renew(&mut self, now: BootTime) -> Step {
@@ -274,24 +267,17 @@ impl Holder {
             self.renewals.pop_front();
         }
         self.renewals.push_back((self.sequence, now));
-        Step::Renew {
-            sequence: self.sequence,
-        }
+        Step::Renew { sequence: self.sequence }
     }
 
     /// A seed that is silent for this long is taken for dead, and its link is closed while there is lease left.
     fn patience(&self) -> Duration {
-        if self.lease.is_zero() {
-            FIRST_WELCOME_TIMEOUT
-        } else {
-            self.lease / 2
-        }
+        if self.lease.is_zero() { FIRST_WELCOME_TIMEOUT } else { self.lease / 2 }
     }
 
     /// The datastore is asked over and over in the last 40 % of the lease.
     fn question_at(&self) -> Option<BootTime> {
-        self.ends
-            .map(|ends| (ends - self.lease * 2 / 5).max(self.next_question))
+        self.ends.map(|ends| (ends - self.lease * 2 / 5).max(self.next_question))
     }
 
     fn extend(&mut self, sent_at: BootTime) {

@@ -99,9 +99,7 @@ impl Identity {
             token,
             live_key,
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// How a node of this cluster serves its gRPC port.
@@ -111,17 +109,13 @@ impl Identity {
 
     /// Refuses every call that doesn't carry the cluster token.
     pub fn guard(&self) -> Guard {
-        Guard {
-            expected: format!("Bearer {}", self.inner.token).into(),
-        }
+        Guard { expected: format!("Bearer {}", self.inner.token).into() }
     }
 
     /// A channel to the node at `address` ("host:port"), which connects when it is first used and again whenever it
     /// broke, accepts only this cluster's CA, and carries the cluster token.
     pub fn channel(&self, address: &str) -> Result<TrustedChannel, tonic::transport::Error> {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(self.inner.ca.clone())
-            .domain_name(SERVER_NAME);
+        let tls = ClientTlsConfig::new().ca_certificate(self.inner.ca.clone()).domain_name(SERVER_NAME);
         let channel = Endpoint::from_shared(format!("https://{address}"))?
             .tls_config(tls)?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -131,12 +125,7 @@ impl Identity {
             .tcp_nodelay(true)
             .connect_lazy();
         // `open` made sure that the token is a valid header value.
-        Ok(InterceptedService::new(
-            channel,
-            Authorize {
-                value: authorization(&self.inner.token),
-            },
-        ))
+        Ok(InterceptedService::new(channel, Authorize { value: authorization(&self.inner.token) }))
     }
 
     /// The HS256 key of the JWTs that publish and subscribe at live nodes.
@@ -168,16 +157,11 @@ pub struct Guard {
 
 impl Interceptor for Guard {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let presented = request
-            .metadata()
-            .get("authorization")
-            .map_or(&b""[..], |value| value.as_bytes());
+        let presented = request.metadata().get("authorization").map_or(&b""[..], |value| value.as_bytes());
         if constant_time_eq(presented, self.expected.as_bytes()) {
             Ok(request)
         } else {
-            Err(Status::unauthenticated(
-                "the cluster token is missing or is another cluster's",
-            ))
+            Err(Status::unauthenticated("the cluster token is missing or is another cluster's"))
         }
     }
 }
@@ -203,11 +187,7 @@ fn create(folder: &Path) -> Result<(), IdentityError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&making)(error)),
         _ => {}
     }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&making)
-        .map_err(at(&making))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&making).map_err(at(&making))?;
 
     let certificates = Certificates::make()?;
     let files = [
@@ -235,9 +215,7 @@ struct Certificates {
 impl Certificates {
     fn make() -> Result<Self, rcgen::Error> {
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Protoplex cluster CA");
+        params.distinguished_name.push(DnType::CommonName, "Protoplex cluster CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
@@ -260,11 +238,7 @@ fn secret() -> String {
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
@@ -293,10 +267,7 @@ mod tests {
     #[test]
     fn absent_says_what_to_do() {
         let data = tempfile::tempdir().unwrap();
-        let error = Identity::open(&data.path().join("cluster"))
-            .err()
-            .unwrap()
-            .to_string();
+        let error = Identity::open(&data.path().join("cluster")).err().unwrap().to_string();
         assert!(error.contains("start the cluster there first"), "{error}");
     }
 
@@ -307,9 +278,7 @@ mod tests {
         let call = |value: Option<&str>| {
             let mut request = Request::new(());
             if let Some(value) = value {
-                request
-                    .metadata_mut()
-                    .insert("authorization", value.parse().unwrap());
+                request.metadata_mut().insert("authorization", value.parse().unwrap());
             }
             identity.guard().call(request).is_ok()
         };

@@ -52,15 +52,9 @@ async fn converse(
 ) -> Result<(), Status> {
     let (outgoing, requests) = mpsc::channel(OUTGOING);
     let closed = |_| Status::unavailable("the link broke");
-    let say = |message| {
-        outgoing.send(JoinRequest {
-            message: Some(message),
-        })
-    };
+    let say = |message| outgoing.send(JoinRequest { message: Some(message) });
 
-    say(join_request::Message::Hello(hello.clone()))
-        .await
-        .map_err(closed)?;
+    say(join_request::Message::Hello(hello.clone())).await.map_err(closed)?;
     let mut replies = client.join(ReceiverStream::new(requests)).await?.into_inner();
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     loop {

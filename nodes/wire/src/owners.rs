@@ -76,11 +76,8 @@ impl Owners {
             return;
         };
         let of_member = |answer: &Answer| matches!(answer, Answer::Known(owner) if *owner.member == *member);
-        let keys: Vec<_> = answers
-            .iter()
-            .filter(|(_, answer)| of_member(answer))
-            .map(|(key, _)| key.clone())
-            .collect();
+        let keys: Vec<_> =
+            answers.iter().filter(|(_, answer)| of_member(answer)).map(|(key, _)| key.clone()).collect();
         for key in keys {
             answers.pop(&key);
         }
@@ -105,11 +102,7 @@ mod tests {
     use super::*;
 
     fn owner(member: &str, epoch: u64) -> Owner {
-        Owner {
-            member: member.into(),
-            address: "127.0.0.1:1".parse().unwrap(),
-            epoch,
-        }
+        Owner { member: member.into(), address: "127.0.0.1:1".parse().unwrap(), epoch }
     }
 
     #[test]

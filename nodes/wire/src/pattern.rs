@@ -67,14 +67,7 @@ pub fn check_name(what: &'static str, text: &str) -> Result<(), PatternError> {
     let inner = |c: u8| plain(c) || matches!(c, b'-' | b'_' | b'.');
     let good =
         text.len() <= MAX_NAME_BYTES && text.bytes().next().is_some_and(plain) && text.bytes().all(inner);
-    if good {
-        Ok(())
-    } else {
-        Err(PatternError::Name {
-            what,
-            text: text.into(),
-        })
-    }
+    if good { Ok(()) } else { Err(PatternError::Name { what, text: text.into() }) }
 }
 
 /// Which hosts a handler is for. Ordered: what is tried first is less.
@@ -91,12 +84,7 @@ pub enum HostPattern {
 impl HostPattern {
     /// Reads a pattern, in any case.
     pub fn parse(text: &str) -> Result<Self, PatternError> {
-        let fail = |problem| {
-            Err(PatternError::Host {
-                text: text.into(),
-                problem,
-            })
-        };
+        let fail = |problem| Err(PatternError::Host { text: text.into(), problem });
         let lower = text.to_ascii_lowercase();
         if lower == "*" {
             return Ok(Self::Any);
@@ -107,11 +95,7 @@ impl HostPattern {
         };
         if let Some(address) = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             let valid = !below && address.parse::<Ipv6Addr>().is_ok();
-            return if valid {
-                Ok(Self::Exact(lower))
-            } else {
-                fail("that is no IPv6 address")
-            };
+            return if valid { Ok(Self::Exact(lower)) } else { fail("that is no IPv6 address") };
         }
         match () {
             () if name.is_empty() => fail("it is empty"),
@@ -143,9 +127,7 @@ impl HostPattern {
 
 fn is_label(label: &str) -> bool {
     (1..=63).contains(&label.len())
-        && label
-            .bytes()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
+        && label.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
         && !label.starts_with('-')
         && !label.ends_with('-')
 }
@@ -160,10 +142,7 @@ pub struct PathPattern {
 impl PathPattern {
     /// Reads a pattern. Whether two of them conflict, matchit says.
     pub fn parse(text: &str) -> Result<Self, PatternError> {
-        let fail = |problem: String| PatternError::Path {
-            text: text.into(),
-            problem,
-        };
+        let fail = |problem: String| PatternError::Path { text: text.into(), problem };
         if text.len() > MAX_PATH_BYTES {
             return Err(fail(format!("it is longer than {MAX_PATH_BYTES} bytes")));
         }
@@ -171,9 +150,7 @@ impl PathPattern {
             return Err(fail("it begins with no slash".into()));
         };
         if !text.bytes().all(|c| c.is_ascii_graphic()) || text.contains(['?', '#']) {
-            return Err(fail(
-                "a path is visible ASCII without '?' and '#'; percent-encode the rest".into(),
-            ));
+            return Err(fail("a path is visible ASCII without '?' and '#'; percent-encode the rest".into()));
         }
         let mut captures = Vec::new();
         let mut segments = rest.split('/').peekable();
@@ -191,10 +168,7 @@ impl PathPattern {
             check_capture(plain, &captures).map_err(fail)?;
             captures.push(plain.to_owned());
         }
-        Ok(Self {
-            text: text.to_owned(),
-            captures,
-        })
+        Ok(Self { text: text.to_owned(), captures })
     }
 
     /// As matchit takes it.
@@ -213,11 +187,7 @@ impl PathPattern {
 /// What stands in the braces of a segment.
 fn capture(segment: &str) -> Result<Option<&str>, String> {
     let Some((before, rest)) = segment.split_once('{') else {
-        return if segment.contains('}') {
-            Err("'}' without '{'".into())
-        } else {
-            Ok(None)
-        };
+        return if segment.contains('}') { Err("'}' without '{'".into()) } else { Ok(None) };
     };
     let Some((name, after)) = rest.split_once('}') else {
         return Err("'{' without '}'".into());
@@ -233,20 +203,13 @@ fn capture(segment: &str) -> Result<Option<&str>, String> {
 
 fn check_capture(name: &str, others: &[String]) -> Result<(), String> {
     let good = name.len() <= MAX_NAME_BYTES
-        && name
-            .bytes()
-            .next()
-            .is_some_and(|c| c.is_ascii_alphabetic() || c == b'_')
+        && name.bytes().next().is_some_and(|c| c.is_ascii_alphabetic() || c == b'_')
         && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
     if !good {
-        return Err(format!(
-            "the capture name {name:?} is not of letters, digits and '_'"
-        ));
+        return Err(format!("the capture name {name:?} is not of letters, digits and '_'"));
     }
     if BUILT_IN.contains(&name) {
-        return Err(format!(
-            "{{{name}}} already means something in keys; name the capture otherwise"
-        ));
+        return Err(format!("{{{name}}} already means something in keys; name the capture otherwise"));
     }
     if others.iter().any(|other| other == name) {
         return Err(format!("{{{name}}} stands in it twice"));
@@ -288,10 +251,7 @@ pub enum KeyPart {
 impl KeyTemplate {
     /// Reads a template for requests of this path.
     pub fn parse(text: &str, path: &PathPattern) -> Result<Self, PatternError> {
-        let fail = |problem: String| PatternError::Key {
-            text: text.into(),
-            problem,
-        };
+        let fail = |problem: String| PatternError::Key { text: text.into(), problem };
         if text.is_empty() {
             return Err(fail(
                 "it is empty; write what identifies the room, document or user, e.g. \"{path}\"".into(),
@@ -308,7 +268,11 @@ impl KeyTemplate {
             };
             push_text(&mut parts, before).map_err(fail)?;
             let part = match name.contains('|') {
-                true => name.split('|').map(|name| key_part(name, path)).collect::<Result<_, _>>().map(KeyPart::FirstOf),
+                true => name
+                    .split('|')
+                    .map(|name| key_part(name, path))
+                    .collect::<Result<_, _>>()
+                    .map(KeyPart::FirstOf),
                 false => key_part(name, path),
             };
             parts.push(part.map_err(fail)?);
@@ -355,24 +319,14 @@ fn key_part(name: &str, path: &PathPattern) -> Result<KeyPart, String> {
             "cookie" => Ok(KeyPart::Cookie(field.to_owned())),
             "query" => Ok(KeyPart::Query(field.to_owned())),
             "form" => Ok(KeyPart::Form(field.to_owned())),
-            _ => Err(format!(
-                "{{{name}}}: use {{header.…}}, {{cookie.…}}, {{query.…}} or {{form.…}}"
-            )),
+            _ => Err(format!("{{{name}}}: use {{header.…}}, {{cookie.…}}, {{query.…}} or {{form.…}}")),
         };
     }
     if path.captures.iter().any(|capture| capture == name) {
         return Ok(KeyPart::Capture(name.to_owned()));
     }
-    let captures: Vec<_> = path
-        .captures
-        .iter()
-        .map(|capture| format!("{{{capture}}}"))
-        .collect();
-    let captures = if captures.is_empty() {
-        "none".to_owned()
-    } else {
-        captures.join(" ")
-    };
+    let captures: Vec<_> = path.captures.iter().map(|capture| format!("{{{capture}}}")).collect();
+    let captures = if captures.is_empty() { "none".to_owned() } else { captures.join(" ") };
     Err(format!(
         "{{{name}}} is no capture of the path (it has {captures}); other names are {{host}} {{path}} {{client_ip}} \
          {{header.x}} {{cookie.x}} {{query.x}} {{form.x}}"

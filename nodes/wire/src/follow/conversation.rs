@@ -52,10 +52,7 @@ async fn converse(shared: &Shared, backoff: &mut Backoff) -> Result<(), Status> 
     let mut seed = shared.seed.clone();
 
     let silent = |_| Status::deadline_exceeded("the seed does not welcome");
-    let mut replies = timeout(WELCOME_TIMEOUT, seed.follow(requests))
-        .await
-        .map_err(silent)??
-        .into_inner();
+    let mut replies = timeout(WELCOME_TIMEOUT, seed.follow(requests)).await.map_err(silent)??.into_inner();
     let first = timeout(WELCOME_TIMEOUT, replies.next()).await.map_err(silent)?;
     let Some(follow_reply::Message::Welcome(welcome)) = first.transpose()?.and_then(|reply| reply.message)
     else {
@@ -104,29 +101,15 @@ impl Shared {
             holder.hello(now);
             hello.incarnation = holder.incarnation();
             hello.attempt = holder.attempt();
-            owned.extend(holder.keys().map(|(key, epoch)| OwnedKey {
-                key: key.to_owned(),
-                epoch,
-            }));
+            owned.extend(holder.keys().map(|(key, epoch)| OwnedKey { key: key.to_owned(), epoch }));
         });
         let mut messages = vec![follow_request::Message::Hello(hello)];
         if self.who.member.is_some() {
-            let chunks = owned.chunks(REPORT_CHUNK).map(|keys| Owned {
-                keys: keys.to_vec(),
-                last: false,
-            });
+            let chunks = owned.chunks(REPORT_CHUNK).map(|keys| Owned { keys: keys.to_vec(), last: false });
             messages.extend(chunks.map(follow_request::Message::Owned));
-            messages.push(follow_request::Message::Owned(Owned {
-                keys: Vec::new(),
-                last: true,
-            }));
+            messages.push(follow_request::Message::Owned(Owned { keys: Vec::new(), last: true }));
         }
-        messages
-            .into_iter()
-            .map(|message| FollowRequest {
-                message: Some(message),
-            })
-            .collect()
+        messages.into_iter().map(|message| FollowRequest { message: Some(message) }).collect()
     }
 
     fn welcomed(&self, welcome: &FollowWelcome, outgoing: mpsc::Sender<FollowRequest>) {
@@ -217,19 +200,12 @@ impl Shared {
         };
         let answer = match located.result {
             Some(located::Result::Owner(owner)) => match owner.address.parse() {
-                Ok(address) => Ok(Owner {
-                    member: owner.member.into(),
-                    address,
-                    epoch: owner.epoch,
-                }),
+                Ok(address) => Ok(Owner { member: owner.member.into(), address, epoch: owner.epoch }),
                 Err(_) => Err(super::unavailable("the seed named no usable address")),
             },
             Some(located::Result::Unavailable(why)) => {
                 let retry_after = Duration::from_millis(why.retry_after_ms.into());
-                Err(LocateError {
-                    reason: why.reason,
-                    retry_after,
-                })
+                Err(LocateError { reason: why.reason, retry_after })
             }
             None => Err(super::unavailable("the seed's answer is empty")),
         };

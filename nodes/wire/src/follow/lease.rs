@@ -22,9 +22,7 @@ pub(super) async fn keep(shared: Rc<Shared>) {
         while let Some(step) = shared.with_holder(|holder, now| holder.poll(now)).flatten() {
             act(&shared, step);
         }
-        let next = shared
-            .with_holder(|holder, now| holder.next_poll().map(|next| next.since(now)))
-            .flatten();
+        let next = shared.with_holder(|holder, now| holder.next_poll().map(|next| next.since(now))).flatten();
         let wait = async {
             match next {
                 Some(wait) => sleep(wait.min(LONGEST_SLEEP)).await,
@@ -59,17 +57,12 @@ async fn ask_datastore(shared: Rc<Shared>) {
         return;
     };
     let asked_at = BootTime::now();
-    let question = PeekLeaseRequest {
-        name: SEED_LEASE.to_owned(),
-    };
+    let question = PeekLeaseRequest { name: SEED_LEASE.to_owned() };
     match timeout(ASK_TIMEOUT, datastore.peek_lease(question)).await {
         Ok(Ok(lease)) if !lease.get_ref().held => {
             shared.with_holder(|holder, now| holder.unseeded(asked_at, now));
         }
-        Ok(Ok(lease)) => debug!(
-            seed = lease.get_ref().holder,
-            "a seed leads, but does not answer here"
-        ),
+        Ok(Ok(lease)) => debug!(seed = lease.get_ref().holder, "a seed leads, but does not answer here"),
         Ok(Err(status)) => debug!(reason = status.message(), "cannot ask the datastore"),
         Err(_) => debug!("the datastore does not answer"),
     }

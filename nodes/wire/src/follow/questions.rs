@@ -49,49 +49,29 @@ impl Questions {
             return Opened::Full;
         }
         self.last_id += 1;
-        let locate = Locate {
-            id: self.last_id,
-            pool: pool.to_owned(),
-            key: key.to_owned(),
-            refuted_epoch,
-        };
+        let locate = Locate { id: self.last_id, pool: pool.to_owned(), key: key.to_owned(), refuted_epoch };
         self.by_key.insert(name, locate.id);
-        self.open.insert(
-            locate.id,
-            Question {
-                locate: locate.clone(),
-                waiting: vec![answer],
-            },
-        );
+        self.open.insert(locate.id, Question { locate: locate.clone(), waiting: vec![answer] });
         Opened::New(locate)
     }
 
     /// Pool and key of a question, and who waits for its answer.
     pub(super) fn close(&mut self, id: u64) -> Option<(String, String, Vec<Answer>)> {
         let Question { locate, waiting } = self.open.remove(&id)?;
-        self.by_key
-            .remove(&(Box::from(&*locate.pool), Box::from(&*locate.key)));
+        self.by_key.remove(&(Box::from(&*locate.pool), Box::from(&*locate.key)));
         Some((locate.pool, locate.key, waiting))
     }
 
     /// All that still matter, to be sent again on a new link.
     pub(super) fn unanswered(&mut self) -> Vec<follow_request::Message> {
         self.drop_abandoned();
-        self.open
-            .values()
-            .map(|question| follow_request::Message::Locate(question.locate.clone()))
-            .collect()
+        self.open.values().map(|question| follow_request::Message::Locate(question.locate.clone())).collect()
     }
 
     /// Forgets questions for whose answer nobody waits any more.
     fn drop_abandoned(&mut self) {
         let abandoned = |question: &Question| question.waiting.iter().all(oneshot::Sender::is_closed);
-        let ids: Vec<_> = self
-            .open
-            .iter()
-            .filter(|(_, q)| abandoned(q))
-            .map(|(id, _)| *id)
-            .collect();
+        let ids: Vec<_> = self.open.iter().filter(|(_, q)| abandoned(q)).map(|(id, _)| *id).collect();
         for id in ids {
             self.close(id);
         }
@@ -117,10 +97,7 @@ mod tests {
             // Its waiter is dropped at once: abandoned.
             assert!(matches!(ask(&n.to_string()).0, Opened::New(_)));
         }
-        assert!(
-            matches!(ask("one more").0, Opened::New(_)),
-            "abandoned questions make room"
-        );
+        assert!(matches!(ask("one more").0, Opened::New(_)), "abandoned questions make room");
         assert_eq!(
             questions.close(1).map(|(_, key, waiting)| (key, waiting.len())),
             Some(("a".to_owned(), 2))

@@ -30,11 +30,7 @@ fn a_key_is_owned_at_its_epoch_only_and_until_nine_tenths_of_the_lease_from_the_
     assert_eq!(holder.check("a", 6, at(200)), Fence::Misdirected);
     assert_eq!(holder.check("a", 8, at(200)), Fence::Wait);
     assert_eq!(holder.check("b", 8, at(200)), Fence::Wait);
-    assert_eq!(
-        holder.check("b", 7, at(200)),
-        Fence::Misdirected,
-        "an older assignment can't be on its way"
-    );
+    assert_eq!(holder.check("b", 7, at(200)), Fence::Misdirected, "an older assignment can't be on its way");
 }
 
 #[test]
@@ -51,16 +47,10 @@ fn a_renewal_counts_from_its_sending() {
     assert_eq!(steps(&mut holder, at(1_100)), [Step::Renew { sequence: 1 }]);
     assert_eq!(steps(&mut holder, at(2_100)), [Step::Renew { sequence: 2 }]);
     holder.renewed(1, at(2_200));
-    assert_eq!(
-        holder.lease_left(at(2_200)),
-        Duration::from_millis(1_100 + 4_500 - 2_200)
-    );
+    assert_eq!(holder.lease_left(at(2_200)), Duration::from_millis(1_100 + 4_500 - 2_200));
     holder.renewed(1, at(2_300));
     holder.renewed(9, at(2_300));
-    assert_eq!(
-        holder.lease_left(at(2_200)),
-        Duration::from_millis(1_100 + 4_500 - 2_200)
-    );
+    assert_eq!(holder.lease_left(at(2_200)), Duration::from_millis(1_100 + 4_500 - 2_200));
 }
 
 #[test]
@@ -68,10 +58,7 @@ fn the_leases_end_takes_every_key_and_begins_a_new_incarnation() {
     let mut holder = owner();
     let incarnation = holder.incarnation();
     holder.disconnected();
-    assert_eq!(
-        steps(&mut holder, at(4_500)),
-        [Step::Lost(Lost::All), Step::Rejoin]
-    );
+    assert_eq!(steps(&mut holder, at(4_500)), [Step::Lost(Lost::All), Step::Rejoin]);
     assert!(holder.incarnation() > incarnation);
     assert_eq!(holder.keys().count(), 0);
     assert_eq!(holder.next_poll(), None);
@@ -83,10 +70,7 @@ fn a_grant_that_comes_after_the_leases_end_revives_nothing() {
     steps(&mut holder, at(2_000));
     holder.renewed(1, at(4_600));
     holder.assigned("b", 9, at(4_600));
-    assert_eq!(
-        steps(&mut holder, at(4_600)),
-        [Step::Lost(Lost::All), Step::Rejoin]
-    );
+    assert_eq!(steps(&mut holder, at(4_600)), [Step::Lost(Lost::All), Step::Rejoin]);
     assert_eq!(holder.check("a", 7, at(4_600)), Fence::Misdirected);
     assert_eq!(holder.check("b", 9, at(4_600)), Fence::Misdirected);
 }
@@ -100,11 +84,7 @@ fn a_silent_seed_is_left_while_there_is_lease_and_the_keys_are_reported_again() 
     assert_eq!(holder.keys().collect::<Vec<_>>(), [("a", 7)]);
     assert_eq!(holder.attempt(), 2);
     holder.renewed(1, at(2_750));
-    assert_eq!(
-        holder.lease_left(at(2_750)),
-        Duration::from_millis(1_750),
-        "a grant of the old link"
-    );
+    assert_eq!(holder.lease_left(at(2_750)), Duration::from_millis(1_750), "a grant of the old link");
     holder.welcomed(LEASE, HEARTBEAT, at(2_800));
     assert_eq!(holder.check("a", 7, at(7_199)), Fence::Owned);
 }
@@ -119,17 +99,10 @@ fn the_datastore_is_asked_in_the_last_two_seconds_again_and_again() {
     assert_eq!(steps(&mut holder, at(2_749)), []);
     assert_eq!(steps(&mut holder, at(2_750)), [Step::AskDatastore]);
     holder.unseeded(at(2_750), at(2_900));
-    assert_eq!(
-        holder.lease_left(at(2_900)),
-        Duration::from_millis(2_750 + 4_500 - 2_900)
-    );
+    assert_eq!(holder.lease_left(at(2_900)), Duration::from_millis(2_750 + 4_500 - 2_900));
     assert_eq!(steps(&mut holder, at(3_100)), []);
     holder.unseeded(at(3_000), at(7_251));
-    assert_eq!(
-        holder.check("a", 7, at(7_251)),
-        Fence::Misdirected,
-        "the answer came after the end"
-    );
+    assert_eq!(holder.check("a", 7, at(7_251)), Fence::Misdirected, "the answer came after the end");
 }
 
 #[test]

@@ -139,12 +139,6 @@ fn names() {
         check_name("pool", good).unwrap();
     }
     for bad in ["", "-a", "A", "a b", "ä", &"a".repeat(64)] {
-        assert!(
-            check_name("pool", bad)
-                .unwrap_err()
-                .to_string()
-                .starts_with("pool "),
-            "{bad}"
-        );
+        assert!(check_name("pool", bad).unwrap_err().to_string().starts_with("pool "), "{bad}");
     }
 }
