@@ -1,0 +1,148 @@
+//! The processes of a live node: what its parent binds, what each child runs.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use protoplex_http::{AccessLog, Listener, serve};
+use protoplex_runtime::config::{Common, Problems};
+use protoplex_runtime::context::Context;
+use protoplex_runtime::drain::{Drain, Tasks};
+use protoplex_runtime::parent::Spec;
+use protoplex_wire::follow::{Follower, Link};
+use protoplex_wire::holder::{Fence, Lost};
+use protoplex_wire::identity::{Identity, IdentityError};
+use protoplex_wire::proto::Member;
+use thiserror::Error;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::MissedTickBehavior;
+use tracing::{info, warn};
+
+use crate::POOL;
+use crate::config::Config;
+use crate::request::Live;
+use crate::tenure::End;
+
+/// The name of a child's own port.
+const PORT: &str = "live";
+/// How often histories are aged and idle keys given back.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why a child can't run. Ours, or the operator's.
+#[derive(Debug, Error)]
+pub enum LiveError {
+    /// What the parent gave can't be read, or lacks a socket.
+    #[error("the parent gave no usable {0}")]
+    Parent(&'static str),
+    /// The data directory has no cluster identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The seed's address is none.
+    #[error("{seed:?} is no address of a seed: {source}")]
+    Seed {
+        /// As configured.
+        seed: String,
+        /// What is wrong with it.
+        source: tonic::transport::Error,
+    },
+    /// The port can't be served.
+    #[error("the live port: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What the parent of a live node needs.
+pub fn spec(config: &Config, common: &Common) -> Spec {
+    Spec {
+        kind: "live",
+        common: common.clone(),
+        children: config.children,
+        shared: Vec::new(),
+        own: vec![(PORT.to_owned(), config.address)],
+        child_config: serde_json::to_value(config).expect("plain data has a JSON form"),
+    }
+}
+
+/// Runs one child until it has drained.
+pub async fn child(context: Context) -> Result<(), LiveError> {
+    let config: Config = context.config().map_err(|_| LiveError::Parent("configuration"))?;
+    let socket = context.listeners(PORT).pop().ok_or(LiveError::Parent("socket"))?;
+    let common = context.common();
+    let identity = Identity::open(&common.data.join("cluster"))?;
+    let member = Member {
+        id: format!("{}:{}", context.node(), context.index()),
+        pool: POOL.to_owned(),
+        address: socket.local_addr()?.to_string(),
+        zone: common.zone.clone(),
+    };
+    info!(member = member.id, address = member.address, "serving");
+    let who = Follower {
+        node: context.node().to_owned(),
+        child: context.index(),
+        kind: context.kind().to_owned(),
+        zone: common.zone.clone(),
+        member: Some(member),
+    };
+    let link = Link::open(&identity, &common.seed, who)
+        .map_err(|source| LiveError::Seed { seed: common.seed.clone(), source })?;
+    let lost_keys = link.lost_keys().ok_or(LiveError::Parent("link"))?;
+
+    // Checked by the parent.
+    let limits = config.http.resolve("live.http", &mut Problems::default());
+    let live = Rc::new(Live::new(config, link.clone(), identity.live_key()));
+    let tasks = Tasks::default();
+    tasks.spawn(keep_tenures(Rc::clone(&live), lost_keys, context.drain()));
+    tasks.spawn(tell_ready(context.clone(), link));
+    let listeners = vec![Listener { socket, tls: None }];
+    serve(listeners, limits, AccessLog::off(), context.drain(), live).await?;
+    tasks.finished().await;
+    Ok(())
+}
+
+/// Ready once the seed knows this child. That the seed goes away later changes nothing for those who are served.
+async fn tell_ready(context: Context, link: Link) {
+    let mut connection = link.connection();
+    let drain = context.drain();
+    // Every arm is cancel-safe.
+    tokio::select! {
+        known = connection.wait_for(|connected| *connected) => context.ready(known.is_ok()),
+        () = drain.started() => {}
+    }
+}
+
+/// Ends the tenures of lost keys, gives idle ones back, and leaves when the drain starts: first nothing is owned any
+/// more, then the seed is told.
+pub(crate) async fn keep_tenures(live: Rc<Live>, mut lost_keys: UnboundedReceiver<Lost>, drain: Drain) {
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // Every arm is cancel-safe.
+        tokio::select! {
+            Some(lost) = lost_keys.recv() => end_lost(&live, lost),
+            now = sweep.tick() => {
+                for (key, epoch) in live.tenures.sweep(now) {
+                    live.link.release(&key, epoch);
+                }
+            }
+            () = drain.started() => break,
+        }
+    }
+    live.tenures.end(End::Draining, |_| true);
+    live.link.leave().await;
+}
+
+/// The news of a loss may be older than a new assignment of the same key.
+fn end_lost(live: &Live, lost: Lost) {
+    match lost {
+        Lost::Key(key) => live
+            .tenures
+            .end_one(&key, End::Revoked, |tenure| live.link.check(&tenure.key, tenure.epoch) != Fence::Owned),
+        Lost::All => {
+            warn!("the lease is lost: all channels end here");
+            live.tenures
+                .end(End::Revoked, |tenure| live.link.check(&tenure.key, tenure.epoch) != Fence::Owned);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
