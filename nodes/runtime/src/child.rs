@@ -37,11 +37,7 @@ pub fn from_environment() -> io::Result<Option<Child>> {
         return Ok(None);
     };
     let (hello, sockets) = control::receive(&parent)?;
-    Ok(Some(Child {
-        hello,
-        sockets,
-        parent,
-    }))
+    Ok(Some(Child { hello, sockets, parent }))
 }
 
 impl Child {

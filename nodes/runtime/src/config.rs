@@ -50,10 +50,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self {
-            drain_grace_ms: 0,
-            drain_timeout_ms: 30_000,
-        }
+        Self { drain_grace_ms: 0, drain_timeout_ms: 30_000 }
     }
 }
 
@@ -86,8 +83,7 @@ impl Problems {
     /// Notes that the value of a dotted key (`proxy.children`) is wrong. Entries of lists have their number as a name:
     /// `proxy.listen.0`.
     pub fn add(&mut self, key: &str, reason: impl Display) {
-        self.found
-            .push(format!("{}{key}: {reason}", self.origins.place(key)));
+        self.found.push(format!("{}{key}: {reason}", self.origins.place(key)));
     }
 
     /// The value, or a note of its error and nothing.
@@ -98,11 +94,7 @@ impl Problems {
     /// # Errors
     /// Everything that was noted, if anything was.
     pub fn finish(self) -> Result<(), ConfigError> {
-        if self.found.is_empty() {
-            Ok(())
-        } else {
-            Err(ConfigError(self.found))
-        }
+        if self.found.is_empty() { Ok(()) } else { Err(ConfigError(self.found)) }
     }
 }
 
@@ -123,13 +115,7 @@ pub fn load<T: DeserializeOwned>(
     let layers = Layers::read(file, environment, flags)?;
     let (values, origins) = layers.merge()?;
     match T::deserialize(toml::Deserializer::from(values)) {
-        Ok(value) => Ok((
-            value,
-            Problems {
-                origins,
-                found: Vec::new(),
-            },
-        )),
+        Ok(value) => Ok((value, Problems { origins, found: Vec::new() })),
         Err(error) => Err(layers.error(&error)),
     }
 }

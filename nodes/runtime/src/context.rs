@@ -27,12 +27,7 @@ impl Context {
     pub(crate) fn new(hello: Hello, sockets: Vec<TcpListener>, drain: Drain) -> Self {
         let sockets = hello.sockets.iter().cloned().zip(sockets).collect();
         let report = watch::Sender::new(Report::default());
-        Self(Arc::new(Place {
-            hello,
-            sockets: Mutex::new(sockets),
-            report,
-            drain,
-        }))
+        Self(Arc::new(Place { hello, sockets: Mutex::new(sockets), report, drain }))
     }
 
     pub(crate) fn report(&self) -> watch::Receiver<Report> {
@@ -77,10 +72,7 @@ impl Context {
     pub fn listeners(&self, name: &str) -> Vec<TcpListener> {
         // No code panics while it holds this lock.
         let mut sockets = self.0.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets
-            .extract_if(.., |(of, _)| of == name)
-            .map(|(_, socket)| socket)
-            .collect()
+        sockets.extract_if(.., |(of, _)| of == name).map(|(_, socket)| socket).collect()
     }
 
     /// When to stop accepting and finish.
@@ -90,25 +82,21 @@ impl Context {
 
     /// Whether this process can serve now. It starts as `false`.
     pub fn ready(&self, ready: bool) {
-        self.0
-            .report
-            .send_if_modified(|report| std::mem::replace(&mut report.ready, ready) != ready);
+        self.0.report.send_if_modified(|report| std::mem::replace(&mut report.ready, ready) != ready);
     }
 
     /// Shows a value on the status page, in place of the last one of this name. For states and totals, not for rates:
     /// each change is a message to the parent.
     pub fn detail(&self, name: &str, value: impl Into<serde_json::Value>) {
         let value = value.into();
-        self.0
-            .report
-            .send_if_modified(|report| match report.details.get_mut(name) {
-                Some(old) if *old == value => false,
-                Some(old) => {
-                    *old = value;
-                    true
-                }
-                None => report.details.insert(name.to_owned(), value).is_none(),
-            });
+        self.0.report.send_if_modified(|report| match report.details.get_mut(name) {
+            Some(old) if *old == value => false,
+            Some(old) => {
+                *old = value;
+                true
+            }
+            None => report.details.insert(name.to_owned(), value).is_none(),
+        });
     }
 }
 

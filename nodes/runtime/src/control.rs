@@ -88,7 +88,7 @@ pub(crate) async fn obey(
         let word = tokio::select! {
             order = lines.next() => match order {
                 Ok(Some(Order::Drain)) => { drain.pull(); continue }
-                Ok(Some(Order::End)) => { end.pull(); continue }
+                Ok(Some(Order::End)) => { end.pull(); drain.pull(); continue }
                 Ok(Some(Order::Metrics)) => Word::Metrics(telemetry::gather()),
                 Ok(None) => break debug!("the supervisor has ended"),
                 Err(error) => break error!(%error, "the supervisor can't be understood"),

@@ -38,20 +38,11 @@ pub(crate) struct Sample {
 
 impl Family {
     pub(crate) fn new(name: &str, kind: Kind, help: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            kind,
-            help: help.to_owned(),
-            samples: Vec::new(),
-        }
+        Self { name: name.to_owned(), kind, help: help.to_owned(), samples: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, suffix: &str, labels: String, value: impl ToString) {
-        self.samples.push(Sample {
-            suffix: suffix.to_owned(),
-            labels,
-            value: value.to_string(),
-        });
+        self.samples.push(Sample { suffix: suffix.to_owned(), labels, value: value.to_string() });
     }
 }
 
@@ -67,9 +58,7 @@ impl Exposition {
             if let Some(child) = child {
                 for sample in &mut family.samples {
                     let separator = if sample.labels.is_empty() { "" } else { "," };
-                    sample
-                        .labels
-                        .insert_str(0, &format!("child=\"{child}\"{separator}"));
+                    sample.labels.insert_str(0, &format!("child=\"{child}\"{separator}"));
                 }
             }
             match self.0.get_mut(&family.name) {
@@ -95,18 +84,9 @@ impl Exposition {
 
 impl Family {
     fn write(&self, text: &mut String) -> std::fmt::Result {
-        let Self {
-            name,
-            kind,
-            help,
-            samples,
-        } = self;
+        let Self { name, kind, help, samples } = self;
         if !help.is_empty() {
-            writeln!(
-                text,
-                "# HELP {name} {}",
-                help.replace('\\', "\\\\").replace('\n', "\\n")
-            )?;
+            writeln!(text, "# HELP {name} {}", help.replace('\\', "\\\\").replace('\n', "\\n"))?;
         }
         let kind = match kind {
             Kind::Counter => "counter",
@@ -114,12 +94,7 @@ impl Family {
             Kind::Histogram => "histogram",
         };
         writeln!(text, "# TYPE {name} {kind}")?;
-        for Sample {
-            suffix,
-            labels,
-            value,
-        } in samples
-        {
+        for Sample { suffix, labels, value } in samples {
             match labels.as_str() {
                 "" => writeln!(text, "{name}{suffix} {value}")?,
                 labels => writeln!(text, "{name}{suffix}{{{labels}}} {value}")?,
@@ -134,10 +109,7 @@ pub(crate) fn labels<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) ->
     let mut text = String::new();
     for (name, value) in pairs {
         let separator = if text.is_empty() { "" } else { "," };
-        let value = value
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('\n', "\\n");
+        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         // Writing to a string can't fail.
         let _ = write!(text, "{separator}{name}=\"{value}\"");
     }

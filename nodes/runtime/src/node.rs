@@ -62,12 +62,7 @@ struct ChildStatus {
 
 impl Node {
     pub(crate) fn new(about: Running, started: Instant, body: Body) -> Self {
-        Self {
-            about,
-            started,
-            body,
-            draining: watch::Sender::new(false),
-        }
+        Self { about, started, body, draining: watch::Sender::new(false) }
     }
 
     pub(crate) fn children(&self) -> &[Process] {
@@ -97,10 +92,7 @@ impl Node {
     }
 
     fn statuses(&self) -> Vec<Status> {
-        self.children()
-            .iter()
-            .map(|child| child.status().borrow().clone())
-            .collect()
+        self.children().iter().map(|child| child.status().borrow().clone()).collect()
     }
 
     /// As the seed is told it.
@@ -152,11 +144,7 @@ impl Node {
 
     /// Returns at the next change of anything that [`Node::state`] tells of. Cancel-safe.
     pub(crate) async fn changed(&self, seen: &mut Seen) {
-        let Seen {
-            draining,
-            children,
-            report,
-        } = seen;
+        let Seen { draining, children, report } = seen;
         let children = children.iter_mut().map(|status| Box::pin(status.changed()));
         let report = async {
             match report {
@@ -186,11 +174,7 @@ impl Node {
             Body::Children(_) => None,
         };
         let children = self.children().iter().map(Process::status).collect();
-        Seen {
-            draining: self.draining.subscribe(),
-            children,
-            report,
-        }
+        Seen { draining: self.draining.subscribe(), children, report }
     }
 
     /// The text of `/metrics`: what every process recorded, and what the kernel says of it.
@@ -198,11 +182,7 @@ impl Node {
         let mut exposition = Exposition::default();
         exposition.add(telemetry::gather(), None);
         exposition.add(process_families(std::process::id()), None);
-        let mut ready = Family::new(
-            "protoplex_node_ready",
-            Kind::Gauge,
-            "Whether the node takes traffic.",
-        );
+        let mut ready = Family::new("protoplex_node_ready", Kind::Gauge, "Whether the node takes traffic.");
         ready.push("", String::new(), u8::from(self.is_ready()));
         exposition.add(vec![ready], None);
         let answers = futures_util::future::join_all(self.children().iter().map(Process::metrics)).await;
@@ -225,34 +205,18 @@ pub(crate) struct Seen {
 }
 
 fn uptime_ms(status: &Status) -> u64 {
-    status
-        .started
-        .map(|started| started.elapsed().as_millis() as u64)
-        .unwrap_or_default()
+    status.started.map(|started| started.elapsed().as_millis() as u64).unwrap_or_default()
 }
 
 fn process_families(pid: u32) -> Vec<Family> {
     let Some(usage) = procfs::usage(pid) else {
         return Vec::new();
     };
-    let memory = (
-        "process_resident_memory_bytes",
-        Kind::Gauge,
-        "Resident memory.",
-        usage.resident_bytes.to_string(),
-    );
-    let files = (
-        "process_open_fds",
-        Kind::Gauge,
-        "Open file descriptors.",
-        usage.open_files.to_string(),
-    );
-    let cpu = (
-        "process_cpu_seconds_total",
-        Kind::Counter,
-        "Processor time used.",
-        usage.cpu_seconds.to_string(),
-    );
+    let memory =
+        ("process_resident_memory_bytes", Kind::Gauge, "Resident memory.", usage.resident_bytes.to_string());
+    let files = ("process_open_fds", Kind::Gauge, "Open file descriptors.", usage.open_files.to_string());
+    let cpu =
+        ("process_cpu_seconds_total", Kind::Counter, "Processor time used.", usage.cpu_seconds.to_string());
     families([memory, files, cpu])
 }
 

@@ -23,7 +23,7 @@ use crate::drain::{Drain, Trigger};
 pub(crate) struct Orders {
     /// End in good order.
     pub(crate) drain: Drain,
-    /// End now.
+    /// End now. Whoever wishes that wishes `drain` too.
     pub(crate) end: Drain,
     _listeners: JoinSet<()>,
 }
@@ -35,9 +35,7 @@ impl Orders {
         let signals = Signals::take()?;
         let supervised = supervisor.is_some();
         let mut orders = Listening::new();
-        orders
-            .listeners
-            .spawn(signals.obey(supervised, orders.drain.0.clone(), orders.end.0.clone()));
+        orders.listeners.spawn(signals.obey(supervised, orders.drain.0.clone(), orders.end.0.clone()));
         if let Some(socket) = supervisor {
             orders.obey(socket, report)?;
         }
@@ -61,33 +59,20 @@ struct Listening {
 
 impl Listening {
     fn new() -> Self {
-        Self {
-            drain: Drain::new(),
-            end: Drain::new(),
-            listeners: JoinSet::new(),
-        }
+        Self { drain: Drain::new(), end: Drain::new(), listeners: JoinSet::new() }
     }
 
     fn obey(&mut self, socket: UnixStream, report: watch::Receiver<Report>) -> io::Result<()> {
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixStream::from_std(socket)?;
-        self.listeners.spawn(control::obey(
-            socket,
-            report,
-            self.drain.0.clone(),
-            self.end.0.clone(),
-        ));
+        self.listeners.spawn(control::obey(socket, report, self.drain.0.clone(), self.end.0.clone()));
         Ok(())
     }
 }
 
 impl From<Listening> for Orders {
     fn from(listening: Listening) -> Self {
-        Self {
-            drain: listening.drain.1,
-            end: listening.end.1,
-            _listeners: listening.listeners,
-        }
+        Self { drain: listening.drain.1, end: listening.end.1, _listeners: listening.listeners }
     }
 }
 
@@ -100,10 +85,7 @@ struct Signals {
 impl Signals {
     /// From here on they don't end it by themselves any more, even when this is dropped.
     fn take() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     /// SIGTERM and SIGINT drain; a second SIGINT ends. Where the process is supervised SIGINT means nothing: a terminal

@@ -54,16 +54,11 @@ pub struct Spec {
 /// # Errors
 /// Everything that stands in the way.
 pub fn probe(specs: &[Spec]) -> Result<(), StartError> {
-    let mut causes: Vec<_> = specs
-        .iter()
-        .filter_map(|spec| running::probe(&spec.common.data, &spec.common.node))
-        .collect();
+    let mut causes: Vec<_> =
+        specs.iter().filter_map(|spec| running::probe(&spec.common.data, &spec.common.node)).collect();
     if causes.is_empty() {
         causes.extend(specs.iter().filter_map(Spec::exposure));
-        causes.extend(sockets::probe(
-            &specs.iter().flat_map(Spec::wanted).collect::<Vec<_>>(),
-            false,
-        ));
+        causes.extend(sockets::probe(&specs.iter().flat_map(Spec::wanted).collect::<Vec<_>>(), false));
     }
     StartError::unless_empty(causes)
 }
@@ -80,19 +75,11 @@ impl Spec {
         let claim = running::claim(&common.data, &common.node)?;
         let mut causes: Vec<_> = self.exposure().into_iter().collect();
         causes.extend(sockets::probe(&self.wanted(), claim.is_orphaned()));
-        causes.extend(
-            telemetry::start(&common.telemetry, &common.node, None)
-                .err()
-                .map(StartCause::from),
-        );
+        causes.extend(telemetry::start(&common.telemetry, &common.node, None).err().map(StartCause::from));
         StartError::unless_empty(causes)?;
 
         let (meta, address) = sockets::listen("meta", common.meta, false)?;
-        let mut addresses = vec![Address {
-            name: "meta".to_owned(),
-            child: None,
-            address,
-        }];
+        let mut addresses = vec![Address { name: "meta".to_owned(), child: None, address }];
         let sockets = self.listen(&mut addresses)?;
         let running = Running {
             node: common.node.clone(),
@@ -106,24 +93,14 @@ impl Spec {
         };
         claim.announce(&running)?;
         let state = watch::Sender::new(NodeState::default());
-        Ok(Bound {
-            spec: self,
-            started: Instant::now(),
-            running,
-            claim,
-            meta,
-            sockets,
-            state,
-        })
+        Ok(Bound { spec: self, started: Instant::now(), running, claim, meta, sockets, state })
     }
 
     /// All addresses with a port of the configuration's choice, and what for.
     fn wanted(&self) -> Vec<(String, SocketAddr)> {
         let meta = [("meta".to_owned(), self.common.meta)];
         let wanted = meta.iter().chain(&self.shared);
-        wanted
-            .map(|(name, address)| (format!("{name} of {}", self.common.node), *address))
-            .collect()
+        wanted.map(|(name, address)| (format!("{name} of {}", self.common.node), *address)).collect()
     }
 
     fn exposure(&self) -> Option<StartCause> {
@@ -142,21 +119,13 @@ impl Spec {
                 address = real;
                 sockets.push(name, socket);
             }
-            addresses.push(Address {
-                name: name.clone(),
-                child: None,
-                address,
-            });
+            addresses.push(Address { name: name.clone(), child: None, address });
         }
         for (name, ip) in &self.own {
             for (child, sockets) in (0..).zip(&mut all) {
                 let (socket, address) = sockets::listen(name, SocketAddr::new(*ip, 0), false)?;
                 sockets.push(name, socket);
-                addresses.push(Address {
-                    name: name.clone(),
-                    child: Some(child),
-                    address,
-                });
+                addresses.push(Address { name: name.clone(), child: Some(child), address });
             }
         }
         Ok(all)
@@ -205,12 +174,8 @@ impl Bound {
     pub async fn run(mut self) -> ExitCode {
         let timing = self.spec.common.timing.clone();
         let policy = Policy::new(timing.drain_timeout() + STOP_MARGIN);
-        let programs = self
-            .hellos()
-            .map(|(hello, sockets)| Program::child(&hello, sockets));
-        let children = programs
-            .map(|program| Process::start(program, policy.clone()))
-            .collect();
+        let programs = self.hellos().map(|(hello, sockets)| Program::child(&hello, sockets));
+        let children = programs.map(|program| Process::start(program, policy.clone())).collect();
         let service = match self.serve(Body::Children(children)) {
             Ok(service) => service,
             Err(error) => return failed(&error),
@@ -240,19 +205,17 @@ impl Bound {
     /// What each child is told, with its sockets.
     pub(crate) fn hellos(&mut self) -> impl Iterator<Item = (Hello, Vec<TcpListener>)> {
         let spec = &self.spec;
-        (0..)
-            .zip(self.sockets.drain(..))
-            .map(|(index, Sockets { names, sockets })| {
-                let hello = Hello {
-                    kind: spec.kind.to_owned(),
-                    index,
-                    children: spec.children,
-                    common: spec.common.clone(),
-                    config: spec.child_config.clone(),
-                    sockets: names,
-                };
-                (hello, sockets)
-            })
+        (0..).zip(self.sockets.drain(..)).map(|(index, Sockets { names, sockets })| {
+            let hello = Hello {
+                kind: spec.kind.to_owned(),
+                index,
+                children: spec.children,
+                common: spec.common.clone(),
+                config: spec.child_config.clone(),
+                sockets: names,
+            };
+            (hello, sockets)
+        })
     }
 
     /// Everything around the node's work: orders, meta port, its state for the seed and its supervisor.
@@ -261,17 +224,9 @@ impl Bound {
         let report = watch::Sender::new(Report::default());
         let orders = Orders::of_node(report.subscribe())?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(meta::serve(
-            tokio::net::TcpListener::from_std(self.meta)?,
-            Arc::clone(&node),
-        ));
+        tasks.spawn(meta::serve(tokio::net::TcpListener::from_std(self.meta)?, Arc::clone(&node)));
         tasks.spawn(publish(Arc::clone(&node), self.state, report));
-        Ok(Service {
-            node,
-            orders,
-            _tasks: tasks,
-            _claim: self.claim,
-        })
+        Ok(Service { node, orders, _tasks: tasks, _claim: self.claim })
     }
 }
 
@@ -313,11 +268,5 @@ async fn publish(node: Arc<Node>, state: watch::Sender<NodeState>, report: watch
 fn raise_file_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // Where it is refused the lower limit stays, and connections are bounded by it.
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    );
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

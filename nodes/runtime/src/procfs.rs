@@ -17,19 +17,9 @@ pub(crate) fn usage(pid: u32) -> Option<Usage> {
     let folder = Path::new("/proc").join(pid.to_string());
     let stat = fs::read_to_string(folder.join("stat")).ok()?;
     // The second field is the program's name in parentheses and may hold anything; utime and stime are 14 and 15.
-    let mut ticks = stat
-        .rsplit_once(") ")?
-        .1
-        .split(' ')
-        .skip(11)
-        .map(|field| field.parse::<u64>().ok());
+    let mut ticks = stat.rsplit_once(") ")?.1.split(' ').skip(11).map(|field| field.parse::<u64>().ok());
     let ticks = ticks.next()?? + ticks.next()??;
-    let pages: u64 = fs::read_to_string(folder.join("statm"))
-        .ok()?
-        .split(' ')
-        .nth(1)?
-        .parse()
-        .ok()?;
+    let pages: u64 = fs::read_to_string(folder.join("statm")).ok()?.split(' ').nth(1)?.parse().ok()?;
     Some(Usage {
         resident_bytes: pages * rustix::param::page_size() as u64,
         open_files: fs::read_dir(folder.join("fd")).ok()?.count() as u64,
@@ -40,8 +30,7 @@ pub(crate) fn usage(pid: u32) -> Option<Usage> {
 /// The machine's load average over one minute.
 pub(crate) fn load_average() -> f64 {
     let load = fs::read_to_string("/proc/loadavg").ok();
-    load.and_then(|load| load.split(' ').next()?.parse().ok())
-        .unwrap_or_default()
+    load.and_then(|load| load.split(' ').next()?.parse().ok()).unwrap_or_default()
 }
 
 /// The process that listens where a socket of this address would have to, as `name (pid N)`, where we may know it.
@@ -49,6 +38,10 @@ pub(crate) fn listener(address: SocketAddr) -> Option<String> {
     let inode = listening_inode(address)?;
     let target = format!("socket:[{inode}]");
     for process in fs::read_dir("/proc").ok()?.flatten() {
+        let pid = process.file_name();
+        if !pid.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else {
             continue;
         };
@@ -57,11 +50,7 @@ pub(crate) fn listener(address: SocketAddr) -> Option<String> {
         };
         if descriptors.flatten().any(holds) {
             let name = fs::read_to_string(process.path().join("comm")).ok()?;
-            return Some(format!(
-                "{} (pid {})",
-                name.trim_end(),
-                process.file_name().display()
-            ));
+            return Some(format!("{} (pid {})", name.trim_end(), pid.display()));
         }
     }
     None
@@ -70,9 +59,7 @@ pub(crate) fn listener(address: SocketAddr) -> Option<String> {
 fn listening_inode(address: SocketAddr) -> Option<String> {
     const LISTEN: &str = "0A";
     let wanted = format!(":{:04X}", address.port());
-    let (exact, any) = (kernel_notation(address.ip()), |ip: &str| {
-        ip.bytes().all(|digit| digit == b'0')
-    });
+    let (exact, any) = (kernel_notation(address.ip()), |ip: &str| ip.bytes().all(|digit| digit == b'0'));
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         let table = fs::read_to_string(table).unwrap_or_default();
         for row in table.lines().skip(1) {
@@ -97,9 +84,7 @@ fn kernel_notation(ip: IpAddr) -> String {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let words = octets
-        .chunks_exact(4)
-        .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+    let words = octets.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
     words.map(|word| format!("{word:08X}")).collect()
 }
 

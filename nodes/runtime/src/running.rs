@@ -39,10 +39,7 @@ pub struct Running {
 impl Running {
     /// The first address of this name.
     pub fn address(&self, name: &str) -> Option<SocketAddr> {
-        self.addresses
-            .iter()
-            .find(|address| address.name == name)
-            .map(|address| address.address)
+        self.addresses.iter().find(|address| address.name == name).map(|address| address.address)
     }
 }
 
@@ -81,10 +78,7 @@ impl Claim {
             fs::write(&draft, text)?;
             fs::rename(&draft, &self.announcement)
         };
-        write().map_err(|source| StartCause::Data {
-            path: self.announcement.clone(),
-            source,
-        })
+        write().map_err(|source| StartCause::Data { path: self.announcement.clone(), source })
     }
 }
 
@@ -104,18 +98,9 @@ pub fn claim(data: &Path, node: &str) -> Result<Claim, StartCause> {
     let path = folder.join(format!("{node}.lock"));
     let open = || {
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
     };
-    let failed = |source| StartCause::Data {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source| StartCause::Data { path: path.clone(), source };
     let mut lock = open().map_err(failed)?;
     let deadline = Instant::now() + LOCK_TIMEOUT;
     while let Err(refusal) = lock.try_lock() {
@@ -125,16 +110,10 @@ pub fn claim(data: &Path, node: &str) -> Result<Claim, StartCause> {
             TryLockError::Error(source) => return Err(failed(source)),
         }
     }
-    lock.set_len(0)
-        .and_then(|()| writeln!(lock, "{}", std::process::id()))
-        .map_err(failed)?;
+    lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
     let announcement = folder.join(format!("{node}.json"));
     let orphaned = announcement.exists();
-    Ok(Claim {
-        _lock: lock,
-        announcement,
-        orphaned,
-    })
+    Ok(Claim { _lock: lock, announcement, orphaned })
 }
 
 /// Why [`claim`] would fail now, where it would because the name is taken.
@@ -146,16 +125,8 @@ pub(crate) fn probe(data: &Path, node: &str) -> Option<StartCause> {
 fn taken(data: &Path, node: &str, lock: io::Result<File>) -> StartCause {
     // Without it the error says less, but is no other.
     let pid = lock.and_then(io::read_to_string).unwrap_or_default();
-    let pid = if pid.is_empty() {
-        "unknown".to_owned()
-    } else {
-        pid.trim_end().to_owned()
-    };
-    StartCause::Running {
-        node: node.to_owned(),
-        data: data.to_owned(),
-        pid,
-    }
+    let pid = if pid.is_empty() { "unknown".to_owned() } else { pid.trim_end().to_owned() };
+    StartCause::Running { node: node.to_owned(), data: data.to_owned(), pid }
 }
 
 /// The nodes that run on a data directory now, by name. Those that ended, however they ended, are left out.
@@ -174,11 +145,8 @@ pub fn list(data: &Path) -> io::Result<Vec<Running>> {
             && is_locked(&path.with_extension("lock"))
         {
             // It may end right now, and its file with it.
-            running.extend(
-                fs::read(&path)
-                    .ok()
-                    .and_then(|text| serde_json::from_slice::<Running>(&text).ok()),
-            );
+            running
+                .extend(fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Running>(&text).ok()));
         }
     }
     running.sort_by(|one, other| one.node.cmp(&other.node));

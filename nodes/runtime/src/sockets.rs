@@ -29,11 +29,7 @@ pub(crate) fn probe(wanted: &[(String, SocketAddr)], orphaned: bool) -> Vec<Star
     for (name, address) in wanted {
         if address.port() != 0 && !seen.insert(address) {
             let by = " by this configuration itself".to_owned();
-            causes.push(StartCause::InUse {
-                name: name.clone(),
-                address: *address,
-                by,
-            });
+            causes.push(StartCause::InUse { name: name.clone(), address: *address, by });
             continue;
         }
         while let Err(error) = bind(*address, false) {
@@ -80,15 +76,9 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 fn cause(name: &str, address: SocketAddr, error: io::Error) -> StartCause {
     let name = name.to_owned();
     if error.kind() == io::ErrorKind::AddrInUse {
-        let by = procfs::listener(address)
-            .map(|listener| format!(" by {listener}"))
-            .unwrap_or_default();
+        let by = procfs::listener(address).map(|listener| format!(" by {listener}")).unwrap_or_default();
         StartCause::InUse { name, address, by }
     } else {
-        StartCause::Bind {
-            name,
-            address,
-            source: error,
-        }
+        StartCause::Bind { name, address, source: error }
     }
 }

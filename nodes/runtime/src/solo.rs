@@ -30,13 +30,5 @@ where
         Err(error) => return failed(&error),
     };
     let noticed = || service.node.start_draining();
-    orders::follow(
-        &service.orders,
-        main(context),
-        &timing,
-        timing.drain_grace(),
-        noticed,
-        trigger,
-    )
-    .await
+    orders::follow(&service.orders, main(context), &timing, timing.drain_grace(), noticed, trigger).await
 }

@@ -20,11 +20,7 @@ pub struct StartError {
 
 impl StartError {
     pub(crate) fn unless_empty(causes: Vec<StartCause>) -> Result<(), Self> {
-        if causes.is_empty() {
-            Ok(())
-        } else {
-            Err(Self { causes })
-        }
+        if causes.is_empty() { Ok(()) } else { Err(Self { causes }) }
     }
 
     /// The code to exit with, [`REFUSED`].

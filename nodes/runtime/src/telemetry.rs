@@ -35,11 +35,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-            format: Format::Auto,
-            file: None,
-        }
+        Self { level: "info".to_owned(), format: Format::Auto, file: None }
     }
 }
 
@@ -89,10 +85,7 @@ pub fn start(settings: &Settings, node: &str, child: Option<u32>) -> Result<(), 
     })?;
     let (writer, terminal) = match &settings.file {
         Some(path) => {
-            let file = append(path).map_err(|source| TelemetryError::File {
-                path: path.clone(),
-                source,
-            })?;
+            let file = append(path).map_err(|source| TelemetryError::File { path: path.clone(), source })?;
             (BoxMakeWriter::new(Arc::new(file)), false)
         }
         None => (BoxMakeWriter::new(io::stderr), io::stderr().is_terminal()),
@@ -107,11 +100,7 @@ pub fn start(settings: &Settings, node: &str, child: Option<u32>) -> Result<(), 
         .with_writer(writer)
         .with_ansi(terminal)
         .fmt_fields(JsonFields::new())
-        .event_format(Line {
-            node: node.to_owned(),
-            child,
-            json,
-        });
+        .event_format(Line { node: node.to_owned(), child, json });
     // It fails where this is not the first call.
     let _ = subscriber.try_init();
     record();
@@ -120,11 +109,7 @@ pub fn start(settings: &Settings, node: &str, child: Option<u32>) -> Result<(), 
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 /// From here on the macros of `metrics` count.
@@ -136,10 +121,7 @@ fn record() {
 
 /// All metrics of this process.
 pub(crate) fn gather() -> Vec<Family> {
-    RECORDER
-        .get()
-        .map(|recorder| recorder.gather())
-        .unwrap_or_default()
+    RECORDER.get().map(|recorder| recorder.gather()).unwrap_or_default()
 }
 
 /// A panic ends its task only; it must not pass unseen.

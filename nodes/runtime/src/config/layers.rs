@@ -70,11 +70,8 @@ impl Layers {
         variables.sort();
         for (name, value) in variables {
             let key = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
-            let value = if DeValue::parse(&value).is_ok() {
-                value
-            } else {
-                toml::Value::String(value).to_string()
-            };
+            let value =
+                if DeValue::parse(&value).is_ok() { value } else { toml::Value::String(value).to_string() };
             layers.push(name, false, &format!("{key} = {value}"));
         }
         for (key, value) in flags {
@@ -85,12 +82,7 @@ impl Layers {
 
     fn push(&mut self, name: String, is_file: bool, text: &str) {
         let begin = self.0.last().map_or(0, |source| source.text.len() + 1);
-        self.0.push(Source {
-            name,
-            is_file,
-            begin,
-            text: " ".repeat(begin) + text,
-        });
+        self.0.push(Source { name, is_file, begin, text: " ".repeat(begin) + text });
     }
 
     /// All values, the later ones over the earlier, and where they come from.
@@ -109,11 +101,7 @@ impl Layers {
     pub(super) fn error(&self, error: &toml::de::Error) -> ConfigError {
         let place = match error.span() {
             Some(span) if span != WHOLE => self.place(span.start),
-            _ => self
-                .0
-                .first()
-                .map_or("configuration", |source| &source.name)
-                .to_owned(),
+            _ => self.0.first().map_or("configuration", |source| &source.name).to_owned(),
         };
         ConfigError(vec![format!("{place}: {}", plain(error.message()))])
     }
@@ -125,13 +113,7 @@ impl Layers {
         if !source.is_file {
             return source.name.clone();
         }
-        let line = source
-            .text
-            .bytes()
-            .take(offset)
-            .filter(|byte| *byte == b'\n')
-            .count()
-            + 1;
+        let line = source.text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1;
         format!("{}:{line}", source.name)
     }
 

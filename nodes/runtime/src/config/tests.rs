@@ -35,22 +35,13 @@ enum Placement {
 
 impl Default for Whole {
     fn default() -> Self {
-        Self {
-            proxy: Proxy::default(),
-            log: telemetry::Settings::default(),
-            handler: Vec::new(),
-        }
+        Self { proxy: Proxy::default(), log: telemetry::Settings::default(), handler: Vec::new() }
     }
 }
 
 impl Default for Proxy {
     fn default() -> Self {
-        Self {
-            port: 8080,
-            host: "localhost".to_owned(),
-            children: 2,
-            listen: Vec::new(),
-        }
+        Self { port: 8080, host: "localhost".to_owned(), children: 2, listen: Vec::new() }
     }
 }
 
@@ -63,13 +54,8 @@ fn read(
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("protoplex.toml");
     std::fs::write(&file, text).unwrap();
-    let environment = environment
-        .iter()
-        .map(|(name, value)| (name.to_string(), value.to_string()));
-    let flags: Vec<_> = flags
-        .iter()
-        .map(|(key, value)| (key.to_string(), value.clone()))
-        .collect();
+    let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    let flags: Vec<_> = flags.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
     let folder = format!("{}/", folder.path().display());
     load(Some(&file), environment, &flags).map_err(|error| error.to_string().replace(&folder, ""))
 }
@@ -89,19 +75,11 @@ fn flags_win_over_the_environment_and_it_over_the_file() {
         ("PROTOPLEX_PROXY__CHILDREN", "4"),
         ("PROTOPLEX_DATA", "ignored"),
     ];
-    let flags = [
-        ("proxy.children", toml::Value::Integer(6)),
-        ("log.level", "debug".into()),
-    ];
+    let flags = [("proxy.children", toml::Value::Integer(6)), ("log.level", "debug".into())];
     let (whole, _) = read(text, &environment, &flags).unwrap();
     assert_eq!(
         whole.proxy,
-        Proxy {
-            port: 1,
-            host: "environment".to_owned(),
-            children: 6,
-            listen: Vec::new()
-        }
+        Proxy { port: 1, host: "environment".to_owned(), children: 6, listen: Vec::new() }
     );
     assert_eq!(whole.log.level, "debug");
 }
@@ -113,45 +91,24 @@ fn values_of_the_environment_are_toml_where_they_read_as_it() {
     let quoted = read("", &[("PROTOPLEX_PROXY__HOST", "'8080'")], &[]).unwrap();
     assert_eq!(quoted.0.proxy.host, "8080");
     let injected = read("", &[("PROTOPLEX_PROXY__HOST", "a\nport = 1")], &[]).unwrap();
-    assert_eq!(
-        (injected.0.proxy.host.as_str(), injected.0.proxy.port),
-        ("a\nport = 1", 8080)
-    );
+    assert_eq!((injected.0.proxy.host.as_str(), injected.0.proxy.port), ("a\nport = 1", 8080));
 }
 
 #[test]
 fn each_mistake_is_told_with_its_place() {
     let table = [
-        (
-            "[proxy]\nprot = 1\n",
-            "protoplex.toml:2: unknown key \"prot\", did you mean \"port\"?",
-        ),
-        (
-            "[proxi]\n",
-            "protoplex.toml:1: unknown key \"proxi\", did you mean \"proxy\"?",
-        ),
+        ("[proxy]\nprot = 1\n", "protoplex.toml:2: unknown key \"prot\", did you mean \"port\"?"),
+        ("[proxi]\n", "protoplex.toml:1: unknown key \"proxi\", did you mean \"proxy\"?"),
         (
             "\n[proxy]\n\nzzz = 1\n",
             "protoplex.toml:4: unknown key \"zzz\", expected \"port\", \"host\", \"children\" or \"listen\"",
         ),
-        (
-            "[proxy]\nport = \"x\"\n",
-            "protoplex.toml:2: invalid type: string \"x\", expected u16",
-        ),
-        (
-            "[proxy]\nport = 70000\n",
-            "protoplex.toml:2: invalid value: integer `70000`, expected u16",
-        ),
+        ("[proxy]\nport = \"x\"\n", "protoplex.toml:2: invalid type: string \"x\", expected u16"),
+        ("[proxy]\nport = 70000\n", "protoplex.toml:2: invalid value: integer `70000`, expected u16"),
         ("[proxy]\nport = 1\nport = 2\n", "protoplex.toml:3: duplicate key"),
-        (
-            "[proxy]\nport = \n",
-            "protoplex.toml:2: string values must be quoted, expected literal string",
-        ),
+        ("[proxy]\nport = \n", "protoplex.toml:2: string values must be quoted, expected literal string"),
         ("[proxy\n", "protoplex.toml:1: unclosed table, expected `]`"),
-        (
-            "[[handler]]\nname = \"a\"\n",
-            "protoplex.toml:1: missing key \"placement\"",
-        ),
+        ("[[handler]]\nname = \"a\"\n", "protoplex.toml:1: missing key \"placement\""),
         (
             "[[handler]]\nname = \"a\"\nplacement = \"owner\"\n",
             "protoplex.toml:3: unknown value \"owner\", did you mean \"owned\"?",
@@ -183,31 +140,18 @@ fn mistakes_in_overrides_name_them() {
         ),
     ];
     for (variable, message) in table {
-        assert_eq!(
-            read("[proxy]\nport = 1\n", &[variable], &[]).unwrap_err(),
-            message
-        );
+        assert_eq!(read("[proxy]\nport = 1\n", &[variable], &[]).unwrap_err(), message);
     }
     let flags = [("proxy.port", toml::Value::Integer(-1))];
     let message = "option proxy.port: invalid value: integer `-1`, expected u16";
-    assert_eq!(
-        read("", &[("PROTOPLEX_PROXY__PORT", "5")], &flags).unwrap_err(),
-        message
-    );
+    assert_eq!(read("", &[("PROTOPLEX_PROXY__PORT", "5")], &flags).unwrap_err(), message);
 }
 
 #[test]
 fn unreadable_files_are_named() {
-    let missing = load::<Whole>(
-        Some(Path::new("/nonexistent/protoplex.toml")),
-        std::iter::empty(),
-        &[],
-    )
-    .unwrap_err();
-    assert_eq!(
-        missing.to_string(),
-        "/nonexistent/protoplex.toml: No such file or directory (os error 2)"
-    );
+    let missing =
+        load::<Whole>(Some(Path::new("/nonexistent/protoplex.toml")), std::iter::empty(), &[]).unwrap_err();
+    assert_eq!(missing.to_string(), "/nonexistent/protoplex.toml: No such file or directory (os error 2)");
     let folder = load::<Whole>(Some(Path::new("/")), std::iter::empty(), &[]).unwrap_err();
     assert_eq!(folder.to_string(), "/: Is a directory (os error 21)");
     let long = read(&"#".repeat(2 << 20), &[], &[]).unwrap_err();
@@ -226,10 +170,8 @@ fn all_problems_are_told_together_each_with_its_place() {
     assert_eq!(problems.check("proxy.port", "7".parse::<u16>()), Some(7));
     assert_eq!(problems.check("proxy.port", "x".parse::<u16>()), None);
     let told = problems.finish().unwrap_err().to_string();
-    let lines: Vec<_> = told
-        .lines()
-        .map(|line| line.rsplit_once('/').map_or(line, |(_, line)| line))
-        .collect();
+    let lines: Vec<_> =
+        told.lines().map(|line| line.rsplit_once('/').map_or(line, |(_, line)| line)).collect();
     assert_eq!(
         lines,
         [

@@ -8,16 +8,7 @@ pub(super) fn plain(message: &str) -> String {
     unknown(message, "unknown field ", "key")
         .or_else(|| unknown(message, "unknown variant ", "value"))
         .or_else(|| {
-            Some(format!(
-                "missing key \"{}\"",
-                quoted(message.strip_prefix("missing field ")?).next()?
-            ))
-        })
-        .or_else(|| {
-            Some(format!(
-                "key {} is set twice",
-                message.strip_prefix("duplicate key")?.trim()
-            ))
+            Some(format!("missing key \"{}\"", quoted(message.strip_prefix("missing field ")?).next()?))
         })
         .unwrap_or_else(|| message.to_owned())
 }
@@ -28,10 +19,7 @@ fn unknown(message: &str, prefix: &str, what: &str) -> Option<String> {
     let wrong = names.next()?;
     let known: Vec<_> = names.collect();
     let likeness = |name: &str| strsim::normalized_damerau_levenshtein(wrong, name);
-    let nearest = known
-        .iter()
-        .copied()
-        .max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
+    let nearest = known.iter().copied().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
     Some(match nearest {
         Some(nearest) if likeness(nearest) >= SIMILAR => {
             format!("unknown {what} \"{wrong}\", did you mean \"{nearest}\"?")

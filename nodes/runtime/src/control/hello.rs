@@ -42,14 +42,8 @@ pub(crate) struct Parcel {
 impl Parcel {
     pub(crate) fn new(hello: &Hello, sockets: Vec<TcpListener>) -> Self {
         let line = super::line(hello).unwrap_or_default();
-        assert!(
-            !line.is_empty() && line.len() <= HELLO_BYTES,
-            "the configuration of a child is over 64 KiB"
-        );
-        assert!(
-            hello.sockets.len() == sockets.len() && sockets.len() <= SOCKETS,
-            "as many names as sockets"
-        );
+        assert!(!line.is_empty() && line.len() <= HELLO_BYTES, "the configuration of a child is over 64 KiB");
+        assert!(hello.sockets.len() == sockets.len() && sockets.len() <= SOCKETS, "as many names as sockets");
         Self { line, sockets }
     }
 
@@ -65,10 +59,7 @@ impl Parcel {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let sent = sendmsg(socket, &[IoSlice::new(&self.line)], &mut ancillary, flags)?;
         if sent < self.line.len() {
-            return Err(io::Error::new(
-                io::ErrorKind::WriteZero,
-                "the control socket holds too little",
-            ));
+            return Err(io::Error::new(io::ErrorKind::WriteZero, "the control socket holds too little"));
         }
         Ok(())
     }
@@ -96,19 +87,13 @@ pub(crate) fn receive(socket: &UnixStream) -> io::Result<(Hello, Vec<TcpListener
             }
         }
         if received == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the parent has said too little",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the parent has said too little"));
         }
         line.extend_from_slice(&part[..received]);
     }
     let hello: Hello = serde_json::from_slice(&line)?;
     if hello.sockets.len() != sockets.len() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "not as many sockets as names",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not as many sockets as names"));
     }
     Ok((hello, sockets))
 }

@@ -34,20 +34,13 @@ pub(crate) struct Lines<R> {
 
 impl<R: AsyncRead + Unpin> Lines<R> {
     pub(crate) fn new(reader: R) -> Self {
-        Self {
-            reader,
-            buffer: Vec::new(),
-            searched: 0,
-        }
+        Self { reader, buffer: Vec::new(), searched: 0 }
     }
 
     /// The next message, or nothing at the end. Cancel-safe: what was read stays in the buffer.
     pub(crate) async fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>, LineError> {
         loop {
-            if let Some(end) = self.buffer[self.searched..]
-                .iter()
-                .position(|byte| *byte == b'\n')
-            {
+            if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let end = self.searched + end;
                 let message = serde_json::from_slice(&self.buffer[..end])?;
                 self.buffer.drain(..=end);

@@ -123,13 +123,7 @@ pub struct Life {
 impl Life {
     /// A process that is being started: the caller spawns it.
     pub fn new(policy: Policy) -> Self {
-        Self {
-            policy,
-            state: State::Starting,
-            deadline: None,
-            deaths: VecDeque::new(),
-            restarts: 0,
-        }
+        Self { policy, state: State::Starting, deadline: None, deaths: VecDeque::new(), restarts: 0 }
     }
 
     /// Where it is.
@@ -152,11 +146,9 @@ impl Life {
         match (self.state, event) {
             (State::Starting, Event::Ready) => self.enter(State::Running, None, None),
             (State::Starting | State::Running, Event::Died) => self.died(now),
-            (State::Starting | State::Running, Event::Drain) => self.enter(
-                State::Stopping,
-                Some(now + self.policy.stop_timeout),
-                Some(Order::Drain),
-            ),
+            (State::Starting | State::Running, Event::Drain) => {
+                self.enter(State::Stopping, Some(now + self.policy.stop_timeout), Some(Order::Drain))
+            }
             (State::Starting | State::Running, Event::End) => {
                 self.enter(State::Stopping, Some(now + END_TIMEOUT), Some(Order::End))
             }
@@ -177,11 +169,7 @@ impl Life {
     }
 
     fn died(&mut self, now: Instant) -> Option<Order> {
-        while self
-            .deaths
-            .front()
-            .is_some_and(|death| now.duration_since(*death) >= self.policy.window)
-        {
+        while self.deaths.front().is_some_and(|death| now.duration_since(*death) >= self.policy.window) {
             self.deaths.pop_front();
         }
         self.deaths.push_back(now);
@@ -193,10 +181,7 @@ impl Life {
             return self.start_again();
         }
         let doublings = u32::try_from(deaths - 2).unwrap_or(u32::MAX);
-        let delay = self
-            .policy
-            .first_delay
-            .saturating_mul(2_u32.saturating_pow(doublings));
+        let delay = self.policy.first_delay.saturating_mul(2_u32.saturating_pow(doublings));
         self.enter(State::Backoff, Some(now + delay), None)
     }
 

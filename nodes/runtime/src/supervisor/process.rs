@@ -67,12 +67,7 @@ impl Process {
             asking: Vec::new(),
         };
         let keeper = tokio::spawn(keeper.keep()).abort_handle();
-        Self {
-            status: status_receiver,
-            wish,
-            questions,
-            keeper,
-        }
+        Self { status: status_receiver, wish, questions, keeper }
     }
 
     /// Its status, now and whenever it changes.
@@ -82,8 +77,7 @@ impl Process {
 
     /// Tells it to drain.
     pub fn drain(&self) {
-        self.wish
-            .send_if_modified(|wish| wish.replace(wish.unwrap_or(Event::Drain)).is_none());
+        self.wish.send_if_modified(|wish| wish.replace(wish.unwrap_or(Event::Drain)).is_none());
     }
 
     /// Ends it at once.
@@ -103,11 +97,7 @@ impl Process {
         if self.questions.try_send(answer).is_err() {
             return Vec::new();
         }
-        timeout(ANSWER_TIMEOUT, answered)
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .unwrap_or_default()
+        timeout(ANSWER_TIMEOUT, answered).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 }
 
@@ -142,10 +132,7 @@ impl Keeper {
             self.publish();
         }
         if self.life.state() == State::Fatal {
-            error!(
-                process = self.program.name(),
-                "died too often; it is not started again"
-            );
+            error!(process = self.program.name(), "died too often; it is not started again");
         }
     }
 

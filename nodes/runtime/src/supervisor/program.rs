@@ -32,12 +32,7 @@ impl Program {
     /// A node of `protoplex up`: a command line whose process calls [`crate::parent::Bound::run`] or
     /// [`crate::solo::run`]. It is told to drain, and tells its readiness, over its control socket.
     pub fn node(name: &str, executable: PathBuf, arguments: Vec<OsString>) -> Self {
-        Self {
-            name: name.to_owned(),
-            executable,
-            arguments,
-            parcel: None,
-        }
+        Self { name: name.to_owned(), executable, arguments, parcel: None }
     }
 
     /// A child of a node: this executable, even where another file has taken its place on disk.
@@ -64,15 +59,11 @@ impl Program {
     pub(super) fn spawn(&self) -> io::Result<Incarnation> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let mut command = Command::new(&self.executable);
-        command
-            .args(&self.arguments)
-            .stdin(Stdio::from(OwnedFd::from(theirs)));
+        command.args(&self.arguments).stdin(Stdio::from(OwnedFd::from(theirs)));
         match &self.parcel {
             Some(parcel) => {
                 parcel.send(&ours)?;
-                command
-                    .arg0(format!("protoplex {}", self.name))
-                    .env(control::VARIABLE, control::CHILD);
+                command.arg0(format!("protoplex {}", self.name)).env(control::VARIABLE, control::CHILD);
             }
             None => {
                 command.env(control::VARIABLE, control::NODE);
@@ -81,11 +72,7 @@ impl Program {
         let process = command.spawn()?;
         ours.set_nonblocking(true)?;
         let (reader, writer) = UnixStream::from_std(ours)?.into_split();
-        Ok(Incarnation {
-            process,
-            lines: Some(Lines::new(reader)),
-            writer,
-        })
+        Ok(Incarnation { process, lines: Some(Lines::new(reader)), writer })
     }
 }
 

@@ -1,10 +1,11 @@
 //! One log line: an event with the fields of its spans, its node and its child.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
@@ -18,6 +19,20 @@ pub(super) struct Line {
     pub(super) json: bool,
 }
 
+/// In the order in which people look for things.
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    time: &'a str,
+    level: &'a str,
+    node: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    child: Option<u32>,
+    target: &'a str,
+    message: Value,
+    #[serde(flatten)]
+    fields: Map<String, Value>,
+}
+
 impl<S> FormatEvent<S, JsonFields> for Line
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -29,16 +44,10 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let mut fields = Fields::default();
-        for span in context
-            .event_scope()
-            .into_iter()
-            .flat_map(|scope| scope.from_root())
-        {
+        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             if let Some(recorded) = span.extensions().get::<FormattedFields<JsonFields>>() {
                 // Our own formatter wrote it; a span without fields is empty.
-                fields
-                    .0
-                    .extend(serde_json::from_str::<Map<String, Value>>(recorded).unwrap_or_default());
+                fields.0.extend(serde_json::from_str::<Map<String, Value>>(recorded).unwrap_or_default());
             }
         }
         event.record(&mut fields);
@@ -58,29 +67,31 @@ impl Line {
         &self,
         mut writer: Writer<'_>,
         time: &str,
-        metadata: &tracing::Metadata<'_>,
-        fields: Map<String, Value>,
+        metadata: &Metadata<'_>,
+        mut fields: Map<String, Value>,
     ) -> fmt::Result {
-        let mut line = Map::new();
-        line.insert("time".to_owned(), json!(time));
-        line.insert("level".to_owned(), json!(metadata.level().as_str()));
-        line.insert("node".to_owned(), json!(self.node));
-        if let Some(child) = self.child {
-            line.insert("child".to_owned(), json!(child));
-        }
-        line.insert("target".to_owned(), json!(metadata.target()));
-        for (name, value) in fields {
+        for own in ["time", "level", "node", "child", "target"] {
             // What the line says of itself can't be contradicted by an event.
-            line.entry(name).or_insert(value);
+            fields.remove(own);
         }
-        writeln!(writer, "{}", Value::Object(line))
+        let message = fields.remove("message");
+        let line = JsonLine {
+            time,
+            level: metadata.level().as_str(),
+            node: &self.node,
+            child: self.child,
+            target: metadata.target(),
+            message: message.unwrap_or_default(),
+            fields,
+        };
+        writeln!(writer, "{}", serde_json::to_string(&line).map_err(|_| fmt::Error)?)
     }
 
     fn write_text(
         &self,
         mut writer: Writer<'_>,
         time: &str,
-        metadata: &tracing::Metadata<'_>,
+        metadata: &Metadata<'_>,
         mut fields: Map<String, Value>,
     ) -> fmt::Result {
         let level = metadata.level();
@@ -96,7 +107,13 @@ impl Line {
         }
         write!(writer, " {}:", metadata.target())?;
         if let Some(Value::String(message)) = fields.remove("message") {
-            write!(writer, " {}", message.escape_debug())?;
+            writer.write_char(' ')?;
+            for character in message.chars() {
+                match character.is_control() {
+                    true => write!(writer, "{}", character.escape_default())?,
+                    false => writer.write_char(character)?,
+                }
+            }
         }
         for (name, value) in &fields {
             match value {
@@ -140,8 +157,7 @@ impl Visit for Fields {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0
-            .insert(field.name().to_owned(), json!(format!("{value:?}")));
+        self.0.insert(field.name().to_owned(), json!(format!("{value:?}")));
     }
 }
 

@@ -15,9 +15,8 @@ use crate::exposition::{Family, Kind, labels};
 const SERIES: usize = 1_000;
 
 /// Upper bounds of buckets: durations from a tenth of a millisecond to a minute.
-const SECONDS: [f64; 16] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
-];
+const SECONDS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 /// Upper bounds of buckets: sizes from 256 bytes to 1 GiB.
 const BYTES: [f64; 12] = [
     256.0,
@@ -73,11 +72,7 @@ impl Buckets {
             _ => &COUNTS,
         };
         let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
-        Self {
-            bounds,
-            counts,
-            sum: AtomicU64::new(0.0_f64.to_bits()),
-        }
+        Self { bounds, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
     }
 }
 
@@ -99,17 +94,12 @@ impl Series {
     }
 
     fn show(&self, key: &Key, family: &mut Family) {
-        let pairs: Vec<_> = key
-            .labels()
-            .map(|label: &Label| (label.key(), label.value()))
-            .collect();
+        let pairs: Vec<_> = key.labels().map(|label: &Label| (label.key(), label.value())).collect();
         match self {
             Self::Counter(count) => family.push("", labels(pairs), count.load(Ordering::Relaxed)),
-            Self::Gauge(bits) => family.push(
-                "",
-                labels(pairs),
-                float(f64::from_bits(bits.load(Ordering::Relaxed))),
-            ),
+            Self::Gauge(bits) => {
+                family.push("", labels(pairs), float(f64::from_bits(bits.load(Ordering::Relaxed))))
+            }
             Self::Histogram(buckets) => {
                 let mut total = 0;
                 let bounds = buckets.bounds.iter().copied().chain([f64::INFINITY]).map(float);
@@ -161,11 +151,7 @@ impl Recorder {
 
     fn describe(&self, name: &KeyName, kind: Kind, help: SharedString) {
         let mut families = self.families();
-        let family = Registered {
-            kind,
-            help: String::new(),
-            series: HashMap::new(),
-        };
+        let family = Registered { kind, help: String::new(), series: HashMap::new() };
         families.entry(name.as_str().to_owned()).or_insert(family).help = help.into_owned();
     }
 
@@ -173,11 +159,7 @@ impl Recorder {
     fn series(&self, key: &Key, kind: Kind) -> Option<Arc<Series>> {
         let mut families = self.families();
         if !families.contains_key(key.name()) {
-            let family = Registered {
-                kind,
-                help: String::new(),
-                series: HashMap::new(),
-            };
+            let family = Registered { kind, help: String::new(), series: HashMap::new() };
             families.insert(key.name().to_owned(), family);
         }
         let family = families.get_mut(key.name())?;

@@ -1,0 +1,338 @@
+//! Real nodes with real children, killed and drained.
+
+#[path = "processes/rig.rs"]
+mod rig;
+
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use protoplex_runtime::supervisor::{Policy, Process, State};
+use rig::{Arguments, Client, Node, eventually, lives, until};
+use rustix::process::Signal;
+
+#[test]
+fn a_client_that_connects_while_no_child_lives_is_served_by_the_successor() {
+    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let first = node.child(0).pid;
+    node.kill_child(0);
+    until("the successor is ready", || node.child(0).pid != first && node.is_ready());
+    node.kill_child(0);
+    until("the second death is followed by a pause", || node.child(0).state == "BACKOFF");
+    let mut client = Client::connect(node.http());
+    assert_eq!(node.child(0).state, "BACKOFF", "the client should have come while nobody could accept");
+    let (index, pid) = client.ask("who").unwrap();
+    assert_eq!((index, Some(pid)), (0, node.child(0).pid));
+    assert_eq!(node.child(0).restarts, 2);
+}
+
+#[test]
+fn under_load_a_killed_child_costs_only_what_it_was_answering() {
+    const CLIENTS: usize = 8;
+    let node = Node::start(&Arguments::default());
+    let (answered, failed, stop) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // Being refused is a panic.
+                    let answer = Client::connect(node.http()).ask("who");
+                    let counter = if answer.is_ok() { &answered } else { &failed };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let more = |than: usize| until("answers go on", || answered.load(Ordering::Relaxed) > than + 200);
+        more(0);
+        node.kill_child(0);
+        more(answered.load(Ordering::Relaxed));
+        until("the successor is ready", || node.child(0).state == "RUNNING");
+        more(answered.load(Ordering::Relaxed));
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(failed.into_inner() <= CLIENTS, "each client waits for one answer at a time");
+    assert_eq!(node.child(1).restarts, 0);
+}
+
+#[test]
+fn a_child_that_dies_again_and_again_is_given_up_and_gets_no_connections() {
+    let node = Node::spawn(&Arguments { hopeless: Some(1), ..Arguments::default() });
+    let started = Instant::now();
+    until("it is given up", || node.child(1).state == "FATAL");
+    assert!(
+        started.elapsed() > Duration::from_millis(250 + 500 + 1000),
+        "each pause is twice the one before"
+    );
+    assert_eq!((node.child(1).restarts, node.child(1).pid), (4, None));
+    until("the other one serves", || node.is_ready());
+    assert_eq!(node.status()["degraded"], true);
+    for _ in 0..64 {
+        assert_eq!(Client::connect(node.http()).ask("who").unwrap().0, 0);
+    }
+}
+
+#[test]
+fn a_drain_is_announced_then_stops_accepting_then_finishes() {
+    let timing = (1_500, 20_000);
+    let mut node = Node::start(&Arguments { children: 1, timing, ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    client.ask("first").unwrap();
+    node.signal(Signal::TERM);
+    until("the drain is announced", || !node.is_ready());
+    assert_eq!(node.status()["draining"], true);
+    Client::connect(node.http()).ask("in the grace period").expect("new clients are served until it is over");
+    until("it accepts no more", || TcpStream::connect(node.http()).is_err());
+    client.ask("last").expect("what is in flight is finished");
+    assert_eq!(node.child(0).state, "STOPPING");
+    drop(client);
+    assert_eq!(node.wait(), Some(0));
+    assert!(!node.run_file("fixture-1.json").exists(), "it is no longer announced");
+}
+
+#[test]
+fn what_does_not_finish_is_cut_when_the_drain_is_over() {
+    let mut node = Node::start(&Arguments { timing: (0, 200), ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    client.ask("first").unwrap();
+    node.signal(Signal::INT);
+    assert_eq!(node.wait(), Some(0));
+    client.ask("last").unwrap_err();
+}
+
+#[test]
+fn a_second_interrupt_ends_at_once() {
+    let mut node = Node::start(&Arguments { timing: (60_000, 60_000), ..Arguments::default() });
+    let children = [node.child(0).pid.unwrap(), node.child(1).pid.unwrap()];
+    let mut client = Client::connect(node.http());
+    client.ask("first").unwrap();
+    node.signal(Signal::INT);
+    until("the drain is announced", || !node.is_ready());
+    node.signal(Signal::INT);
+    assert_eq!(node.wait(), Some(1));
+    assert!(!children.into_iter().any(lives));
+}
+
+#[test]
+fn signals_to_the_whole_group_are_the_parents_to_understand() {
+    let mut node = Node::start(&Arguments { timing: (0, 20_000), ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    let (index, pid) = client.ask("first").unwrap();
+    rig::signal(pid, Signal::INT);
+    rig::signal(pid, Signal::TERM);
+    assert_eq!(client.ask("second").unwrap(), (index, pid));
+    node.signal(Signal::TERM);
+    drop(client);
+    assert_eq!(node.wait(), Some(0));
+}
+
+#[test]
+fn children_of_a_killed_parent_finish_and_end_and_a_new_parent_takes_its_place() {
+    let arguments = Arguments { timing: (0, 20_000), ..Arguments::default() };
+    let mut node = Node::start(&arguments);
+    let children = [node.child(0).pid.unwrap(), node.child(1).pid.unwrap()];
+    let mut client = Client::connect(node.http());
+    let (_, busy) = client.ask("first").unwrap();
+    node.signal(Signal::KILL);
+    node.wait();
+    let next =
+        Node::start(&Arguments { listen: node.http().to_string(), data: Some(node.data()), ..arguments });
+    until("the idle one ends", || children.into_iter().filter(|pid| lives(*pid)).eq([busy]));
+    assert_eq!(client.ask("last").expect("what is in flight is finished").1, busy);
+    drop(client);
+    until("the busy one ends", || !lives(busy));
+    assert!(next.is_ready());
+}
+
+#[test]
+fn a_child_that_talks_rubbish_is_killed_and_replaced() {
+    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let first = node.child(0).pid;
+    // It may be dead before it has answered.
+    let _ = Client::connect(node.http()).ask("rubbish");
+    until("it is replaced", || node.child(0).pid.is_some_and(|pid| Some(pid) != first) && node.is_ready());
+    assert_eq!(node.child(0).restarts, 1);
+}
+
+#[test]
+fn a_panic_ends_its_connection_only() {
+    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let mut bystander = Client::connect(node.http());
+    let before = bystander.ask("first").unwrap();
+    Client::connect(node.http()).ask("panic").unwrap_err();
+    assert_eq!(bystander.ask("second").unwrap(), before);
+    assert!(node.get("/metrics").contains("protoplex_panics_total{child=\"0\"} 1\n"));
+}
+
+#[test]
+fn metrics_of_all_children_stand_under_one_heading() {
+    let node = Node::start(&Arguments::default());
+    let mut client = Client::connect(node.http());
+    let (index, pid) = client.ask("a \"line\"").unwrap();
+    let text = node.get("/metrics");
+    let answers = format!("fixture_answers_total{{child=\"{index}\",line=\"a \\\"line\\\"\"}} 1\n");
+    assert!(text.contains(&answers), "{text}");
+    let heading = "# TYPE fixture_index gauge\nfixture_index{child=\"0\"} 0\nfixture_index{child=\"1\"} 1\n";
+    assert!(text.contains(heading), "{text}");
+    assert_eq!(text.matches("# TYPE process_resident_memory_bytes gauge").count(), 1);
+    assert_eq!(text.matches("\nprocess_resident_memory_bytes").count(), 3, "parent and children");
+    rig::signal(pid, Signal::STOP);
+    let text = node.get("/metrics");
+    assert!(!text.contains("fixture_answers_total"), "a child that doesn't answer is left out");
+    assert!(text.contains(&format!("protoplex_child_restarts_total{{child=\"{index}\"}} 0\n")), "{text}");
+    rig::signal(pid, Signal::CONT);
+    until("it is asked again", || node.get("/metrics").contains(&answers));
+}
+
+#[test]
+fn the_status_page_tells_all() {
+    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let status = node.status();
+    for (key, value) in [("node", "fixture-1"), ("kind", "fixture"), ("version", env!("CARGO_PKG_VERSION"))] {
+        assert_eq!(status[key], value);
+    }
+    assert_eq!(
+        (&status["ready"], &status["draining"], &status["degraded"]),
+        (&true.into(), &false.into(), &false.into())
+    );
+    let names: Vec<_> =
+        status["addresses"].as_array().unwrap().iter().map(|address| &address["name"]).collect();
+    assert_eq!(names, ["meta", "http", "internal"]);
+    let child = &status["children"][0];
+    assert_eq!((&child["state"], &child["ready"]), (&"RUNNING".into(), &true.into()));
+    assert_eq!(child["details"], serde_json::json!({ "answers": 0 }));
+    assert_eq!(node.get("/healthz"), "ok\n");
+    let internal = status["addresses"][2]["address"].as_str().unwrap().parse().unwrap();
+    assert_eq!(status["addresses"][2]["child"], 0);
+    Client::connect(internal).ask("over its own socket").unwrap();
+}
+
+#[test]
+fn a_node_of_one_process_drains_likewise() {
+    let mut node = Node::start(&Arguments { children: 0, timing: (0, 20_000), ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    client.ask("first").unwrap();
+    assert!(node.get("/metrics").contains("fixture_answers_total{line=\"first\"} 1\n"));
+    assert_eq!(node.status()["details"], serde_json::json!({ "answers": 0 }));
+    node.signal(Signal::TERM);
+    until("it accepts no more", || TcpStream::connect(node.http()).is_err());
+    client.ask("last").expect("what is in flight is finished");
+    drop(client);
+    assert_eq!(node.wait(), Some(0));
+}
+
+#[test]
+fn a_start_is_refused_with_all_its_causes() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let arguments = Arguments {
+        listen: address.to_string(),
+        meta: "0.0.0.0:0".to_owned(),
+        log: Some(PathBuf::from("/nonexistent/log")),
+        ..Arguments::default()
+    };
+    let (code, told) = Node::refused(&arguments);
+    assert_eq!(code, Some(2));
+    let lines: Vec<_> = told.lines().collect();
+    let [exposed, in_use, log] = lines[..] else { panic!("{told}") };
+    assert_eq!(
+        exposed,
+        "the meta port on 0.0.0.0:0 could be reached from outside: use a loopback address, or force it"
+    );
+    assert!(in_use.starts_with(&format!("{address} is in use by ")), "{in_use}");
+    let end = format!(
+        " (pid {}): http of fixture-1 can't listen there; stop what listens, or choose another port",
+        std::process::id()
+    );
+    assert!(in_use.ends_with(&end), "{in_use}");
+    assert_eq!(log, "the log /nonexistent/log: No such file or directory (os error 2)");
+}
+
+#[test]
+fn a_port_shared_with_a_process_that_would_share_it_is_in_use_too() {
+    let node = Node::start(&Arguments::default());
+    let (code, told) = Node::refused(&Arguments { listen: node.http().to_string(), ..Arguments::default() });
+    assert_eq!(code, Some(2));
+    assert!(told.starts_with(&format!("{} is in use by runtime-fixture (pid ", node.http())), "{told}");
+}
+
+#[test]
+fn a_second_node_of_the_same_name_is_refused() {
+    let node = Node::start(&Arguments::default());
+    let (code, told) = Node::refused(&Arguments { data: Some(node.data()), ..Arguments::default() });
+    assert_eq!(code, Some(2));
+    let data = node.data();
+    let expected = format!(
+        "fixture-1 is already running on {} (pid {}): stop it first, or give this one another --data\n",
+        data.display(),
+        node.pid()
+    );
+    assert_eq!(told, expected);
+    assert!(node.is_ready());
+}
+
+#[tokio::test]
+async fn a_supervised_node_is_kept_alive_and_drains_when_told() {
+    let arguments = Arguments::default();
+    let (data, program) = rig::program(&arguments);
+    let process = Process::start(program, Policy::new(Duration::from_secs(20)));
+    let mut status = process.status();
+    let first = rig::ready(&mut status).await;
+    rig::signal(first, Signal::INT);
+    rig::signal(first, Signal::KILL);
+    status.wait_for(|status| status.restarts == 1).await.unwrap();
+    let second = rig::ready(&mut status).await;
+    assert_ne!(first, second);
+    process.drain();
+    process.ended().await;
+    assert_eq!(process.status().borrow().state, State::Exited);
+    assert!(protoplex_runtime::running::list(data.path()).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_node_whose_supervisor_is_gone_drains_by_itself() {
+    let (data, program) = rig::program(&Arguments::default());
+    let process = Process::start(program, Policy::new(Duration::from_secs(20)));
+    let pid = rig::ready(&mut process.status()).await;
+    assert_eq!(protoplex_runtime::running::list(data.path()).unwrap()[0].pid, pid);
+    drop(process);
+    eventually("it ends", || !lives(pid)).await;
+    assert!(!data.path().join("run/fixture-1.json").exists(), "it ended in good order");
+}
+
+#[tokio::test]
+async fn ending_a_node_ends_its_children_too() {
+    let arguments = Arguments { timing: (60_000, 60_000), ..Arguments::default() };
+    let (data, program) = rig::program(&arguments);
+    let process = Process::start(program, Policy::new(Duration::from_secs(120)));
+    rig::ready(&mut process.status()).await;
+    let address = protoplex_runtime::running::list(data.path()).unwrap()[0].address("http").unwrap();
+    let mut client = Client::connect(address);
+    let (_, child) = client.ask("first").unwrap();
+    process.drain();
+    process.end();
+    process.ended().await;
+    eventually("its children end", || !lives(child)).await;
+}
+
+#[test]
+fn log_lines_name_node_and_child() {
+    let data = tempfile::tempdir().unwrap();
+    let log = data.path().join("node.log");
+    let arguments = Arguments { log: Some(log.clone()), ..Arguments::default() };
+    let node = Node::start(&arguments);
+    let (index, _) = Client::connect(node.http()).ask("who").unwrap();
+    let mut client = Client::connect(node.http());
+    let _ = client.ask("panic");
+    drop(node);
+    let mut text = String::new();
+    std::fs::File::open(&log).unwrap().read_to_string(&mut text).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().all(|line| line["node"] == "fixture-1"), "{text}");
+    let started = lines.iter().find(|line| line["message"] == "started").unwrap();
+    assert_eq!((&started["process"], started.get("child")), (&"fixture-1:0".into(), None));
+    let panicked = lines.iter().find(|line| line["message"] == "panicked").unwrap();
+    assert!(panicked["child"].is_u64() && index < 2, "{panicked}");
+}
