@@ -1,0 +1,251 @@
+//! Serves a store to the other nodes: gRPC over TLS with the cluster's certificate, for those that have its token.
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::io;
+use std::net::TcpListener;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, stream};
+use protoplex_runtime::context::Context;
+use protoplex_wire::identity::Identity;
+use protoplex_wire::proto::datastore_server::{Datastore, DatastoreServer};
+use protoplex_wire::proto::put_build_request::Message;
+use protoplex_wire::proto::{
+    AbortUploadReply, AbortUploadRequest, Asset, BeginUploadReply, BeginUploadRequest, Build,
+    CompleteUploadReply, CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, FetchBuildRequest,
+    FindFileReply, FindFileRequest, FindSiteReply, FindSiteRequest, Handler, ListFilesReply,
+    ListFilesRequest, LoadRoutesReply, LoadRoutesRequest, MarkStoredReply, MarkStoredRequest, PeekLeaseReply,
+    PeekLeaseRequest, PutBuildRequest, PutHandlerReply, PutMemberReply, PutMemberRequest, RemoveMemberReply,
+    RemoveMemberRequest, RemoveStoredHandlerReply, RemoveStoredHandlerRequest, TakeLeaseReply,
+    TakeLeaseRequest,
+};
+use thiserror::Error;
+use tokio::time::timeout;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::builds::MAX_ASSET_BYTES;
+use crate::config;
+use crate::sqlite::{OpenError, SqliteStore};
+use crate::store::{Store, StoreError, StoreResult};
+
+/// The largest message: one asset with its two compressed forms, its path and its type.
+pub const MAX_MESSAGE_BYTES: usize = 3 * MAX_ASSET_BYTES + (64 << 10);
+/// Calls that one connection may have in flight; more wait.
+const MAX_CALLS: u32 = 256;
+/// How long a deployment may keep the others waiting for its next asset.
+const ASSET_TIMEOUT: Duration = Duration::from_secs(30);
+/// A peer that doesn't answer a ping in this time is gone, and so is what it was sending.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Why the datastore can't run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The database can't be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The socket can't be used.
+    #[error("the datastore's socket: {0}")]
+    Socket(#[from] io::Error),
+    /// The runtime has bound no socket of the name: a mistake of ours.
+    #[error("the datastore was given no socket named {:?}", config::SOCKET)]
+    NoSocket,
+    /// The certificate is unusable, or the server failed.
+    #[error("serving the datastore: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// The datastore node: opens the database in the data directory, and serves it until it has drained.
+pub async fn run(identity: &Identity, context: &Context) -> Result<(), RunError> {
+    let listener = context.listeners(config::SOCKET).pop().ok_or(RunError::NoSocket)?;
+    let store = Arc::new(SqliteStore::open(&config::file(context.common())).await?);
+    context.ready(true);
+    let drain = context.drain();
+    let served = serve(Arc::clone(&store), listener, identity, drain.started()).await;
+    store.close().await;
+    served
+}
+
+/// Serves a store until `drain` is ready and then every call has been answered.
+pub async fn serve<S: Store>(
+    store: Arc<S>,
+    listener: TcpListener,
+    identity: &Identity,
+    drain: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    listener.set_nonblocking(true)?;
+    let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let datastore = DatastoreServer::new(Service { store }).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    Server::builder()
+        .tls_config(identity.server_tls())?
+        .max_concurrent_streams(MAX_CALLS)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .add_service(InterceptedService::new(datastore, identity.guard()))
+        .serve_with_incoming_shutdown(incoming, drain)
+        .await?;
+    Ok(())
+}
+
+struct Service<S> {
+    store: Arc<S>,
+}
+
+#[tonic::async_trait]
+impl<S: Store> Datastore for Service<S> {
+    async fn begin_upload(&self, request: Request<BeginUploadRequest>) -> Answer<BeginUploadReply> {
+        answer(self.store.begin_upload(request.into_inner()).await)
+    }
+
+    async fn abort_upload(&self, request: Request<AbortUploadRequest>) -> Answer<AbortUploadReply> {
+        let done = self.store.abort_upload(&request.into_inner().upload).await;
+        answer(done.map(|()| AbortUploadReply {}))
+    }
+
+    async fn complete_upload(&self, request: Request<CompleteUploadRequest>) -> Answer<CompleteUploadReply> {
+        answer(self.store.complete_upload(request.into_inner()).await)
+    }
+
+    async fn mark_stored(&self, request: Request<MarkStoredRequest>) -> Answer<MarkStoredReply> {
+        let done = self.store.mark_stored(&request.into_inner().reference).await;
+        answer(done.map(|()| MarkStoredReply {}))
+    }
+
+    async fn find_site(&self, request: Request<FindSiteRequest>) -> Answer<FindSiteReply> {
+        let FindSiteRequest { host, path } = request.into_inner();
+        answer(self.store.find_site(&host, &path).await.map(|site| FindSiteReply { site }))
+    }
+
+    async fn find_file(&self, request: Request<FindFileRequest>) -> Answer<FindFileReply> {
+        let found = self.store.find_file(&request.into_inner().reference).await;
+        answer(found.map(|file| FindFileReply { file }))
+    }
+
+    async fn list_files(&self, request: Request<ListFilesRequest>) -> Answer<ListFilesReply> {
+        answer(self.store.list_files(request.into_inner()).await)
+    }
+
+    async fn create_token(&self, request: Request<CreateTokenRequest>) -> Answer<CreateTokenReply> {
+        answer(self.store.create_token(request.into_inner()).await)
+    }
+
+    async fn put_handler(&self, request: Request<Handler>) -> Answer<PutHandlerReply> {
+        let version = self.store.put_handler(request.into_inner()).await;
+        answer(version.map(|table_version| PutHandlerReply { table_version }))
+    }
+
+    async fn remove_handler(
+        &self,
+        request: Request<RemoveStoredHandlerRequest>,
+    ) -> Answer<RemoveStoredHandlerReply> {
+        let version = self.store.remove_handler(&request.into_inner().name).await;
+        answer(version.map(|table_version| RemoveStoredHandlerReply { table_version }))
+    }
+
+    async fn load_routes(&self, _: Request<LoadRoutesRequest>) -> Answer<LoadRoutesReply> {
+        answer(self.store.load_routes().await)
+    }
+
+    async fn put_build(&self, request: Request<Streaming<PutBuildRequest>>) -> Answer<Build> {
+        let mut messages = request.into_inner();
+        let Some(Message::Host(host)) = next(&mut messages).await.map_err(status)? else {
+            return Err(Status::invalid_argument("a build begins with its host"));
+        };
+        answer(self.store.put_build(&host, pin!(assets(messages))).await)
+    }
+
+    type GetBuildStream = Pin<Box<dyn Stream<Item = Result<Asset, Status>> + Send>>;
+
+    async fn get_build(&self, request: Request<FetchBuildRequest>) -> Answer<Self::GetBuildStream> {
+        let version = request.into_inner().version;
+        // One asset is read when the one before it has been sent: a slow reader holds neither memory nor a connection.
+        let assets =
+            stream::try_unfold((Arc::clone(&self.store), String::new()), move |(store, path)| async move {
+                let asset = store.next_asset(version, &path).await.map_err(status)?;
+                Ok(asset.map(|asset| {
+                    let path = asset.path.clone();
+                    (asset, (store, path))
+                }))
+            });
+        Ok(Response::new(Box::pin(assets)))
+    }
+
+    async fn put_member(&self, request: Request<PutMemberRequest>) -> Answer<PutMemberReply> {
+        answer(self.store.put_member(request.into_inner()).await.map(|()| PutMemberReply {}))
+    }
+
+    async fn remove_member(&self, request: Request<RemoveMemberRequest>) -> Answer<RemoveMemberReply> {
+        answer(self.store.remove_member(request.into_inner()).await.map(|()| RemoveMemberReply {}))
+    }
+
+    async fn take_lease(&self, request: Request<TakeLeaseRequest>) -> Answer<TakeLeaseReply> {
+        answer(self.store.take_lease(request.into_inner()).await)
+    }
+
+    async fn peek_lease(&self, request: Request<PeekLeaseRequest>) -> Answer<PeekLeaseReply> {
+        answer(self.store.peek_lease(&request.into_inner().name).await)
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(result: StoreResult<T>) -> Answer<T> {
+    result.map(Response::new).map_err(status)
+}
+
+/// How an error looks on the wire. Ours are logged here, once.
+fn status(error: StoreError) -> Status {
+    let text = error.to_string();
+    match error {
+        StoreError::Invalid(_) => Status::invalid_argument(text),
+        StoreError::NotFound(_) => Status::not_found(text),
+        StoreError::AlreadyExists(_) => Status::already_exists(text),
+        StoreError::Conflict(_) => Status::failed_precondition(text),
+        StoreError::Interrupted(_) => Status::aborted(text),
+        StoreError::Full => {
+            tracing::error!("{text}");
+            Status::resource_exhausted(text)
+        }
+        StoreError::Busy => {
+            tracing::warn!("{text}");
+            Status::unavailable(text)
+        }
+        StoreError::Database(_) => {
+            tracing::error!("{text}");
+            Status::internal(text)
+        }
+    }
+}
+
+/// What follows the host of a build.
+fn assets(messages: Streaming<PutBuildRequest>) -> impl Stream<Item = StoreResult<Asset>> + Send {
+    stream::try_unfold(messages, |mut messages| async move {
+        match next(&mut messages).await? {
+            Some(Message::Asset(asset)) => Ok(Some((asset, messages))),
+            Some(Message::Host(_)) => Err(StoreError::Invalid("a build has one host".to_owned())),
+            None => Ok(None),
+        }
+    })
+}
+
+/// The next message of a build; `None` where the client has sent all of it.
+async fn next(messages: &mut Streaming<PutBuildRequest>) -> StoreResult<Option<Message>> {
+    let request = timeout(ASSET_TIMEOUT, messages.message())
+        .await
+        .map_err(|_| StoreError::Interrupted(format!("no asset came for {} s", ASSET_TIMEOUT.as_secs())))?
+        .map_err(|status| StoreError::Interrupted(status.message().to_owned()))?;
+    match request {
+        Some(PutBuildRequest { message: Some(message) }) => Ok(Some(message)),
+        Some(PutBuildRequest { message: None }) => {
+            Err(StoreError::Invalid("a message is neither host nor asset".to_owned()))
+        }
+        None => Ok(None),
+    }
+}

@@ -1,0 +1,293 @@
+//! The datastore as other nodes meet it: real TLS, real gRPC, a real file.
+
+use std::fs;
+use std::net::SocketAddr;
+
+use futures_util::{StreamExt, stream};
+use protoplex_wire::identity::TrustedChannel;
+use protoplex_wire::proto::datastore_client::DatastoreClient;
+use protoplex_wire::proto::{Member, StoredFile, TokenRefusal};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+use tonic::Code;
+
+use super::*;
+
+/// A datastore that serves, until it is told to drain.
+struct Node {
+    data: TempDir,
+    identity: Identity,
+    address: SocketAddr,
+    drain: Arc<Notify>,
+    served: JoinHandle<Result<(), RunError>>,
+}
+
+impl Node {
+    async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let identity = Identity::open_or_create(&data.path().join("cluster")).unwrap();
+        let store = Arc::new(SqliteStore::open(&data.path().join("protoplex.db")).await.unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let drain = Arc::new(Notify::new());
+        let served = tokio::spawn({
+            let (identity, drain) = (identity.clone(), Arc::clone(&drain));
+            async move { serve(store, listener, &identity, drain.notified()).await }
+        });
+        Self { data, identity, address, drain, served }
+    }
+
+    fn client(&self) -> DatastoreClient<TrustedChannel> {
+        self.client_of(&self.identity)
+    }
+
+    fn client_of(&self, identity: &Identity) -> DatastoreClient<TrustedChannel> {
+        let channel = identity.channel(&self.address.to_string()).unwrap();
+        DatastoreClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+fn host(host: &str) -> PutBuildRequest {
+    PutBuildRequest { message: Some(Message::Host(host.to_owned())) }
+}
+
+fn asset(path: &str, bytes: usize) -> PutBuildRequest {
+    let asset = Asset {
+        path: path.to_owned(),
+        content_type: "text/html".to_owned(),
+        identity: vec![b'x'; bytes],
+        gzip: vec![b'y'; bytes],
+        brotli: vec![b'z'; bytes],
+    };
+    PutBuildRequest { message: Some(Message::Asset(asset)) }
+}
+
+fn token() -> CreateTokenRequest {
+    CreateTokenRequest {
+        host: "*".to_owned(),
+        path_prefix: "/".to_owned(),
+        max_bytes: 100,
+        uses: 1,
+        ..Default::default()
+    }
+}
+
+fn begin(token: &str, upload: &str) -> BeginUploadRequest {
+    BeginUploadRequest {
+        token: token.to_owned(),
+        host: "example.com".to_owned(),
+        path: "/a".to_owned(),
+        size: Some(5),
+        upload: upload.to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn an_upload_goes_its_way_over_the_wire() {
+    let node = Node::start().await;
+    let mut client = node.client();
+    let token = client.create_token(token()).await.unwrap().into_inner().token;
+    let begun = client.begin_upload(begin(&token, "u1")).await.unwrap().into_inner();
+    assert_eq!((begun.refusal(), begun.max_bytes), (TokenRefusal::None, 5));
+    client.abort_upload(AbortUploadRequest { upload: "u1".to_owned() }).await.unwrap();
+    client.begin_upload(begin(&token, "u2")).await.unwrap();
+    let refused = client.begin_upload(begin(&token, "u3")).await.unwrap().into_inner();
+    assert_eq!(refused.refusal(), TokenRefusal::UsedUp, "an answer, not an error");
+
+    let reference = "a".repeat(128);
+    let file = StoredFile {
+        reference: reference.clone(),
+        size: 5,
+        stored_size: 5,
+        encoding: "identity".to_owned(),
+        node: "files-1".to_owned(),
+        stored_sha256: "0".repeat(64),
+        ..Default::default()
+    };
+    let done = CompleteUploadRequest {
+        upload: "u2".to_owned(),
+        file: Some(file),
+        host: "example.com".to_owned(),
+        path: "/a".to_owned(),
+        content_type: "text/plain".to_owned(),
+    };
+    assert!(!client.complete_upload(done).await.unwrap().into_inner().existed);
+    client.mark_stored(MarkStoredRequest { reference: reference.clone() }).await.unwrap();
+    let found = client.find_file(FindFileRequest { reference }).await.unwrap().into_inner().file.unwrap();
+    assert!(found.stored);
+    let place = FindSiteRequest { host: "example.com".to_owned(), path: "/a".to_owned() };
+    let site = client.find_site(place).await.unwrap().into_inner().site.unwrap();
+    assert_eq!(site.file, Some(found));
+    let page = client.list_files(ListFilesRequest::default()).await.unwrap().into_inner();
+    assert_eq!(page.sites, vec![site]);
+}
+
+#[tokio::test]
+async fn a_seed_keeps_its_state_over_the_wire() {
+    let node = Node::start().await;
+    let mut client = node.client();
+    let handler = Handler { name: "rooms".to_owned(), path: "/".to_owned(), ..Default::default() };
+    let added = client.put_handler(handler.clone()).await.unwrap().into_inner().table_version;
+    let member = Member { id: "m".to_owned(), pool: "rooms".to_owned(), ..Default::default() };
+    client.put_member(PutMemberRequest { member: Some(member.clone()), revision: 1 }).await.unwrap();
+    let routes = client.load_routes(LoadRoutesRequest {}).await.unwrap().into_inner();
+    assert_eq!((routes.table_version, routes.handlers, routes.members), (added, vec![handler], vec![member]));
+
+    let name = RemoveStoredHandlerRequest { name: "rooms".to_owned() };
+    assert!(client.remove_handler(name).await.unwrap().into_inner().table_version > added);
+    let gone = RemoveMemberRequest { pool: "rooms".to_owned(), id: "m".to_owned(), revision: 1 };
+    client.remove_member(gone).await.unwrap();
+    let routes = client.load_routes(LoadRoutesRequest {}).await.unwrap().into_inner();
+    assert!(routes.handlers.is_empty() && routes.members.is_empty());
+
+    let lease =
+        TakeLeaseRequest { name: "seed".to_owned(), holder: "seed-1".to_owned(), ttl_ms: 60_000, term: 0 };
+    assert!(client.take_lease(lease).await.unwrap().into_inner().granted);
+    let held = client.peek_lease(PeekLeaseRequest { name: "seed".to_owned() }).await.unwrap().into_inner();
+    assert_eq!((held.held, held.term, held.holder.as_str()), (true, 1, "seed-1"));
+}
+
+#[tokio::test]
+async fn errors_have_their_usual_codes() {
+    let node = Node::start().await;
+    let mut client = node.client();
+    let handler = Handler { name: "a".to_owned(), path: "/".to_owned(), ..Default::default() };
+    client.put_handler(handler.clone()).await.unwrap();
+    let taken = client.put_handler(handler).await.unwrap_err();
+    assert_eq!((taken.code(), taken.message()), (Code::AlreadyExists, "there is a handler \"a\" already"));
+    let unknown = client.mark_stored(MarkStoredRequest { reference: String::new() }).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    let broken = client.begin_upload(begin("px_x.y", "")).await.unwrap_err();
+    assert_eq!(broken.code(), Code::InvalidArgument);
+    let token = client.create_token(token()).await.unwrap().into_inner().token;
+    client.abort_upload(AbortUploadRequest { upload: "u".to_owned() }).await.unwrap();
+    let late = client.begin_upload(begin(&token, "u")).await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn only_the_cluster_token_opens_it() {
+    let node = Node::start().await;
+    let theirs = tempfile::tempdir().unwrap();
+    let folder = theirs.path().join("cluster");
+    Identity::open_or_create(&folder).unwrap();
+    // Their token with our CA: the connection stands, and every call is refused, streams included.
+    fs::copy(node.data.path().join("cluster/ca.pem"), folder.join("ca.pem")).unwrap();
+    let mut client = node.client_of(&Identity::open(&folder).unwrap());
+    let one = client.load_routes(LoadRoutesRequest {}).await.unwrap_err();
+    assert_eq!(one.code(), Code::Unauthenticated);
+    let messages = stream::iter([host("*"), asset("/a", 1)]);
+    let stream = client.put_build(messages).await.unwrap_err();
+    assert_eq!(stream.code(), Code::Unauthenticated);
+    assert!(node.client().load_routes(LoadRoutesRequest {}).await.unwrap().into_inner().builds.is_empty());
+}
+
+#[tokio::test]
+async fn another_cluster_does_not_trust_it() {
+    let node = Node::start().await;
+    let theirs = tempfile::tempdir().unwrap();
+    let identity = Identity::open_or_create(&theirs.path().join("cluster")).unwrap();
+    let error = node.client_of(&identity).load_routes(LoadRoutesRequest {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+    node.client().load_routes(LoadRoutesRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_tls_there_is_no_answer() {
+    let node = Node::start().await;
+    let mut plain = tokio::net::TcpStream::connect(node.address).await.unwrap();
+    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut said = Vec::new();
+    // A TLS alert at most, then the end.
+    let _ = plain.read_to_end(&mut said).await;
+    assert!(said.len() <= 7, "{said:?}");
+    node.client().load_routes(LoadRoutesRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_build_goes_in_and_out_with_the_largest_assets() {
+    let node = Node::start().await;
+    let mut client = node.client();
+    let messages = stream::iter([host("*"), asset("/b", MAX_ASSET_BYTES), asset("/a", 1)]);
+    let build = client.put_build(messages).await.unwrap().into_inner();
+    assert_eq!((build.assets, build.bytes), (2, MAX_ASSET_BYTES as u64 + 1));
+    let mut assets =
+        client.get_build(FetchBuildRequest { version: build.version }).await.unwrap().into_inner();
+    let sizes = async |assets: &mut Streaming<Asset>| {
+        assets.message().await.unwrap().map(|asset| (asset.path, asset.identity.len(), asset.brotli.len()))
+    };
+    assert_eq!(sizes(&mut assets).await, Some(("/a".to_owned(), 1, 1)));
+    assert_eq!(sizes(&mut assets).await, Some(("/b".to_owned(), MAX_ASSET_BYTES, MAX_ASSET_BYTES)));
+    assert_eq!(sizes(&mut assets).await, None);
+
+    let mut none = client.get_build(FetchBuildRequest { version: 99 }).await.unwrap().into_inner();
+    assert_eq!(none.message().await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_build_out_of_order_is_refused() {
+    let node = Node::start().await;
+    let mut client = node.client();
+    let none = PutBuildRequest { message: None };
+    let table = [
+        vec![],
+        vec![asset("/a", 1)],
+        vec![host("*")],
+        vec![host("*"), asset("/a", 1), host("*")],
+        vec![host("*"), asset("/a", 1), none],
+        vec![host("*"), asset("/a", MAX_ASSET_BYTES + 1)],
+    ];
+    for messages in table {
+        let refused = client.put_build(stream::iter(messages)).await.unwrap_err();
+        assert!(matches!(refused.code(), Code::InvalidArgument | Code::OutOfRange), "{refused:?}");
+    }
+    assert!(client.load_routes(LoadRoutesRequest {}).await.unwrap().into_inner().builds.is_empty());
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_leaves_no_build() {
+    let node = Node::start().await;
+    let (sent, more) = oneshot::channel::<()>();
+    let messages = stream::iter([host("*"), asset("/a", 1)]).chain(stream::once(async move {
+        sent.send(()).unwrap();
+        std::future::pending().await
+    }));
+    let mut client = node.client();
+    let deployment = tokio::spawn(async move { client.put_build(messages).await.map(drop) });
+    more.await.unwrap();
+    deployment.abort();
+    assert!(deployment.await.unwrap_err().is_cancelled());
+    // The next one waits until the first is known to be gone, and is whole.
+    let mut client = node.client();
+    let build = client.put_build(stream::iter([host("*"), asset("/b", 1)])).await.unwrap().into_inner();
+    let routes = client.load_routes(LoadRoutesRequest {}).await.unwrap().into_inner();
+    assert_eq!(routes.builds, vec![build]);
+}
+
+#[tokio::test]
+async fn a_drain_answers_what_is_in_flight() {
+    let node = Node::start().await;
+    let mut client = node.client();
+    client.load_routes(LoadRoutesRequest {}).await.unwrap();
+    let (sent, more) = oneshot::channel::<()>();
+    let (go_on, last) = oneshot::channel();
+    let messages = stream::iter([host("*"), asset("/a", 1)]).chain(stream::once(async move {
+        sent.send(()).unwrap();
+        last.await.unwrap()
+    }));
+    let mut deploying = client.clone();
+    let deployment = tokio::spawn(async move { deploying.put_build(messages).await });
+    more.await.unwrap();
+    node.drain.notify_one();
+    // A drained socket takes no new connection; what it has goes on.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while node.client_of(&node.identity).load_routes(LoadRoutesRequest {}).await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "it still takes connections");
+    }
+    assert!(!node.served.is_finished());
+    go_on.send(asset("/b", 1)).unwrap();
+    assert_eq!(deployment.await.unwrap().unwrap().into_inner().assets, 2);
+    node.served.await.unwrap().unwrap();
+}

@@ -1,0 +1,152 @@
+//! The store in one SQLite file: one connection that writes, a few that read.
+//!
+//! Write-ahead log with `synchronous = FULL`: a transaction is on the disk before its call is answered, so that an
+//! acknowledged upload outlives a power loss. Readers never wait for the writer.
+
+mod builds;
+mod files;
+mod leases;
+mod open;
+mod routes;
+mod uploads;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use futures_util::Stream;
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::proto::{
+    Asset, BeginUploadReply, BeginUploadRequest, Build, CompleteUploadReply, CompleteUploadRequest,
+    CreateTokenReply, CreateTokenRequest, Handler, ListFilesReply, ListFilesRequest, LoadRoutesReply,
+    PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site, StoredFile, TakeLeaseReply,
+    TakeLeaseRequest,
+};
+use sqlx::{Sqlite, SqlitePool, Transaction};
+use tokio::sync::Mutex;
+
+use crate::lease::Lease;
+use crate::store::{Store, StoreError, StoreResult, unix_time_ms};
+
+pub use open::OpenError;
+
+/// An open database. The file must belong to this process alone.
+#[derive(Debug)]
+pub struct SqliteStore {
+    /// One connection. SQLite has one writer at a time anyway, and waiting for a connection is fair where waiting for
+    /// SQLite's lock isn't.
+    writer: SqlitePool,
+    readers: SqlitePool,
+    /// By name. Every change passes here, for the ends of leases are known to this process alone.
+    leases: Mutex<HashMap<String, Lease>>,
+    /// Held while a build comes in, so that an incomplete build in the database is one that broke off.
+    deploying: Mutex<()>,
+}
+
+impl SqliteStore {
+    /// Opens the database, or makes it where there is none, and brings it to the present schema.
+    pub async fn open(file: &Path) -> Result<Self, OpenError> {
+        let (writer, readers) = open::pools(file).await?;
+        let at = |source| OpenError::unusable(file, source);
+        builds::drop_unfinished(&writer).await.map_err(at)?;
+        let leases = leases::load(&readers, BootTime::now()).await.map_err(at)?;
+        Ok(Self { writer, readers, leases: Mutex::new(leases), deploying: Mutex::new(()) })
+    }
+
+    /// Finishes what runs, moves the write-ahead log into the file and closes it.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    /// A transaction that may write. Rolled back where it is dropped.
+    async fn change(&self) -> StoreResult<Transaction<'_, Sqlite>> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+}
+
+impl Store for SqliteStore {
+    async fn begin_upload(&self, request: BeginUploadRequest) -> StoreResult<BeginUploadReply> {
+        uploads::begin(self, &request, unix_time_ms()).await
+    }
+
+    async fn abort_upload(&self, upload: &str) -> StoreResult<()> {
+        uploads::abort(self, upload, unix_time_ms()).await
+    }
+
+    async fn complete_upload(&self, request: CompleteUploadRequest) -> StoreResult<CompleteUploadReply> {
+        uploads::complete(self, &request, unix_time_ms()).await
+    }
+
+    async fn mark_stored(&self, reference: &str) -> StoreResult<()> {
+        files::mark_stored(&self.writer, reference).await
+    }
+
+    async fn find_site(&self, host: &str, path: &str) -> StoreResult<Option<Site>> {
+        files::find_site(&self.readers, host, path).await
+    }
+
+    async fn find_file(&self, reference: &str) -> StoreResult<Option<StoredFile>> {
+        files::find(&self.readers, reference).await
+    }
+
+    async fn list_files(&self, request: ListFilesRequest) -> StoreResult<ListFilesReply> {
+        files::list(&self.readers, &request).await
+    }
+
+    async fn create_token(&self, request: CreateTokenRequest) -> StoreResult<CreateTokenReply> {
+        uploads::create_token(&self.writer, &request, unix_time_ms()).await
+    }
+
+    async fn put_handler(&self, handler: Handler) -> StoreResult<u64> {
+        routes::put_handler(self, &handler).await
+    }
+
+    async fn remove_handler(&self, name: &str) -> StoreResult<u64> {
+        routes::remove_handler(self, name).await
+    }
+
+    async fn load_routes(&self) -> StoreResult<LoadRoutesReply> {
+        routes::load(&self.readers).await
+    }
+
+    async fn put_build(
+        &self,
+        host: &str,
+        assets: impl Stream<Item = StoreResult<Asset>> + Send + Unpin,
+    ) -> StoreResult<Build> {
+        builds::put(self, host, assets).await
+    }
+
+    async fn next_asset(&self, version: u64, path: &str) -> StoreResult<Option<Asset>> {
+        builds::next_asset(&self.readers, version, path).await
+    }
+
+    async fn put_member(&self, request: PutMemberRequest) -> StoreResult<()> {
+        routes::put_member(&self.writer, &request).await
+    }
+
+    async fn remove_member(&self, request: RemoveMemberRequest) -> StoreResult<()> {
+        routes::remove_member(&self.writer, &request).await
+    }
+
+    async fn take_lease(&self, request: TakeLeaseRequest) -> StoreResult<TakeLeaseReply> {
+        leases::take(self, &request).await
+    }
+
+    async fn peek_lease(&self, name: &str) -> StoreResult<PeekLeaseReply> {
+        leases::peek(self, name).await
+    }
+}
+
+/// A limit in bytes as SQLite keeps it. Those above 2^63 - 1 are no limits: nothing is as large.
+fn integer(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Refuses what SQLite can't keep as it is.
+fn exact(what: &str, value: u64) -> StoreResult<i64> {
+    i64::try_from(value).map_err(|_| StoreError::Invalid(format!("{what} is {value}, over 2^63 - 1")))
+}

@@ -1,0 +1,338 @@
+//! Upload tokens, and the uploads that they open: reserved, then completed or aborted.
+//!
+//! | state     | came from         | of the token are taken        | goes to              |
+//! | --------- | ----------------- | ----------------------------- | -------------------- |
+//! | open      | begin             | a use, the bytes reserved     | completed, aborted   |
+//! | completed | complete          | a use, the bytes of the file  | removed after a week |
+//! | aborted   | abort, or no word for a week | nothing            | removed after a week |
+
+use protoplex_wire::proto::{
+    BeginUploadReply, BeginUploadRequest, CompleteUploadReply, CompleteUploadRequest, CreateTokenReply,
+    CreateTokenRequest, StoredFile, TokenRefusal,
+};
+use sqlx::{Row, SqliteConnection, SqlitePool};
+
+use super::{SqliteStore, files, integer};
+use crate::scope;
+use crate::store::{StoreError, StoreResult, UPLOAD_LIFE_MS};
+use crate::token::{self, Presented, SecretDigest, Terms};
+
+/// The longest id of an upload, in bytes.
+const MAX_UPLOAD_ID_BYTES: usize = 128;
+/// Old uploads that are removed along with each new one. More than one, so that their number shrinks.
+const SWEPT_AT_ONCE: i64 = 16;
+
+/// See [`crate::store::Store::create_token`].
+pub(super) async fn create_token(
+    writer: &SqlitePool,
+    request: &CreateTokenRequest,
+    now_ms: i64,
+) -> StoreResult<CreateTokenReply> {
+    let terms = Terms::parse(request)?;
+    let new = token::New::draw();
+    sqlx::query(
+        "INSERT INTO tokens
+             (id, secret_sha256, host, path_prefix, max_bytes, quota_bytes, uses, expires_at_ms, created_at_ms)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(&new.id)
+    .bind(&new.secret_sha256[..])
+    .bind(&terms.host)
+    .bind(&terms.path_prefix)
+    .bind(integer(terms.max_bytes))
+    .bind(integer(terms.quota_bytes))
+    .bind(terms.uses)
+    .bind(terms.expires_at_ms)
+    .bind(now_ms)
+    .execute(writer)
+    .await?;
+    Ok(CreateTokenReply { token: new.token, id: new.id })
+}
+
+/// See [`crate::store::Store::begin_upload`].
+pub(super) async fn begin(
+    store: &SqliteStore,
+    request: &BeginUploadRequest,
+    now_ms: i64,
+) -> StoreResult<BeginUploadReply> {
+    check_id(&request.upload)?;
+    scope::check_place(&request.host, &request.path)?;
+    // Whoever guesses tokens keeps readers busy, but never the writer.
+    let Some(token) = authenticate(&store.readers, &request.token).await? else {
+        return Ok(BeginUploadReply { refusal: TokenRefusal::Forged.into(), ..Default::default() });
+    };
+    let mut change = store.change().await?;
+    sweep(&mut change, now_ms).await?;
+    let reply = match Upload::find(&mut change, &request.upload).await? {
+        Some(upload) => upload.granted_before(request, token)?,
+        None => match terms(&mut change, &token).await?.admit(request, now_ms) {
+            Ok(bytes) => {
+                reserve(&mut change, request, &token, bytes, now_ms).await?;
+                BeginUploadReply { max_bytes: bytes, token_id: token, ..Default::default() }
+            }
+            Err(refused) => BeginUploadReply {
+                refusal: refused.refusal.into(),
+                limit_bytes: refused.limit_bytes,
+                token_id: token,
+                ..Default::default()
+            },
+        },
+    };
+    change.commit().await?;
+    Ok(reply)
+}
+
+/// See [`crate::store::Store::abort_upload`].
+pub(super) async fn abort(store: &SqliteStore, id: &str, now_ms: i64) -> StoreResult<()> {
+    check_id(id)?;
+    let mut change = store.change().await?;
+    match Upload::find(&mut change, id).await? {
+        Some(upload) if upload.state == State::Open => {
+            give_back(&mut change, &upload).await?;
+            sqlx::query("UPDATE uploads SET state = 'aborted' WHERE id = ?")
+                .bind(id)
+                .execute(&mut *change)
+                .await?;
+        }
+        Some(_) => {}
+        None => {
+            sqlx::query(
+                "INSERT INTO uploads (id, state, host, path, reserved_bytes, begun_at_ms)
+                 VALUES (?, 'aborted', '', '', 0, ?)",
+            )
+            .bind(id)
+            .bind(now_ms)
+            .execute(&mut *change)
+            .await?;
+        }
+    }
+    Ok(change.commit().await?)
+}
+
+/// See [`crate::store::Store::complete_upload`].
+pub(super) async fn complete(
+    store: &SqliteStore,
+    request: &CompleteUploadRequest,
+    now_ms: i64,
+) -> StoreResult<CompleteUploadReply> {
+    let file =
+        request.file.as_ref().ok_or_else(|| StoreError::Invalid("an upload without a file".to_owned()))?;
+    files::check(file)?;
+    let mut change = store.change().await?;
+    let upload = Upload::find(&mut change, &request.upload)
+        .await?
+        .ok_or_else(|| StoreError::NotFound(format!("no upload {:?} has begun", request.upload)))?;
+    let existed = match upload.completable(request, file)? {
+        Completable::Before { existed } => existed,
+        Completable::Now => {
+            let existed = !files::insert(&mut change, file, now_ms).await?;
+            files::put_site(&mut change, request, &file.reference, now_ms).await?;
+            settle(&mut change, &upload, file, existed).await?;
+            existed
+        }
+    };
+    let file = files::find(&mut *change, &file.reference).await?;
+    change.commit().await?;
+    Ok(CompleteUploadReply { file, existed })
+}
+
+/// The id of the token, where its secret is right.
+async fn authenticate(readers: &SqlitePool, token: &str) -> StoreResult<Option<String>> {
+    let Some(presented) = Presented::parse(token) else {
+        return Ok(None);
+    };
+    let kept: Option<Vec<u8>> = sqlx::query_scalar("SELECT secret_sha256 FROM tokens WHERE id = ?")
+        .bind(presented.id)
+        .fetch_optional(readers)
+        .await?;
+    let kept = kept.and_then(|kept| SecretDigest::try_from(kept).ok());
+    Ok(kept.filter(|kept| presented.proves(kept)).map(|_| presented.id.to_owned()))
+}
+
+async fn terms(connection: &mut SqliteConnection, token: &str) -> StoreResult<Terms> {
+    let row = sqlx::query(
+        "SELECT host, path_prefix, max_bytes, quota_bytes, uses, expires_at_ms, uses_taken, bytes_taken
+         FROM tokens WHERE id = ?",
+    )
+    .bind(token)
+    .fetch_one(connection)
+    .await?;
+    Ok(Terms {
+        host: row.try_get(0)?,
+        path_prefix: row.try_get(1)?,
+        max_bytes: row.try_get(2)?,
+        quota_bytes: row.try_get(3)?,
+        uses: row.try_get(4)?,
+        expires_at_ms: row.try_get(5)?,
+        uses_taken: row.try_get(6)?,
+        bytes_taken: row.try_get(7)?,
+    })
+}
+
+async fn reserve(
+    connection: &mut SqliteConnection,
+    request: &BeginUploadRequest,
+    token: &str,
+    bytes: u64,
+    now_ms: i64,
+) -> StoreResult<()> {
+    let bytes = integer(bytes);
+    sqlx::query("UPDATE tokens SET uses_taken = uses_taken + 1, bytes_taken = bytes_taken + ? WHERE id = ?")
+        .bind(bytes)
+        .bind(token)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(
+        "INSERT INTO uploads (id, state, token, host, path, reserved_bytes, begun_at_ms)
+         VALUES (?, 'open', ?, ?, ?, ?, ?)",
+    )
+    .bind(&request.upload)
+    .bind(token)
+    .bind(&request.host)
+    .bind(&request.path)
+    .bind(bytes)
+    .bind(now_ms)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn give_back(connection: &mut SqliteConnection, upload: &Upload) -> StoreResult<()> {
+    sqlx::query("UPDATE tokens SET uses_taken = uses_taken - 1, bytes_taken = bytes_taken - ? WHERE id = ?")
+        .bind(integer(upload.reserved_bytes))
+        .bind(&upload.token)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Charges what the file has in place of what was reserved.
+async fn settle(
+    connection: &mut SqliteConnection,
+    upload: &Upload,
+    file: &StoredFile,
+    existed: bool,
+) -> StoreResult<()> {
+    sqlx::query("UPDATE tokens SET bytes_taken = bytes_taken - ? + ? WHERE id = ?")
+        .bind(integer(upload.reserved_bytes))
+        .bind(integer(file.size))
+        .bind(&upload.token)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("UPDATE uploads SET state = 'completed', reference = ?, existed = ? WHERE id = ?")
+        .bind(&file.reference)
+        .bind(existed)
+        .bind(&upload.id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Removes uploads that are over their life, and gives back what was still reserved.
+async fn sweep(connection: &mut SqliteConnection, now_ms: i64) -> StoreResult<()> {
+    let ids: Vec<String> =
+        sqlx::query_scalar("SELECT id FROM uploads WHERE begun_at_ms < ? ORDER BY begun_at_ms LIMIT ?")
+            .bind(now_ms.saturating_sub(UPLOAD_LIFE_MS))
+            .bind(SWEPT_AT_ONCE)
+            .fetch_all(&mut *connection)
+            .await?;
+    for id in ids {
+        if let Some(upload) =
+            Upload::find(connection, &id).await?.filter(|upload| upload.state == State::Open)
+        {
+            tracing::warn!(
+                upload = id,
+                bytes = upload.reserved_bytes,
+                "an abandoned upload gave its reservation back"
+            );
+            give_back(connection, &upload).await?;
+        }
+        sqlx::query("DELETE FROM uploads WHERE id = ?").bind(id).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+fn check_id(upload: &str) -> StoreResult<()> {
+    if (1..=MAX_UPLOAD_ID_BYTES).contains(&upload.len()) {
+        Ok(())
+    } else {
+        Err(StoreError::Invalid(format!("an upload's id has 1 to {MAX_UPLOAD_ID_BYTES} bytes")))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[sqlx(rename_all = "lowercase")]
+enum State {
+    Open,
+    Completed,
+    Aborted,
+}
+
+#[derive(Debug, sqlx::FromRow)]
+struct Upload {
+    id: String,
+    state: State,
+    /// None where it was aborted before it began.
+    token: Option<String>,
+    host: String,
+    path: String,
+    reserved_bytes: u64,
+    /// Of the file that completed it.
+    reference: Option<String>,
+    existed: bool,
+}
+
+enum Completable {
+    Now,
+    /// It is a repeated call.
+    Before {
+        existed: bool,
+    },
+}
+
+impl Upload {
+    async fn find(connection: &mut SqliteConnection, id: &str) -> StoreResult<Option<Self>> {
+        let query = sqlx::query_as(
+            "SELECT id, state, token, host, path, reserved_bytes, reference, existed FROM uploads WHERE id = ?",
+        );
+        Ok(query.bind(id).fetch_optional(connection).await?)
+    }
+
+    /// The answer to a repeated begin.
+    fn granted_before(self, request: &BeginUploadRequest, token: String) -> StoreResult<BeginUploadReply> {
+        match self.state {
+            State::Aborted => Err(StoreError::Conflict(format!("upload {:?} was aborted", self.id))),
+            State::Open
+                if self.token.as_ref() == Some(&token)
+                    && self.host == request.host
+                    && self.path == request.path =>
+            {
+                Ok(BeginUploadReply { max_bytes: self.reserved_bytes, token_id: token, ..Default::default() })
+            }
+            State::Open | State::Completed => {
+                Err(StoreError::AlreadyExists(format!("there is an upload {:?} already", self.id)))
+            }
+        }
+    }
+
+    /// Whether the file may complete this upload.
+    fn completable(&self, request: &CompleteUploadRequest, file: &StoredFile) -> StoreResult<Completable> {
+        let id = &self.id;
+        let conflict = |why: String| Err(StoreError::Conflict(why));
+        if self.state == State::Aborted {
+            conflict(format!("upload {id:?} was aborted"))
+        } else if (&self.host, &self.path) != (&request.host, &request.path) {
+            conflict(format!("upload {id:?} has begun for {}{}", self.host, self.path))
+        } else if let Some(reference) = &self.reference {
+            if *reference == file.reference {
+                Ok(Completable::Before { existed: self.existed })
+            } else {
+                conflict(format!("upload {id:?} was completed with other content"))
+            }
+        } else if file.size > self.reserved_bytes {
+            conflict(format!("upload {id:?} has {} bytes and reserved {}", file.size, self.reserved_bytes))
+        } else {
+            Ok(Completable::Now)
+        }
+    }
+}

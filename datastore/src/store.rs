@@ -1,0 +1,179 @@
+//! What a database of the datastore does: one small trait, in the terms of the wire protocol.
+
+#[cfg(test)]
+pub(crate) mod contract;
+
+use std::future::Future;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures_util::Stream;
+use protoplex_wire::proto::{
+    Asset, BeginUploadReply, BeginUploadRequest, Build, CompleteUploadReply, CompleteUploadRequest,
+    CreateTokenReply, CreateTokenRequest, Handler, ListFilesReply, ListFilesRequest, LoadRoutesReply,
+    PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site, StoredFile, TakeLeaseReply,
+    TakeLeaseRequest,
+};
+use thiserror::Error;
+
+/// What a call of the store comes to.
+pub type StoreResult<T> = Result<T, StoreError>;
+
+/// The datastore's state. Every change is durable when its future is ready, and is made whole or not at all.
+///
+/// The messages are those of `datastore.proto`, which says what each field means. Dropping a future leaves the change
+/// either made or not made; repeating the call is safe, or tells [`StoreError::AlreadyExists`].
+pub trait Store: Send + Sync + 'static {
+    /// Checks a token and takes one of its uses and its quota, under the upload's id.
+    ///
+    /// The reservation lasts until the upload is completed or aborted, at most [`UPLOAD_LIFE_MS`]. Repeated with the
+    /// same id, it answers with the same reservation. A token that doesn't open the upload is a refusal in the reply,
+    /// not an error.
+    fn begin_upload(
+        &self,
+        request: BeginUploadRequest,
+    ) -> impl Future<Output = StoreResult<BeginUploadReply>> + Send;
+
+    /// Gives back what an upload has reserved. An upload that is completed, aborted or unknown stays as it is, but one
+    /// that is unknown can't begin any more: an abort may overtake the call that it takes back.
+    fn abort_upload(&self, upload: &str) -> impl Future<Output = StoreResult<()>> + Send;
+
+    /// Records the file of an upload ("stored locally") and the site that shows it, and charges what the file has to
+    /// the quota. The last to complete has the path. Repeated, it changes nothing and answers the same.
+    ///
+    /// Content that is known keeps the form (encoding, stored size, digest) and the node of its first upload, and
+    /// `existed` says so. **The caller may drop its own copy only where the file in the reply is `stored`, or is staged
+    /// on its own node in the form of the reply.** Else it keeps its copy, brings it to the form of the reply, and
+    /// pushes it like the first node does: the same object with the same bytes, whichever comes first, and neither node
+    /// depends on the other's disk.
+    ///
+    /// [`StoreError::NotFound`]: no such upload began; [`StoreError::Conflict`]: it was aborted, or this is not what it
+    /// has begun with.
+    fn complete_upload(
+        &self,
+        request: CompleteUploadRequest,
+    ) -> impl Future<Output = StoreResult<CompleteUploadReply>> + Send;
+
+    /// Records that a file's body is in the storage. Repeating it changes nothing.
+    fn mark_stored(&self, reference: &str) -> impl Future<Output = StoreResult<()>> + Send;
+
+    /// What a virtual host shows under a path.
+    fn find_site(&self, host: &str, path: &str) -> impl Future<Output = StoreResult<Option<Site>>> + Send;
+
+    /// The file of a storage reference.
+    fn find_file(&self, reference: &str) -> impl Future<Output = StoreResult<Option<StoredFile>>> + Send;
+
+    /// One page of sites by host, then path. What is added or removed between two pages may or may not be seen; all else
+    /// is seen exactly once.
+    fn list_files(
+        &self,
+        request: ListFilesRequest,
+    ) -> impl Future<Output = StoreResult<ListFilesReply>> + Send;
+
+    /// Makes an upload token. Its secret is in the reply and nowhere else.
+    fn create_token(
+        &self,
+        request: CreateTokenRequest,
+    ) -> impl Future<Output = StoreResult<CreateTokenReply>> + Send;
+
+    /// Adds a handler; the table's new version.
+    fn put_handler(&self, handler: Handler) -> impl Future<Output = StoreResult<u64>> + Send;
+
+    /// Removes a handler; the table's new version.
+    fn remove_handler(&self, name: &str) -> impl Future<Output = StoreResult<u64>> + Send;
+
+    /// Handlers, current builds and members, as of one moment.
+    fn load_routes(&self) -> impl Future<Output = StoreResult<LoadRoutesReply>> + Send;
+
+    /// Makes the assets the current build of a host pattern, once the stream has ended well. The last three builds of a
+    /// host are kept. One build at a time comes in; others wait.
+    fn put_build(
+        &self,
+        host: &str,
+        assets: impl Stream<Item = StoreResult<Asset>> + Send + Unpin,
+    ) -> impl Future<Output = StoreResult<Build>> + Send;
+
+    /// The first asset of a build whose path comes after `path`; none at the end. [`StoreError::NotFound`] where the
+    /// build isn't kept, or no longer: so whoever reads all of it has all of it, or knows.
+    fn next_asset(&self, version: u64, path: &str)
+    -> impl Future<Output = StoreResult<Option<Asset>>> + Send;
+
+    /// Records a member, or what has changed of it, unless a higher revision of it is recorded.
+    fn put_member(&self, request: PutMemberRequest) -> impl Future<Output = StoreResult<()>> + Send;
+
+    /// Forgets a member, unless a higher revision of it is recorded. Repeating it changes nothing.
+    fn remove_member(&self, request: RemoveMemberRequest) -> impl Future<Output = StoreResult<()>> + Send;
+
+    /// Takes or renews a lease. At most one holder has it at a time, and each take-over has a greater term than any
+    /// before. A renewal is granted to the present term alone, and only before its end; the same holder name takes its
+    /// own lease anew at once. After a restart every lease is held for one full time to live.
+    fn take_lease(
+        &self,
+        request: TakeLeaseRequest,
+    ) -> impl Future<Output = StoreResult<TakeLeaseReply>> + Send;
+
+    /// Who holds a lease. Where nobody does, no term up to this moment is ever renewed again: whoever holds the lease
+    /// later has taken it after this moment.
+    fn peek_lease(&self, name: &str) -> impl Future<Output = StoreResult<PeekLeaseReply>> + Send;
+}
+
+/// How long an upload may last, in milliseconds: a week. A reservation that is older was left by a fileserver that never
+/// came back, and is given back; a completed upload that is older is no longer known as one when it is repeated.
+///
+/// By the wall clock, for it has to outlast restarts. A clock that jumps ahead by more than this ends uploads in flight;
+/// they are refused at their completion, and nothing is charged.
+pub const UPLOAD_LIFE_MS: i64 = 7 * 24 * 3600 * 1000;
+
+/// Why the store did not do what it was asked to.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The request can't be right, whatever is stored. The caller's fault.
+    #[error("{0}")]
+    Invalid(String),
+    /// What it is about doesn't exist. The caller's fault.
+    #[error("{0}")]
+    NotFound(String),
+    /// Its name is taken. The caller's fault.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// What is stored doesn't allow it any more. The caller's fault.
+    #[error("{0}")]
+    Conflict(String),
+    /// The stream of assets ended before its end. The caller's fault, or the network's.
+    #[error("the build broke off: {0}")]
+    Interrupted(String),
+    /// No space is left where the database is. Ours.
+    #[error("the datastore's disk is full: free some space in its data directory")]
+    Full,
+    /// The database could not be reached in time. Ours; worth repeating.
+    #[error("the database is busy")]
+    Busy,
+    /// The database failed. Ours.
+    #[error("the database failed: {0}")]
+    Database(#[source] sqlx::Error),
+}
+
+/// SQLite's primary result codes (<https://www.sqlite.org/rescode.html>).
+const SQLITE_BUSY: i32 = 5;
+const SQLITE_FULL: i32 = 13;
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match (&error, sqlite_code(&error)) {
+            (sqlx::Error::PoolTimedOut, _) | (_, Some(SQLITE_BUSY)) => Self::Busy,
+            (_, Some(SQLITE_FULL)) => Self::Full,
+            _ => Self::Database(error),
+        }
+    }
+}
+
+/// The primary result code, where it is SQLite that failed.
+pub(crate) fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
+    let extended: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(extended & 0xff)
+}
+
+/// The present time in Unix milliseconds, by the wall clock.
+pub(crate) fn unix_time_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,145 @@
+//! Leases. Those that have to last through a test last a minute.
+
+use std::time::Duration;
+
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::proto::{PeekLeaseReply, TakeLeaseReply, TakeLeaseRequest};
+
+use super::{Database, until};
+use crate::store::{Store, StoreError};
+
+const LONG_MS: u32 = 60_000;
+
+async fn take<S: Store>(store: &S, holder: &str, term: u64, ttl_ms: u32) -> TakeLeaseReply {
+    let request = TakeLeaseRequest { name: "seed".to_owned(), holder: holder.to_owned(), ttl_ms, term };
+    store.take_lease(request).await.unwrap()
+}
+
+async fn peek<S: Store>(store: &S) -> PeekLeaseReply {
+    store.peek_lease("seed").await.unwrap()
+}
+
+pub(crate) async fn one_of_many_takes_a_lease(database: &impl Database) {
+    let store = database.open().await;
+    assert_eq!(peek(&*store).await, PeekLeaseReply::default());
+    let holders: Vec<_> = (0..16).map(|n| format!("seed-{n}")).collect();
+    let replies =
+        futures_util::future::join_all(holders.iter().map(|holder| take(&*store, holder, 0, LONG_MS))).await;
+    assert_eq!(replies.iter().filter(|reply| reply.granted).count(), 1);
+    let winner = &replies.iter().find(|reply| reply.granted).unwrap().holder;
+    for reply in &replies {
+        assert_eq!((reply.term, &reply.holder), (1, winner), "everybody is told who has it");
+        assert!((1..=LONG_MS).contains(&reply.left_ms));
+    }
+    assert_eq!(peek(&*store).await, PeekLeaseReply { held: true, term: 1, holder: winner.clone() });
+}
+
+pub(crate) async fn a_renewal_keeps_the_term(database: &impl Database) {
+    let store = database.open().await;
+    let unknown = take(&*store, "a", 1, LONG_MS).await;
+    assert!(!unknown.granted, "what was never taken can't be renewed");
+    assert!(take(&*store, "a", 0, LONG_MS).await.granted);
+    for _ in 0..3 {
+        let renewed = take(&*store, "a", 1, LONG_MS).await;
+        assert_eq!((renewed.granted, renewed.term, renewed.left_ms), (true, 1, LONG_MS));
+    }
+    for (holder, term) in [("a", 2), ("b", 1), ("b", 0)] {
+        let refused = take(&*store, holder, term, LONG_MS).await;
+        assert_eq!((refused.granted, refused.term, refused.holder.as_str()), (false, 1, "a"));
+    }
+}
+
+pub(crate) async fn the_same_holder_takes_it_anew_at_once(database: &impl Database) {
+    let store = database.open().await;
+    for term in 1..=3 {
+        let taken = take(&*store, "a", 0, LONG_MS).await;
+        assert_eq!((taken.granted, taken.term), (true, term));
+    }
+    assert!(!take(&*store, "a", 2, LONG_MS).await.granted, "an older self is fenced");
+}
+
+pub(crate) async fn a_lease_ends(database: &impl Database) {
+    let store = database.open().await;
+    let start = BootTime::now();
+    take(&*store, "a", 0, 100).await;
+    let taken =
+        until("b has it", async || Some(take(&*store, "b", 0, LONG_MS).await).filter(|r| r.granted)).await;
+    assert!(BootTime::now().since(start) >= Duration::from_millis(100), "not before its end");
+    assert_eq!(taken.term, 2);
+    assert!(!take(&*store, "a", 1, LONG_MS).await.granted);
+    assert_eq!(peek(&*store).await, PeekLeaseReply { held: true, term: 2, holder: "b".to_owned() });
+}
+
+pub(crate) async fn an_ended_lease_is_not_renewed(database: &impl Database) {
+    let store = database.open().await;
+    take(&*store, "a", 0, 1).await;
+    // A refused take tells that the lease is over without taking it; `peek` would end it.
+    let over =
+        until("over", async || Some(take(&*store, "b", 9, 1).await).filter(|reply| reply.left_ms == 0)).await;
+    assert!(!over.granted);
+    until("its last millisecond is over", async || {
+        Some(take(&*store, "a", 1, 1).await).filter(|reply| !reply.granted)
+    })
+    .await;
+    let anew = take(&*store, "a", 0, LONG_MS).await;
+    assert_eq!((anew.granted, anew.term), (true, 2));
+}
+
+pub(crate) async fn peeking_ends_a_lease_for_good(database: &impl Database) {
+    let store = database.open().await;
+    take(&*store, "a", 0, 1).await;
+    let told = until("over", async || Some(peek(&*store).await).filter(|reply| !reply.held)).await;
+    assert_eq!((told.term, told.holder.as_str()), (1, "a"));
+    assert!(!take(&*store, "a", 1, LONG_MS).await.granted);
+    drop(store);
+
+    // Although a restarted store doesn't know when a lease ended, this one it doesn't revive.
+    let store = database.open().await;
+    assert!(!peek(&*store).await.held);
+    assert!(!take(&*store, "a", 1, LONG_MS).await.granted);
+    let taken = take(&*store, "b", 0, LONG_MS).await;
+    assert_eq!((taken.granted, taken.term), (true, 2));
+}
+
+pub(crate) async fn a_restart_holds_it_for_one_whole_life(database: &impl Database) {
+    const TTL_MS: u32 = 300;
+    let store = database.open().await;
+    take(&*store, "a", 0, TTL_MS).await;
+    drop(store);
+
+    let start = BootTime::now();
+    let store = database.open().await;
+    let taken =
+        until("b has it", async || Some(take(&*store, "b", 0, LONG_MS).await).filter(|r| r.granted)).await;
+    assert!(BootTime::now().since(start) >= Duration::from_millis(TTL_MS.into()), "not before its end");
+    assert_eq!(taken.term, 2);
+}
+
+pub(crate) async fn a_restart_lets_the_holder_go_on(database: &impl Database) {
+    let store = database.open().await;
+    take(&*store, "a", 0, LONG_MS).await;
+    drop(store);
+
+    let store = database.open().await;
+    assert!(!take(&*store, "b", 0, LONG_MS).await.granted);
+    let renewed = take(&*store, "a", 1, LONG_MS).await;
+    assert_eq!((renewed.granted, renewed.term), (true, 1));
+    let anew = take(&*store, "a", 0, LONG_MS).await;
+    assert_eq!((anew.granted, anew.term), (true, 2));
+}
+
+pub(crate) async fn senseless_leases_are_refused(database: &impl Database) {
+    let store = database.open().await;
+    let good = TakeLeaseRequest { name: "seed".to_owned(), holder: "a".to_owned(), ttl_ms: 1, term: 0 };
+    let table = [
+        TakeLeaseRequest { name: String::new(), ..good.clone() },
+        TakeLeaseRequest { holder: String::new(), ..good.clone() },
+        TakeLeaseRequest { ttl_ms: 0, ..good.clone() },
+        TakeLeaseRequest { ttl_ms: 600_001, ..good },
+    ];
+    for request in table {
+        let error = store.take_lease(request).await;
+        assert!(matches!(error, Err(StoreError::Invalid(_))), "{error:?}");
+    }
+    assert_eq!(peek(&*store).await, PeekLeaseReply::default());
+}
