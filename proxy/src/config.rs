@@ -1,0 +1,192 @@
+//! The section `[proxy]` of the configuration: as written ([`Raw`]), and checked ([`Config`]).
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use protoplex_http::access_log::{Format, Target};
+use protoplex_http::tls::{self, TlsError};
+use protoplex_http::{RawLimits, upstream};
+use protoplex_runtime::config::Problems;
+use serde::{Deserialize, Serialize};
+
+/// The most children that a proxy may have.
+const MAX_CHILDREN: u32 = 256;
+
+/// `[proxy]`, as written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    /// Where HTTP is served.
+    pub http: Vec<SocketAddr>,
+    /// Where HTTPS is served.
+    pub https: Vec<SocketAddr>,
+    /// Child processes; one for each processor where it is left out.
+    pub children: Option<u32>,
+    /// The HTTPS ports' certificate chain, PEM; one of a local authority where it is left out.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub tls_key: Option<PathBuf>,
+    /// Where the line of each request goes: `"off"`, `"stderr"` or `{ file = "PATH" }`.
+    pub access_log: Target,
+    /// What it looks like.
+    pub access_log_format: Format,
+    /// How long an upgraded connection (a WebSocket) may be silent on both sides.
+    pub tunnel_idle_timeout_ms: u64,
+    /// `[proxy.limits]`: towards clients.
+    pub limits: RawLimits,
+    /// `[proxy.upstream]`: towards members.
+    pub upstream: upstream::RawSettings,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        let loopback = |port| vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
+        Self {
+            http: loopback(8080),
+            https: loopback(8443),
+            children: None,
+            tls_certificate: None,
+            tls_key: None,
+            access_log: Target::Off,
+            access_log_format: Format::Json,
+            tunnel_idle_timeout_ms: 3_600_000,
+            limits: RawLimits::default(),
+            upstream: upstream::RawSettings::default(),
+        }
+    }
+}
+
+/// What a proxy goes by.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Config {
+    pub(crate) http: Vec<SocketAddr>,
+    pub(crate) https: Vec<SocketAddr>,
+    pub(crate) children: u32,
+    /// Certificate and key.
+    tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) access_log: Target,
+    pub(crate) access_log_format: Format,
+    pub(crate) tunnel_idle_timeout: Duration,
+    /// Checked already, as the next one; each child resolves them again.
+    pub(crate) limits: RawLimits,
+    pub(crate) upstream: upstream::RawSettings,
+}
+
+impl Raw {
+    /// Checks the section; what is wrong goes to `problems`. Blocking: a configured certificate is read.
+    pub fn resolve(self, problems: &mut Problems) -> Config {
+        if self.http.is_empty() && self.https.is_empty() {
+            problems.add("proxy.http", "neither http nor https has an address: nothing would be served");
+        }
+        if self.children.is_some_and(|children| !(1..=MAX_CHILDREN).contains(&children)) {
+            problems.add("proxy.children", format_args!("must be from 1 to {MAX_CHILDREN}"));
+        }
+        if self.tunnel_idle_timeout_ms == 0 {
+            problems.add("proxy.tunnel_idle_timeout_ms", "must be more than 0");
+        }
+        let tls = match (self.tls_certificate, self.tls_key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => {
+                problems.check("proxy.tls_certificate", tls::load(&certificate, &key));
+                Some((certificate, key))
+            }
+            (Some(_), None) => {
+                problems.add("proxy.tls_certificate", "tls_key, its private key, is missing");
+                None
+            }
+            (None, Some(_)) => {
+                problems.add("proxy.tls_key", "tls_certificate, the certificate to it, is missing");
+                None
+            }
+        };
+        self.limits.resolve("proxy.limits", problems);
+        self.upstream.resolve("proxy.upstream", problems);
+        Config {
+            http: self.http,
+            https: self.https,
+            children: self.children.unwrap_or_else(processors),
+            tls,
+            access_log: self.access_log,
+            access_log_format: self.access_log_format,
+            tunnel_idle_timeout: Duration::from_millis(self.tunnel_idle_timeout_ms),
+            limits: self.limits,
+            upstream: self.upstream,
+        }
+    }
+}
+
+impl Config {
+    /// The HTTPS ports' certificate and key: those configured, or local ones, which are made where they are missing.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// The local ones can't be read or made.
+    pub(crate) fn certificate(&self, data: &Path) -> Result<(PathBuf, PathBuf), TlsError> {
+        match &self.tls {
+            Some(configured) => Ok(configured.clone()),
+            None => tls::ensure_local(&data.join("tls"), &[]).map(|local| (local.certificate, local.key)),
+        }
+    }
+}
+
+fn processors() -> u32 {
+    available_parallelism()
+        .map_or(1, |count| u32::try_from(count.get()).unwrap_or(MAX_CHILDREN).min(MAX_CHILDREN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_good_and_survive_the_way_to_the_child() {
+        let mut problems = Problems::default();
+        let config = Raw::default().resolve(&mut problems);
+        problems.finish().unwrap();
+        let told: Config = serde_json::from_value(serde_json::json!(config)).unwrap();
+        assert_eq!(told.http, config.http);
+        assert_eq!(told.tunnel_idle_timeout, Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_together() {
+        let raw = Raw {
+            http: Vec::new(),
+            https: Vec::new(),
+            children: Some(0),
+            tls_key: Some("key.pem".into()),
+            tunnel_idle_timeout_ms: 0,
+            limits: RawLimits { max_headers: 0, ..RawLimits::default() },
+            upstream: upstream::RawSettings { connect_timeout_ms: 0, ..upstream::RawSettings::default() },
+            ..Raw::default()
+        };
+        let mut problems = Problems::default();
+        raw.resolve(&mut problems);
+        let told = problems.finish().unwrap_err().to_string();
+        for key in [
+            "http",
+            "children",
+            "tls_key",
+            "tunnel_idle_timeout_ms",
+            "limits.max_headers",
+            "upstream.connect_timeout_ms",
+        ] {
+            assert!(told.contains(&format!("proxy.{key}: ")), "{key} in {told}");
+        }
+        assert_eq!(told.lines().count(), 6, "{told}");
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_there_is_refused() {
+        let raw = Raw {
+            tls_certificate: Some("/nonexistent/cert.pem".into()),
+            tls_key: Some("/nonexistent/key.pem".into()),
+            ..Raw::default()
+        };
+        let mut problems = Problems::default();
+        raw.resolve(&mut problems);
+        assert!(problems.finish().unwrap_err().to_string().contains("/nonexistent/cert.pem"));
+    }
+}

@@ -1,0 +1,308 @@
+//! A request's way through the proxy, step by step.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::request::Parts;
+use matchit::Params;
+use protoplex_http::upstream::{Pool, SendError, SendErrorKind};
+use protoplex_http::{Body, Exchange, Handler, Request, Response, forwarded, upgrade};
+use protoplex_wire::follow::Link;
+use protoplex_wire::pattern::KeyTemplate;
+use protoplex_wire::proto;
+use tracing::warn;
+
+use crate::key::{self, Facts};
+use crate::meters::Meters;
+use crate::placement::{self, Member, Outstanding};
+use crate::refusal::Refusal;
+use crate::replay::Replay;
+use crate::table::{self, Placement, Table, Unusable};
+
+/// The longest form that is read for the sake of a key, in bytes.
+const MAX_FORM_BYTES: u64 = 64 * 1_024;
+/// How often an owner is asked for one request: the cached one, then the one that the seed names anew.
+const OWNERS_ASKED: usize = 2;
+
+const PROTOPLEX_KEY: HeaderName = HeaderName::from_static("protoplex-key");
+const PROTOPLEX_EPOCH: HeaderName = HeaderName::from_static("protoplex-epoch");
+/// Headers of this prefix are ours alone: what a client sends of them is not passed on.
+const OURS: &str = "protoplex-";
+
+/// Answers requests by passing them on, each to the member that its handler and key choose.
+pub(crate) struct Relay {
+    link: Link,
+    table: RefCell<Rc<Table>>,
+    upstream: Rc<Pool>,
+    tunnel_idle_timeout: Duration,
+    /// Of requests that no handler matched.
+    unmatched: Meters,
+}
+
+/// What the table says of a request.
+struct Matched<'t, 'r> {
+    handler: &'t table::Handler,
+    captures: Params<'t, 'r>,
+    host: Cow<'r, str>,
+}
+
+impl Relay {
+    /// A relay that refuses everything until it [adopts](Self::adopt) a table.
+    pub(crate) fn new(link: Link, upstream: Rc<Pool>, tunnel_idle_timeout: Duration) -> Self {
+        let unmatched = Meters::of_handler("");
+        Self { link, table: RefCell::default(), upstream, tunnel_idle_timeout, unmatched }
+    }
+
+    /// Routes by this table from the next request on. Returns what of it can't be used.
+    pub(crate) fn adopt(&self, sent: &proto::Table) -> Vec<Unusable> {
+        let (table, unusable) = Table::compile(sent, &self.table.borrow());
+        self.table.replace(Rc::new(table));
+        unusable
+    }
+}
+
+impl Handler for Relay {
+    async fn handle(&self, request: Request, exchange: &Rc<Exchange>) -> Response {
+        let table = Rc::clone(&self.table.borrow());
+        let (head, body) = request.into_parts();
+        let matched = match find(&table, &head) {
+            Ok(matched) => matched,
+            Err(refusal) => {
+                self.unmatched.answered(refusal.status());
+                return refusal.into_response();
+            }
+        };
+        let handler = matched.handler;
+        let answer = match read_key(matched, &head, body, exchange).await {
+            Ok((key, body)) => self.relay(handler, &key, Request::from_parts(head, body), exchange).await,
+            Err(refusal) => Err(refusal),
+        };
+        let answer = answer.unwrap_or_else(Refusal::into_response);
+        handler.meters.answered(answer.status());
+        answer
+    }
+}
+
+impl Relay {
+    /// What follows once handler and key are known: the head is prepared, a member is chosen and asked, and its answer
+    /// is handed back. `key` is empty where the handler has none.
+    async fn relay(
+        &self,
+        handler: &table::Handler,
+        key: &str,
+        mut request: Request,
+        exchange: &Rc<Exchange>,
+    ) -> Result<Response, Refusal> {
+        prepare(&mut request, key, exchange);
+        let upgrading = upgrade::requested(&request);
+        let members = &handler.pool.members;
+        let answer = match handler.placement {
+            Placement::Owned(_) => self.ask_owner(handler, key, request, exchange).await?,
+            Placement::Hash(_) => {
+                let choose = |tried: Option<&Rc<Member>>| placement::hash(members, key, tried);
+                self.ask_member(handler, choose, request, exchange).await?
+            }
+            Placement::Spread => {
+                let choose = |tried: Option<&Rc<Member>>| placement::spread(members, &mut rand::rng(), tried);
+                self.ask_member(handler, choose, request, exchange).await?
+            }
+        };
+        self.hand_back(answer, upgrading, exchange)
+    }
+
+    /// Sends the request to the key's owner, and once more to the one that the seed names when the first denies it.
+    async fn ask_owner(
+        &self,
+        handler: &table::Handler,
+        key: &str,
+        request: Request,
+        exchange: &Exchange,
+    ) -> Result<Response, Refusal> {
+        let pool = &*handler.pool.name;
+        let (head, body) = request.into_parts();
+        let replay = Replay::new(body);
+        for asked in 0..OWNERS_ASKED {
+            let owner = self.link.locate(pool, key).await?;
+            let body = replay.send().ok_or(Refusal::Moving)?;
+            let mut request = Request::from_parts(head.clone(), body);
+            request.headers_mut().insert(PROTOPLEX_EPOCH, owner.epoch.into());
+            if asked > 0 {
+                handler.meters.retries.increment(1);
+            }
+            match self.send(handler, &owner.member, owner.address, request, exchange).await {
+                Ok(answer) if answer.status() == StatusCode::MISDIRECTED_REQUEST => {
+                    handler.meters.misdirected.increment(1);
+                    self.link.refute(pool, key, owner.epoch);
+                }
+                Ok(answer) => {
+                    replay.settle();
+                    return Ok(answer);
+                }
+                Err(error) if is_unreachable(&error.kind) => {
+                    self.link.refute(pool, key, owner.epoch);
+                    return Err(Refusal::OwnerAway);
+                }
+                Err(error) => return Err(refusal(error.kind)),
+            }
+        }
+        Err(Refusal::Moving)
+    }
+
+    /// Sends the request to a chosen member, and to another one where it could not be sent to the first.
+    async fn ask_member<'t>(
+        &self,
+        handler: &'t table::Handler,
+        choose: impl Fn(Option<&Rc<Member>>) -> Option<&'t Rc<Member>>,
+        mut request: Request,
+        exchange: &Exchange,
+    ) -> Result<Response, Refusal> {
+        let mut tried = None;
+        loop {
+            let Some(member) = choose(tried) else {
+                return Err(match tried {
+                    None => Refusal::NoMember(handler.pool.name.clone()),
+                    Some(_) => Refusal::Unreachable,
+                });
+            };
+            let outstanding = Outstanding::at(member);
+            match self.send(handler, &member.id, member.address, request, exchange).await {
+                Ok(answer) => {
+                    exchange.hold(outstanding);
+                    return Ok(answer);
+                }
+                Err(SendError { request: Some(unsent), .. }) if tried.is_none() => {
+                    handler.meters.retries.increment(1);
+                    tried = Some(member);
+                    request = *unsent;
+                }
+                Err(error) => return Err(refusal(error.kind)),
+            }
+        }
+    }
+
+    /// One question to one member.
+    async fn send(
+        &self,
+        handler: &table::Handler,
+        member: &str,
+        address: SocketAddr,
+        request: Request,
+        exchange: &Exchange,
+    ) -> Result<Response, SendError> {
+        exchange.note_upstream(member);
+        let sent = Instant::now();
+        let answer = self.upstream.send(address, request).await;
+        match &answer {
+            Ok(_) => handler.meters.upstream_took(sent.elapsed()),
+            Err(error) => {
+                let request_id = &*exchange.request_id;
+                warn!(member, %address, request_id, reason = %error.kind, "no answer from a member");
+            }
+        }
+        answer
+    }
+
+    /// Prepares the answer's head for the client; its body streams by itself.
+    fn hand_back(
+        &self,
+        mut answer: Response,
+        upgrading: bool,
+        exchange: &Rc<Exchange>,
+    ) -> Result<Response, Refusal> {
+        forwarded::response(&mut answer, exchange);
+        match answer.status() {
+            StatusCode::SWITCHING_PROTOCOLS if upgrading => {
+                Ok(upgrade::relay(exchange, answer, self.tunnel_idle_timeout))
+            }
+            StatusCode::SWITCHING_PROTOCOLS => Err(Refusal::BadAnswer),
+            _ => Ok(answer),
+        }
+    }
+}
+
+/// The handler of the request's host and path.
+fn find<'t, 'r>(table: &'t Table, head: &'r Parts) -> Result<Matched<'t, 'r>, Refusal> {
+    if table.version == 0 {
+        return Err(Refusal::NoTable);
+    }
+    let host = table::host(&head.headers).ok_or(Refusal::MalformedHost)?;
+    let (handler, captures) = table.find(&host, head.uri.path()).ok_or(Refusal::NoHandler)?;
+    Ok(Matched { handler, captures, host })
+}
+
+/// The request's key, empty where the handler wants none, and its body, which may have been read for it.
+async fn read_key(
+    matched: Matched<'_, '_>,
+    head: &Parts,
+    body: Body,
+    exchange: &Exchange,
+) -> Result<(String, Body), Refusal> {
+    let template = match &matched.handler.placement {
+        Placement::Owned(template) | Placement::Hash(template) => template,
+        Placement::Spread => return Ok((String::new(), body)),
+    };
+    let (form, body) = read_form(template, head, body).await?;
+    let facts = Facts {
+        host: &matched.host,
+        path: head.uri.path(),
+        captures: &matched.captures,
+        query: head.uri.query().unwrap_or_default(),
+        form: &form,
+        headers: &head.headers,
+        client_ip: exchange.peer.ip(),
+    };
+    let key = key::key(template, &facts)?;
+    exchange.note_key(&key);
+    Ok((key, body))
+}
+
+/// The form in the body where the key may come from there, and the body to be sent on.
+async fn read_form(template: &KeyTemplate, head: &Parts, body: Body) -> Result<(Bytes, Body), Refusal> {
+    let content_type =
+        head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    if !key::reads_form(template) || !essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        return Ok((Bytes::new(), body));
+    }
+    let form = body.collect(MAX_FORM_BYTES).await?;
+    Ok((form.clone(), Body::full(form)))
+}
+
+/// Makes of the client's head the one that a member gets.
+fn prepare(request: &mut Request, key: &str, exchange: &Exchange) {
+    let headers = request.headers_mut();
+    let forged: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+    for name in forged {
+        headers.remove(name);
+    }
+    forwarded::request(request, exchange, false);
+    // A key is such that a header can carry it; that is what its own checks are for.
+    if let Ok(value) = HeaderValue::from_bytes(key.as_bytes())
+        && !key.is_empty()
+    {
+        request.headers_mut().insert(PROTOPLEX_KEY, value);
+    }
+}
+
+fn is_unreachable(kind: &SendErrorKind) -> bool {
+    matches!(kind, SendErrorKind::Connect { .. } | SendErrorKind::ConnectTimeout { .. })
+}
+
+fn refusal(kind: SendErrorKind) -> Refusal {
+    match kind {
+        SendErrorKind::Connect { .. } | SendErrorKind::ConnectTimeout { .. } => Refusal::Unreachable,
+        SendErrorKind::Closed { .. } | SendErrorKind::Protocol { .. } => Refusal::BadAnswer,
+        SendErrorKind::FirstByteTimeout { .. } => Refusal::TooSlow,
+        SendErrorKind::RequestBody(error) => Refusal::Body(error),
+        SendErrorKind::Unsendable(reason) => Refusal::Unsendable(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! The relay between real sockets: raw clients and members on loopback, a seed whose answers the test dictates.
+
+mod heads;
+mod members;
+mod owned;
+mod peer;
+mod seed;
+mod streaming;
+mod tunnels;
+
+use std::net::TcpListener;
+
+use protoplex_http::upstream::Settings;
+use protoplex_http::{AccessLog, Limits, Listener};
+use protoplex_runtime::drain::{Drain, Trigger};
+use protoplex_wire::follow::Follower;
+use protoplex_wire::identity::Identity;
+use tempfile::TempDir;
+use tokio::task::LocalSet;
+use tokio::time::timeout;
+
+use self::peer::{Member, Peer};
+use self::seed::Script;
+use super::*;
+
+/// No test takes longer.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Runs a test as a child runs: on one thread, in a `LocalSet`.
+fn run(test: impl AsyncFnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async { timeout(DEADLINE, test()).await.expect("the test hangs") });
+}
+
+/// A relay behind the real server on a free port. Ends when it is dropped.
+struct Proxy {
+    address: SocketAddr,
+    relay: Rc<Relay>,
+    seed: Script,
+    _trigger: Trigger,
+    _data: TempDir,
+}
+
+impl Proxy {
+    /// One handler `/{*rest}` to these members.
+    async fn start(placement: proto::Placement, key: &str, members: &[&Member]) -> Self {
+        Self::with(Settings::default(), placement, key, members).await
+    }
+
+    async fn with(upstream: Settings, placement: proto::Placement, key: &str, members: &[&Member]) -> Self {
+        let proxy = Self::without_table(upstream).await;
+        let members = members.iter().map(|member| proto::Member {
+            id: format!("rooms/{}", member.address),
+            pool: "rooms".to_owned(),
+            address: member.address.to_string(),
+            zone: String::new(),
+        });
+        let handler = proto::Handler {
+            name: "test".to_owned(),
+            host: "*".to_owned(),
+            path: "/at/{*rest}".to_owned(),
+            key: key.to_owned(),
+            pool: "rooms".to_owned(),
+            placement: placement.into(),
+        };
+        let pools = vec![proto::Pool { name: "rooms".to_owned(), members: members.collect() }];
+        let unusable = proxy.relay.adopt(&proto::Table { version: 1, handlers: vec![handler], pools });
+        assert!(unusable.is_empty());
+        proxy
+    }
+
+    async fn without_table(upstream: Settings) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let identity = Identity::open_or_create(&data.path().join("cluster")).unwrap();
+        let script = Script::default();
+        let seed = seed::start(&identity, script.clone()).await;
+        let who = Follower {
+            node: "proxy-1".to_owned(),
+            child: 0,
+            kind: "proxy".to_owned(),
+            zone: String::new(),
+            member: None,
+        };
+        let link = Link::open(&identity, &seed.to_string(), who).unwrap();
+
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let (trigger, drain) = Drain::new();
+        let relay = Rc::new(Relay::new(link, Pool::new(upstream), Duration::from_secs(60)));
+        let listeners = vec![Listener { socket, tls: None }];
+        let serving =
+            protoplex_http::serve(listeners, Limits::default(), AccessLog::off(), drain, Rc::clone(&relay));
+        tokio::task::spawn_local(async { serving.await.unwrap() });
+        Self { address, relay, seed: script, _trigger: trigger, _data: data }
+    }
+
+    async fn connect(&self) -> Peer {
+        Peer::connect(self.address).await
+    }
+
+    /// Sends a request whole, on a connection of its own, and returns head and body of the answer.
+    async fn ask(&self, request: &str) -> (String, String) {
+        let mut client = self.connect().await;
+        client.say(request).await;
+        client.answer().await
+    }
+
+    /// GET of a path below `/at/`.
+    async fn get(&self, path: &str) -> (String, String) {
+        self.ask(&format!("GET /at/{path} HTTP/1.1\r\nHost: a.example\r\n\r\n")).await
+    }
+}
+
+fn assert_problem(answer: &(String, String), status: &str, kind: &str) {
+    let (head, body) = answer;
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+    assert!(body.contains(&format!("urn:protoplex:problem:{kind}\"")), "{body}");
+    let retry = peer::fields(head, "retry-after");
+    assert_eq!(retry.is_empty(), status != "503", "{head}");
+}

@@ -1,0 +1,129 @@
+//! A body sent twice is the same both times, or is refused; what was broken off learns of it.
+
+use std::future::poll_fn;
+
+use futures_util::stream;
+use proptest::prelude::*;
+use tokio::sync::mpsc;
+
+use super::*;
+
+fn pieces(sizes: &[usize]) -> (Body, Vec<u8>) {
+    let pieces: Vec<_> =
+        sizes.iter().enumerate().map(|(n, &size)| Bytes::from(vec![n as u8; size])).collect();
+    let whole = pieces.concat();
+    (Body::stream(stream::iter(pieces.into_iter().map(Ok))), whole)
+}
+
+async fn read(body: &mut Body, chunks: usize) -> Vec<u8> {
+    let mut read = Vec::new();
+    for _ in 0..chunks {
+        let Some(chunk) = body.chunk().await else { break };
+        read.extend_from_slice(&chunk.unwrap());
+    }
+    read
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+proptest! {
+    #[test]
+    fn a_second_sending_is_the_whole_body(sizes in prop::collection::vec(1usize..9_000, 1..12), read_before in 0usize..12) {
+        let (source, whole) = pieces(&sizes);
+        let replay = Replay::new(source);
+        block_on(async {
+            let taken = read(&mut replay.send().unwrap(), read_before).await;
+            match replay.send() {
+                Some(mut again) => {
+                    prop_assert!(taken.len() <= MAX_REPLAY_BYTES);
+                    replay.settle();
+                    prop_assert_eq!(read(&mut again, usize::MAX).await, whole);
+                }
+                None => prop_assert!(taken.len() > MAX_REPLAY_BYTES),
+            }
+            Ok(())
+        })?;
+    }
+}
+
+#[test]
+fn a_settled_body_goes_on_unkept() {
+    let (source, whole) = pieces(&[40_000; 40]);
+    let replay = Replay::new(source);
+    block_on(async {
+        let mut body = replay.send().unwrap();
+        let mut sent = read(&mut body, 1).await;
+        replay.settle();
+        sent.extend(read(&mut body, usize::MAX).await);
+        assert_eq!(sent, whole);
+        assert!(replay.send().is_none());
+        assert!(replay.tape.unwrap().borrow().kept.is_empty());
+    });
+}
+
+#[test]
+fn an_empty_body_can_be_sent_for_ever() {
+    let replay = Replay::new(Body::empty());
+    replay.settle();
+    assert_eq!(replay.send().unwrap().exact_length(), Some(0));
+    assert_eq!(replay.send().unwrap().exact_length(), Some(0));
+}
+
+#[test]
+fn the_length_stays_known() {
+    let replay = Replay::new(Body::full(vec![1; 500]));
+    let mut body = replay.send().unwrap();
+    assert_eq!(body.exact_length(), Some(500));
+    block_on(read(&mut body, 1));
+    assert_eq!(body.exact_length(), Some(0));
+    assert_eq!(replay.send().unwrap().exact_length(), Some(500));
+}
+
+#[test]
+fn a_sending_that_waits_is_woken_when_it_is_broken_off() {
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, BodyError>>(1);
+    let source =
+        Body::stream(stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver))));
+    let replay = Replay::new(source);
+    block_on(async {
+        let mut first = replay.send().unwrap();
+        let waiting = poll_fn(|context| Pin::new(&mut first).poll_frame(context));
+        let (outcome, mut second) = tokio::join!(waiting, async {
+            tokio::task::yield_now().await;
+            replay.send().unwrap()
+        });
+        assert!(outcome.unwrap().is_err());
+        sender.send(Ok(Bytes::from_static(b"late"))).await.unwrap();
+        drop(sender);
+        assert_eq!(read(&mut second, usize::MAX).await, b"late");
+    });
+}
+
+#[test]
+fn trailers_are_sent_again() {
+    struct Trailed(Vec<Frame<Bytes>>);
+    impl http_body::Body for Trailed {
+        type Data = Bytes;
+        type Error = BodyError;
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Ready(self.0.pop().map(Ok))
+        }
+    }
+    let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("x"))]);
+    let frames = vec![Frame::trailers(trailers.clone()), Frame::data(Bytes::from_static(b"data"))];
+    let replay = Replay::new(Body::wrap(Trailed(frames)));
+    block_on(async {
+        for _ in 0..2 {
+            let mut body = replay.send().unwrap();
+            let mut next = async || poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+            assert_eq!(next().await.unwrap().unwrap().into_data().unwrap(), "data");
+            assert_eq!(next().await.unwrap().unwrap().into_trailers().unwrap(), trailers);
+            assert!(next().await.is_none());
+        }
+    });
+}
