@@ -1,0 +1,147 @@
+//! The calls that an upload makes to the datastore, each with a deadline.
+
+use std::time::Duration;
+
+use protoplex_wire::identity::TrustedChannel;
+use protoplex_wire::proto::datastore_client::DatastoreClient;
+use protoplex_wire::proto::{
+    AbortUploadRequest, BeginUploadReply, BeginUploadRequest, CompleteUploadReply, CompleteUploadRequest,
+    FindFileRequest, FindSiteRequest, MarkStoredRequest, Site, StoredFile, TokenRefusal,
+};
+use tokio::time::{sleep, timeout};
+use tonic::{Code, Status};
+
+use super::refusal::Refusal;
+use super::unix_time_ms;
+use crate::reference::Reference;
+use crate::staging::{Journal, Staged};
+
+/// How long one call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often an upload is offered to a datastore that doesn't say whether it has recorded it.
+const COMPLETE_ATTEMPTS: u32 = 3;
+const COMPLETE_PAUSE: Duration = Duration::from_millis(200);
+
+/// A connection to the datastore.
+pub(crate) type Client = DatastoreClient<TrustedChannel>;
+
+/// The datastore as uploads see it.
+pub(crate) struct Records {
+    /// The present connection; `None` before the seed has told where the datastore is.
+    client: Box<dyn Fn() -> Option<Client>>,
+    node: String,
+}
+
+impl Records {
+    pub(crate) fn new(node: &str, client: impl Fn() -> Option<Client> + 'static) -> Self {
+        Self { client: Box::new(client), node: node.to_owned() }
+    }
+
+    /// Takes a use and the quota of the token, for as many bytes as the reply says.
+    pub(crate) async fn begin(&self, journal: &Journal, token: &str) -> Result<BeginUploadReply, Refusal> {
+        let request = BeginUploadRequest {
+            token: token.to_owned(),
+            host: journal.host.clone(),
+            path: journal.path.clone(),
+            size: journal.declared,
+            upload: journal.upload.clone(),
+        };
+        let reply = self.call(async |mut client| client.begin_upload(request).await).await?;
+        match reply.refusal() {
+            TokenRefusal::None => Ok(reply),
+            refusal => Err(Refusal::Token { refusal, limit_bytes: reply.limit_bytes }),
+        }
+    }
+
+    /// Gives use and quota back; an upload that is recorded stays so.
+    pub(crate) async fn abort(&self, upload: &str) -> Result<(), Refusal> {
+        let request = AbortUploadRequest { upload: upload.to_owned() };
+        self.call(async |mut client| client.abort_upload(request).await).await.map(drop)
+    }
+
+    pub(crate) async fn find_file(&self, reference: &Reference) -> Result<Option<StoredFile>, Refusal> {
+        let request = FindFileRequest { reference: reference.to_string() };
+        self.call(async |mut client| client.find_file(request).await).await.map(|reply| reply.file)
+    }
+
+    pub(crate) async fn find_site(&self, host: &str, path: &str) -> Result<Option<Site>, Refusal> {
+        let request = FindSiteRequest { host: host.to_owned(), path: path.to_owned() };
+        self.call(async |mut client| client.find_site(request).await).await.map(|reply| reply.site)
+    }
+
+    /// Records an upload: file and site in one. A call without an answer is repeated, which changes nothing.
+    pub(crate) async fn complete(
+        &self,
+        journal: &Journal,
+        staged: &Staged,
+    ) -> Result<(StoredFile, bool), Refusal> {
+        let request = CompleteUploadRequest {
+            upload: journal.upload.clone(),
+            file: Some(self.file(staged)),
+            host: journal.host.clone(),
+            path: journal.path.clone(),
+            content_type: journal.content_type.clone(),
+        };
+        for attempt in 1.. {
+            match self.ask(async |mut client| client.complete_upload(request.clone()).await).await {
+                Ok(CompleteUploadReply { file: Some(file), existed }) => return Ok((file, existed)),
+                Err(status) if status.code() == Code::ResourceExhausted => return Err(Refusal::DiskFull),
+                Err(status) if is_final(status.code()) => {
+                    return Err(Refusal::Ended(status.message().to_owned()));
+                }
+                _ if attempt == COMPLETE_ATTEMPTS => break,
+                _ => sleep(COMPLETE_PAUSE).await,
+            }
+        }
+        Err(Refusal::Undecided)
+    }
+
+    /// Records that the storage has the body.
+    pub(crate) async fn mark_stored(&self, reference: &Reference) -> Result<(), Refusal> {
+        let request = MarkStoredRequest { reference: reference.to_string() };
+        self.call(async |mut client| client.mark_stored(request).await).await.map(drop)
+    }
+
+    fn file(&self, staged: &Staged) -> StoredFile {
+        StoredFile {
+            reference: staged.reference.to_string(),
+            size: staged.meta.size,
+            stored_size: staged.meta.stored_size,
+            encoding: staged.meta.encoding.as_str().to_owned(),
+            content_type: staged.meta.content_type.clone(),
+            created_at_ms: i64::try_from(unix_time_ms()).unwrap_or(i64::MAX),
+            stored: false,
+            node: self.node.clone(),
+            stored_sha256: staged.meta.stored_sha256.clone(),
+        }
+    }
+
+    async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(Client) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T, Refusal> {
+        self.ask(call).await.map_err(|status| {
+            tracing::warn!(code = ?status.code(), reason = status.message(), "the datastore did not answer");
+            if status.code() == Code::ResourceExhausted { Refusal::DiskFull } else { Refusal::DatastoreAway }
+        })
+    }
+
+    async fn ask<T>(
+        &self,
+        call: impl AsyncFnOnce(Client) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T, Status> {
+        let client = (self.client)().ok_or_else(|| Status::unavailable("nobody told yet where it is"))?;
+        match timeout(CALL_TIMEOUT, call(client)).await {
+            Ok(reply) => reply.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded("no answer in time")),
+        }
+    }
+}
+
+/// Whether the datastore has decided; after all other codes it may have recorded the upload.
+fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::NotFound | Code::FailedPrecondition | Code::Aborted | Code::InvalidArgument | Code::AlreadyExists
+    )
+}

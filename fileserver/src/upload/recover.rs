@@ -1,0 +1,118 @@
+//! Uploads without an owner: left by a child that died, or given up while the datastore was away.
+//!
+//! | journal | what is done |
+//! | --- | --- |
+//! | receiving | taken back: nothing was promised |
+//! | resumable | waits for its client; whole: recorded; expired: taken back |
+//! | committing | aborted, which changes nothing once it was recorded; then recorded: pushed, else removed |
+//! | finished | removed when it expires |
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::answer::Answer;
+use super::refusal::Refusal;
+use super::steps::Upload;
+use super::{Uploads, blocking, unix_time_ms};
+use crate::staging::{Journal, Slot, Staged, Step, Taken};
+
+/// How often the staging folder is looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What watchers of an upload are told that ended with its process.
+const INTERRUPTED: &str = "interrupted";
+
+impl Uploads {
+    /// Looks after the staging folder until the child drains.
+    pub(crate) async fn look_after(self: &Rc<Self>) {
+        while !self.drain.is_draining() {
+            if let Err(error) = self.sweep().await {
+                tracing::error!("the staging folder can't be swept: {error}");
+            }
+            // Only the time matters: a drain ends the loop above.
+            let _ = timeout(SWEEP_INTERVAL, self.drain.started()).await;
+        }
+    }
+
+    /// Goes on with every upload that has no owner.
+    pub(crate) async fn sweep(self: &Rc<Self>) -> std::io::Result<()> {
+        let staging = self.staging.clone();
+        for name in blocking(move || staging.uploads()).await? {
+            // The rest has its turn when some of these are through.
+            if self.pushes.available_permits() == 0 || self.drain.is_draining() {
+                break;
+            }
+            let staging = self.staging.clone();
+            let taken = blocking(move || {
+                if staging.read(&name)?.is_some_and(|journal| waits_for_its_client(&journal)) {
+                    return Ok(Taken::Busy);
+                }
+                staging.take(&name)
+            });
+            match taken.await {
+                Ok(Taken::Ours(ours)) => {
+                    let (slot, journal) = *ours;
+                    self.recover(slot, journal).await;
+                }
+                Ok(Taken::Busy | Taken::Gone) => {}
+                Err(error) => tracing::error!("an upload in the staging folder can't be read: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn recover(self: &Rc<Self>, slot: Slot, journal: Journal) {
+        let feed = self.live.feed(&journal.watch, &journal.path);
+        let mut upload = Upload { slot: Arc::new(slot), journal, feed };
+        match upload.journal.step.clone() {
+            Step::Receiving => self.withdraw(&mut upload, INTERRUPTED).await,
+            Step::Resumable(checkpoint) if upload.journal.declared == Some(checkpoint.offset) => {
+                self.complete_tus(upload, checkpoint).await;
+            }
+            Step::Resumable(_) => self.withdraw(&mut upload, "expired").await,
+            Step::Committing(staged) => {
+                if let Err(refusal) = self.decide(upload, staged).await {
+                    tracing::warn!("an interrupted upload has to wait: {refusal}");
+                }
+            }
+            Step::Finished(_) => {
+                if let Err(error) = blocking(move || upload.slot.remove(None)).await {
+                    tracing::error!("an expired upload can't be removed: {error}");
+                }
+            }
+        }
+    }
+
+    /// Learns from the datastore whether an upload was recorded, once it can't be any more.
+    async fn decide(self: &Rc<Self>, mut upload: Upload, staged: Staged) -> Result<(), Refusal> {
+        self.records.abort(&upload.journal.upload).await?;
+        let site = self.records.find_site(&upload.journal.host, &upload.journal.path).await?;
+        let shown = site.and_then(|site| site.file).filter(|file| file.reference == *staged.reference);
+        if let Some(file) = shown {
+            let answer = Answer::new(&upload.journal, &staged.reference, &file, false);
+            upload.feed.finished(serde_json::to_value(&answer).unwrap_or_default());
+            self.store(upload, staged, false);
+        } else if self.records.find_file(&staged.reference).await?.is_some() {
+            // Another upload has this path by now, or the content came by another upload: it must reach the storage.
+            upload.feed.failed(INTERRUPTED);
+            self.store(upload, staged, false);
+        } else {
+            self.withdraw(&mut upload, INTERRUPTED).await;
+        }
+        Ok(())
+    }
+}
+
+fn waits_for_its_client(journal: &Journal) -> bool {
+    let now = unix_time_ms();
+    match &journal.step {
+        Step::Resumable(checkpoint) => {
+            checkpoint.lease.expires_at_ms > now && journal.declared != Some(checkpoint.offset)
+        }
+        Step::Finished(finished) => finished.lease.expires_at_ms > now,
+        Step::Receiving | Step::Committing(_) => false,
+    }
+}
