@@ -16,7 +16,7 @@ use crate::clock::BootTime;
 
 /// Unanswered renewals whose times of sending are remembered.
 const MAX_RENEWALS_IN_FLIGHT: usize = 16;
-/// How long a first welcome may take; later ones are awaited for half a lease.
+/// How long a first welcome may take; later ones are awaited for two fifths of a lease.
 const FIRST_WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a request for a key meets here.
@@ -140,7 +140,8 @@ impl Holder {
         self.link = Link::Joined;
         self.lease = lease;
         self.heartbeat = heartbeat;
-        self.next_renewal = now + heartbeat;
+        // The welcome may have taken long, and the lease counts from the hello.
+        self.next_renewal = now;
         self.heard_at = now;
         self.extend(sent_at);
     }
@@ -272,7 +273,7 @@ impl Holder {
 
     /// A seed that is silent for this long is taken for dead, and its link is closed while there is lease left.
     fn patience(&self) -> Duration {
-        if self.lease.is_zero() { FIRST_WELCOME_TIMEOUT } else { self.lease / 2 }
+        if self.lease.is_zero() { FIRST_WELCOME_TIMEOUT } else { self.lease * 2 / 5 }
     }
 
     /// The datastore is asked over and over in the last 40 % of the lease.

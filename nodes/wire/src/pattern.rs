@@ -6,6 +6,7 @@
 //! | path | matchit's: `/room/{room}`, `/img/{name}.png`, `/files/{*rest}`; one capture a segment |
 //! | key | text with `{capture}` of the path, `{host}` `{path}` `{client_ip}`, `{header.x}` `{cookie.x}` `{query.x}` `{form.x}`; `{query.x\|form.x}` takes the first that the request has |
 
+use std::cmp::Ordering;
 use std::net::{IpAddr, Ipv6Addr};
 
 use thiserror::Error;
@@ -70,8 +71,8 @@ pub fn check_name(what: &'static str, text: &str) -> Result<(), PatternError> {
     if good { Ok(()) } else { Err(PatternError::Name { what, text: text.into() }) }
 }
 
-/// Which hosts a handler is for. Ordered: what is tried first is less.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Which hosts a handler is for. Ordered as they are tried: exact hosts, then the longest suffixes, then the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum HostPattern {
     /// This host alone, in lower case.
     Exact(String),
@@ -122,6 +123,27 @@ impl HostPattern {
             Self::Below(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
             Self::Any => true,
         }
+    }
+}
+
+impl Ord for HostPattern {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let rank = |pattern: &Self| match pattern {
+            Self::Exact(_) => (0, 0),
+            Self::Below(suffix) => (1, MAX_HOST_BYTES.saturating_sub(suffix.len())),
+            Self::Any => (2, 0),
+        };
+        let text = |pattern: &Self| match pattern {
+            Self::Exact(text) | Self::Below(text) => text.clone(),
+            Self::Any => String::new(),
+        };
+        rank(self).cmp(&rank(other)).then_with(|| text(self).cmp(&text(other)))
+    }
+}
+
+impl PartialOrd for HostPattern {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

@@ -44,9 +44,12 @@ fn a_request_waits_for_the_welcome_but_not_where_there_is_no_link() {
 #[test]
 fn a_renewal_counts_from_its_sending() {
     let mut holder = owner();
-    assert_eq!(steps(&mut holder, at(1_100)), [Step::Renew { sequence: 1 }]);
-    assert_eq!(steps(&mut holder, at(2_100)), [Step::Renew { sequence: 2 }]);
-    holder.renewed(1, at(2_200));
+    assert_eq!(steps(&mut holder, at(100)), [Step::Renew { sequence: 1 }]);
+    assert_eq!(steps(&mut holder, at(1_100)), [Step::Renew { sequence: 2 }]);
+    assert_eq!(steps(&mut holder, at(1_200)), []);
+    holder.renewed(1, at(1_300));
+    assert_eq!(holder.lease_left(at(1_300)), Duration::from_millis(100 + 4_500 - 1_300));
+    holder.renewed(2, at(2_200));
     assert_eq!(holder.lease_left(at(2_200)), Duration::from_millis(1_100 + 4_500 - 2_200));
     holder.renewed(1, at(2_300));
     holder.renewed(9, at(2_300));
@@ -79,7 +82,8 @@ fn a_grant_that_comes_after_the_leases_end_revives_nothing() {
 fn a_silent_seed_is_left_while_there_is_lease_and_the_keys_are_reported_again() {
     let mut holder = owner();
     steps(&mut holder, at(1_100));
-    assert_eq!(holder.poll(at(2_600)), Some(Step::Rejoin));
+    assert_eq!(holder.poll(at(2_099)), None);
+    assert_eq!(holder.poll(at(2_100)), Some(Step::Rejoin));
     holder.hello(at(2_700));
     assert_eq!(holder.keys().collect::<Vec<_>>(), [("a", 7)]);
     assert_eq!(holder.attempt(), 2);

@@ -1,0 +1,141 @@
+//! Who follows, what each is sent, and the recent invalidations that one who comes back may have missed.
+
+use std::collections::{HashMap, VecDeque};
+
+use protoplex_wire::proto::{FollowReply, Position, ResetOwners, follow_reply::Message};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use crate::ownership::LinkId;
+
+/// Messages that may wait for one follower; one that is slower is cut off, and learns what it missed when it returns.
+pub(crate) const MAX_WAITING_MESSAGES: usize = 65_536;
+/// Invalidations kept for followers that return.
+const MAX_RECENT: usize = 16_384;
+
+/// The seed's end of one follower's link.
+pub(crate) struct Outgoing {
+    pub(crate) messages: mpsc::Sender<Result<FollowReply, Status>>,
+    /// Dropped with this: then the link's reader ends too.
+    pub(crate) _reader: oneshot::Sender<()>,
+}
+
+struct Follower {
+    outgoing: Outgoing,
+    since: Position,
+    zone: String,
+    /// Gets what all get; a member only after its hello is accepted.
+    welcomed: bool,
+}
+
+/// What a follower has missed.
+#[derive(Debug, PartialEq)]
+enum Missed {
+    These(Vec<Message>),
+    /// More than is known: it has to forget every owner.
+    Unknown,
+    /// Nobody can say yet; what it has to do comes when the recovery ends.
+    Undecided,
+}
+
+#[derive(Default)]
+pub(crate) struct Followers {
+    links: HashMap<LinkId, Follower>,
+    recent: VecDeque<(Position, Message)>,
+    /// Links that were cut off, to be told to the core.
+    cut: Vec<LinkId>,
+}
+
+impl Followers {
+    pub(crate) fn open(&mut self, link: LinkId, outgoing: Outgoing, since: Position, zone: String) {
+        self.links.insert(link, Follower { outgoing, since, zone, welcomed: false });
+    }
+
+    /// From now on it gets what all get. Sends first `greeting`, then what it has missed.
+    pub(crate) fn welcome(&mut self, link: LinkId, greeting: Vec<Message>, now: Position, recovering: bool) {
+        let Some(follower) = self.links.get_mut(&link) else { return };
+        follower.welcomed = true;
+        let since = follower.since;
+        let missed = match self.missed(since, now, recovering) {
+            Missed::These(messages) => messages,
+            Missed::Unknown => vec![Message::ResetOwners(ResetOwners { position: Some(now) })],
+            Missed::Undecided => Vec::new(),
+        };
+        for message in greeting.into_iter().chain(missed) {
+            self.send(link, message);
+        }
+    }
+
+    fn missed(&self, since: Position, now: Position, recovering: bool) -> Missed {
+        if since == Position::default() || since == now {
+            return Missed::These(Vec::new());
+        }
+        if since.term != now.term {
+            return if recovering { Missed::Undecided } else { Missed::Unknown };
+        }
+        let known_from = self.recent.front().map_or(now.sequence + 1, |(first, _)| first.sequence);
+        if since.sequence > now.sequence || since.sequence + 1 < known_from {
+            return Missed::Unknown;
+        }
+        let later = self.recent.iter().filter(|(position, _)| position.sequence > since.sequence);
+        Missed::These(later.map(|(_, message)| message.clone()).collect())
+    }
+
+    pub(crate) fn send(&mut self, link: LinkId, message: Message) {
+        let Some(follower) = self.links.get(&link) else { return };
+        let reply = FollowReply { message: Some(message) };
+        if follower.outgoing.messages.try_send(Ok(reply)).is_err() {
+            self.links.remove(&link);
+            self.cut.push(link);
+        }
+    }
+
+    /// Sends it to all, and keeps it for those that return.
+    pub(crate) fn broadcast(&mut self, position: Position, message: &Message) {
+        if self.recent.front().is_some_and(|(first, _)| first.term != position.term) {
+            self.recent.clear();
+        }
+        if self.recent.len() == MAX_RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((position, message.clone()));
+        self.send_all(message);
+    }
+
+    pub(crate) fn send_all(&mut self, message: &Message) {
+        let welcomed = self.links.iter().filter(|(_, follower)| follower.welcomed);
+        for link in welcomed.map(|(link, _)| *link).collect::<Vec<_>>() {
+            self.send(link, message.clone());
+        }
+    }
+
+    /// Ends the link after what was sent, with its reason.
+    pub(crate) fn close(&mut self, link: LinkId, why: &str) {
+        if let Some(follower) = self.links.remove(&link) {
+            // One that is too slow for even this learns of the end by the end.
+            let _ = follower.outgoing.messages.try_send(Err(Status::unavailable(why)));
+        }
+    }
+
+    pub(crate) fn close_all(&mut self, why: &str) {
+        for link in self.links.keys().copied().collect::<Vec<_>>() {
+            self.close(link, why);
+        }
+    }
+
+    /// Those that were cut off since this was called last.
+    pub(crate) fn take_cut(&mut self) -> Vec<LinkId> {
+        std::mem::take(&mut self.cut)
+    }
+
+    pub(crate) fn zone(&self, link: LinkId) -> &str {
+        self.links.get(&link).map_or("", |follower| &follower.zone)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.links.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! What a follower that returns is told, and what becomes of a slow one.
+
+use protoplex_wire::proto::{Invalidate, ResetOwners};
+
+use super::*;
+
+fn at(term: u64, sequence: u64) -> Position {
+    Position { term, sequence }
+}
+
+fn invalid(sequence: u64) -> Message {
+    Message::Invalidate(Invalidate { sequence, pool: "rooms".into(), key: sequence.to_string() })
+}
+
+/// Three invalidations in term 2, sequences 5 to 7.
+fn followers() -> Followers {
+    let mut followers = Followers::default();
+    followers.broadcast(at(1, 9), &invalid(9));
+    for sequence in 5..=7 {
+        followers.broadcast(at(2, sequence), &invalid(sequence));
+    }
+    followers
+}
+
+fn link(room: usize) -> (Outgoing, mpsc::Receiver<Result<FollowReply, Status>>, oneshot::Receiver<()>) {
+    let (messages, received) = mpsc::channel(room);
+    let (_reader, ended) = oneshot::channel();
+    (Outgoing { messages, _reader }, received, ended)
+}
+
+#[test]
+fn one_that_returns_gets_what_it_missed_or_forgets_everything() {
+    let followers = followers();
+    let now = at(2, 7);
+    assert_eq!(followers.missed(at(2, 5), now, false), Missed::These(vec![invalid(6), invalid(7)]));
+    assert_eq!(
+        followers.missed(at(2, 4), now, false),
+        Missed::These(vec![invalid(5), invalid(6), invalid(7)])
+    );
+    assert_eq!(followers.missed(at(2, 3), now, false), Missed::Unknown, "4 is not kept any more");
+    assert_eq!(followers.missed(at(2, 7), now, false), Missed::These(vec![]));
+    assert_eq!(followers.missed(at(2, 8), now, false), Missed::Unknown, "from a future that is none");
+    assert_eq!(followers.missed(at(1, 9), now, false), Missed::Unknown);
+    assert_eq!(followers.missed(at(1, 9), now, true), Missed::Undecided);
+    assert_eq!(
+        followers.missed(at(0, 0), now, false),
+        Missed::These(vec![]),
+        "one that is new has nothing to forget"
+    );
+}
+
+#[test]
+fn the_greeting_comes_before_what_was_missed_and_nothing_before_the_welcome() {
+    let mut followers = followers();
+    let (outgoing, mut received, _ended) = link(8);
+    followers.open(1, outgoing, at(1, 9), "a".into());
+    followers.broadcast(at(2, 8), &invalid(8));
+    followers.welcome(1, vec![invalid(100)], at(2, 8), false);
+    followers.broadcast(at(2, 9), &invalid(9));
+    let mut next = || received.try_recv().unwrap().unwrap().message.unwrap();
+    assert_eq!(next(), invalid(100));
+    assert_eq!(next(), Message::ResetOwners(ResetOwners { position: Some(at(2, 8)) }));
+    assert_eq!(next(), invalid(9));
+    assert_eq!(followers.zone(1), "a");
+}
+
+#[test]
+fn a_slow_follower_is_cut_off_and_its_reader_ends() {
+    let mut followers = Followers::default();
+    let (outgoing, mut received, mut ended) = link(1);
+    followers.open(1, outgoing, at(0, 0), String::new());
+    followers.send(1, invalid(1));
+    assert!(followers.take_cut().is_empty());
+    followers.send(1, invalid(2));
+    assert_eq!(followers.take_cut(), [1]);
+    assert_eq!(followers.len(), 0);
+    assert!(received.try_recv().is_ok() && received.try_recv().is_err());
+    assert!(matches!(ended.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
+}
+
+#[test]
+fn a_closed_link_says_why_after_what_was_sent() {
+    let mut followers = Followers::default();
+    let (outgoing, mut received, _ended) = link(2);
+    followers.open(1, outgoing, at(0, 0), String::new());
+    followers.send(1, invalid(1));
+    followers.close(1, "left");
+    assert!(received.try_recv().unwrap().is_ok());
+    assert_eq!(received.try_recv().unwrap().unwrap_err().message(), "left");
+}

@@ -1,0 +1,298 @@
+//! The service that nodes join and follow: reads each link, checks what comes, and hands it to the cluster.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use protoplex_wire::follow::MAX_KEY_BYTES;
+use protoplex_wire::pattern::check_name;
+use protoplex_wire::proto::seed_server::Seed;
+use protoplex_wire::proto::{
+    Asset, FetchBuildRequest, FollowHello, FollowReply, FollowRequest, HeartbeatSeen, JoinHello, JoinReply,
+    JoinRequest, JoinWelcome, Member, Owned, OwnedKey, follow_request, join_reply, join_request,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::cluster::{Cluster, Handle};
+use crate::followers::{MAX_WAITING_MESSAGES, Outgoing};
+use crate::leader::Datastore;
+use crate::ownership::{Joining, LinkId, Question, Timing};
+
+/// Links of children and side-cars.
+const MAX_FOLLOWERS: usize = 10_000;
+/// Links of parents.
+const MAX_NODES: usize = 5_000;
+/// How long a link may take for its hello, and between two chunks of its report.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// A parent that says nothing for this long is gone.
+const NODE_SILENCE: Duration = Duration::from_secs(10);
+/// Keys that one member may report.
+const MAX_REPORTED_KEYS: usize = 4_000_000;
+/// Ids of nodes and members, addresses, zones.
+const MAX_TEXT_BYTES: usize = 255;
+/// Answers that wait for a parent.
+const MAX_WAITING_SEEN: usize = 8;
+
+pub(crate) struct Links {
+    cluster: Handle,
+    datastore: Datastore,
+    timing: Timing,
+    next: AtomicU64,
+    followers: Arc<Semaphore>,
+    nodes: Arc<Semaphore>,
+}
+
+impl Links {
+    pub(crate) fn new(cluster: Handle, datastore: Datastore, timing: Timing) -> Self {
+        Self {
+            cluster,
+            datastore,
+            timing,
+            next: AtomicU64::new(1),
+            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+            nodes: Arc::new(Semaphore::new(MAX_NODES)),
+        }
+    }
+
+    fn name_link(&self) -> LinkId {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+fn slot(slots: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Status> {
+    let full = |_| Status::resource_exhausted(format!("the seed has as many {what} as it may have"));
+    Arc::clone(slots).try_acquire_owned().map_err(full)
+}
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Seed for Links {
+    type JoinStream = Replies<JoinReply>;
+
+    async fn join(
+        &self,
+        request: Request<Streaming<JoinRequest>>,
+    ) -> Result<Response<Self::JoinStream>, Status> {
+        let slot = slot(&self.nodes, "nodes")?;
+        let (replies, stream) = mpsc::channel(MAX_WAITING_SEEN);
+        let (link, cluster, heartbeat) = (self.name_link(), self.cluster.clone(), self.timing.heartbeat);
+        tokio::spawn(async move {
+            if let Err(status) = read_node(link, request.into_inner(), &cluster, &replies, heartbeat).await {
+                let _ = replies.try_send(Err(status));
+            }
+            drop(slot);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    type FollowStream = Replies<FollowReply>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<FollowRequest>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let slot = slot(&self.followers, "followers")?;
+        let (messages, stream) = mpsc::channel(MAX_WAITING_MESSAGES);
+        let (link, cluster) = (self.name_link(), self.cluster.clone());
+        tokio::spawn(async move {
+            read_follower(link, request.into_inner(), &cluster, messages).await;
+            drop(slot);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    type FetchBuildStream = Streaming<Asset>;
+
+    async fn fetch_build(
+        &self,
+        request: Request<FetchBuildRequest>,
+    ) -> Result<Response<Self::FetchBuildStream>, Status> {
+        let assets = self.datastore.clone().get_build(request.into_inner()).await?;
+        Ok(Response::new(assets.into_inner()))
+    }
+}
+
+// ---- Join ----
+
+async fn read_node(
+    link: LinkId,
+    mut requests: Streaming<JoinRequest>,
+    cluster: &Handle,
+    replies: &mpsc::Sender<Result<JoinReply, Status>>,
+    heartbeat: Duration,
+) -> Result<(), Status> {
+    let first = next(&mut requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
+    let Some(join_request::Message::Hello(hello)) = first else {
+        return Err(Status::invalid_argument("a node's first message is its hello"));
+    };
+    check_node(&hello)?;
+    let joined = cluster.ask(move |cluster, now| cluster.join(link, hello, now)).await;
+    let term = joined.ok_or_else(|| Status::unavailable("the seed is ending"))?;
+    let heartbeat_ms = u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX);
+    let say = |message| replies.try_send(Ok(JoinReply { message: Some(message) }));
+    let mut said = say(join_reply::Message::Welcome(JoinWelcome { term, heartbeat_ms }));
+    let ended = loop {
+        // A parent that takes no answers is as good as gone.
+        if said.is_err() {
+            break Err(Status::resource_exhausted("the node reads no answers"));
+        }
+        match next(&mut requests, NODE_SILENCE).await {
+            Ok(Some(JoinRequest { message: Some(join_request::Message::State(state)) })) => {
+                cluster.tell(move |cluster, now| cluster.node_state(link, state, now)).await;
+                said = say(join_reply::Message::Seen(HeartbeatSeen {}));
+            }
+            Ok(Some(_)) => break Err(Status::invalid_argument("after its hello a node sends its state")),
+            Ok(None) => break Ok(()),
+            Err(status) => break Err(status),
+        }
+    };
+    cluster.tell(move |cluster, _| cluster.part(link)).await;
+    ended
+}
+
+fn check_node(hello: &JoinHello) -> Result<(), Status> {
+    check_name("node", &hello.node).map_err(invalid)?;
+    check_name("kind", &hello.kind).map_err(invalid)?;
+    let texts = [&hello.version, &hello.region, &hello.zone, &hello.meta];
+    texts.into_iter().chain(&hello.listens).try_for_each(|text| short("a text of the hello", text))
+}
+
+// ---- Follow ----
+
+async fn read_follower(
+    link: LinkId,
+    mut requests: Streaming<FollowRequest>,
+    cluster: &Handle,
+    messages: mpsc::Sender<Result<FollowReply, Status>>,
+) {
+    let (hello, keys) = match greet(&mut requests).await {
+        Ok(greeting) => greeting,
+        Err(status) => return drop(messages.try_send(Err(status))),
+    };
+    let (_reader, mut ended) = oneshot::channel();
+    let outgoing = Outgoing { messages, _reader };
+    let opened = move |cluster: &mut Cluster, now| {
+        let FollowHello { node, zone, since, member, incarnation, attempt, .. } = hello;
+        cluster.follow(link, outgoing, since.unwrap_or_default(), zone);
+        match member {
+            Some(member) => {
+                cluster.core.hello(link, Joining { node, member, incarnation, attempt, keys }, now)
+            }
+            None => cluster.welcome(link),
+        }
+    };
+    cluster.tell(opened).await;
+    loop {
+        let message = tokio::select! {
+            request = requests.message() => match request {
+                Ok(Some(FollowRequest { message: Some(message) })) => message,
+                Ok(Some(FollowRequest { message: None })) => continue,
+                Ok(None) | Err(_) => break,
+            },
+            _ = &mut ended => break,
+        };
+        if let Err(why) = hand_over(link, message, cluster).await {
+            tracing::warn!(link, why, "a follower's link is closed");
+            cluster.tell(move |cluster, _| cluster.followers.close(link, why)).await;
+            break;
+        }
+    }
+    cluster.tell(move |cluster, _| cluster.unfollow(link)).await;
+}
+
+/// The hello, and all that a member reports.
+async fn greet(requests: &mut Streaming<FollowRequest>) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
+    let first = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
+    let Some(follow_request::Message::Hello(hello)) = first else {
+        return Err(Status::invalid_argument("a follower's first message is its hello"));
+    };
+    check_name("node", &hello.node).map_err(invalid)?;
+    short("zone", &hello.zone)?;
+    let mut keys = Vec::new();
+    let Some(member) = &hello.member else { return Ok((hello, keys)) };
+    check_member(member)?;
+    loop {
+        let chunk = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
+        let Some(follow_request::Message::Owned(Owned { keys: more, last })) = chunk else {
+            return Err(Status::invalid_argument(
+                "a member's hello is followed by what it owns, the last chunk marked",
+            ));
+        };
+        if keys.len() + more.len() > MAX_REPORTED_KEYS || more.iter().any(|owned| !is_key(&owned.key)) {
+            return Err(Status::invalid_argument("a member reports more keys, or longer ones, than it may"));
+        }
+        keys.extend(more);
+        if last {
+            return Ok((hello, keys));
+        }
+    }
+}
+
+fn check_member(member: &Member) -> Result<(), Status> {
+    check_name("pool", &member.pool).map_err(invalid)?;
+    if member.id.is_empty() {
+        return Err(Status::invalid_argument("a member has an id"));
+    }
+    if member.address.parse::<std::net::SocketAddr>().is_err() {
+        return Err(Status::invalid_argument(format!("address {:?}: write IP and port", member.address)));
+    }
+    short("member id", &member.id)?;
+    short("zone", &member.zone)
+}
+
+/// Gives one message to the cluster, or says what is wrong with it.
+async fn hand_over(
+    link: LinkId,
+    message: follow_request::Message,
+    cluster: &Handle,
+) -> Result<(), &'static str> {
+    use follow_request::Message;
+    match message {
+        Message::Renew(renew) => {
+            cluster.tell(move |cluster, now| cluster.core.renew(link, renew.sequence, now)).await;
+        }
+        Message::Locate(it) => {
+            if !is_key(&it.key) || it.pool.len() > MAX_TEXT_BYTES {
+                return Err("a question's key or pool is empty or too long");
+            }
+            let asked = move |cluster: &mut Cluster, now| {
+                let zone = cluster.followers.zone(link).to_owned();
+                let (id, refuted_epoch) = (it.id, it.refuted_epoch);
+                cluster
+                    .core
+                    .locate(Question { link, id, zone, pool: it.pool, key: it.key, refuted_epoch }, now);
+            };
+            cluster.tell(asked).await;
+        }
+        Message::Release(it) => {
+            cluster.tell(move |cluster, now| cluster.core.release(link, &it.key, it.epoch, now)).await;
+        }
+        Message::Leave(_) => cluster.tell(move |cluster, now| cluster.core.leave(link, now)).await,
+        Message::Hello(_) | Message::Owned(_) => return Err("a link has one hello"),
+    }
+    Ok(())
+}
+
+fn is_key(key: &str) -> bool {
+    (1..=MAX_KEY_BYTES).contains(&key.len())
+}
+
+fn short(what: &str, text: &str) -> Result<(), Status> {
+    let long = || Status::invalid_argument(format!("{what} is longer than {MAX_TEXT_BYTES} bytes"));
+    if text.len() > MAX_TEXT_BYTES { Err(long()) } else { Ok(()) }
+}
+
+fn invalid(error: impl ToString) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+async fn next<T>(requests: &mut Streaming<T>, patience: Duration) -> Result<Option<T>, Status> {
+    let silent = |_| Status::deadline_exceeded(format!("nothing came for {} s", patience.as_secs()));
+    timeout(patience, requests.message()).await.map_err(silent)?
+}

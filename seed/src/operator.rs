@@ -1,0 +1,187 @@
+//! The service of an operator's tools: handlers, deployments, explanations, the state of the cluster.
+
+use std::time::Duration;
+
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::pattern::HostPattern;
+use protoplex_wire::proto::operator_server::Operator;
+use protoplex_wire::proto::{
+    Build, ClusterStatus, DeployRequest, ExplainRequest, Explanation, Handler, HandlerChange, HandlerList,
+    ListHandlersRequest, PutBuildRequest, RemoveHandlerRequest, RemoveStoredHandlerRequest, StatusRequest,
+    deploy_request, put_build_request,
+};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::cluster::{Cluster, Handle};
+use crate::leader::{Datastore, call, limited, load};
+use crate::routes::RouteError;
+
+/// How long a client of a deployment may keep the next asset waiting.
+const ASSET_TIMEOUT: Duration = Duration::from_secs(30);
+/// Assets between the client and the datastore.
+const MAX_WAITING_ASSETS: usize = 2;
+/// Attempts to read back what was stored, a quarter of a second apart.
+const RELOADS: usize = 20;
+
+pub(crate) struct Console {
+    cluster: Handle,
+    datastore: Datastore,
+    /// One change at a time: each is checked against the outcome of the last.
+    changes: Mutex<()>,
+}
+
+impl Console {
+    pub(crate) fn new(cluster: Handle, datastore: Datastore) -> Self {
+        Self { cluster, datastore, changes: Mutex::new(()) }
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Cluster, BootTime) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        self.cluster.ask(call).await.ok_or_else(|| Status::unavailable("the seed is ending"))
+    }
+
+    /// Changes are for the seed that leads: another one's would not be seen.
+    async fn leading(&self) -> Result<(), Status> {
+        let leads = self.ask(|cluster, _| cluster.core.leads().is_some()).await?;
+        let away = || Status::unavailable("this seed does not lead yet (is its datastore there?); try again");
+        if leads { Ok(()) } else { Err(away()) }
+    }
+
+    /// Reads back what the datastore holds now, so that every change is seen in the order in which it was stored.
+    async fn reload(&self) -> Result<u64, Status> {
+        let mut tries = 0;
+        let loaded = loop {
+            match load(&mut self.datastore.clone()).await {
+                Ok(loaded) => break loaded,
+                Err(_) if tries < RELOADS => tries += 1,
+                Err(status) => {
+                    let text = format!(
+                        "stored, but in effect only when the seed reads it again: {}",
+                        status.message()
+                    );
+                    return Err(Status::unavailable(text));
+                }
+            }
+            sleep(Duration::from_millis(250)).await;
+        };
+        self.ask(move |cluster, now| cluster.set_routes(loaded, now)).await
+    }
+}
+
+#[tonic::async_trait]
+impl Operator for Console {
+    async fn add_handler(&self, request: Request<Handler>) -> Result<Response<HandlerChange>, Status> {
+        self.leading().await?;
+        let _turn = self.changes.lock().await;
+        let handler = request.into_inner();
+        let checked = self.ask(move |cluster, _| cluster.routes.check(handler)).await?;
+        let handler = checked.map_err(refusal)?;
+        tracing::info!(
+            handler = handler.name,
+            host = handler.host,
+            path = handler.path,
+            "a handler is added"
+        );
+        call(self.datastore.clone().put_handler(limited(handler))).await?;
+        Ok(Response::new(HandlerChange { table_version: self.reload().await? }))
+    }
+
+    async fn remove_handler(
+        &self,
+        request: Request<RemoveHandlerRequest>,
+    ) -> Result<Response<HandlerChange>, Status> {
+        self.leading().await?;
+        let _turn = self.changes.lock().await;
+        let name = request.into_inner().name;
+        tracing::info!(handler = name, "a handler is removed");
+        call(self.datastore.clone().remove_handler(limited(RemoveStoredHandlerRequest { name }))).await?;
+        Ok(Response::new(HandlerChange { table_version: self.reload().await? }))
+    }
+
+    async fn list_handlers(&self, _: Request<ListHandlersRequest>) -> Result<Response<HandlerList>, Status> {
+        let list = self.ask(|cluster, _| HandlerList {
+            table_version: cluster.table_version(),
+            handlers: cluster.handlers(),
+        });
+        Ok(Response::new(list.await?))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Explanation>, Status> {
+        let ExplainRequest { pool, key } = request.into_inner();
+        Ok(Response::new(self.ask(move |cluster, _| cluster.core.explain(&pool, &key)).await?))
+    }
+
+    async fn deploy(&self, request: Request<Streaming<DeployRequest>>) -> Result<Response<Build>, Status> {
+        self.leading().await?;
+        let mut messages = request.into_inner();
+        let Some(deploy_request::Message::Header(header)) = next(&mut messages).await? else {
+            return Err(Status::invalid_argument("a deployment begins with its header"));
+        };
+        HostPattern::parse(&header.host).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let host = header.host.to_ascii_lowercase();
+        let (assets, stream) = mpsc::channel(MAX_WAITING_ASSETS);
+        let _ = assets.try_send(PutBuildRequest { message: Some(put_build_request::Message::Host(host)) });
+        let mut datastore = self.datastore.clone();
+        let put = datastore.put_build(ReceiverStream::new(stream));
+        let (forwarded, stored) = tokio::join!(forward(messages, assets), put);
+        // What the client did wrong says more than that the datastore misses the rest.
+        let build = stored.map_err(|status| forwarded.err().unwrap_or(status))?.into_inner();
+        tracing::info!(
+            host = build.host,
+            version = build.version,
+            assets = build.assets,
+            "a build is deployed"
+        );
+        let _turn = self.changes.lock().await;
+        self.reload().await?;
+        Ok(Response::new(build))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<ClusterStatus>, Status> {
+        Ok(Response::new(self.ask(|cluster, now| cluster.status(now)).await?))
+    }
+}
+
+/// Hands the assets on as they come. Where the client fails, the stream breaks off without its end, so that the
+/// datastore stores nothing.
+async fn forward(
+    mut messages: Streaming<DeployRequest>,
+    assets: mpsc::Sender<PutBuildRequest>,
+) -> Result<(), Status> {
+    loop {
+        let asset = match next(&mut messages).await? {
+            Some(deploy_request::Message::Asset(asset)) => asset,
+            Some(deploy_request::Message::Header(_)) => {
+                return Err(Status::invalid_argument("a deployment has one header"));
+            }
+            None => return Ok(()),
+        };
+        let message = Some(put_build_request::Message::Asset(asset));
+        if assets.send(PutBuildRequest { message }).await.is_err() {
+            // The datastore has answered already.
+            return Ok(());
+        }
+    }
+}
+
+async fn next(messages: &mut Streaming<DeployRequest>) -> Result<Option<deploy_request::Message>, Status> {
+    let silent = |_| Status::deadline_exceeded(format!("no asset came for {} s", ASSET_TIMEOUT.as_secs()));
+    let request = timeout(ASSET_TIMEOUT, messages.message()).await.map_err(silent)??;
+    Ok(request.and_then(|request| request.message))
+}
+
+fn refusal(error: RouteError) -> Status {
+    let text = error.to_string();
+    match error {
+        RouteError::NameTaken(_) | RouteError::Conflict { .. } => Status::already_exists(text),
+        RouteError::TooMany => Status::resource_exhausted(text),
+        RouteError::Pattern(_) | RouteError::Placement | RouteError::NeedlessKey => {
+            Status::invalid_argument(text)
+        }
+    }
+}

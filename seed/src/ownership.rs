@@ -1,0 +1,197 @@
+//! Exactly one owner for every key: leases, epochs, terms and recovery, pure. Inputs carry the time, actions come out.
+//!
+//! A key is given to another member only when the one that had it can't serve it any more: its lease has ended here
+//! (which is later than at the member, see [`protoplex_wire::holder`]), it has left, it has released the key, or it
+//! has said hello without it. What a new term can't know yet, it waits for: for one lease at most, every key that no
+//! member reports is held back as long as a member of an earlier term, found in the datastore, has not come back.
+//!
+//! ```text
+//!                   hello ▶ (row written) ▶ Live ── lease over, leave ──▶ Gone ── last record ──▶ forgotten
+//!  new term: Expected ──────── hello ───────▲  └──── window over ────────▲
+//! ```
+//!
+//! `now` must be read after the input was received, and a lead's `until` counted from before its request was sent.
+
+mod assigning;
+mod joining;
+mod keys;
+mod members;
+mod term;
+mod view;
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::proto::{Member, OwnedKey, Position, follow_reply::Message};
+
+use joining::PendingJoin;
+use keys::Keys;
+use members::Members;
+pub use view::{Hint, MemberView};
+
+/// Names one follower's link for as long as the process lives.
+pub type LinkId = u64;
+
+/// The term takes the upper 24 bits of an epoch, so that epochs never repeat over terms.
+const EPOCH_COUNTER_BITS: u32 = 40;
+/// What an asker is told to wait where nothing better is known.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What a seed counts with.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A member's lease, counted here from the receipt of its renewal. Must be the one that members are told, and
+    /// not less than that of any earlier seed of this cluster.
+    pub lease: Duration,
+    /// How often members renew.
+    pub heartbeat: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(5), heartbeat: Duration::from_secs(1) }
+    }
+}
+
+/// How much a seed takes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Keys known, owned or remembered.
+    pub max_keys: usize,
+    /// Members of all pools.
+    pub max_members: usize,
+    /// Questions held while a new term waits for its members.
+    pub max_held_questions: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_keys: 4_000_000, max_members: 10_000, max_held_questions: 100_000 }
+    }
+}
+
+/// A member's hello, complete with the keys that it reports.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    /// The node that runs it: of its name there is only one process.
+    pub node: String,
+    /// Who joins.
+    pub member: Member,
+    /// See [`protoplex_wire::holder::Holder::incarnation`].
+    pub incarnation: u64,
+    /// See [`protoplex_wire::holder::Holder::attempt`].
+    pub attempt: u64,
+    /// What it owns, by its own account.
+    pub keys: Vec<OwnedKey>,
+}
+
+/// Who owns this key?
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Where the answer goes.
+    pub link: LinkId,
+    /// Echoed in the answer.
+    pub id: u64,
+    /// The asker's zone.
+    pub zone: String,
+    /// The key's pool.
+    pub pool: String,
+    /// The key.
+    pub key: String,
+    /// The epoch that the owner refused; 0 where none.
+    pub refuted_epoch: u64,
+}
+
+/// What the shell has to do, in this order.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Send it on this link.
+    Send(LinkId, Message),
+    /// Send it to all followers, and keep it for those that come back.
+    Broadcast(Position, Message),
+    /// The hello on this link is accepted: welcome it.
+    Welcome(LinkId),
+    /// Close this link, once what was sent before is out, for this reason.
+    Close(LinkId, &'static str),
+    /// Write the member's row, then call [`Ownership::recorded`] with this link.
+    Record(LinkId, Member, u64),
+    /// Remove the member's row (pool, id), unless it is of a higher revision.
+    Erase(String, String, u64),
+    /// The members of the routing table are others now.
+    TableChanged,
+}
+
+/// The seed's core.
+pub struct Ownership {
+    timing: Timing,
+    limits: Limits,
+    term: u64,
+    counter: u64,
+    sequence: u64,
+    lead_until: Option<BootTime>,
+    recovery_ends: Option<BootTime>,
+    members: Members,
+    keys: Keys,
+    pending: BTreeMap<LinkId, PendingJoin>,
+    held: Vec<Question>,
+    draining: HashSet<String>,
+    changes: u64,
+    /// No lease ends before.
+    next_expiry: BootTime,
+    next_sweep: BootTime,
+    actions: VecDeque<Action>,
+}
+
+impl Ownership {
+    /// A seed that knows nothing and leads nothing.
+    #[must_use]
+    pub fn new(timing: Timing, limits: Limits) -> Self {
+        Self {
+            timing,
+            limits,
+            term: 0,
+            counter: 0,
+            sequence: 0,
+            lead_until: None,
+            recovery_ends: None,
+            members: Members::default(),
+            keys: Keys::default(),
+            pending: BTreeMap::new(),
+            held: Vec::new(),
+            draining: HashSet::new(),
+            changes: 0,
+            next_expiry: BootTime::ZERO,
+            next_sweep: BootTime::ZERO,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The next thing to do; take them all after each input.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// What was last broadcast.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { term: self.term, sequence: self.sequence }
+    }
+
+    /// Grows, and never repeats over terms: for epochs of keys and for revisions of rows.
+    fn next_epoch(&mut self) -> u64 {
+        self.counter += 1;
+        (self.term << EPOCH_COUNTER_BITS) + self.counter
+    }
+
+    fn send(&mut self, link: LinkId, message: Message) {
+        self.actions.push_back(Action::Send(link, message));
+    }
+
+    /// Sends what this makes of its position to all followers.
+    fn broadcast(&mut self, message: impl FnOnce(Position) -> Message) {
+        self.sequence += 1;
+        let position = self.position();
+        self.actions.push_back(Action::Broadcast(position, message(position)));
+    }
+}

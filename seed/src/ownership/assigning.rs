@@ -1,0 +1,174 @@
+//! Keys: who owns one, who gets it, and how it is given up.
+
+use std::time::Duration;
+
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::proto::{
+    Assigned, Invalidate, Located, Owner, Unavailable, follow_reply::Message, located,
+};
+
+use super::keys::Record;
+use super::members::{MemberIndex, Slot};
+use super::{LinkId, Ownership, Question, RETRY};
+
+impl Ownership {
+    /// Answers with [`Message::Located`], after the owner's [`Message::Assigned`] where the key had none.
+    pub fn locate(&mut self, question: Question, now: BootTime) {
+        self.advance(now);
+        if self.lead_until.is_none() {
+            return self.answer_unavailable(&question, "the seed does not lead", RETRY);
+        }
+        self.find(question, now);
+    }
+
+    /// One question's way: its owner, a new epoch for an owner that refused the present one, patience, or a new owner.
+    fn find(&mut self, question: Question, now: BootTime) {
+        let record = self.keys.get(&question.pool, &question.key);
+        if let Some(record) = record {
+            let slot = &self.members[record.member];
+            if Self::owns(slot, &record) {
+                if record.epoch != question.refuted_epoch {
+                    return self.answer_owner(&question, record.member, record.epoch);
+                }
+                if slot.link.is_some() {
+                    return self.assign(&question, record.member);
+                }
+                let wait = slot.lease_ends().map_or(RETRY, |ends| ends.since(now));
+                return self.answer_unavailable(&question, "the key's owner is out of reach", wait);
+            }
+        }
+        if self.is_recovering(&question.pool) {
+            if self.held.len() < self.limits.max_held_questions {
+                self.held.push(question);
+            } else {
+                self.answer_unavailable(&question, "the seed is recovering", RETRY);
+            }
+            return;
+        }
+        if record.is_none() && !self.has_room(now) {
+            return self.answer_unavailable(
+                &question,
+                "the seed knows as many keys as max_keys allows",
+                RETRY,
+            );
+        }
+        match self.choose(&question, record) {
+            Some(member) => self.assign(&question, member),
+            None => self.answer_unavailable(&question, "no live node in the pool", RETRY),
+        }
+    }
+
+    /// Who had it last, else the least loaded, those of the asker's zone first.
+    fn choose(&self, question: &Question, record: Option<Record>) -> Option<MemberIndex> {
+        let fit = |slot: &Slot| slot.is_live() && slot.link.is_some() && !self.draining.contains(&*slot.node);
+        let last = record.map(|record| record.member).filter(|last| fit(&self.members[*last]));
+        let all = self.members.of_pool(&question.pool).filter(|(_, slot)| fit(slot));
+        last.or_else(|| {
+            all.min_by_key(|(index, slot)| (slot.member.zone != question.zone, slot.owned, *index))
+                .map(|(index, _)| index)
+        })
+    }
+
+    fn assign(&mut self, question: &Question, index: MemberIndex) {
+        let epoch = self.next_epoch();
+        // A cached answer can name a member that lives; those of the gone were forgotten with them.
+        let before = self.keys.get(&question.pool, &question.key);
+        if before.is_some_and(|record| self.members[record.member].is_live()) {
+            self.broadcast_invalid(question.pool.clone(), question.key.clone());
+        }
+        self.set(&question.pool, &question.key, index, epoch);
+        if let Some(link) = self.members[index].link {
+            self.send(link, Message::Assigned(Assigned { key: question.key.clone(), epoch }));
+        }
+        self.answer_owner(question, index, epoch);
+    }
+
+    /// Makes this member the key's owner.
+    pub(super) fn set(&mut self, pool: &str, key: &str, index: MemberIndex, epoch: u64) {
+        self.changes += 1;
+        let slot = &mut self.members[index];
+        slot.owned += 1;
+        slot.records += 1;
+        let record = Record { epoch, member: index, tenure: slot.tenure };
+        if let Some(before) = self.keys.set(pool, key, record) {
+            let slot = &mut self.members[before.member];
+            slot.records -= 1;
+            slot.owned -= usize::from(Self::owns(slot, &before));
+            self.members.tidy(before.member);
+        }
+    }
+
+    /// The member of this link gives up an idle key.
+    pub fn release(&mut self, link: LinkId, key: &str, epoch: u64, now: BootTime) {
+        self.advance(now);
+        let Some(index) = self.members.by_link(link) else {
+            return;
+        };
+        let slot = &self.members[index];
+        let pool = slot.member.pool.clone();
+        let current = Record { epoch, member: index, tenure: slot.tenure };
+        if self.keys.get(&pool, key) != Some(current) {
+            return;
+        }
+        self.keys.remove(&pool, key);
+        self.changes += 1;
+        let slot = &mut self.members[index];
+        slot.owned -= 1;
+        slot.records -= 1;
+        self.broadcast_invalid(pool, key.to_owned());
+    }
+
+    /// Asks the held questions anew of which `which` is true.
+    pub(super) fn answer_held(&mut self, which: impl Fn(&Question) -> bool, now: BootTime) {
+        let held = std::mem::take(&mut self.held);
+        for question in held {
+            if which(&question) { self.find(question, now) } else { self.held.push(question) }
+        }
+    }
+
+    /// Is the key of this record its member's now?
+    pub(super) fn owns(slot: &Slot, record: &Record) -> bool {
+        slot.is_live() && slot.tenure == record.tenure
+    }
+
+    /// Room for one more key; where there is none, what is only remembered makes it.
+    fn has_room(&mut self, now: BootTime) -> bool {
+        if self.keys.len() < self.limits.max_keys {
+            return true;
+        }
+        if now < self.next_sweep {
+            return false;
+        }
+        self.next_sweep = now + self.timing.lease;
+        let members = &self.members;
+        self.keys.retain(|record| Self::owns(&members[record.member], record));
+        for index in self.members.indices(|_| true) {
+            let slot = &mut self.members[index];
+            slot.records = if slot.is_live() { slot.owned } else { 0 };
+            self.members.tidy(index);
+        }
+        self.keys.len() < self.limits.max_keys
+    }
+
+    fn answer_owner(&mut self, question: &Question, index: MemberIndex, epoch: u64) {
+        let member = &self.members[index].member;
+        let owner = Owner { member: member.id.clone(), address: member.address.clone(), epoch };
+        self.answer(question, located::Result::Owner(owner));
+    }
+
+    pub(super) fn answer_unavailable(&mut self, question: &Question, reason: &str, retry_after: Duration) {
+        let retry_after_ms = u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX);
+        self.answer(
+            question,
+            located::Result::Unavailable(Unavailable { reason: reason.to_owned(), retry_after_ms }),
+        );
+    }
+
+    fn answer(&mut self, question: &Question, result: located::Result) {
+        self.send(question.link, Message::Located(Located { id: question.id, result: Some(result) }));
+    }
+
+    fn broadcast_invalid(&mut self, pool: String, key: String) {
+        self.broadcast(|position| Message::Invalidate(Invalidate { sequence: position.sequence, pool, key }));
+    }
+}

@@ -1,0 +1,200 @@
+//! Members: their hello, their renewals, their end.
+
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::proto::{Member, MemberGone, OwnedKey, Renewed, Revoked, follow_reply::Message};
+
+use super::members::{MemberIndex, Presence};
+use super::{Action, Joining, LinkId, Ownership};
+
+/// A hello whose member's row is being written.
+pub(super) struct PendingJoin {
+    pub(super) joining: Joining,
+    pub(super) revision: u64,
+    /// Its link is still there.
+    pub(super) open: bool,
+}
+
+impl Ownership {
+    /// A member says hello on a new link.
+    pub fn hello(&mut self, link: LinkId, joining: Joining, now: BootTime) {
+        self.advance(now);
+        if let Err(why) = self.admissible(&joining) {
+            self.actions.push_back(Action::Close(link, why));
+            return;
+        }
+        let known = self.members.find(&joining.member.pool, &joining.member.id);
+        if known
+            .is_some_and(|index| self.members[index].recorded && self.members[index].member == joining.member)
+        {
+            self.accept(link, joining, now);
+        } else {
+            let revision = self.next_epoch();
+            self.actions.push_back(Action::Record(link, joining.member.clone(), revision));
+            self.pending.insert(link, PendingJoin { joining, revision, open: true });
+        }
+    }
+
+    /// The row asked for by [`Action::Record`] is written, or could not be.
+    pub fn recorded(&mut self, link: LinkId, written: bool, now: BootTime) {
+        self.advance(now);
+        let Some(PendingJoin { joining, revision, open }) = self.pending.remove(&link) else {
+            return;
+        };
+        let accepted = match self.admissible(&joining) {
+            _ if !open => Err("closed"),
+            _ if !written => Err("the datastore did not take the member; try again"),
+            admissible => admissible,
+        };
+        let Err(why) = accepted else {
+            return self.accept(link, joining, now);
+        };
+        if open {
+            self.actions.push_back(Action::Close(link, why));
+        }
+        // The row of this attempt, and no later one, must not outlive it, unless the member is there or expected.
+        let Member { pool, id, .. } = joining.member;
+        let known = self.members.find(&pool, &id);
+        if known.is_none_or(|index| self.members[index].presence == Presence::Gone) {
+            self.actions.push_back(Action::Erase(pool, id, revision));
+        }
+    }
+
+    /// May this hello be accepted? A later attempt of the same incarnation may always; while a lease runs, another
+    /// incarnation only where it is later and of the same node, whose earlier process is dead then.
+    fn admissible(&self, joining: &Joining) -> Result<(), &'static str> {
+        if self.lead_until.is_none() {
+            return Err("this seed does not lead");
+        }
+        match self.members.find(&joining.member.pool, &joining.member.id).map(|index| &self.members[index]) {
+            Some(slot) if slot.is_live() => {
+                if (joining.incarnation, joining.attempt) <= (slot.incarnation, slot.attempt) {
+                    Err("a later hello of this member was accepted already")
+                } else if joining.incarnation != slot.incarnation && *joining.node != *slot.node {
+                    Err(
+                        "another node holds the lease of this member id; its lease must end, or use another id",
+                    )
+                } else {
+                    Ok(())
+                }
+            }
+            Some(slot) if slot.presence == Presence::Expected => Ok(()),
+            _ if self.members.iter().filter(|(_, slot)| slot.is_live()).count()
+                >= self.limits.max_members =>
+            {
+                Err("the seed has as many members as its limit max_members allows")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn accept(&mut self, link: LinkId, joining: Joining, now: BootTime) {
+        let Joining { node, member, incarnation, attempt, keys } = joining;
+        let pool = member.pool.clone();
+        let index = self.members.intern(&pool, &member.id);
+        let slot = &mut self.members[index];
+        let restarted = slot.is_live() && slot.incarnation != incarnation;
+        slot.node = node.into();
+        slot.incarnation = incarnation;
+        slot.attempt = attempt;
+        slot.recorded = true;
+        slot.member = member;
+        if let Some(old) = self.members.unlink(index) {
+            self.actions.push_back(Action::Close(old, "the member has joined on another link"));
+        }
+        if restarted {
+            self.broadcast_gone(index);
+        }
+        self.members.seat(index, link, now + self.timing.lease);
+        self.next_expiry = self.next_expiry.min(now + self.timing.lease);
+        let refused: Vec<_> = keys.into_iter().filter(|owned| !self.adopt(index, &pool, owned)).collect();
+        self.actions.push_back(Action::Welcome(link));
+        if !refused.is_empty() {
+            self.send(link, Message::Revoked(Revoked { keys: refused }));
+        }
+        self.actions.push_back(Action::TableChanged);
+        self.advance(now);
+        self.answer_held(|question| question.pool == pool, now);
+    }
+
+    /// Takes a reported key for what it says, unless the key was given away at a later epoch.
+    fn adopt(&mut self, index: MemberIndex, pool: &str, reported: &OwnedKey) -> bool {
+        if let Some(record) = self.keys.get(pool, &reported.key) {
+            if record.epoch > reported.epoch {
+                return false;
+            }
+            let other = &self.members[record.member];
+            if record.member != index && Self::owns(other, &record) {
+                let revoked =
+                    Revoked { keys: vec![OwnedKey { key: reported.key.clone(), epoch: record.epoch }] };
+                self.actions.extend(other.link.map(|link| Action::Send(link, Message::Revoked(revoked))));
+            }
+        }
+        self.set(pool, &reported.key, index, reported.epoch);
+        true
+    }
+
+    /// A renewal arrived on this link.
+    pub fn renew(&mut self, link: LinkId, sequence: u64, now: BootTime) {
+        self.advance(now);
+        let Some(index) = self.members.by_link(link) else {
+            return;
+        };
+        let lease_ends = now + self.timing.lease;
+        self.members[index].presence = Presence::Live { lease_ends };
+        self.send(link, Message::Renewed(Renewed { sequence }));
+    }
+
+    /// The member of this link serves nothing any more.
+    pub fn leave(&mut self, link: LinkId, now: BootTime) {
+        self.advance(now);
+        let Some(index) = self.members.by_link(link) else {
+            return;
+        };
+        self.actions.push_back(Action::Close(link, "left"));
+        self.retire(index);
+    }
+
+    /// This link is gone; a lease goes on without it.
+    pub fn closed(&mut self, link: LinkId) {
+        if let Some(index) = self.members.by_link(link) {
+            self.members.unlink(index);
+        }
+        if let Some(join) = self.pending.get_mut(&link) {
+            join.open = false;
+        }
+        self.held.retain(|question| question.link != link);
+    }
+
+    /// Members of a draining node are given no new keys.
+    pub fn set_draining(&mut self, node: &str, draining: bool) {
+        if draining {
+            self.draining.insert(node.to_owned());
+        } else {
+            self.draining.remove(node);
+        }
+    }
+
+    /// Ends a membership; its keys stay remembered.
+    pub(super) fn retire(&mut self, index: MemberIndex) {
+        self.members.unlink(index);
+        self.members[index].presence = Presence::Gone;
+        self.members[index].recorded = false;
+        self.broadcast_gone(index);
+        let Member { pool, id, .. } = self.members[index].member.clone();
+        // The row that a pending hello writes is of a lower revision than this removal would be.
+        let rejoins = |join: &PendingJoin| join.joining.member.pool == pool && join.joining.member.id == id;
+        if !self.pending.values().any(rejoins) {
+            let revision = self.next_epoch();
+            self.actions.push_back(Action::Erase(pool, id, revision));
+        }
+        self.actions.push_back(Action::TableChanged);
+        self.members.tidy(index);
+    }
+
+    fn broadcast_gone(&mut self, index: MemberIndex) {
+        let Member { pool, id, .. } = self.members[index].member.clone();
+        self.broadcast(|position| {
+            Message::MemberGone(MemberGone { sequence: position.sequence, pool, member: id })
+        });
+    }
+}

@@ -1,0 +1,111 @@
+//! What others may see of the core: for operators, for the routing table, for the snapshot on disk.
+
+use std::time::Duration;
+
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::proto::{Explanation, Member, Owner};
+
+use super::Ownership;
+use super::keys::Record;
+use super::members::Presence;
+
+/// Who has, or last had, a key: after a restart of everything, it goes there again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hint {
+    /// The key's pool.
+    pub pool: String,
+    /// The key.
+    pub key: String,
+    /// The member's id.
+    pub member: String,
+    /// The epoch at which it had the key.
+    pub epoch: u64,
+}
+
+/// A member that counts: it holds a lease, or is expected back from an earlier term.
+#[derive(Clone, Debug)]
+pub struct MemberView<'a> {
+    /// Who.
+    pub member: &'a Member,
+    /// How many keys it owns.
+    pub keys: usize,
+    /// What is left of its lease.
+    pub lease_left: Duration,
+}
+
+impl Ownership {
+    /// The term that this seed leads in, if it leads.
+    #[must_use]
+    pub fn leads(&self) -> Option<u64> {
+        self.lead_until.map(|_| self.term)
+    }
+
+    /// Does any pool wait for members of an earlier term?
+    #[must_use]
+    pub fn recovering(&self) -> bool {
+        self.recovery_ends.is_some()
+    }
+
+    /// Keys owned or remembered.
+    #[must_use]
+    pub fn keys(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Grows with each change of a key's record.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The members that count, in no order.
+    pub fn members(&self, now: BootTime) -> impl Iterator<Item = MemberView<'_>> {
+        self.members.iter().filter_map(move |(_, slot)| {
+            let (keys, lease_left) = match slot.presence {
+                Presence::Gone => return None,
+                Presence::Expected => (0, Duration::ZERO),
+                Presence::Live { lease_ends } => (slot.owned, lease_ends.since(now)),
+            };
+            Some(MemberView { member: &slot.member, keys, lease_left })
+        })
+    }
+
+    /// Who owns this key, or had it last; assigns nothing.
+    #[must_use]
+    pub fn explain(&self, pool: &str, key: &str) -> Explanation {
+        let mut explanation = Explanation { recovering: self.is_recovering(pool), ..Explanation::default() };
+        if let Some(record) = self.keys.get(pool, key) {
+            let slot = &self.members[record.member];
+            let Member { id, address, .. } = slot.member.clone();
+            if Self::owns(slot, &record) {
+                explanation.owner = Some(Owner { member: id, address, epoch: record.epoch });
+            } else {
+                explanation.last_member = id;
+            }
+        }
+        explanation
+    }
+
+    /// All that is known of keys, in no order.
+    pub fn hints(&self) -> impl Iterator<Item = Hint> {
+        self.keys.iter().map(|(pool, key, record)| Hint {
+            pool: pool.to_owned(),
+            key: key.to_owned(),
+            member: self.members[record.member].member.id.clone(),
+            epoch: record.epoch,
+        })
+    }
+
+    /// Remembers what an earlier process knew; call before the first lead. Beyond `max_keys` the rest is forgotten.
+    pub fn restore(&mut self, hints: impl IntoIterator<Item = Hint>) {
+        for hint in hints.into_iter().take(self.limits.max_keys) {
+            let index = self.members.intern(&hint.pool, &hint.member);
+            let record = Record { epoch: hint.epoch, member: index, tenure: 0 };
+            self.members[index].records += 1;
+            if let Some(before) = self.keys.set(&hint.pool, &hint.key, record) {
+                self.members[before.member].records -= 1;
+                self.members.tidy(before.member);
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The datastore's part: one lease row and the members' rows, executed one request at a time, however late it arrives.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::proto::Member;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    Take { holder: usize, term: u64, ttl: Duration },
+    Peek,
+    Load,
+    Put { member: Member, revision: u64 },
+    Erase { pool: String, id: String, revision: u64 },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    Taken { granted: bool, term: u64 },
+    Held(bool),
+    Loaded(Vec<Member>),
+    Done,
+}
+
+#[derive(Default)]
+pub(crate) struct Datastore {
+    holder: Option<usize>,
+    term: u64,
+    expires: BootTime,
+    members: BTreeMap<(String, String), (Member, u64)>,
+}
+
+impl Datastore {
+    pub(crate) fn execute(&mut self, request: Request, now: BootTime) -> Reply {
+        match request {
+            Request::Take { holder, term, ttl } => self.take(holder, term, ttl, now),
+            Request::Peek => Reply::Held(now < self.expires),
+            Request::Load => Reply::Loaded(self.members.values().map(|(member, _)| member.clone()).collect()),
+            Request::Put { member, revision } => {
+                let key = (member.pool.clone(), member.id.clone());
+                if self.members.get(&key).is_none_or(|(_, known)| *known <= revision) {
+                    self.members.insert(key, (member, revision));
+                }
+                Reply::Done
+            }
+            Request::Erase { pool, id, revision } => {
+                let key = (pool, id);
+                let theirs = self.members.get(&key).is_some_and(|(_, known)| *known <= revision);
+                if theirs {
+                    self.members.remove(&key);
+                }
+                Reply::Done
+            }
+        }
+    }
+
+    /// A term of 0 takes the row anew: at once where it was this holder's own, else when it is over.
+    fn take(&mut self, holder: usize, term: u64, ttl: Duration, now: BootTime) -> Reply {
+        let mine = self.holder == Some(holder);
+        let granted = if term == 0 { mine || now >= self.expires } else { mine && term == self.term };
+        if granted {
+            self.term += u64::from(term == 0);
+            self.holder = Some(holder);
+            self.expires = now + ttl;
+        }
+        Reply::Taken { granted, term: self.term }
+    }
+}

@@ -1,0 +1,147 @@
+//! What goes wrong: processes stop, die and come back, links break, machines can't reach each other, members let go.
+
+use crate::Faults;
+use crate::member::MemberProcess;
+use crate::network::{Machine, Packet, Time};
+use crate::seed::SeedProcess;
+use crate::world::{DATASTORE, Event, KEYS, MS, QUIET_FROM, SECOND, World};
+
+impl World {
+    /// A process begins to run.
+    pub(crate) fn start(&mut self, machine: Machine) {
+        let now = self.clock(machine);
+        self.machines[machine].generation += 1;
+        self.machines[machine].alive = true;
+        self.trace(|| format!("{machine} starts"));
+        if self.is_seed(machine) {
+            let hints = self.disks[machine - 1].clone();
+            self.seeds[machine - 1] = Some(SeedProcess::new(self.plant, hints));
+        } else if self.member_machines().contains(&machine) {
+            self.members[Self::member_slot(machine)] = Some(MemberProcess::new(now));
+        }
+        let generation = self.machines[machine].generation;
+        self.at(self.now, Event::Timer { machine, generation });
+    }
+
+    fn kill(&mut self, machine: Machine, down: Time) {
+        if !self.machines[machine].alive {
+            return;
+        }
+        self.trace(|| format!("{machine} is killed"));
+        // A process that dies closes its sockets, unless its machine dies with it.
+        let notice = if self.faults == Faults::All && self.random.chance(30) { 8 * SECOND } else { 100 * MS };
+        let life = (machine, self.machines[machine].generation);
+        self.machines[machine].alive = false;
+        self.machines[machine].paused_until = 0;
+        if self.is_seed(machine) {
+            self.seeds[machine - 1] = None;
+        } else {
+            self.members[Self::member_slot(machine)] = None;
+        }
+        for link in 0..self.connections.len() {
+            let connection = &self.connections[link];
+            if connection.client == life || connection.server == life {
+                self.tear(link as u64, notice);
+            }
+        }
+        let time = (self.now + down).min(QUIET_FROM);
+        self.at(time, Event::Start(machine));
+    }
+
+    /// One fault now, the next one later, until the quiet begins.
+    pub(crate) fn fault(&mut self) {
+        if self.now >= QUIET_FROM {
+            return;
+        }
+        let length = [200 * MS, SECOND, 4 * SECOND, 9 * SECOND][self.random.below(4) as usize];
+        let length = self.random.below(length) + 10 * MS;
+        match self.faults {
+            Faults::All => self.any_fault(length),
+            Faults::SeedOnly => self.seed_fault(length),
+        }
+        // Against a seed that never lives for long no lease helps, so the claim that no key moves grants it a few seconds.
+        let peace = if self.faults == Faults::SeedOnly { length + 4 * SECOND } else { MS };
+        let next = self.now + peace + self.random.below(2 * self.fault_pause);
+        self.at(next, Event::Fault);
+    }
+
+    fn any_fault(&mut self, length: Time) {
+        let seed = 1 + self.random.below(self.seeds_in_use as u64) as usize;
+        let members = self.member_machines();
+        let member = members.start + self.random.below(members.len() as u64) as usize;
+        let anyone = self.random.below(members.end as u64) as usize;
+        match self.random.below(12) {
+            0 | 1 => self.pause(anyone, length),
+            2 => self.kill(seed, length),
+            3 => self.kill(member, length),
+            4 | 5 => self.part(seed, member, length),
+            6 => self.part(member, DATASTORE, length),
+            7 => self.part(seed, DATASTORE, length),
+            8 => self.break_links(),
+            9 => members.for_each(|member| self.part(member, seed, length)),
+            10 => self.give_up_a_key(member),
+            _ => self.leave(member, length),
+        }
+    }
+
+    fn seed_fault(&mut self, length: Time) {
+        match self.random.below(3) {
+            0 => self.pause(1, length),
+            1 => self.kill(1, length),
+            _ => self.break_links(),
+        }
+    }
+
+    fn pause(&mut self, machine: Machine, length: Time) {
+        self.trace(|| format!("{machine} stops for {length} us"));
+        self.machines[machine].paused_until = (self.now + length).min(QUIET_FROM);
+    }
+
+    fn part(&mut self, a: Machine, b: Machine, length: Time) {
+        self.trace(|| format!("{a} and {b} are parted for {length} us"));
+        self.partitions.insert((a.min(b), a.max(b)), (self.now + length).min(QUIET_FROM));
+    }
+
+    fn break_links(&mut self) {
+        for _ in 0..3 {
+            let recent = (self.connections.len() as u64).min(12);
+            if recent > 0 {
+                let link = self.connections.len() as u64 - 1 - self.random.below(recent);
+                self.trace(|| format!("link {link} breaks"));
+                self.tear(link, 8 * SECOND);
+            }
+        }
+    }
+
+    fn give_up_a_key(&mut self, machine: Machine) {
+        let key = self.random.below(KEYS as u64).to_string();
+        if self.machines[machine].paused_until > self.now {
+            return;
+        }
+        let mut release = None;
+        self.with_member(machine, |member, _| {
+            let epoch = member.holder.keys().find(|(owned, _)| *owned == key).map(|(_, epoch)| epoch);
+            if let Some(epoch) = epoch.filter(|epoch| member.holder.release(&key, *epoch)) {
+                release = member.link.map(|link| (link, epoch));
+            }
+        });
+        if let Some((link, epoch)) = release {
+            self.send(link, true, Packet::Release(key, epoch));
+        }
+    }
+
+    fn leave(&mut self, machine: Machine, down: Time) {
+        if self.machines[machine].paused_until > self.now {
+            return;
+        }
+        let mut link = None;
+        self.with_member(machine, |member, now| {
+            member.holder.leave(now);
+            link = member.link;
+        });
+        if let Some(link) = link {
+            self.send(link, true, Packet::Leave);
+        }
+        self.kill(machine, down);
+    }
+}

@@ -1,0 +1,165 @@
+//! A member's process: the holder and its link to one of the seeds.
+
+use protoplex_seed::ownership::{Joining, LinkId};
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::holder::{Fence, Holder, Step};
+use protoplex_wire::proto::{Member, OwnedKey, follow_reply::Message};
+
+use crate::datastore::{Reply, Request};
+use crate::network::{Machine, Packet, Time};
+use crate::world::{Event, MS, POOL, Purpose, World};
+use crate::{HEARTBEAT, LEASE, Plant};
+
+pub(crate) struct MemberProcess {
+    pub(crate) holder: Holder,
+    pub(crate) link: Option<LinkId>,
+    /// True time of the next attempt to connect.
+    next_connect: Time,
+    tries: usize,
+    timer: Time,
+}
+
+impl MemberProcess {
+    pub(crate) fn new(now: BootTime) -> Self {
+        Self { holder: Holder::new(now), link: None, next_connect: 0, tries: 0, timer: 0 }
+    }
+}
+
+impl World {
+    /// Runs this on the member's holder, then does what the holder asks for, and checks the claim.
+    pub(crate) fn with_member(&mut self, machine: Machine, input: impl FnOnce(&mut MemberProcess, BootTime)) {
+        let now = self.clock(machine);
+        let slot = Self::member_slot(machine);
+        let Some(mut member) = self.members[slot].take() else {
+            return;
+        };
+        input(&mut member, now);
+        while let Some(step) = member.holder.poll(now) {
+            self.member_does(machine, &mut member, step, now);
+        }
+        if member.link.is_none() && self.now >= member.next_connect {
+            self.join(machine, &mut member, now);
+        }
+        let mut next = member.holder.next_poll().map(|at| self.true_time(machine, at));
+        if member.link.is_none() {
+            next = Some(next.map_or(member.next_connect, |at| at.min(member.next_connect)));
+        }
+        let earlier = next.filter(|time| *time < member.timer || member.timer <= self.now);
+        member.timer = earlier.unwrap_or(member.timer);
+        self.members[slot] = Some(member);
+        if let Some(time) = earlier {
+            let generation = self.machines[machine].generation;
+            self.at(time, Event::Timer { machine, generation });
+        }
+        self.check(machine);
+    }
+
+    fn member_does(&mut self, machine: Machine, member: &mut MemberProcess, step: Step, now: BootTime) {
+        match step {
+            Step::Lost(lost) => self.trace(|| format!("member {machine} loses {lost:?}")),
+            Step::Rejoin => {
+                if let Some(link) = member.link.take() {
+                    self.close(link, true);
+                }
+                member.next_connect = self.now + self.random.between(10, 300) * MS;
+            }
+            Step::Renew { sequence } => {
+                if let Some(link) = member.link {
+                    self.send(link, true, Packet::Renew(sequence));
+                }
+            }
+            Step::AskDatastore => {
+                self.ask_datastore(machine, Purpose::Unseeded { asked_at: now }, Request::Peek);
+            }
+        }
+    }
+
+    fn join(&mut self, machine: Machine, member: &mut MemberProcess, now: BootTime) {
+        member.next_connect = self.now + self.random.between(50, 500) * MS;
+        member.tries += 1;
+        let seed = 1 + member.tries % self.seeds_in_use;
+        let Some(link) = self.open(machine, seed) else {
+            return;
+        };
+        member.link = Some(link);
+        member.holder.hello(now);
+        let mut keys: Vec<_> =
+            member.holder.keys().map(|(key, epoch)| OwnedKey { key: key.to_owned(), epoch }).collect();
+        keys.sort_by(|a, b| a.key.cmp(&b.key));
+        let joining = Joining {
+            node: format!("live-{machine}"),
+            member: Member {
+                id: format!("live-{machine}:0"),
+                pool: POOL.into(),
+                address: machine.to_string(),
+                zone: String::new(),
+            },
+            incarnation: member.holder.incarnation(),
+            attempt: member.holder.attempt(),
+            keys,
+        };
+        self.send(link, true, Packet::Hello(joining));
+    }
+
+    pub(crate) fn member_timer(&mut self, machine: Machine) {
+        self.with_member(machine, |_, _| {});
+    }
+
+    pub(crate) fn member_receives(&mut self, machine: Machine, link: LinkId, packet: Packet) {
+        let again = self.now + self.random.between(10, 300) * MS;
+        self.with_member(machine, |member, now| {
+            if member.link != Some(link) {
+                return;
+            }
+            let holder = &mut member.holder;
+            match packet {
+                Packet::Welcome => holder.welcomed(LEASE, HEARTBEAT, now),
+                Packet::Closed => {
+                    member.link = None;
+                    member.next_connect = again;
+                    holder.disconnected();
+                }
+                Packet::Reply(Message::Assigned(assigned)) => {
+                    holder.assigned(&assigned.key, assigned.epoch, now)
+                }
+                Packet::Reply(Message::Renewed(renewed)) => holder.renewed(renewed.sequence, now),
+                Packet::Reply(Message::LeaseLost(_)) => holder.lease_lost(now),
+                Packet::Reply(Message::Revoked(revoked)) => {
+                    revoked.keys.iter().for_each(|owned| holder.revoked(&owned.key, owned.epoch));
+                }
+                _ => {}
+            }
+        });
+    }
+
+    pub(crate) fn member_answered(&mut self, machine: Machine, purpose: Purpose, reply: Reply) {
+        let Purpose::Unseeded { asked_at } = purpose else {
+            return;
+        };
+        let unseeded = matches!(reply, Reply::Held(false)) || self.plant == Plant::AlwaysUnseeded;
+        self.with_member(machine, |member, now| {
+            if unseeded {
+                member.holder.unseeded(asked_at, now);
+            }
+        });
+    }
+
+    /// A request arrives: served, refused with 421, or looked at again a little later.
+    pub(crate) fn probe(&mut self, asker: Machine, machine: Machine, key: usize, epoch: u64, deadline: Time) {
+        let now = self.clock(machine);
+        let Some(member) = &self.members[Self::member_slot(machine)] else {
+            return;
+        };
+        let fence = member.holder.check(&key.to_string(), epoch, now);
+        if fence == Fence::Wait && self.now < deadline {
+            let time = (self.now + 50 * MS).min(deadline);
+            return self.at(time, Event::Probe { asker, member: machine, key, epoch, deadline });
+        }
+        let served = fence == Fence::Owned;
+        if served {
+            self.note_served(key, machine);
+        }
+        let time = self.arrival();
+        self.at(time, Event::Probed { asker, key, epoch, served });
+    }
+}

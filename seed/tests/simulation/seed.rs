@@ -1,0 +1,180 @@
+//! A seed's process: the core, its leader lease, and what a restart leaves of it on its disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use protoplex_seed::ownership::{Action, Hint, Limits, LinkId, Ownership, Timing};
+use protoplex_wire::clock::BootTime;
+
+use crate::datastore::{Reply, Request};
+use crate::network::{Machine, Packet};
+use crate::world::{Event, MS, Purpose, World};
+use crate::{HEARTBEAT, LEASE, Plant, RECOVERY_TTL, TTL};
+
+/// How long the datastore's answer is awaited.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+pub(crate) struct SeedProcess {
+    core: Ownership,
+    followers: BTreeSet<LinkId>,
+    recording: BTreeMap<LinkId, BootTime>,
+    attempt: u64,
+    attempting_since: Option<BootTime>,
+    next_attempt: BootTime,
+    next_snapshot: BootTime,
+}
+
+impl SeedProcess {
+    pub(crate) fn new(plant: Plant, hints: Vec<Hint>) -> Self {
+        let lease = if plant == Plant::ShortLease { LEASE / 2 } else { LEASE };
+        let mut core = Ownership::new(Timing { lease, heartbeat: HEARTBEAT }, Limits::default());
+        core.restore(hints);
+        Self {
+            core,
+            followers: BTreeSet::new(),
+            recording: BTreeMap::new(),
+            attempt: 0,
+            attempting_since: None,
+            next_attempt: BootTime::ZERO,
+            next_snapshot: BootTime::ZERO,
+        }
+    }
+}
+
+impl World {
+    /// Runs this on the seed's core, then does what the core asks for.
+    fn with_seed(&mut self, machine: Machine, input: impl FnOnce(&mut SeedProcess, BootTime)) {
+        let now = self.clock(machine);
+        let Some(mut seed) = self.seeds[machine - 1].take() else {
+            return;
+        };
+        input(&mut seed, now);
+        while let Some(action) = seed.core.next_action() {
+            self.seed_does(machine, &mut seed, action, now);
+        }
+        self.seeds[machine - 1] = Some(seed);
+    }
+
+    fn seed_does(&mut self, machine: Machine, seed: &mut SeedProcess, action: Action, now: BootTime) {
+        match action {
+            Action::Send(link, message) => self.send(link, false, Packet::Reply(message)),
+            Action::Broadcast(_, message) => {
+                for link in seed.followers.clone() {
+                    self.send(link, false, Packet::Reply(message.clone()));
+                }
+            }
+            Action::Welcome(link) => {
+                seed.followers.insert(link);
+                self.send(link, false, Packet::Welcome);
+            }
+            Action::Close(link, why) => {
+                self.trace(|| format!("seed {machine} closes link {link}: {why}"));
+                seed.followers.remove(&link);
+                self.close(link, false);
+            }
+            Action::Record(link, member, revision) => {
+                seed.recording.insert(link, now);
+                self.ask_datastore(machine, Purpose::Record(link), Request::Put { member, revision });
+            }
+            Action::Erase(pool, id, revision) => {
+                self.ask_datastore(machine, Purpose::Erase, Request::Erase { pool, id, revision });
+            }
+            Action::TableChanged => {}
+        }
+    }
+
+    pub(crate) fn seed_receives(&mut self, machine: Machine, link: LinkId, packet: Packet) {
+        self.with_seed(machine, |seed, now| match packet {
+            Packet::Follow => drop(seed.followers.insert(link)),
+            Packet::Hello(joining) => seed.core.hello(link, joining, now),
+            Packet::Renew(sequence) => seed.core.renew(link, sequence, now),
+            Packet::Locate(question) => seed.core.locate(question, now),
+            Packet::Release(key, epoch) => seed.core.release(link, &key, epoch, now),
+            Packet::Leave => seed.core.leave(link, now),
+            Packet::Closed => {
+                seed.followers.remove(&link);
+                seed.core.closed(link);
+            }
+            Packet::Reply(_) | Packet::Welcome => unreachable!("seeds send these"),
+        });
+    }
+
+    pub(crate) fn seed_timer(&mut self, machine: Machine) {
+        let mut question = None;
+        let mut snapshot = None;
+        self.with_seed(machine, |seed, now| {
+            seed.core.tick(now);
+            let overdue: Vec<_> = seed
+                .recording
+                .iter()
+                .filter(|(_, since)| now >= **since + PATIENCE)
+                .map(|(link, _)| *link)
+                .collect();
+            for link in overdue {
+                seed.recording.remove(&link);
+                seed.core.recorded(link, false, now);
+            }
+            if seed.attempting_since.is_some_and(|since| now >= since + PATIENCE) {
+                seed.attempting_since = None;
+            }
+            if seed.attempting_since.is_none() && now >= seed.next_attempt {
+                seed.attempt += 1;
+                seed.attempting_since = Some(now);
+                let term = seed.core.leads().unwrap_or(0);
+                let settled = term != 0 && !seed.core.recovering();
+                let ttl = if settled { TTL } else { RECOVERY_TTL };
+                seed.next_attempt = now + ttl / 3;
+                let purpose = Purpose::Lead { attempt: seed.attempt, sent_at: now, ttl, fresh: term == 0 };
+                question = Some((purpose, Request::Take { holder: machine, term, ttl }));
+            }
+            if now >= seed.next_snapshot {
+                seed.next_snapshot = now + LEASE;
+                let mut hints: Vec<_> = seed.core.hints().collect();
+                hints.sort_by(|a, b| a.key.cmp(&b.key));
+                snapshot = Some(hints);
+            }
+        });
+        if let Some((purpose, request)) = question {
+            self.ask_datastore(machine, purpose, request);
+        }
+        if let Some(hints) = snapshot {
+            self.disks[machine - 1] = hints;
+        }
+        let (time, generation) = (self.now + 50 * MS, self.machines[machine].generation);
+        self.at(time, Event::Timer { machine, generation });
+    }
+
+    pub(crate) fn seed_answered(&mut self, machine: Machine, purpose: Purpose, reply: Reply) {
+        let plant = self.plant;
+        let mut load = None;
+        self.with_seed(machine, |seed, now| match (purpose, reply) {
+            (Purpose::Lead { attempt, sent_at, ttl, fresh }, Reply::Taken { granted, term })
+                if attempt == seed.attempt =>
+            {
+                let until = sent_at + if plant == Plant::LeadOn { ttl * 3 } else { ttl * 9 / 10 };
+                if granted && fresh {
+                    load = Some(Purpose::Load { attempt, term, until });
+                    return;
+                }
+                seed.attempting_since = None;
+                if !granted {
+                    seed.core.step_down("another seed leads");
+                } else if !seed.core.lead_renewed(term, until, now) {
+                    seed.next_attempt = now;
+                }
+            }
+            (Purpose::Load { attempt, term, until }, Reply::Loaded(members)) if attempt == seed.attempt => {
+                seed.attempting_since = None;
+                let members = if plant == Plant::NoRecovery { Vec::new() } else { members };
+                seed.core.lead(term, until, members, now);
+            }
+            (Purpose::Record(link), Reply::Done) if seed.recording.remove(&link).is_some() => {
+                seed.core.recorded(link, true, now);
+            }
+            _ => {}
+        });
+        if let Some(purpose) = load {
+            self.ask_datastore(machine, purpose, Request::Load);
+        }
+    }
+}
