@@ -1,10 +1,13 @@
 //! A body sent twice is the same both times, or is refused; what was broken off learns of it.
 
 use std::future::poll_fn;
+use std::time::Duration;
 
 use futures_util::stream;
 use proptest::prelude::*;
 use tokio::sync::mpsc;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::timeout;
 
 use super::*;
 
@@ -24,8 +27,12 @@ async fn read(body: &mut Body, chunks: usize) -> Vec<u8> {
     read
 }
 
+/// No test takes longer.
+const DEADLINE: Duration = Duration::from_secs(20);
+
 fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async { timeout(DEADLINE, future).await.expect("the test hangs") })
 }
 
 proptest! {
@@ -87,18 +94,17 @@ fn a_sending_that_waits_is_woken_when_it_is_broken_off() {
     let source =
         Body::stream(stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver))));
     let replay = Replay::new(source);
-    block_on(async {
+    block_on(LocalSet::new().run_until(async {
         let mut first = replay.send().unwrap();
-        let waiting = poll_fn(|context| Pin::new(&mut first).poll_frame(context));
-        let (outcome, mut second) = tokio::join!(waiting, async {
-            tokio::task::yield_now().await;
-            replay.send().unwrap()
-        });
-        assert!(outcome.unwrap().is_err());
+        // A task of its own, so that nothing else wakes it.
+        let waiting = spawn_local(async move { first.chunk().await });
+        tokio::task::yield_now().await;
+        let mut second = replay.send().unwrap();
+        assert!(waiting.await.unwrap().unwrap().is_err());
         sender.send(Ok(Bytes::from_static(b"late"))).await.unwrap();
         drop(sender);
         assert_eq!(read(&mut second, usize::MAX).await, b"late");
-    });
+    }));
 }
 
 #[test]
