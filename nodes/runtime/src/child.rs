@@ -1,6 +1,7 @@
 //! A child of a node: the same executable once more, on one thread, with sockets and orders from its parent.
 
 use std::fmt::Display;
+use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
@@ -20,6 +21,9 @@ use crate::telemetry;
 /// Threads of a child for what blocks: disk, hashing, compression.
 const BLOCKING_THREADS: usize = 8;
 
+/// What `ps` and `top` call it.
+const NAME: &str = "protoplex";
+
 /// This process, where it is a child.
 #[derive(Debug)]
 pub struct Child {
@@ -37,6 +41,8 @@ pub fn from_environment() -> io::Result<Option<Child>> {
         return Ok(None);
     };
     let (hello, sockets) = control::receive(&parent)?;
+    // Its name would be that of the link it was started by, "exe". Without this tools show that.
+    let _ = fs::write("/proc/self/comm", NAME);
     Ok(Some(Child { hello, sockets, parent }))
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-#[derive(Debug, PartialEq, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Whole {
     proxy: Proxy,
@@ -31,12 +31,6 @@ struct Handler {
 enum Placement {
     Owned,
     Hash,
-}
-
-impl Default for Whole {
-    fn default() -> Self {
-        Self { proxy: Proxy::default(), log: telemetry::Settings::default(), handler: Vec::new() }
-    }
 }
 
 impl Default for Proxy {

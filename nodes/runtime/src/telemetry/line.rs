@@ -1,6 +1,6 @@
 //! One log line: an event with the fields of its spans, its node and its child.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
