@@ -68,9 +68,18 @@ impl Live {
     pub(crate) fn feed(&self, watch: &str, path: &str) -> Feed {
         let (events, receiver) = mpsc::channel(FEED_EVENTS);
         if self.notices.try_send(Notice::Feed(receiver)).is_err() {
-            tracing::warn!(upload = watch, "too many uploads wait for live: nobody will see this one's progress");
+            tracing::warn!(
+                upload = watch,
+                "too many uploads wait for live: nobody will see this one's progress"
+            );
         }
-        Feed { source: self.source.clone(), subject: format!("upload/{watch}"), path: path.to_owned(), events, next: None }
+        Feed {
+            source: self.source.clone(),
+            subject: format!("upload/{watch}"),
+            path: path.to_owned(),
+            events,
+            next: None,
+        }
     }
 
     /// Waits until no cache has a stale entry under these names; `false` where that could not be made sure in time.

@@ -196,7 +196,9 @@ impl Staging {
         let Ok(links) = fs::read_dir(self.objects.join(reference.as_str())) else { return false };
         links.flatten().any(|link| {
             let found = File::open(link.path()).ok().and_then(|file| Meta::read_from(&file).ok());
-            found.is_some_and(|found| found.encoding == form.encoding && found.stored_sha256 == form.stored_sha256)
+            found.is_some_and(|found| {
+                found.encoding == form.encoding && found.stored_sha256 == form.stored_sha256
+            })
         })
     }
 

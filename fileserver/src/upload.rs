@@ -35,7 +35,7 @@ use protoplex_runtime::drain::{Drain, Tasks};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 
-pub(crate) use self::records::{Client, Records};
+pub(crate) use self::records::Records;
 use self::refusal::Refusal;
 use crate::progress::Live;
 use crate::staging::Staging;
@@ -72,7 +72,8 @@ impl Uploads {
         tasks: Tasks,
         drain: Drain,
     ) -> Rc<Self> {
-        let [in_flight, pushes] = [MAX_IN_FLIGHT, MAX_PUSHES].map(|permits| Arc::new(Semaphore::new(permits)));
+        let [in_flight, pushes] =
+            [MAX_IN_FLIGHT, MAX_PUSHES].map(|permits| Arc::new(Semaphore::new(permits)));
         Rc::new(Self { records, staging, bodies, live, tasks, drain, in_flight, pushes })
     }
 

@@ -40,11 +40,15 @@ async fn pass(body: &[u8]) -> (Option<Packed>, Vec<u8>) {
 fn the_type_and_the_trial_decide() {
     let (text, noise) = (text(TRIAL_BYTES), noise(TRIAL_BYTES));
     let size = TRIAL_BYTES as u64;
-    for content_type in ["text/html; charset=utf-8", "application/octet-stream", "image/svg+xml", "audio/wav", ""] {
+    for content_type in
+        ["text/html; charset=utf-8", "application/octet-stream", "image/svg+xml", "audio/wav", ""]
+    {
         assert!(promises(content_type, size, &text), "{content_type}");
         assert!(!promises(content_type, size, &noise), "{content_type}");
     }
-    for content_type in ["image/png", "IMAGE/JPEG", "video/mp4", "audio/mpeg", "application/zip", "font/woff2"] {
+    for content_type in
+        ["image/png", "IMAGE/JPEG", "video/mp4", "audio/mpeg", "application/zip", "font/woff2"]
+    {
         assert!(!promises(content_type, size, &text), "{content_type}");
     }
 }

@@ -11,7 +11,9 @@ async fn feed() -> (Feed, mpsc::Receiver<Event>) {
 
 fn kinds(events: &mut mpsc::Receiver<Event>) -> Vec<String> {
     std::iter::from_fn(|| events.try_recv().ok())
-        .map(|event| serde_json::from_str::<Value>(&event.cloud_event).unwrap()["type"].as_str().unwrap().to_owned())
+        .map(|event| {
+            serde_json::from_str::<Value>(&event.cloud_event).unwrap()["type"].as_str().unwrap().to_owned()
+        })
         .collect()
 }
 
@@ -52,7 +54,10 @@ async fn a_slow_live_loses_progress_but_not_the_end() {
     feed.finished(json!({}));
     feed.stored("reference");
     let kinds = kinds(&mut events);
-    assert_eq!(kinds, ["upload.started", "upload.progress", "upload.progress", "upload.finished", "file.stored"]);
+    assert_eq!(
+        kinds,
+        ["upload.started", "upload.progress", "upload.progress", "upload.finished", "file.stored"]
+    );
 }
 
 #[tokio::test]

@@ -27,7 +27,9 @@ fn only_128_characters_of_the_alphabet_parse() {
     let good = "a".repeat(128);
     assert!(good.parse::<Reference>().is_ok());
     let wrong_byte = |byte: &str| format!("{}{byte}", "a".repeat(127));
-    for bad in ["", "a", &"a".repeat(127), &"a".repeat(129), &wrong_byte("/"), &wrong_byte("="), &wrong_byte(".")] {
+    for bad in
+        ["", "a", &"a".repeat(127), &"a".repeat(129), &wrong_byte("/"), &wrong_byte("="), &wrong_byte(".")]
+    {
         assert_eq!(bad.parse::<Reference>(), Err(NotAReference), "{bad}");
     }
 }

@@ -24,7 +24,8 @@ const MAX_FILES: usize = 100;
 pub(super) fn is_form(head: &Parts) -> bool {
     let declared = head.headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let form = b"multipart/form-data";
-    head.method == Method::POST && declared.get(..form.len()).is_some_and(|start| start.eq_ignore_ascii_case(form))
+    head.method == Method::POST
+        && declared.get(..form.len()).is_some_and(|start| start.eq_ignore_ascii_case(form))
 }
 
 impl Uploads {

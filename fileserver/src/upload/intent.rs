@@ -110,7 +110,10 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// A header's value as text.
 pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
-    headers.get(name).map(|value| value.to_str().map_err(|_| bad(&format!("{name} is not plain text")))).transpose()
+    headers
+        .get(name)
+        .map(|value| value.to_str().map_err(|_| bad(&format!("{name} is not plain text"))))
+        .transpose()
 }
 
 /// An id that nobody can guess: 128 random bits.

@@ -142,6 +142,10 @@ impl Records {
 fn is_final(code: Code) -> bool {
     matches!(
         code,
-        Code::NotFound | Code::FailedPrecondition | Code::Aborted | Code::InvalidArgument | Code::AlreadyExists
+        Code::NotFound
+            | Code::FailedPrecondition
+            | Code::Aborted
+            | Code::InvalidArgument
+            | Code::AlreadyExists
     )
 }

@@ -56,7 +56,9 @@ pub(crate) enum Refusal {
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Self::DiskFull,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Self::DiskFull
+            }
             _ => Self::Disk(error),
         }
     }
@@ -119,15 +121,21 @@ impl Refusal {
 fn token_refusal(refusal: TokenRefusal) -> (StatusCode, &'static str, &'static str) {
     match refusal {
         TokenRefusal::Expired => (StatusCode::UNAUTHORIZED, "token-expired", "the token has expired"),
-        TokenRefusal::WrongHost => (StatusCode::FORBIDDEN, "token-wrong-host", "the token is not for this host"),
-        TokenRefusal::WrongPath => (StatusCode::FORBIDDEN, "token-wrong-path", "the token is not for this path"),
+        TokenRefusal::WrongHost => {
+            (StatusCode::FORBIDDEN, "token-wrong-host", "the token is not for this host")
+        }
+        TokenRefusal::WrongPath => {
+            (StatusCode::FORBIDDEN, "token-wrong-path", "the token is not for this path")
+        }
         TokenRefusal::UsedUp => (StatusCode::FORBIDDEN, "token-used-up", "the token has no use left"),
         TokenRefusal::TooLarge => {
             (StatusCode::PAYLOAD_TOO_LARGE, "upload-too-large", "the file is larger than the token allows")
         }
-        TokenRefusal::OverQuota => {
-            (StatusCode::PAYLOAD_TOO_LARGE, "over-quota", "the file is larger than what is left of the token's quota")
-        }
+        TokenRefusal::OverQuota => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "over-quota",
+            "the file is larger than what is left of the token's quota",
+        ),
         TokenRefusal::Forged | TokenRefusal::None => {
             (StatusCode::UNAUTHORIZED, "token-forged", "the token is malformed or unknown")
         }

@@ -17,6 +17,7 @@ use crate::compress::{self, Pass, TRIAL_BYTES};
 use crate::digest::{Digests, Hashers, Intake, hex};
 use crate::object::{BODY_OFFSET, Encoding, Meta};
 use crate::progress::Feed;
+use crate::reference::Reference;
 use crate::staging::{Journal, Slot, Staged, Step, TusLease};
 
 /// How long the answer waits for caches to drop what they hold under the upload's names.
@@ -161,7 +162,7 @@ impl Uploads {
         Ok(Staged { reference, kept: Some(meta.encoding), meta, tus })
     }
 
-    async fn is_staged(&self, reference: &crate::reference::Reference, meta: &Meta) -> bool {
+    async fn is_staged(&self, reference: &Reference, meta: &Meta) -> bool {
         let (staging, reference, meta) = (self.staging.clone(), reference.clone(), meta.clone());
         blocking(move || Ok(staging.has(&reference, &meta))).await.unwrap_or(false)
     }
@@ -215,10 +216,15 @@ impl Uploads {
         match (cleared, aborted) {
             (Ok(()), Ok(())) => {
                 if let Err(error) = blocking(move || slot.remove(None)).await {
-                    tracing::error!(upload = upload.journal.watch, "could not remove a failed upload: {error}");
+                    tracing::error!(
+                        upload = upload.journal.watch,
+                        "could not remove a failed upload: {error}"
+                    );
                 }
             }
-            (Err(error), _) => tracing::error!(upload = upload.journal.watch, "could not clear an upload: {error}"),
+            (Err(error), _) => {
+                tracing::error!(upload = upload.journal.watch, "could not clear an upload: {error}")
+            }
             (Ok(()), Err(_)) => {}
         }
         upload.feed.failed(reason);
@@ -305,7 +311,9 @@ impl Upload {
             if let Some(kept) = staged.kept {
                 slot.link(&staged.reference, kept)?;
             }
-            for other in [Encoding::Identity, Encoding::Gzip].into_iter().filter(|form| Some(*form) != staged.kept) {
+            for other in
+                [Encoding::Identity, Encoding::Gzip].into_iter().filter(|form| Some(*form) != staged.kept)
+            {
                 slot.drop_form(other)?;
             }
             Ok(())

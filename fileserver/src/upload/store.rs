@@ -103,7 +103,8 @@ impl Uploads {
         let Some(lease) = staged.tus.clone() else {
             return Ok(blocking(move || slot.remove(Some(&reference))).await?);
         };
-        upload.journal.step = Step::Finished(Finished { reference: reference.clone(), size: staged.meta.size, lease });
+        upload.journal.step =
+            Step::Finished(Finished { reference: reference.clone(), size: staged.meta.size, lease });
         let (journal, kept) = (upload.journal.clone(), staged.kept);
         Ok(blocking(move || {
             slot.write_journal(&journal)?;

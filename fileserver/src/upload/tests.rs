@@ -2,6 +2,7 @@
 
 mod crash;
 mod formats;
+mod over_http;
 mod rig;
 mod rows;
 mod tus;

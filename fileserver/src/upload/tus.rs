@@ -136,7 +136,12 @@ impl Uploads {
     }
 
     /// Creation: admitted like any upload, with its length declared.
-    async fn create(self: &Rc<Self>, head: &Parts, body: Body, scheme: Scheme) -> Result<Response, TusRefusal> {
+    async fn create(
+        self: &Rc<Self>,
+        head: &Parts,
+        body: Body,
+        scheme: Scheme,
+    ) -> Result<Response, TusRefusal> {
         let sender = Sender::of(head, scheme)?;
         let declared = number(head, &UPLOAD_LENGTH)?.ok_or_else(|| bad("Upload-Length is missing"))?;
         let metadata = Metadata::parse(text(&head.headers, &UPLOAD_METADATA)?.unwrap_or_default())?;
@@ -160,7 +165,8 @@ impl Uploads {
         let with_upload = text(&head.headers, &CONTENT_TYPE)? == Some(PATCH_TYPE);
         let body = if with_upload { body } else { Body::empty() };
         let (offset, answer) = self.append(upload, checkpoint, body).await?;
-        let mut response = progressed(StatusCode::CREATED, with_upload.then_some(offset), &lease, answer.as_ref());
+        let mut response =
+            progressed(StatusCode::CREATED, with_upload.then_some(offset), &lease, answer.as_ref());
         insert(&mut response, LOCATION, &location);
         Ok(response)
     }
@@ -193,7 +199,9 @@ impl Uploads {
     /// The next part of the body.
     async fn patch(self: &Rc<Self>, head: &Parts, name: &str, body: Body) -> Result<Response, TusRefusal> {
         if text(&head.headers, &CONTENT_TYPE)? != Some(PATCH_TYPE) {
-            return Err(Refusal::Unsupported(format!("a part of a tus upload is sent as {PATCH_TYPE}")).into());
+            return Err(
+                Refusal::Unsupported(format!("a part of a tus upload is sent as {PATCH_TYPE}")).into()
+            );
         }
         let offset = number(head, &UPLOAD_OFFSET)?.ok_or_else(|| bad("Upload-Offset is missing"))?;
         let (upload, checkpoint) = self.resume(head, name).await?;
@@ -287,7 +295,12 @@ impl Uploads {
     }
 
     /// Records a whole body. Only a datastore that has ended the upload undoes it: else all of it was promised.
-    async fn record(self: &Rc<Self>, mut upload: Upload, intake: Intake, lease: TusLease) -> Result<Answer, Refusal> {
+    async fn record(
+        self: &Rc<Self>,
+        mut upload: Upload,
+        intake: Intake,
+        lease: TusLease,
+    ) -> Result<Answer, Refusal> {
         let content = upload.whole(intake).await?;
         match self.keep(&mut upload, content, Some(lease)).await {
             Ok(recorded) => Ok(self.finish(upload, recorded)),
@@ -346,7 +359,12 @@ fn capabilities() -> Response {
     response
 }
 
-fn progressed(status: StatusCode, offset: Option<u64>, lease: &TusLease, answer: Option<&Answer>) -> Response {
+fn progressed(
+    status: StatusCode,
+    offset: Option<u64>,
+    lease: &TusLease,
+    answer: Option<&Answer>,
+) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     if let Some(offset) = offset {

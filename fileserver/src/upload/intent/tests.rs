@@ -71,7 +71,11 @@ fn heads_that_make_no_sense_are_refused() {
         ("/a", vec![("authorization", "Bearer ")], "token-missing"),
     ];
     for (target, headers, kind) in table {
-        assert_eq!(Intent::of(&head(target, &headers), Scheme::Http).unwrap_err().kind(), kind, "{target} {headers:?}");
+        assert_eq!(
+            Intent::of(&head(target, &headers), Scheme::Http).unwrap_err().kind(),
+            kind,
+            "{target} {headers:?}"
+        );
     }
 }
 

@@ -6,8 +6,8 @@ use protoplex_http::Scheme;
 use super::rig::*;
 use crate::digest::Hashers;
 use crate::staging::Staging;
-use crate::upload::intent::Intent;
 use crate::upload::Uploads;
+use crate::upload::intent::Intent;
 use crate::upload::steps::Upload;
 
 /// The steps that a child may get to before it dies.
@@ -58,7 +58,7 @@ async fn walk(child: &Child, intent: Intent, body: &[u8], last: Reached) -> Opti
     until(Reached::Staged)?;
     uploads.records.complete(&upload.journal, &staged).await.unwrap();
     until(Reached::Recorded)?;
-    let Some(kept) = staged.kept else { return None };
+    let kept = staged.kept?;
     uploads.bodies.put(&staged.reference, &staged.meta, &upload.slot.form_path(kept)).await.unwrap();
     until(Reached::Pushed)?;
     uploads.records.mark_stored(&staged.reference).await.unwrap();
@@ -92,7 +92,10 @@ fn an_upload_killed_at_any_step_is_whole_or_was_never_there() {
                     assert_eq!(machine.stored(&file.reference).await, body, "{last:?}");
                     assert_eq!(successor.heard("upload.finished").await["data"]["reference"], file.reference);
                     successor.heard("file.stored").await;
-                    assert!(successor.invalidated.borrow().contains(&format!("site:{HOST}:{path}")), "{last:?}");
+                    assert!(
+                        successor.invalidated.borrow().contains(&format!("site:{HOST}:{path}")),
+                        "{last:?}"
+                    );
                 }
                 None => {
                     assert!(last < Reached::Recorded, "{last:?}");

@@ -22,7 +22,8 @@ fn form(target: &str, token: &str, parts: &[(&str, &str, &str)]) -> Request {
 }
 
 fn sent_in_pieces(target: &str, token: &str, body: Vec<u8>) -> Request {
-    let pieces: Vec<_> = body.chunks(97).map(|piece| Ok::<_, BodyError>(Bytes::copy_from_slice(piece))).collect();
+    let pieces: Vec<_> =
+        body.chunks(97).map(|piece| Ok::<_, BodyError>(Bytes::copy_from_slice(piece))).collect();
     request("POST", target, token)
         .header("content-type", format!("multipart/form-data; boundary={BOUNDARY}"))
         .body(Body::stream(stream::iter(pieces)))
@@ -35,7 +36,8 @@ fn the_answer_says_what_was_stored_and_where() {
         let token = machine.token(Terms::default()).await;
         let child = machine.child();
         let body = text(1_000_000);
-        let builder = request("PUT", "/files/a%20b.txt", &token).header("upload-id", "mine").header("host", "x");
+        let builder =
+            request("PUT", "/files/a%20b.txt", &token).header("upload-id", "mine").header("host", "x");
         let mut sent = builder.body(Body::full(body.clone())).unwrap();
         sent.headers_mut().insert("host", "Example.com:8080".parse().unwrap());
         let answer = child.send(sent).await;
@@ -104,7 +106,8 @@ fn a_form_with_several_files_is_answered_with_a_list() {
             ("name=\"f\"; filename=\"two words.txt\"", "", "second"),
         ];
         let answer = child.send(form("/in/", &token, &parts)).await;
-        let paths: Vec<_> = answer.json.as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap()).collect();
+        let paths: Vec<_> =
+            answer.json.as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap()).collect();
         assert_eq!(paths, ["/in/one.txt", "/in/two words.txt"]);
         child.settle(&machine).await;
     });
@@ -115,7 +118,8 @@ fn a_form_that_fails_half_way_says_what_is_stored() {
     run(async |machine| {
         let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
         let child = machine.child();
-        let parts = [("name=\"f\"; filename=\"one\"", "", "first"), ("name=\"f\"; filename=\"two\"", "", "second")];
+        let parts =
+            [("name=\"f\"; filename=\"one\"", "", "first"), ("name=\"f\"; filename=\"two\"", "", "second")];
         let answer = child.send(form("/in/", &token, &parts)).await;
         assert_eq!((answer.status.as_u16(), answer.problem()), (403, "token-used-up"));
         assert_eq!(answer.json["stored"][0]["path"], "/in/one");
@@ -129,7 +133,9 @@ fn forms_that_make_no_sense_leave_nothing() {
     run(async |machine| {
         let token = machine.token(Terms::default()).await;
         let child = machine.child();
-        let start = format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"f\"; filename=\"a\"\r\n\r\nhalf a fi");
+        let start = format!(
+            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"f\"; filename=\"a\"\r\n\r\nhalf a fi"
+        );
         let table = [
             ("broken off", sent_in_pieces("/in/", &token, start.into_bytes())),
             ("no form", sent_in_pieces("/in/", &token, b"something else".to_vec())),
@@ -149,7 +155,9 @@ fn a_form_whose_client_goes_away_leaves_nothing() {
     run(async |machine| {
         let token = machine.token(Terms::default()).await;
         let child = machine.child();
-        let start = format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"f\"; filename=\"a\"\r\n\r\nhalf a fi");
+        let start = format!(
+            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"f\"; filename=\"a\"\r\n\r\nhalf a fi"
+        );
         let request = request("POST", "/in/", &token)
             .header("content-type", format!("multipart/form-data; boundary={BOUNDARY}"))
             .body(broken_off(vec![start.into()]))

@@ -1,6 +1,8 @@
 //! A machine for the tests: a datastore, a storage, a staging folder, and children that can be started and killed.
 
 use std::cell::{Cell, RefCell};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use flate2::read::GzDecoder;
 use futures_util::stream;
 use http::StatusCode;
 use protoplex_datastore::sqlite::SqliteStore;
@@ -18,12 +21,14 @@ use protoplex_wire::proto::{CreateTokenRequest, FindSiteRequest, ListFilesReques
 use serde_json::Value;
 use tokio::task::LocalSet;
 
+use crate::object::{BODY_OFFSET, Encoding, Meta};
 use crate::progress::{Live, Notice};
 use crate::reference::Reference;
 use crate::staging::Staging;
-use crate::storage::directory::Directory;
 use crate::storage::Bodies;
-use crate::upload::{Client, Records, Uploads};
+use crate::storage::directory::Directory;
+use crate::upload::records::Client;
+use crate::upload::{Records, Uploads};
 
 /// How long a condition may take to come true.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -148,7 +153,11 @@ impl Machine {
 
     /// What the listing shows under a path.
     pub(super) async fn site(&self, path: &str) -> Option<Site> {
-        let request = FindSiteRequest { host: HOST.to_owned(), path: path.to_owned() };
+        self.site_of(HOST, path).await
+    }
+
+    pub(super) async fn site_of(&self, host: &str, path: &str) -> Option<Site> {
+        let request = FindSiteRequest { host: host.to_owned(), path: path.to_owned() };
         self.datastore.clone().find_site(request).await.unwrap().into_inner().site
     }
 
@@ -167,8 +176,8 @@ impl Machine {
     /// The raw bytes of a content, as the staging folder has it.
     pub(super) fn staged(&self, reference: &str) -> Option<Vec<u8>> {
         let staging = Staging::open(&self.staging).unwrap();
-        let file = std::fs::File::open(staging.staged(&reference.parse().unwrap())?).unwrap();
-        let meta = crate::object::Meta::read_from(&file).unwrap();
+        let file = File::open(staging.staged(&reference.parse().unwrap())?).unwrap();
+        let meta = Meta::read_from(&file).unwrap();
         Some(unpack(&meta, &file))
     }
 
@@ -187,6 +196,11 @@ impl Child {
     /// Runs as the child does: everything that it has spawned goes on meanwhile.
     pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> T {
         self.local.run_until(work).await
+    }
+
+    /// Has the child do something beside everything else.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.local.spawn_local(task);
     }
 
     /// Sends a request to the upload side.
@@ -276,17 +290,15 @@ pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 fn is_empty(folder: &Path) -> bool {
-    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-fn unpack(meta: &crate::object::Meta, file: &std::fs::File) -> Vec<u8> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut file = file;
-    file.seek(SeekFrom::Start(crate::object::BODY_OFFSET)).unwrap();
+fn unpack(meta: &Meta, mut file: &File) -> Vec<u8> {
+    file.seek(SeekFrom::Start(BODY_OFFSET)).unwrap();
     let mut raw = Vec::new();
     match meta.encoding {
-        crate::object::Encoding::Identity => file.read_to_end(&mut raw).unwrap(),
-        crate::object::Encoding::Gzip => flate2::read::GzDecoder::new(file).read_to_end(&mut raw).unwrap(),
+        Encoding::Identity => file.read_to_end(&mut raw).unwrap(),
+        Encoding::Gzip => GzDecoder::new(file).read_to_end(&mut raw).unwrap(),
     };
     raw
 }

@@ -118,11 +118,15 @@ fn row_body_shorter_than_its_content_length() {
     run(async |machine| {
         let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
         let child = machine.child();
-        let request = request("PUT", "/files/a", &token).header("content-length", 10).header("upload-id", "short");
+        let request =
+            request("PUT", "/files/a", &token).header("content-length", 10).header("upload-id", "short");
         let answer = child.send(request.body(Body::full("four")).unwrap()).await;
         assert_eq!((answer.status.as_u16(), answer.problem()), (400, "body-too-short"));
         let failed = child.heard("upload.failed").await;
-        assert_eq!((&failed["subject"], &failed["data"]["reason"]), (&"upload/short".into(), &"body-too-short".into()));
+        assert_eq!(
+            (&failed["subject"], &failed["data"]["reason"]),
+            (&"upload/short".into(), &"body-too-short".into())
+        );
         assert!(machine.nothing_is_staged());
         assert_eq!(machine.listed().await, 0);
         assert_eq!(child.send(put("/files/a", &token, b"the use was given back")).await.status, 201);
@@ -136,7 +140,8 @@ fn row_client_gone_mid_way() {
         let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
         let child = machine.child();
         let body = broken_off(vec![Bytes::from(text(600_000)), Bytes::from(text(10))]);
-        let request = request("PUT", "/files/a", &token).header("content-length", 1_000_000).body(body).unwrap();
+        let request =
+            request("PUT", "/files/a", &token).header("content-length", 1_000_000).body(body).unwrap();
         let answer = child.send(request).await;
         assert_eq!(answer.problem(), "client-gone");
         assert_eq!(child.heard("upload.failed").await["data"]["reason"], "client-gone");
@@ -152,11 +157,14 @@ fn row_client_gone_whose_request_is_dropped_at_once() {
     run(async |machine| {
         let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
         let child = machine.child();
-        let request = request("PUT", "/files/a", &token).body(broken_off(vec![Bytes::from_static(b"some")])).unwrap();
+        let request =
+            request("PUT", "/files/a", &token).body(broken_off(vec![Bytes::from_static(b"some")])).unwrap();
         let uploads = child.uploads.clone();
         child
             .run(async {
-                let task = tokio::task::spawn_local(async move { uploads.in_its_own_task(request, protoplex_http::Scheme::Http).await });
+                let task = tokio::task::spawn_local(async move {
+                    uploads.in_its_own_task(request, protoplex_http::Scheme::Http).await
+                });
                 tokio::task::yield_now().await;
                 task.abort();
             })
@@ -215,8 +223,10 @@ fn row_two_uploads_to_one_path_at_once() {
     run(async |machine| {
         let token = machine.token(Terms::default()).await;
         let child = machine.child();
-        let (first, second) =
-            tokio::join!(child.send(put("/files/a", &token, b"one")), child.send(put("/files/a", &token, b"two")));
+        let (first, second) = tokio::join!(
+            child.send(put("/files/a", &token, b"one")),
+            child.send(put("/files/a", &token, b"two"))
+        );
         child.settle(&machine).await;
         assert_eq!((first.status, second.status), (201.try_into().unwrap(), 201.try_into().unwrap()));
         assert_eq!(machine.stored(first.text("reference")).await, b"one");
@@ -267,7 +277,8 @@ struct SmallDisk(tempfile::TempDir);
 impl SmallDisk {
     fn mount() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder.path()).output();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder.path()).output();
         mount.is_ok_and(|done| done.status.success()).then_some(Self(folder))
     }
 }
@@ -343,7 +354,8 @@ fn row_storage_away_across_a_restart() {
         assert_eq!(machine.staged(answer.text("reference")).unwrap(), b"answered with 201");
         std::fs::remove_file(machine.files()).unwrap();
         let (child, other) = (machine.child(), machine.child());
-        let (swept, swept_too) = tokio::join!(child.run(child.uploads.sweep()), other.run(other.uploads.sweep()));
+        let (swept, swept_too) =
+            tokio::join!(child.run(child.uploads.sweep()), other.run(other.uploads.sweep()));
         swept.and(swept_too).unwrap();
         tokio::join!(child.settle(&machine), other.settle(&machine));
         assert_eq!(machine.stored(answer.text("reference")).await, b"answered with 201");

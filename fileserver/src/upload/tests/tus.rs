@@ -49,7 +49,10 @@ fn a_file_comes_in_parts() {
         assert_eq!((answer.status.as_u16(), answer.header("upload-offset")), (200, "300000"));
         assert_eq!(answer.header("upload-length"), "700000");
         assert_eq!(answer.header("cache-control"), "no-store");
-        assert_eq!(answer.header("upload-metadata"), format!("path {},other", STANDARD.encode("/files/a.txt")));
+        assert_eq!(
+            answer.header("upload-metadata"),
+            format!("path {},other", STANDARD.encode("/files/a.txt"))
+        );
 
         // Another child has the rest.
         let other = machine.child();
@@ -72,7 +75,8 @@ fn a_part_may_come_with_the_creation() {
         let token = machine.token(Terms::default()).await;
         let child = machine.child();
         let with = |body: &'static str| {
-            let builder = creation(&token, 5, "/files/a").header("content-type", "application/offset+octet-stream");
+            let builder =
+                creation(&token, 5, "/files/a").header("content-type", "application/offset+octet-stream");
             builder.body(Body::full(body)).unwrap()
         };
         let answer = child.send(with("hel")).await;
@@ -126,7 +130,9 @@ fn a_child_killed_in_the_middle_of_a_part_leaves_the_last_checkpoint() {
         let uploads = child.uploads.clone();
         child
             .run(async {
-                tokio::task::spawn_local(async move { uploads.respond(sent, protoplex_http::Scheme::Http).await });
+                tokio::task::spawn_local(
+                    async move { uploads.respond(sent, protoplex_http::Scheme::Http).await },
+                );
                 for piece in body[..36 << 20].chunks(1 << 20) {
                     more.send(Ok(Bytes::copy_from_slice(piece))).await.unwrap();
                 }
@@ -144,7 +150,8 @@ fn a_child_killed_in_the_middle_of_a_part_leaves_the_last_checkpoint() {
         let successor = machine.child();
         successor.run(successor.uploads.sweep()).await.unwrap();
         assert_eq!(successor.send(head(&url, &token)).await.header("upload-offset"), (32 << 20).to_string());
-        let answer = successor.send(patch(&url, &token, 32 << 20, Body::full(body[32 << 20..].to_vec()))).await;
+        let answer =
+            successor.send(patch(&url, &token, 32 << 20, Body::full(body[32 << 20..].to_vec()))).await;
         assert_eq!(answer.status, 204);
         successor.heard("file.stored").await;
         assert!(machine.stored(answer.header("protoplex-reference")).await == body);
@@ -199,7 +206,14 @@ fn requests_that_tus_refuses() {
             ("another token", patch(&url, &stranger, 0, hello()), 401),
             ("another token", head(&url, &stranger), 401),
             ("no length", tus("POST", "/.well-known/tus", &token).body(Body::empty()).unwrap(), 400),
-            ("no path", tus("POST", "/.well-known/tus", &token).header("upload-length", 1).body(Body::empty()).unwrap(), 400),
+            (
+                "no path",
+                tus("POST", "/.well-known/tus", &token)
+                    .header("upload-length", 1)
+                    .body(Body::empty())
+                    .unwrap(),
+                400,
+            ),
             ("forged", creation("px_a.b", 10, "/files/a").body(Body::empty()).unwrap(), 401),
             ("climbing", creation(&token, 10, "/files/../a").body(Body::empty()).unwrap(), 400),
             ("method", tus("PUT", &url, &token).body(Body::empty()).unwrap(), 405),
@@ -255,7 +269,9 @@ fn an_upload_that_nobody_finishes_expires() {
         child.run(child.uploads.sweep()).await.unwrap();
         assert_eq!(child.send(head(&url, &token)).await.status, 200, "not yet");
         let staging = Staging::open(&machine.staging).unwrap();
-        let Taken::Ours(ours) = staging.take(url.rsplit('/').next().unwrap()).unwrap() else { panic!("not ours") };
+        let Taken::Ours(ours) = staging.take(url.rsplit('/').next().unwrap()).unwrap() else {
+            panic!("not ours")
+        };
         let (slot, mut journal) = *ours;
         let Step::Resumable(checkpoint) = &mut journal.step else { panic!("{journal:?}") };
         checkpoint.lease.expires_at_ms = 1;

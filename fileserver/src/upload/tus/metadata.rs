@@ -32,7 +32,8 @@ impl Metadata {
                 _ => continue,
             };
             let value = STANDARD.decode(value).ok().and_then(|value| String::from_utf8(value).ok());
-            *known = Some(value.ok_or_else(|| bad(&format!("Upload-Metadata: {key} is not base64 of UTF-8")))?);
+            *known =
+                Some(value.ok_or_else(|| bad(&format!("Upload-Metadata: {key} is not base64 of UTF-8")))?);
         }
         Ok(metadata)
     }
@@ -59,7 +60,8 @@ mod tests {
     use super::*;
 
     fn metadata(pairs: &[(&str, &str)]) -> Result<Metadata, Refusal> {
-        let pairs: Vec<_> = pairs.iter().map(|(key, value)| format!("{key} {}", STANDARD.encode(value))).collect();
+        let pairs: Vec<_> =
+            pairs.iter().map(|(key, value)| format!("{key} {}", STANDARD.encode(value))).collect();
         Metadata::parse(&pairs.join(","))
     }
 
@@ -81,7 +83,8 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_keys_without_a_value_are_fine() {
-        let metadata = Metadata::parse("is_confidential, filename YS50eHQ= ,filetype dGV4dC9wbGFpbg==").unwrap();
+        let metadata =
+            Metadata::parse("is_confidential, filename YS50eHQ= ,filetype dGV4dC9wbGFpbg==").unwrap();
         assert_eq!(metadata.file_type(), Some("text/plain"));
         assert_eq!(metadata.file_path().unwrap().as_str(), "/a.txt");
         assert!(Metadata::parse("filename !").is_err());
