@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap,
-    HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Method, Response, StatusCode};
 
@@ -97,9 +97,11 @@ pub(crate) fn answer(method: &Method, headers: &HeaderMap, offer: &Offer) -> (Re
             if let Some(name) = coding.name() {
                 set(head.headers_mut(), CONTENT_ENCODING, name);
             }
-            let size = offer.coded.iter().find(|(ready, _)| *ready == coding).map_or(offer.size, |(_, size)| *size);
+            let size =
+                offer.coded.iter().find(|(ready, _)| *ready == coding).map_or(offer.size, |(_, size)| *size);
             head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
-            let selection = if *method == Method::HEAD { Selection::Nothing } else { Selection::Whole(coding) };
+            let selection =
+                if *method == Method::HEAD { Selection::Nothing } else { Selection::Whole(coding) };
             (head, selection)
         }
     }
@@ -137,7 +139,8 @@ fn partial(mut head: Response<()>, offer: &Offer, ranges: Vec<Range<u64>>) -> (R
             vec![Piece::Span(only.clone())]
         }
         several => {
-            let boundary: String = (0..BOUNDARY_BYTES).map(|_| format!("{:02x}", rand::random::<u8>())).collect();
+            let boundary: String =
+                (0..BOUNDARY_BYTES).map(|_| format!("{:02x}", rand::random::<u8>())).collect();
             set(head.headers_mut(), CONTENT_TYPE, &format!("multipart/byteranges; boundary={boundary}"));
             multipart(several, offer, &boundary)
         }

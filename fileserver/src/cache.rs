@@ -10,7 +10,7 @@
 mod fill;
 mod sweep;
 
-pub use sweep::sweep;
+pub(crate) use sweep::sweep;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -65,7 +65,7 @@ pub(crate) enum Found {
 
 /// One child's view of the machine's cache.
 #[derive(Clone)]
-pub struct Cache(Rc<Shared>);
+pub(crate) struct Cache(Rc<Shared>);
 
 struct Shared {
     folder: PathBuf,
@@ -78,7 +78,7 @@ struct Shared {
 
 impl Cache {
     /// The cache in `folder`, which is made when the first body comes; `tasks` holds the fills under way.
-    pub fn new(folder: PathBuf, s3: S3, tasks: Tasks) -> Self {
+    pub(crate) fn new(folder: PathBuf, s3: S3, tasks: Tasks) -> Self {
         Self(Rc::new(Shared {
             folder,
             s3,
@@ -94,36 +94,15 @@ impl Cache {
         &self.0.s3
     }
 
-    /// Finds a body in the cache, else begins to fetch it, or joins a fetch that is under way.
-    pub(crate) async fn open(&self, reference: &Reference) -> Result<Found, StorageError> {
-        if let Some((meta, file)) = self.hit(reference).await {
-            counter!("protoplex_fileserver_cache_hits_total").increment(1);
-            return Ok(Found::Whole(meta, Arc::new(file)));
-        }
-        counter!("protoplex_fileserver_cache_misses_total").increment(1);
-        let Some(mut progress) = self.fill(reference) else { return self.through(reference).await };
-        let started = progress.wait_for(Progress::is_started).await.map(|progress| progress.clone());
-        let progress_now = started.map_err(|_| StorageError::Unavailable("the fetch was cut by a drain".into()))?;
-        match (progress_now.meta, progress_now.end) {
-            (_, Some(End::Failed(error))) => Err(error),
-            (_, Some(End::Abandoned)) | (None, _) => self.through(reference).await,
-            (Some(meta), _) => Ok(Found::Growing(meta, progress)),
-        }
-    }
-
-    async fn through(&self, reference: &Reference) -> Result<Found, StorageError> {
-        let (meta, body) = self.0.s3.open(reference, 0).await?;
-        Ok(Found::Through(meta, body))
-    }
-
-    /// Opens a cached file. One that is damaged is dropped, and is a miss; so is one that this disk can't give.
-    async fn hit(&self, reference: &Reference) -> Option<(Meta, File)> {
+    /// Finds a body in the cache. One that is damaged is dropped, and is a miss; so is one that this disk can't give.
+    pub(crate) async fn hit(&self, reference: &Reference) -> Option<Found> {
         let path = place(&self.0.folder, reference);
         let checked = self.0.checked.borrow_mut().get(reference).is_some();
         match blocking(move || open_cached(&path, checked)).await {
-            Ok(hit) => {
+            Ok((meta, file)) => {
+                counter!("protoplex_fileserver_cache_hits_total").increment(1);
                 self.0.checked.borrow_mut().put(reference.clone(), ());
-                Some(hit)
+                Some(Found::Whole(meta, Arc::new(file)))
             }
             Err(ObjectError::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
@@ -133,6 +112,25 @@ impl Cache {
                 None
             }
         }
+    }
+
+    /// Begins to fetch a body, or joins a fetch that is under way. Returns with its first bytes.
+    pub(crate) async fn fetch(&self, reference: &Reference) -> Result<Found, StorageError> {
+        counter!("protoplex_fileserver_cache_misses_total").increment(1);
+        let Some(mut progress) = self.fill(reference) else { return self.through(reference).await };
+        let started = progress.wait_for(Progress::is_started).await.map(|progress| progress.clone());
+        let started =
+            started.map_err(|_| StorageError::Unavailable("the fetch was cut by a drain".into()))?;
+        match (started.meta, started.end) {
+            (_, Some(End::Failed(error))) => Err(error),
+            (_, Some(End::Abandoned)) | (None, _) => self.through(reference).await,
+            (Some(meta), _) => Ok(Found::Growing(meta, progress)),
+        }
+    }
+
+    async fn through(&self, reference: &Reference) -> Result<Found, StorageError> {
+        let (meta, body) = self.0.s3.open(reference, 0).await?;
+        Ok(Found::Through(meta, body))
     }
 
     /// The fetch of a body: the one under way, or a new one; none where the cache is off or has its hands full.
@@ -173,7 +171,8 @@ impl Shared {
 fn open_cached(path: &Path, checked: bool) -> Result<(Meta, File), ObjectError> {
     let file = File::open(path)?;
     let usable = Meta::read_from(&file).and_then(|meta| {
-        if checked || meta.stored_size > CHECK_MAX_BYTES || stored_sha256(&file, &meta)? == meta.stored_sha256 {
+        if checked || meta.stored_size > CHECK_MAX_BYTES || stored_sha256(&file, &meta)? == meta.stored_sha256
+        {
             Ok(meta)
         } else {
             Err(ObjectError::Digest)
@@ -197,7 +196,8 @@ fn stored_sha256(file: &File, meta: &Meta) -> io::Result<String> {
     let mut buffer = vec![0; READ_MAX_BYTES];
     let mut done = 0;
     while done < meta.stored_size {
-        let step = usize::try_from(meta.stored_size - done).map_or(READ_MAX_BYTES, |left| left.min(READ_MAX_BYTES));
+        let step =
+            usize::try_from(meta.stored_size - done).map_or(READ_MAX_BYTES, |left| left.min(READ_MAX_BYTES));
         file.read_exact_at(&mut buffer[..step], BODY_OFFSET + done)?;
         sha256.update(&buffer[..step]);
         done += step as u64;

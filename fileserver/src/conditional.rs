@@ -7,16 +7,16 @@ use http::{HeaderMap, HeaderName};
 
 /// What identifies the representation that is selected for a request.
 #[derive(Debug, Clone)]
-pub struct Validators {
+pub(crate) struct Validators {
     /// The strong entity tag, with its quotes.
-    pub tag: String,
+    pub(crate) tag: String,
     /// To the second; none where it is not known.
-    pub modified: Option<SystemTime>,
+    pub(crate) modified: Option<SystemTime>,
 }
 
 /// What the conditions of a GET or HEAD come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The request is answered as if it had none.
     Proceed,
     /// 304: the client has it.
@@ -26,17 +26,20 @@ pub enum Verdict {
 }
 
 /// The conditions in the order of RFC 9110 section 13.2.2.
-pub fn evaluate(headers: &HeaderMap, current: &Validators) -> Verdict {
+pub(crate) fn evaluate(headers: &HeaderMap, current: &Validators) -> Verdict {
     if let Some(matches) = any_tag(headers, &IF_MATCH, |tag| tag == current.tag) {
         if !matches {
             return Verdict::Failed;
         }
-    } else if let (Some(since), Some(modified)) = (date(headers, &IF_UNMODIFIED_SINCE), seconds(current.modified))
+    } else if let (Some(since), Some(modified)) =
+        (date(headers, &IF_UNMODIFIED_SINCE), seconds(current.modified))
         && modified > since
     {
         return Verdict::Failed;
     }
-    if let Some(matches) = any_tag(headers, &IF_NONE_MATCH, |tag| tag.strip_prefix("W/").unwrap_or(tag) == current.tag) {
+    if let Some(matches) =
+        any_tag(headers, &IF_NONE_MATCH, |tag| tag.strip_prefix("W/").unwrap_or(tag) == current.tag)
+    {
         return if matches { Verdict::NotModified } else { Verdict::Proceed };
     }
     match (date(headers, &IF_MODIFIED_SINCE), seconds(current.modified)) {
@@ -46,7 +49,7 @@ pub fn evaluate(headers: &HeaderMap, current: &Validators) -> Verdict {
 }
 
 /// Whether `Range` counts: there is no `If-Range`, or it names the current representation (RFC 9110 section 13.1.5).
-pub fn range_counts(headers: &HeaderMap, current: &Validators) -> bool {
+pub(crate) fn range_counts(headers: &HeaderMap, current: &Validators) -> bool {
     let Some(field) = headers.get(IF_RANGE) else { return true };
     let Ok(field) = field.to_str() else { return false };
     if field.starts_with('"') || field.starts_with("W/") {
@@ -133,7 +136,10 @@ mod tests {
             (&[(IF_MATCH, "\"x\"")], Failed),
             (&[(IF_UNMODIFIED_SINCE, BEFORE)], Failed),
             (&[(IF_UNMODIFIED_SINCE, DATE)], Proceed),
-            (&[(IF_MATCH, "\"abc\""), (IF_UNMODIFIED_SINCE, BEFORE), (IF_NONE_MATCH, "\"abc\"")], NotModified),
+            (
+                &[(IF_MATCH, "\"abc\""), (IF_UNMODIFIED_SINCE, BEFORE), (IF_NONE_MATCH, "\"abc\"")],
+                NotModified,
+            ),
         ];
         for (fields, verdict) in table {
             assert_eq!(evaluate(&headers(fields), &current()), verdict, "{fields:?}");

@@ -25,7 +25,12 @@ where
 /// whoever got it has let it go.
 ///
 /// What the kernel has in memory is copied at once; only where the disk itself is needed does it cost a thread.
-pub(crate) async fn read_at(file: &Arc<File>, buffer: &mut BytesMut, at: u64, most: u64) -> io::Result<Bytes> {
+pub(crate) async fn read_at(
+    file: &Arc<File>,
+    buffer: &mut BytesMut,
+    at: u64,
+    most: u64,
+) -> io::Result<Bytes> {
     let length = usize::try_from(most).map_or(READ_MAX_BYTES, |most| most.min(READ_MAX_BYTES));
     buffer.clear();
     buffer.resize(length, 0);

@@ -8,20 +8,20 @@ const TARGET_PERCENT: u64 = 95;
 
 /// A file of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its size on disk.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// When it was last served, to the minute.
-    pub used: SystemTime,
+    pub(crate) used: SystemTime,
 }
 
 /// The entries to give up so that the rest fits, those of most size and longest rest first.
 ///
 /// The measure is the space-time product (A. J. Smith, "Long Term File Migration", 1981): bytes times the time since the
 /// last use. A file ten times as large has to be asked for ten times as often to stay.
-pub fn victims(mut entries: Vec<Entry>, max_bytes: u64, now: SystemTime) -> Vec<Entry> {
+pub(crate) fn victims(mut entries: Vec<Entry>, max_bytes: u64, now: SystemTime) -> Vec<Entry> {
     let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
     if total <= max_bytes {
         return Vec::new();
@@ -69,7 +69,8 @@ mod tests {
     #[test]
     fn the_longest_unused_goes_first_among_equals() {
         let now = SystemTime::now();
-        let entries = vec![entry("new", 400, 1, now), entry("old", 400, 100, now), entry("middle", 400, 10, now)];
+        let entries =
+            vec![entry("new", 400, 1, now), entry("old", 400, 100, now), entry("middle", 400, 10, now)];
         assert_eq!(names(&victims(entries, 1_000, now)), ["old"]);
     }
 

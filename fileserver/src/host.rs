@@ -10,12 +10,12 @@ const HOST_MAX_BYTES: usize = 253;
 
 /// A virtual host, e.g. `files.example.com`, `127.0.0.1` or `[::1]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct VirtualHost(String);
+pub(crate) struct VirtualHost(String);
 
 impl VirtualHost {
     /// The host of a request, from its target where that has one (HTTP/2, absolute form), else from its `Host`.
     /// `None` where there is none, or none that could be a name.
-    pub fn of(request: &Parts) -> Option<Self> {
+    pub(crate) fn of(request: &Parts) -> Option<Self> {
         match request.uri.authority() {
             Some(authority) => Self::parse(authority.as_str()),
             None => Self::parse(request.headers.get(HOST)?.to_str().ok()?),
@@ -23,13 +23,15 @@ impl VirtualHost {
     }
 
     /// Reads `name`, `name:port`, or the same with an IPv6 address in brackets.
-    pub fn parse(authority: &str) -> Option<Self> {
+    pub(crate) fn parse(authority: &str) -> Option<Self> {
         let name = match authority.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
             _ => authority,
         };
         let valid = match name.strip_prefix('[') {
-            Some(rest) => rest.strip_suffix(']')?.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')),
+            Some(rest) => {
+                rest.strip_suffix(']')?.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'))
+            }
             None => name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')),
         };
         let name = name.strip_suffix('.').unwrap_or(name);
@@ -37,15 +39,17 @@ impl VirtualHost {
     }
 
     /// The name.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// Whether a pattern covers this host: the name itself, `*.example.com` for what is below `example.com`, `*` for all.
-    pub fn matches(&self, pattern: &str) -> bool {
+    pub(crate) fn matches(&self, pattern: &str) -> bool {
         match pattern.strip_prefix('*') {
             Some("") => true,
-            Some(suffix) => self.0.len() > suffix.len() && suffix.starts_with('.') && self.0.ends_with(suffix),
+            Some(suffix) => {
+                self.0.len() > suffix.len() && suffix.starts_with('.') && self.0.ends_with(suffix)
+            }
             None => self.0 == pattern,
         }
     }
@@ -88,6 +92,8 @@ mod tests {
     fn patterns_cover_names() {
         let host = VirtualHost::parse("a.example.com").unwrap();
         assert!(host.matches("a.example.com") && host.matches("*.example.com") && host.matches("*"));
-        assert!(!host.matches("example.com") && !host.matches("*.ample.com") && !host.matches("*a.example.com"));
+        assert!(
+            !host.matches("example.com") && !host.matches("*.ample.com") && !host.matches("*a.example.com")
+        );
     }
 }

@@ -5,7 +5,7 @@ use http::header::ACCEPT_ENCODING;
 
 /// How a body travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Coding {
+pub(crate) enum Coding {
     /// As it is.
     Identity,
     /// RFC 1952.
@@ -16,7 +16,7 @@ pub enum Coding {
 
 impl Coding {
     /// What `Content-Encoding` says; nothing for identity.
-    pub fn name(self) -> Option<&'static str> {
+    pub(crate) fn name(self) -> Option<&'static str> {
         match self {
             Self::Identity => None,
             Self::Gzip => Some("gzip"),
@@ -27,12 +27,16 @@ impl Coding {
 
 /// The coding that the client likes best among identity and those that are there, the first of them where it likes
 /// several equally. A client that refuses all of them gets identity.
-pub fn choose(headers: &HeaderMap, present: &[Coding]) -> Coding {
+pub(crate) fn choose(headers: &HeaderMap, present: &[Coding]) -> Coding {
     let accepted = Accepted::read(headers);
     let mut best = (Coding::Identity, accepted.identity);
     for &coding in present {
         let weight = accepted.of(coding);
-        let better = if best.0 == Coding::Identity { weight >= best.1.unwrap_or(1) } else { weight > best.1.unwrap_or(0) };
+        let better = if best.0 == Coding::Identity {
+            weight >= best.1.unwrap_or(1)
+        } else {
+            weight > best.1.unwrap_or(0)
+        };
         if weight > 0 && better {
             best = (coding, Some(weight));
         }
@@ -81,7 +85,9 @@ impl Accepted {
 fn weight(parameters: &str) -> u16 {
     let Some((name, value)) = parameters.split_once('=') else { return 1_000 };
     match value.trim().parse::<f32>() {
-        Ok(weight) if name.trim().eq_ignore_ascii_case("q") && (0.0..=1.0).contains(&weight) => (weight * 1_000.0) as u16,
+        Ok(weight) if name.trim().eq_ignore_ascii_case("q") && (0.0..=1.0).contains(&weight) => {
+            (weight * 1_000.0) as u16
+        }
         _ => 0,
     }
 }

@@ -16,21 +16,21 @@ use std::os::unix::fs::FileExt;
 use serde::{Deserialize, Serialize};
 
 /// Where the body begins in the one-file form, in bytes: one page, so that the body is aligned.
-pub const BODY_OFFSET: u64 = 4096;
+pub(crate) const BODY_OFFSET: u64 = 4096;
 
 /// The longest content type that is kept, in bytes; longer ones are refused where they come in.
-pub const CONTENT_TYPE_MAX_BYTES: usize = 255;
+pub(crate) const CONTENT_TYPE_MAX_BYTES: usize = 255;
 
 const MAGIC: &[u8; 8] = b"PPXBODY1";
 const JSON_OFFSET: usize = MAGIC.len() + size_of::<u32>();
 
 /// The bytes in front of the body in the one-file form.
-pub type Header = [u8; BODY_OFFSET as usize];
+pub(crate) type Header = [u8; BODY_OFFSET as usize];
 
 /// How a body is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Encoding {
+pub(crate) enum Encoding {
     /// As it was uploaded.
     Identity,
     /// One gzip member (RFC 1952).
@@ -39,7 +39,7 @@ pub enum Encoding {
 
 impl Encoding {
     /// Its name on the wire: `identity` or `gzip`.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Identity => "identity",
             Self::Gzip => "gzip",
@@ -47,7 +47,7 @@ impl Encoding {
     }
 
     /// The encoding of that name.
-    pub fn parse(name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
             "identity" => Some(Self::Identity),
             "gzip" => Some(Self::Gzip),
@@ -58,22 +58,22 @@ impl Encoding {
 
 /// What is known about a stored body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Meta {
+pub(crate) struct Meta {
     /// Raw bytes.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Bytes of the stored form.
-    pub stored_size: u64,
+    pub(crate) stored_size: u64,
     /// How the raw bytes became the stored form.
-    pub encoding: Encoding,
+    pub(crate) encoding: Encoding,
     /// As declared by the first upload of this content.
-    pub content_type: String,
+    pub(crate) content_type: String,
     /// SHA-256 of the stored form, 64 lower-case hex digits.
-    pub stored_sha256: String,
+    pub(crate) stored_sha256: String,
 }
 
 /// Why a file is not a whole stored body.
 #[derive(Debug, thiserror::Error)]
-pub enum ObjectError {
+pub(crate) enum ObjectError {
     /// Reading or writing failed.
     #[error("stored body: {0}")]
     Io(#[from] io::Error),
@@ -98,7 +98,7 @@ impl Meta {
     ///
     /// # Errors
     /// `InvalidInput` where the content type is longer than [`CONTENT_TYPE_MAX_BYTES`].
-    pub fn header(&self) -> io::Result<Header> {
+    pub(crate) fn header(&self) -> io::Result<Header> {
         if self.content_type.len() > CONTENT_TYPE_MAX_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "content type too long"));
         }
@@ -115,7 +115,7 @@ impl Meta {
     }
 
     /// Reads a header; `None` where it is not one.
-    pub fn from_header(header: &Header) -> Option<Self> {
+    pub(crate) fn from_header(header: &Header) -> Option<Self> {
         let (magic, rest) = header.split_first_chunk::<{ MAGIC.len() }>()?;
         let (length, rest) = rest.split_first_chunk()?;
         if magic != MAGIC {
@@ -126,12 +126,12 @@ impl Meta {
     }
 
     /// Writes the header into its place, with which the file becomes a stored body. Blocks.
-    pub fn write_to(&self, file: &File) -> io::Result<()> {
+    pub(crate) fn write_to(&self, file: &File) -> io::Result<()> {
         file.write_all_at(&self.header()?, 0)
     }
 
     /// Reads the header of a file and checks the file's length against it. Blocks.
-    pub fn read_from(file: &File) -> Result<Self, ObjectError> {
+    pub(crate) fn read_from(file: &File) -> Result<Self, ObjectError> {
         let found = file.metadata()?.len();
         if found < BODY_OFFSET {
             return Err(ObjectError::Header);

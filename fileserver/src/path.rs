@@ -5,7 +5,7 @@ use std::fmt;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 /// The longest path of a request, in bytes, before and therefore after decoding.
-pub const PATH_MAX_BYTES: usize = 4096;
+pub(crate) const PATH_MAX_BYTES: usize = 4096;
 
 /// What is encoded again when a path becomes part of a URL (RFC 3986 section 3.3, and `%` itself).
 const URL_PATH: &AsciiSet = &CONTROLS
@@ -27,11 +27,11 @@ const URL_PATH: &AsciiSet = &CONTROLS
 
 /// An absolute path: it begins with `/`, is percent-decoded, and is valid UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FilePath(String);
+pub(crate) struct FilePath(String);
 
 /// Why a path is refused. The client's fault, each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PathError {
+pub(crate) enum PathError {
     /// Over [`PATH_MAX_BYTES`].
     #[error("the path is longer than {PATH_MAX_BYTES} bytes")]
     TooLong,
@@ -60,7 +60,7 @@ pub enum PathError {
 
 impl FilePath {
     /// Decodes the path of a request target (no query) once, and checks it.
-    pub fn parse(raw: &str) -> Result<Self, PathError> {
+    pub(crate) fn parse(raw: &str) -> Result<Self, PathError> {
         if raw.len() > PATH_MAX_BYTES {
             return Err(PathError::TooLong);
         }
@@ -81,12 +81,12 @@ impl FilePath {
     }
 
     /// The decoded path.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The path as it stands in a URL.
-    pub fn to_url(&self) -> String {
+    pub(crate) fn to_url(&self) -> String {
         utf8_percent_encode(&self.0, URL_PATH).to_string()
     }
 }

@@ -1,9 +1,8 @@
 //! Where bodies are kept for good: a local directory on one machine, S3 for many.
 
-pub mod directory;
-pub mod s3;
+pub(crate) mod directory;
+pub(crate) mod s3;
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,29 +12,20 @@ use http::StatusCode;
 use crate::object::{Meta, ObjectError};
 use crate::reference::Reference;
 use directory::Directory;
-use s3::{RemoteBody, S3};
+use s3::S3;
 
 /// The storage of a cluster. Content-addressed: a body never changes under its reference.
 #[derive(Debug, Clone)]
-pub enum Bodies {
+pub(crate) enum Bodies {
     /// Files below one directory.
     Directory(Directory),
     /// Objects of a bucket: AWS, Garage, MinIO.
     S3(S3),
 }
 
-/// A body that was found.
-#[derive(Debug)]
-pub enum Object {
-    /// A whole file in the one-file form (see [`crate::object`]).
-    Local(Meta, File),
-    /// Its stored bytes, as they come over the network.
-    Remote(Meta, RemoteBody),
-}
-
 /// Why the storage did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum StorageError {
+pub(crate) enum StorageError {
     /// The storage answered that it has no such body. Nothing else is ever taken for this.
     #[error("the storage has no such body")]
     NotFound,
@@ -58,7 +48,7 @@ pub enum StorageError {
 
 impl StorageError {
     /// The status of a download that failed with this.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -69,7 +59,7 @@ impl StorageError {
     }
 
     /// Whether the same try may succeed a moment later.
-    pub fn is_passing(&self) -> bool {
+    pub(crate) fn is_passing(&self) -> bool {
         matches!(self, Self::Timeout(_) | Self::Unavailable(_))
     }
 }
@@ -90,34 +80,17 @@ impl From<ObjectError> for StorageError {
 }
 
 impl Bodies {
-    /// Looks a body up and begins to read it.
-    pub async fn open(&self, reference: &Reference) -> Result<Object, StorageError> {
-        match self {
-            Self::Directory(directory) => {
-                let (meta, file) = directory.open(reference).await?;
-                Ok(Object::Local(meta, file))
-            }
-            Self::S3(s3) => {
-                let (meta, body) = s3.open(reference, 0).await?;
-                Ok(Object::Remote(meta, body))
-            }
-        }
-    }
-
     /// Keeps the body of a whole file in the one-file form, whose header says `meta`. When this returns, the body is
     /// safe. Repeating it changes nothing; the file stays where it is.
-    pub async fn put(&self, reference: &Reference, meta: &Meta, path: &Path) -> Result<(), StorageError> {
+    pub(crate) async fn put(
+        &self,
+        reference: &Reference,
+        meta: &Meta,
+        path: &Path,
+    ) -> Result<(), StorageError> {
         match self {
             Self::Directory(directory) => directory.put(reference, path).await,
             Self::S3(s3) => s3.put(reference, meta, path).await,
-        }
-    }
-
-    /// Whether the body is there.
-    pub async fn contains(&self, reference: &Reference) -> Result<bool, StorageError> {
-        match self {
-            Self::Directory(directory) => directory.contains(reference).await,
-            Self::S3(s3) => s3.contains(reference).await,
         }
     }
 }

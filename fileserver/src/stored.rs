@@ -48,8 +48,13 @@ impl StoredBody {
 
     /// What the cache found, in front of `s3`.
     pub(crate) fn of_cache(found: Found, s3: &S3, reference: &Reference) -> Self {
-        let remote =
-            |stream| Remote { s3: s3.clone(), reference: reference.clone(), stream, at: 0, rest: Bytes::new() };
+        let remote = |stream| Remote {
+            s3: s3.clone(),
+            reference: reference.clone(),
+            stream,
+            at: 0,
+            rest: Bytes::new(),
+        };
         let (meta, source) = match found {
             Found::Whole(meta, file) => (meta, Source::Whole(file)),
             Found::Growing(meta, progress) => (meta, Source::Growing(progress, remote(None))),

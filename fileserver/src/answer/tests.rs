@@ -17,7 +17,8 @@ fn offer(coded: &'static [(Coding, u64)]) -> Offer<'static> {
 }
 
 fn get(fields: &[(HeaderName, &str)], offer: &Offer) -> (Response<()>, Selection) {
-    let headers = fields.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect();
+    let headers =
+        fields.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect();
     answer(&Method::GET, &headers, offer)
 }
 

@@ -116,7 +116,12 @@ enum Look {
 }
 
 impl Fill {
-    pub(super) fn new(folder: &Path, s3: S3, reference: Reference, progress: watch::Sender<Progress>) -> Self {
+    pub(super) fn new(
+        folder: &Path,
+        s3: S3,
+        reference: Reference,
+        progress: watch::Sender<Progress>,
+    ) -> Self {
         let path = place(folder, &reference);
         Self { part: path.with_extension("part"), path, s3, reference, progress }
     }
@@ -224,7 +229,9 @@ impl Fill {
                     self.tell(&meta, &file, written);
                 }
                 Look::Growing(..) if grown.elapsed() > FOLLOW_STALL_TIMEOUT => {
-                    return Err(StorageError::Timeout("another process that fetches it stalled".into()).into());
+                    return Err(
+                        StorageError::Timeout("another process that fetches it stalled".into()).into()
+                    );
                 }
                 Look::Growing(..) => {}
                 Look::Orphaned => return self.fetch_or_remove(file).await.map(|()| true),

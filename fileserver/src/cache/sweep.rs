@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use metrics::{counter, gauge};
-use protoplex_runtime::drain::Drain;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::disk::blocking;
 use crate::evict::{Entry, victims};
@@ -15,19 +14,20 @@ use crate::evict::{Entry, victims};
 /// How often the cache is looked through. Between two looks it may grow over its limit.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Evicts from the cache in `folder` whatever is over `max_bytes`, and removes parts without a filler, until the drain.
-pub async fn sweep(folder: PathBuf, max_bytes: u64, drain: Drain) {
-    while !drain.is_draining() {
+/// Evicts from the cache in `folder` whatever is over `max_bytes`, and removes parts without a filler. Never ends.
+pub(crate) async fn sweep(folder: PathBuf, max_bytes: u64) {
+    loop {
         let swept = folder.clone();
         match blocking(move || sweep_once(&swept, max_bytes)).await {
             Ok(swept) => {
                 gauge!("protoplex_fileserver_cache_bytes").set(swept.bytes_kept as f64);
                 counter!("protoplex_fileserver_cache_evictions_total").increment(swept.evicted);
             }
-            Err(error) => tracing::warn!(%error, folder = %folder.display(), "the cache can't be looked through"),
+            Err(error) => {
+                tracing::warn!(%error, folder = %folder.display(), "the cache can't be looked through")
+            }
         }
-        // Whether the time is over or the drain has begun: the loop's condition tells.
-        let _ = timeout(SWEEP_INTERVAL, drain.started()).await;
+        sleep(SWEEP_INTERVAL).await;
     }
 }
 

@@ -55,7 +55,10 @@ impl Bench {
     }
 
     async fn open(&self, cache: &Cache) -> Result<StoredBody, StorageError> {
-        let found = cache.open(&self.reference).await?;
+        let found = match cache.hit(&self.reference).await {
+            Some(found) => found,
+            None => cache.fetch(&self.reference).await?,
+        };
         Ok(StoredBody::of_cache(found, cache.s3(), &self.reference))
     }
 
@@ -183,7 +186,12 @@ fn a_part_that_a_crash_left_is_filled_anew() {
         let bench = Bench::new(noise(300_000)).await;
         drop(bench.foreign_filler(100_000));
         // What the crash left is not even right.
-        File::options().write(true).open(bench.part()).unwrap().write_all_at(&[0; 50_000], BODY_OFFSET).unwrap();
+        File::options()
+            .write(true)
+            .open(bench.part())
+            .unwrap()
+            .write_all_at(&[0; 50_000], BODY_OFFSET)
+            .unwrap();
         assert_eq!(bench.read(&bench.cache).await.unwrap(), bench.body);
         assert_eq!(bench.gets(), 1);
     });
@@ -250,7 +258,7 @@ fn what_s3_does_not_have_leaves_nothing_behind() {
     local(async {
         let bench = Bench::new(Vec::new()).await;
         let absent = Reference::new(&[1; 32], &[2; 64]);
-        assert!(matches!(bench.cache.open(&absent).await, Err(StorageError::NotFound)));
+        assert!(matches!(bench.cache.fetch(&absent).await, Err(StorageError::NotFound)));
         let folder = place(&bench.folder.path().join("cache"), &absent);
         until(|| fs::read_dir(folder.parent().unwrap()).unwrap().count() == 0).await;
     });

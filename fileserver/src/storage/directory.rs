@@ -11,18 +11,18 @@ use crate::reference::Reference;
 
 /// `ROOT/ab/abcd…`: one file a body, in the one-file form.
 #[derive(Debug, Clone)]
-pub struct Directory {
+pub(crate) struct Directory {
     root: PathBuf,
 }
 
 impl Directory {
     /// The bodies below `root`, which is made when the first body comes.
-    pub fn new(root: PathBuf) -> Self {
+    pub(crate) fn new(root: PathBuf) -> Self {
         Self { root }
     }
 
     /// Opens a body; its header and length are checked.
-    pub async fn open(&self, reference: &Reference) -> Result<(Meta, File), StorageError> {
+    pub(crate) async fn open(&self, reference: &Reference) -> Result<(Meta, File), StorageError> {
         let path = place(&self.root, reference);
         blocking(move || {
             let file = File::open(path).map_err(not_found)?;
@@ -32,18 +32,9 @@ impl Directory {
     }
 
     /// Keeps a whole file: as a second link to it, or as a copy where it is on another file system.
-    pub async fn put(&self, reference: &Reference, source: &Path) -> Result<(), StorageError> {
+    pub(crate) async fn put(&self, reference: &Reference, source: &Path) -> Result<(), StorageError> {
         let (source, place) = (source.to_owned(), place(&self.root, reference));
         blocking(move || keep(&source, &place)).await
-    }
-
-    /// Whether the body is there, whole by its length.
-    pub async fn contains(&self, reference: &Reference) -> Result<bool, StorageError> {
-        match self.open(reference).await {
-            Ok(_) => Ok(true),
-            Err(StorageError::NotFound | StorageError::Damaged(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 }
 

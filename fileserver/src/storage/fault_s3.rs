@@ -71,13 +71,15 @@ impl FaultS3 {
             while let Ok((socket, _)) = listener.accept().await {
                 let (service, orders) = (service.clone(), Arc::clone(&orders));
                 let answer = service_fn(move |request| answer(service.clone(), Arc::clone(&orders), request));
-                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), answer));
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), answer),
+                );
             }
         });
         server
     }
 
-    /// Settings with short timeouts, to be changed before they are resolved. They have no key prefix: s3s-fs makes file
+    /// Settings, to be changed before they are resolved. They have no key prefix: s3s-fs makes file
     /// names of keys, and one of a multipart upload would become too long.
     pub(crate) fn settings(&self) -> RawS3 {
         RawS3 {
@@ -88,18 +90,18 @@ impl FaultS3 {
             access_key: ACCESS_KEY.into(),
             secret_key: SECRET_KEY.into(),
             max_attempts: 2,
-            read_timeout_ms: 500,
-            body_idle_timeout_ms: 500,
             ..RawS3::default()
         }
     }
 
     /// A client with [`FaultS3::settings`].
     pub(crate) async fn client(&self) -> S3 {
-        let mut problems = protoplex_runtime::config::Problems::default();
-        let settings = self.settings().resolve(&mut problems);
-        problems.finish().unwrap();
-        S3::new(&settings).await
+        client(self.settings()).await
+    }
+
+    /// A client that soon takes a slow server for one that never answers.
+    pub(crate) async fn hasty_client(&self) -> S3 {
+        client(RawS3 { read_timeout_ms: 500, body_idle_timeout_ms: 500, ..self.settings() }).await
     }
 
     /// Spoils the next request of this method that is not spoilt yet.
@@ -116,6 +118,13 @@ impl FaultS3 {
     pub(crate) fn count(&self, method: &Method) -> usize {
         self.orders.lock().unwrap().seen.iter().filter(|seen| *seen == method).count()
     }
+}
+
+async fn client(settings: RawS3) -> S3 {
+    let mut problems = protoplex_runtime::config::Problems::default();
+    let settings = settings.resolve(&mut problems);
+    problems.finish().unwrap();
+    S3::new(&settings).await
 }
 
 async fn answer(

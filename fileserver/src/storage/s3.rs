@@ -3,7 +3,8 @@
 mod settings;
 mod upload;
 
-pub use settings::{RawS3, S3Settings};
+pub use settings::RawS3;
+pub(crate) use settings::S3Settings;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,8 +21,9 @@ use crate::reference::Reference;
 
 /// A bucket, or the part of it below a key prefix.
 #[derive(Debug, Clone)]
-pub struct S3 {
-    client: Client,
+pub(crate) struct S3 {
+    reader: Client,
+    uploader: Client,
     bucket: String,
     prefix: String,
     body_idle_timeout: Duration,
@@ -29,9 +31,11 @@ pub struct S3 {
 
 impl S3 {
     /// The bucket of these settings. Nothing is asked of it yet.
-    pub async fn new(settings: &S3Settings) -> Self {
+    pub(crate) async fn new(settings: &S3Settings) -> Self {
+        let (reader, uploader) = settings.clients().await;
         Self {
-            client: settings.client().await,
+            reader,
+            uploader,
             bucket: settings.bucket.clone(),
             prefix: settings.prefix.clone(),
             body_idle_timeout: settings.body_idle_timeout,
@@ -39,8 +43,12 @@ impl S3 {
     }
 
     /// Begins to read a body's stored form at an offset below its stored size (or at 0).
-    pub async fn open(&self, reference: &Reference, offset: u64) -> Result<(Meta, RemoteBody), StorageError> {
-        let mut get = self.client.get_object().bucket(&self.bucket).key(self.key(reference));
+    pub(crate) async fn open(
+        &self,
+        reference: &Reference,
+        offset: u64,
+    ) -> Result<(Meta, RemoteBody), StorageError> {
+        let mut get = self.reader.get_object().bucket(&self.bucket).key(self.key(reference));
         if offset > 0 {
             get = get.range(format!("bytes={offset}-"));
         }
@@ -53,16 +61,6 @@ impl S3 {
         Ok((meta, RemoteBody { stream: object.body, left, idle_timeout: self.body_idle_timeout }))
     }
 
-    /// Whether the body is there.
-    pub async fn contains(&self, reference: &Reference) -> Result<bool, StorageError> {
-        let head = self.client.head_object().bucket(&self.bucket).key(self.key(reference));
-        match head.send().await.map_err(classify) {
-            Ok(_) => Ok(true),
-            Err(StorageError::NotFound) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     fn key(&self, reference: &Reference) -> String {
         format!("{}{reference}", self.prefix)
     }
@@ -70,7 +68,7 @@ impl S3 {
 
 /// The stored bytes of a body, as they come.
 #[derive(Debug)]
-pub struct RemoteBody {
+pub(crate) struct RemoteBody {
     stream: ByteStream,
     left: u64,
     idle_timeout: Duration,
@@ -78,7 +76,7 @@ pub struct RemoteBody {
 
 impl RemoteBody {
     /// The next piece; `None` at the true end. Cancel-safe.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, StorageError> {
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, StorageError> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -87,10 +85,13 @@ impl RemoteBody {
             .map_err(|_| StorageError::Timeout(format!("nothing of the body for {:?}", self.idle_timeout)))?;
         let piece = match next {
             Some(Ok(piece)) => piece,
-            Some(Err(error)) => return Err(StorageError::Unavailable(format!("the body broke off: {error}"))),
+            Some(Err(error)) => {
+                return Err(StorageError::Unavailable(format!("the body broke off: {error}")));
+            }
             None => return Err(StorageError::Unavailable("the body ended early".into())),
         };
-        self.left = self.left.checked_sub(piece.len() as u64).ok_or_else(|| damaged("longer than announced"))?;
+        self.left =
+            self.left.checked_sub(piece.len() as u64).ok_or_else(|| damaged("longer than announced"))?;
         Ok(Some(piece))
     }
 }
@@ -109,7 +110,10 @@ fn metadata(meta: &Meta) -> HashMap<String, String> {
     ])
 }
 
-fn meta(metadata: Option<&HashMap<String, String>>, content_type: Option<String>) -> Result<Meta, StorageError> {
+fn meta(
+    metadata: Option<&HashMap<String, String>>,
+    content_type: Option<String>,
+) -> Result<Meta, StorageError> {
     let field = |name: &str| metadata.and_then(|fields| fields.get(name));
     let number = |name: &str| field(name).and_then(|text| text.parse().ok());
     (|| {

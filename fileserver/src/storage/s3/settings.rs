@@ -32,10 +32,10 @@ pub struct RawS3 {
     pub max_attempts: u32,
     /// Until a connection stands.
     pub connect_timeout_ms: u64,
-    /// Between the end of a request and the first byte of its answer.
+    /// One try of a question, until the head of its answer.
     pub read_timeout_ms: u64,
-    /// One try of a request, up to the head of its answer; an upload of a part is one request.
-    pub attempt_timeout_ms: u64,
+    /// One try to upload a file, or a part of one: up to 16 MiB.
+    pub upload_timeout_ms: u64,
     /// Between two pieces of a body that is read.
     pub body_idle_timeout_ms: u64,
 }
@@ -53,7 +53,7 @@ impl Default for RawS3 {
             max_attempts: 3,
             connect_timeout_ms: 3_000,
             read_timeout_ms: 10_000,
-            attempt_timeout_ms: 120_000,
+            upload_timeout_ms: 120_000,
             body_idle_timeout_ms: 15_000,
         }
     }
@@ -61,7 +61,7 @@ impl Default for RawS3 {
 
 /// [`RawS3`], checked. It holds a secret and is not to be printed.
 #[derive(Clone)]
-pub struct S3Settings {
+pub(crate) struct S3Settings {
     pub(super) bucket: String,
     pub(super) prefix: String,
     region: Option<String>,
@@ -71,20 +71,25 @@ pub struct S3Settings {
     max_attempts: u32,
     connect_timeout: Duration,
     read_timeout: Duration,
-    attempt_timeout: Duration,
+    upload_timeout: Duration,
     pub(super) body_idle_timeout: Duration,
 }
 
 impl RawS3 {
     /// Checks the values; what is wrong is noted in `problems`.
-    pub fn resolve(&self, problems: &mut Problems) -> S3Settings {
+    pub(crate) fn resolve(&self, problems: &mut Problems) -> S3Settings {
         if self.bucket.is_empty() {
             problems.add("fileserver.s3.bucket", "the name of a bucket is needed");
         }
         if self.access_key.is_empty() != self.secret_key.is_empty() {
-            problems.add("fileserver.s3.access_key", "access_key and secret_key go together: give both or neither");
+            problems.add(
+                "fileserver.s3.access_key",
+                "access_key and secret_key go together: give both or neither",
+            );
         }
-        if !self.endpoint.is_empty() && self.endpoint.parse::<http::Uri>().map_or(true, |uri| uri.scheme().is_none()) {
+        if !self.endpoint.is_empty()
+            && self.endpoint.parse::<http::Uri>().map_or(true, |uri| uri.scheme().is_none())
+        {
             problems.add("fileserver.s3.endpoint", "a URL is needed, such as http://127.0.0.1:3900");
         }
         if self.max_attempts == 0 {
@@ -101,21 +106,17 @@ impl RawS3 {
             max_attempts: self.max_attempts,
             connect_timeout: Duration::from_millis(self.connect_timeout_ms),
             read_timeout: Duration::from_millis(self.read_timeout_ms),
-            attempt_timeout: Duration::from_millis(self.attempt_timeout_ms),
+            upload_timeout: Duration::from_millis(self.upload_timeout_ms),
             body_idle_timeout: Duration::from_millis(self.body_idle_timeout_ms),
         }
     }
 }
 
 impl S3Settings {
-    pub(super) async fn client(&self) -> Client {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(self.connect_timeout)
-            .read_timeout(self.read_timeout)
-            .operation_attempt_timeout(self.attempt_timeout)
-            .build();
+    /// One client to read with and one to upload with: they differ in how long they wait, since to the SDK the sending of
+    /// a body is a part of the wait for the answer.
+    pub(super) async fn clients(&self) -> (Client, Client) {
         let mut base = aws_config::defaults(BehaviorVersion::latest())
-            .timeout_config(timeouts)
             .retry_config(RetryConfig::standard().with_max_attempts(self.max_attempts));
         if let Some(region) = &self.region {
             base = base.region(Region::new(region.clone()));
@@ -123,7 +124,8 @@ impl S3Settings {
         if let Some((access, secret)) = &self.keys {
             base = base.credentials_provider(Credentials::new(access, secret, None, None, "protoplex.toml"));
         }
-        let mut config = aws_sdk_s3::config::Builder::from(&base.load().await)
+        let base = base.load().await;
+        let mut config = aws_sdk_s3::config::Builder::from(&base)
             .force_path_style(self.path_style)
             // We name a SHA-256 for every body that goes up and check one of every body that comes down. The SDK's own
             // checksums would be a second pass, in a framing that not every S3 understands.
@@ -132,6 +134,13 @@ impl S3Settings {
         if let Some(endpoint) = &self.endpoint {
             config = config.endpoint_url(endpoint);
         }
-        Client::from_conf(config.build())
+        let client = |timeout| {
+            let timeouts = TimeoutConfig::builder()
+                .connect_timeout(self.connect_timeout)
+                .operation_attempt_timeout(timeout)
+                .build();
+            Client::from_conf(config.clone().timeout_config(timeouts).build())
+        };
+        (client(self.read_timeout), client(self.upload_timeout))
     }
 }

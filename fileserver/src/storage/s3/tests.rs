@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use http::Method;
 use tempfile::TempDir;
 
@@ -46,7 +44,6 @@ async fn row_s3_answering_5xx_is_unavailable_and_never_not_found() {
     bench.put().await.unwrap();
     bench.server.spoil_all(Some(Fault::Status(503)));
     assert!(matches!(bench.read().await, Err(StorageError::Unavailable(_))));
-    assert!(matches!(bench.client.contains(&bench.reference).await, Err(StorageError::Unavailable(_))));
     assert!(matches!(bench.put().await, Err(StorageError::Unavailable(_))));
     assert_eq!(bench.server.count(&Method::GET), 2, "each try of max_attempts");
 }
@@ -55,6 +52,7 @@ async fn row_s3_answering_5xx_is_unavailable_and_never_not_found() {
 async fn row_s3_slow_times_out() {
     let bench = Bench::new(b"hello").await;
     bench.put().await.unwrap();
+    let bench = Bench { client: bench.server.hasty_client().await, ..bench };
     bench.server.spoil_all(Some(Fault::Hang));
     assert!(matches!(bench.read().await, Err(StorageError::Timeout(_))));
 }
@@ -114,9 +112,8 @@ async fn a_body_that_stalls_times_out() {
     bench.put().await.unwrap();
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
     bench.server.spoil(Method::GET, Fault::Gate(40_000, gate));
-    let started = std::time::Instant::now();
+    let bench = Bench { client: bench.server.hasty_client().await, ..bench };
     assert!(matches!(bench.read().await, Err(StorageError::Timeout(_))));
-    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
@@ -128,7 +125,7 @@ async fn a_failed_multipart_upload_is_aborted() {
     }
     assert!(matches!(bench.put().await, Err(StorageError::Unavailable(_))));
     assert_eq!(bench.server.count(&Method::DELETE), 1);
-    assert!(!bench.client.contains(&bench.reference).await.unwrap());
+    assert!(matches!(bench.read().await, Err(StorageError::NotFound)));
     bench.put().await.unwrap();
     assert_eq!(bench.read().await.unwrap().len(), 20 << 20);
 }
@@ -143,14 +140,19 @@ async fn bytes_that_changed_since_they_were_hashed_are_refused_by_the_server() {
 async fn upload_of_wrong_digest(bench: &Bench) -> Result<(), StorageError> {
     use base64::Engine;
     let wrong = base64::engine::general_purpose::STANDARD.encode([0; 32]);
-    let put = bench.client.client.put_object().bucket(&bench.client.bucket).key("x").checksum_sha256(wrong);
+    let put = bench.client.uploader.put_object().bucket(&bench.client.bucket).key("x").checksum_sha256(wrong);
     put.body(ByteStream::from_static(b"hello")).send().await.map_err(classify).map(|_| ())
 }
 
 #[tokio::test]
 async fn an_object_that_is_not_ours_is_damaged() {
     let bench = Bench::new(b"hello").await;
-    let put = bench.client.client.put_object().bucket(&bench.client.bucket).key(bench.client.key(&bench.reference));
+    let put = bench
+        .client
+        .uploader
+        .put_object()
+        .bucket(&bench.client.bucket)
+        .key(bench.client.key(&bench.reference));
     put.body(ByteStream::from_static(b"hello")).send().await.unwrap();
     assert!(matches!(bench.read().await, Err(StorageError::Damaged(_))));
 }
@@ -161,6 +163,6 @@ async fn keys_have_the_prefix() {
     let settings = RawS3 { prefix: "some/".into(), ..bench.server.settings() };
     let prefixed = S3::new(&settings.resolve(&mut protoplex_runtime::config::Problems::default())).await;
     prefixed.put(&bench.reference, &bench.meta, &bench.file).await.unwrap();
-    assert!(prefixed.contains(&bench.reference).await.unwrap());
-    assert!(!bench.client.contains(&bench.reference).await.unwrap());
+    assert!(prefixed.open(&bench.reference, 0).await.is_ok());
+    assert!(matches!(bench.read().await, Err(StorageError::NotFound)));
 }

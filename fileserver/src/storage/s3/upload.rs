@@ -31,7 +31,12 @@ const HASH_STEP_BYTES: usize = 256 * 1024;
 
 impl S3 {
     /// Uploads the body of a file in the one-file form. S3 checks each request against its SHA-256.
-    pub async fn put(&self, reference: &Reference, meta: &Meta, path: &Path) -> Result<(), StorageError> {
+    pub(crate) async fn put(
+        &self,
+        reference: &Reference,
+        meta: &Meta,
+        path: &Path,
+    ) -> Result<(), StorageError> {
         if meta.stored_size <= SINGLE_PUT_MAX_BYTES {
             self.put_whole(reference, meta, path).await
         } else {
@@ -42,7 +47,7 @@ impl S3 {
     async fn put_whole(&self, reference: &Reference, meta: &Meta, path: &Path) -> Result<(), StorageError> {
         let part = Part { number: 1, start: 0, length: meta.stored_size };
         let (body, sha256) = part.read(path).await?;
-        self.client
+        self.uploader
             .put_object()
             .bucket(&self.bucket)
             .key(self.key(reference))
@@ -59,7 +64,7 @@ impl S3 {
 
     async fn put_parts(&self, reference: &Reference, meta: &Meta, path: &Path) -> Result<(), StorageError> {
         let created = self
-            .client
+            .uploader
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(self.key(reference))
@@ -69,7 +74,8 @@ impl S3 {
             .send()
             .await
             .map_err(classify)?;
-        let upload = created.upload_id.ok_or_else(|| StorageError::Unavailable("no upload id given".into()))?;
+        let upload =
+            created.upload_id.ok_or_else(|| StorageError::Unavailable("no upload id given".into()))?;
         let sent = self.send_parts(reference, meta, path, &upload).await;
         if sent.is_err() {
             self.abort(reference, &upload).await;
@@ -89,7 +95,7 @@ impl S3 {
             .buffered(PARTS_AT_ONCE)
             .try_collect()
             .await?;
-        self.client
+        self.uploader
             .complete_multipart_upload()
             .bucket(&self.bucket)
             .key(self.key(reference))
@@ -110,7 +116,7 @@ impl S3 {
     ) -> Result<CompletedPart, StorageError> {
         let (body, sha256) = part.read(path).await?;
         let sent = self
-            .client
+            .uploader
             .upload_part()
             .bucket(&self.bucket)
             .key(self.key(reference))
@@ -131,7 +137,7 @@ impl S3 {
 
     /// Parts of an upload that is never completed cost money until it is aborted.
     async fn abort(&self, reference: &Reference, upload: &str) {
-        let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(self.key(reference));
+        let abort = self.uploader.abort_multipart_upload().bucket(&self.bucket).key(self.key(reference));
         if let Err(error) = abort.upload_id(upload).send().await.map_err(classify) {
             tracing::warn!(%reference, upload, %error, "an unfinished multipart upload was left in the bucket");
         }
@@ -182,11 +188,9 @@ impl Part {
 /// How a stored form is cut.
 fn parts(size: u64) -> impl Iterator<Item = Part> {
     let length = PART_BYTES.max(size.div_ceil(PARTS_MAX));
-    (1..).zip((0..size).step_by(usize::try_from(length).unwrap_or(usize::MAX))).map(move |(number, start)| Part {
-        number,
-        start,
-        length: length.min(size - start),
-    })
+    (1..)
+        .zip((0..size).step_by(usize::try_from(length).unwrap_or(usize::MAX)))
+        .map(move |(number, start)| Part { number, start, length: length.min(size - start) })
 }
 
 fn signed(length: u64) -> io::Result<i64> {

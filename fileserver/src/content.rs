@@ -1,0 +1,91 @@
+//! The body of an answer, made of a stored body while it is sent.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use futures_util::stream;
+use protoplex_http::{Body, BodyError};
+
+use crate::answer::{Piece, Selection};
+use crate::inflate::Inflate;
+use crate::negotiate::Coding;
+use crate::object::Encoding;
+use crate::storage::StorageError;
+use crate::stored::StoredBody;
+
+/// What is left to send of an answer.
+pub(crate) struct Content {
+    body: StoredBody,
+    /// Between the stored and the raw bytes, where they differ and raw ones are wanted, and how many it has made.
+    inflate: Option<(Inflate, u64)>,
+    /// Raw bytes that were made beyond the last span.
+    made: Bytes,
+    pieces: VecDeque<Piece>,
+}
+
+impl Content {
+    /// What was selected of a stored body.
+    pub(crate) fn new(body: StoredBody, selection: Selection) -> Self {
+        let meta = body.meta();
+        let (pieces, raw) = match selection {
+            Selection::Nothing => (Vec::new(), false),
+            Selection::Whole(Coding::Identity) => (vec![Piece::Span(0..meta.size)], true),
+            Selection::Whole(_) => (vec![Piece::Span(0..meta.stored_size)], false),
+            Selection::Pieces(pieces) => (pieces, true),
+        };
+        let inflate = (raw && meta.encoding == Encoding::Gzip).then(|| (Inflate::new(), 0));
+        Self { body, inflate, made: Bytes::new(), pieces: pieces.into() }
+    }
+
+    /// As the body of an answer. A failure on the way breaks it off, which the client sees.
+    pub(crate) fn into_body(self) -> Body {
+        Body::stream(stream::unfold(self, async |mut content| {
+            let next = content.next().await.transpose()?;
+            Some((next.map_err(|error| BodyError::Other(error.to_string())), content))
+        }))
+    }
+
+    /// The next bytes; none at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, StorageError> {
+        loop {
+            match self.pieces.front_mut() {
+                None => return Ok(None),
+                Some(Piece::Span(span)) if !span.is_empty() => {
+                    let (at, end) = (span.start, span.end);
+                    let bytes = self.read(at, end - at).await?;
+                    if let Some(Piece::Span(span)) = self.pieces.front_mut() {
+                        span.start += bytes.len() as u64;
+                    }
+                    return Ok(Some(bytes));
+                }
+                Some(Piece::Span(_)) => {}
+                Some(Piece::Text(text)) => {
+                    let text = std::mem::take(text);
+                    self.pieces.pop_front();
+                    return Ok(Some(text));
+                }
+            }
+            self.pieces.pop_front();
+        }
+    }
+
+    /// Bytes at an offset that never goes back: raw bytes that lie before it are made and thrown away.
+    async fn read(&mut self, at: u64, most: u64) -> Result<Bytes, StorageError> {
+        let Some((inflate, position)) = &mut self.inflate else { return self.body.read(at, most).await };
+        loop {
+            let start = *position - self.made.len() as u64;
+            let skipped =
+                usize::try_from(at - start).map_or(self.made.len(), |skip| skip.min(self.made.len()));
+            drop(self.made.split_to(skipped));
+            if !self.made.is_empty() {
+                let length = usize::try_from(most).map_or(self.made.len(), |most| most.min(self.made.len()));
+                return Ok(self.made.split_to(length));
+            }
+            self.made = inflate.next(&mut self.body).await?;
+            *position += self.made.len() as u64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! A request's way through a fileserver, step by step.
+
+use std::rc::Rc;
+
+use http::header::{ALLOW, HeaderValue};
+use http::request::Parts;
+use http::{Method, StatusCode};
+use metrics::counter;
+use protoplex_http::{Body, Exchange, Handler, Request, Response};
+
+use crate::answer::{Offer, answer};
+use crate::app_files::AppFiles;
+use crate::content::Content;
+use crate::host::VirtualHost;
+use crate::negotiate::Coding;
+use crate::object::Encoding;
+use crate::path::FilePath;
+use crate::reference::Reference;
+use crate::refusal::{ALLOWED, Refusal};
+use crate::s3_files::S3Files;
+use crate::storage::StorageError;
+use crate::stored::StoredBody;
+use crate::upload::{Uploads, is_upload};
+use crate::vhost_files::{Site, VhostFiles};
+
+/// A reference means the same bytes for ever.
+const REFERENCE_LIFE: &str = "public, max-age=31536000, immutable";
+/// A path of a site may get another content, but seldom does.
+const SITE_LIFE: &str = "public, max-age=2592000";
+/// As much of a reference as its SHA-256 takes tells it from all others.
+const TAG_CHARS: usize = 43;
+
+/// Serves the requests of one child.
+pub(crate) struct Fileserver {
+    pub(crate) app_files: Rc<AppFiles>,
+    pub(crate) s3_files: S3Files,
+    pub(crate) vhost_files: VhostFiles,
+    pub(crate) uploads: Rc<Uploads>,
+}
+
+impl Handler for Fileserver {
+    async fn handle(&self, request: Request, exchange: &Rc<Exchange>) -> Response {
+        let (head, body) = request.into_parts();
+        if is_upload(&head) {
+            return self.uploads.handle(Request::from_parts(head, body), exchange).await;
+        }
+        self.download(&head).await.unwrap_or_else(|refusal| {
+            if refusal.is_ours() {
+                tracing::warn!(request_id = &*exchange.request_id, path = head.uri.path(), error = %refusal, "a download failed");
+            }
+            refusal.problem().into_response()
+        })
+    }
+}
+
+impl Fileserver {
+    /// The steps.
+    async fn download(&self, head: &Parts) -> Result<Response, Refusal> {
+        match head.method {
+            Method::GET | Method::HEAD => {}
+            Method::OPTIONS => return Ok(options()),
+            ref other => return Err(Refusal::Method(other.clone())),
+        }
+        let path = FilePath::parse(head.uri.path())?;
+        let host = VirtualHost::of(head).ok_or(Refusal::Host)?;
+        if let Some(asset) = self.app_files.find(&host, &path) {
+            count("app");
+            return Ok(asset.answer(head));
+        }
+        if let Some(reference) = reference(&path)
+            && let Some(response) = self.by_reference(head, &reference).await?
+        {
+            return Ok(response);
+        }
+        match self.vhost_files.find(&host, &path).await? {
+            Some(site) => self.by_site(head, &site).await,
+            None => Err(Refusal::NotFound { host, path }),
+        }
+    }
+
+    async fn by_reference(&self, head: &Parts, reference: &Reference) -> Result<Option<Response>, Refusal> {
+        count("reference");
+        let body = match self.s3_files.open(reference).await {
+            Err(StorageError::NotFound) => return Ok(None),
+            body => body?,
+        };
+        let content_type = body.meta().content_type.clone();
+        let offer = Offer {
+            tag: &reference[..TAG_CHARS],
+            modified: None,
+            content_type: &content_type,
+            cache_control: REFERENCE_LIFE,
+            size: body.meta().size,
+            coded: &coded(&body),
+        };
+        Ok(Some(send(head, &offer, body)))
+    }
+
+    async fn by_site(&self, head: &Parts, site: &Site) -> Result<Response, Refusal> {
+        count("site");
+        let body = match self.s3_files.open(&site.reference).await {
+            Err(StorageError::NotFound) if site.stored => return Err(Refusal::Missing),
+            Err(StorageError::NotFound) => return Err(Refusal::Underway),
+            body => body?,
+        };
+        let offer = Offer {
+            tag: &site.reference[..TAG_CHARS],
+            modified: Some(site.modified),
+            content_type: &site.content_type,
+            cache_control: SITE_LIFE,
+            size: body.meta().size,
+            coded: &coded(&body),
+        };
+        Ok(send(head, &offer, body))
+    }
+}
+
+/// `/{reference}`, and nothing else.
+fn reference(path: &FilePath) -> Option<Reference> {
+    path.as_str().strip_prefix('/')?.parse().ok()
+}
+
+/// The codings besides identity that a stored body can be sent in as it is.
+fn coded(body: &StoredBody) -> Vec<(Coding, u64)> {
+    match body.meta().encoding {
+        Encoding::Identity => Vec::new(),
+        Encoding::Gzip => vec![(Coding::Gzip, body.meta().stored_size)],
+    }
+}
+
+fn send(head: &Parts, offer: &Offer, body: StoredBody) -> Response {
+    let (answer, selection) = answer(&head.method, &head.headers, offer);
+    answer.map(|()| Content::new(body, selection).into_body())
+}
+
+fn options() -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(ALLOW, ALLOWED);
+    response.headers_mut().insert("accept-ranges", HeaderValue::from_static("bytes"));
+    response
+}
+
+fn count(handler: &'static str) {
+    counter!("protoplex_fileserver_downloads_total", "handler" => handler).increment(1);
+}
+
+#[cfg(test)]
+mod tests;

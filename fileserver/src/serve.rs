@@ -1,0 +1,240 @@
+//! The processes of a fileserver: what its parent binds and looks after, what each child runs.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use protoplex_http::tls::{self, TlsError};
+use protoplex_http::upstream::Pool;
+use protoplex_http::{AccessLog, Listener};
+use protoplex_runtime::config::{Common, ConfigError, Problems};
+use protoplex_runtime::context::Context;
+use protoplex_runtime::drain::{Drain, Tasks};
+use protoplex_runtime::parent::Spec;
+use protoplex_wire::follow::{Builds, Follower, Link};
+use protoplex_wire::identity::{Identity, IdentityError};
+use protoplex_wire::proto::Member;
+use thiserror::Error;
+use tokio::time::sleep;
+
+use crate::app_files::AppFiles;
+use crate::cache::{Cache, sweep};
+use crate::config::{Config, Storage};
+use crate::progress::Live;
+use crate::publish::Publisher;
+use crate::registrations::Registrations;
+use crate::request::Fileserver;
+use crate::s3_files::{S3Files, Source};
+use crate::staging::Staging;
+use crate::storage::Bodies;
+use crate::storage::directory::Directory;
+use crate::storage::s3::S3;
+use crate::upload::{Records, Uploads};
+use crate::vhost_files::VhostFiles;
+
+const KIND: &str = "fileserver";
+/// The pool that children are members of.
+const POOL: &str = "files";
+/// Names of the sockets; the last one is a child's own.
+const HTTP: &str = "http";
+const HTTPS: &str = "https";
+const OWN: &str = "files";
+/// After a build could not be fetched.
+const FETCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a child can't serve.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// Ours: the parent and the child don't understand each other.
+    #[error("what the parent said can't be understood: {0}")]
+    Told(#[from] serde_json::Error),
+    /// Ours: the parent should have refused it.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The operator's: there is no identity in the data directory, or it is unreadable.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The operator's: the certificate was changed since the parent read it.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The operator's: the seed's address is none.
+    #[error("the seed's address can't be used: {0}")]
+    Seed(String),
+    /// The system's: a socket, the access log or the data directory can't be used.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// The node, for the runtime. Makes the local certificate where one is needed and missing; blocking.
+///
+/// # Errors
+/// The local certificate can't be read or made.
+pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
+    if !config.https.is_empty() {
+        config.certificate(&common.data)?;
+    }
+    let http = config.http.iter().map(|&address| (HTTP.to_owned(), address));
+    let https = config.https.iter().map(|&address| (HTTPS.to_owned(), address));
+    Ok(Spec {
+        kind: KIND,
+        common: common.clone(),
+        children: config.children,
+        shared: http.chain(https).collect(),
+        own: vec![(OWN.to_owned(), config.address)],
+        child_config: serde_json::json!(config),
+    })
+}
+
+/// What the parent does for all its children: it keeps the disk cache within its size. Never ends.
+pub async fn look_after(config: &Config, common: &Common) {
+    match config.storage {
+        Storage::Directory => std::future::pending().await,
+        Storage::S3 => sweep(common.data.join("cache"), config.cache_max_bytes).await,
+    }
+}
+
+/// Runs one child until it has drained. Ready as soon as the seed knows it.
+///
+/// # Errors
+/// It can't begin to serve; see [`ServeError`].
+pub async fn child(context: Context) -> Result<(), ServeError> {
+    let config: Config = context.config()?;
+    let common = context.common();
+    let log = AccessLog::open(&config.access_log, config.access_log_format)?;
+    let (listeners, member) = listeners(&context, &config)?;
+    let mut problems = Problems::default();
+    let limits = config.limits.resolve("fileserver.limits", &mut problems);
+    let pool = Pool::new(config.upstream.resolve("fileserver.upstream", &mut problems));
+    problems.finish()?;
+
+    let identity = Identity::open(&common.data.join("cluster"))?;
+    let who = Follower {
+        node: context.node().to_owned(),
+        child: context.index(),
+        kind: KIND.to_owned(),
+        zone: common.zone.clone(),
+        member: Some(member),
+    };
+    let link =
+        Link::open(&identity, &common.seed, who).map_err(|error| ServeError::Seed(error.to_string()))?;
+
+    let (tasks, drain) = (Tasks::default(), context.drain());
+    let registrations = Registrations::new(link.clone(), Rc::clone(&pool), tasks.clone(), drain.clone());
+    let staging = Staging::open(&common.data.join("staging"))?;
+    let (bodies, source) = storage(&config, common, &tasks).await?;
+    let (live, notices) = Live::new(&format!("/{}/{}", context.node(), context.index()));
+    let datastore = link.clone();
+    let records = Records::new(context.node(), move || datastore.datastore());
+    let uploads = Uploads::new(records, staging.clone(), Rc::new(bodies), live, tasks.clone(), drain.clone());
+    let datastore = link.clone();
+    let fileserver = Rc::new(Fileserver {
+        app_files: Rc::default(),
+        s3_files: S3Files::new(source, staging, Rc::clone(&registrations)),
+        vhost_files: VhostFiles::new(move || datastore.datastore(), registrations),
+        uploads: Rc::clone(&uploads),
+    });
+
+    let app_files = Rc::clone(&fileserver.app_files);
+    let publisher = Publisher::new(link.clone(), pool, &identity, tasks.clone());
+    tasks.spawn(publisher.deliver(notices));
+    tasks.spawn(async move { uploads.look_after().await });
+    tasks.spawn(follow_builds(link.clone(), app_files, drain.clone()));
+    tasks.spawn(take_part(context, link));
+    protoplex_http::serve(listeners, limits, log, drain, fileserver).await?;
+    tasks.finished().await;
+    Ok(())
+}
+
+/// The child's sockets, and the member that its own one makes it.
+fn listeners(context: &Context, config: &Config) -> Result<(Vec<Listener>, Member), ServeError> {
+    let own = context.listeners(OWN);
+    let address = own.first().ok_or_else(|| io::Error::other("the parent gave no socket"))?.local_addr()?;
+    let member = Member {
+        id: format!("{}:{}", context.node(), context.index()),
+        pool: POOL.to_owned(),
+        address: address.to_string(),
+        zone: context.common().zone.clone(),
+    };
+    let plain = context.listeners(HTTP).into_iter().chain(own).map(|socket| Listener { socket, tls: None });
+    let mut listeners: Vec<_> = plain.collect();
+    let encrypted = context.listeners(HTTPS);
+    if !encrypted.is_empty() {
+        let (certificate, key) = config.certificate(&context.common().data)?;
+        let tls = tls::load(&certificate, &key)?;
+        listeners.extend(encrypted.into_iter().map(|socket| Listener { socket, tls: Some(tls.clone()) }));
+    }
+    Ok((listeners, member))
+}
+
+/// Where uploads put bodies, and where downloads look for them.
+async fn storage(config: &Config, common: &Common, tasks: &Tasks) -> Result<(Bodies, Source), ConfigError> {
+    match config.storage {
+        Storage::Directory => {
+            let directory = Directory::new(common.data.join("files"));
+            Ok((Bodies::Directory(directory.clone()), Source::Directory(directory)))
+        }
+        Storage::S3 => {
+            let mut problems = Problems::default();
+            let settings = config.s3.resolve(&mut problems);
+            problems.finish()?;
+            let s3 = S3::new(&settings).await;
+            let cache = Cache::new(common.data.join("cache"), s3.clone(), tasks.clone());
+            Ok((Bodies::S3(s3), Source::Cache(cache)))
+        }
+    }
+}
+
+/// Ready once the seed knows this child; that the seed goes away later changes nothing. Leaves the pool when the drain
+/// starts, so that proxies send nothing more.
+async fn take_part(context: Context, link: Link) {
+    let mut connection = link.connection();
+    let drain = context.drain();
+    // Every arm is cancel-safe.
+    tokio::select! {
+        known = connection.wait_for(|connected| *connected) => context.ready(known.is_ok()),
+        () = drain.started() => {}
+    }
+    drain.started().await;
+    link.leave().await;
+}
+
+/// Fetches each build that becomes current, and puts it in its predecessor's place once it is here whole.
+async fn follow_builds(link: Link, files: Rc<AppFiles>, drain: Drain) {
+    let mut seen = 0;
+    loop {
+        // Every arm is cancel-safe.
+        let builds = tokio::select! {
+            builds = link.builds_changed(seen) => builds,
+            () = drain.started() => return,
+        };
+        if fetch_builds(&link, &files, &builds).await {
+            seen = builds.generation;
+        } else {
+            sleep(FETCH_PAUSE).await;
+        }
+    }
+}
+
+/// False where a build could not be fetched. Its predecessor is served until it can.
+async fn fetch_builds(link: &Link, files: &AppFiles, builds: &Builds) -> bool {
+    let mut whole = true;
+    for build in files.missing(&builds.current) {
+        match link.fetch_build(build.version).await {
+            Ok(assets) => {
+                tracing::info!(
+                    host = build.host,
+                    version = build.version,
+                    assets = assets.len(),
+                    "new app build"
+                );
+                files.adopt(build, assets);
+            }
+            Err(error) => {
+                tracing::warn!(host = build.host, version = build.version, %error, "an app build can't be fetched yet");
+                whole = false;
+            }
+        }
+    }
+    files.retain(&builds.current);
+    whole
+}
