@@ -78,13 +78,7 @@ impl AccessLog {
             }
         };
         let (lines, lost, full) = (RefCell::default(), Cell::default(), Notify::new());
-        Ok(Self(Some(Rc::new(Inner {
-            sink,
-            format,
-            lines,
-            lost,
-            full,
-        }))))
+        Ok(Self(Some(Rc::new(Inner { sink, format, lines, lost, full }))))
     }
 
     /// A log that takes nothing.
@@ -100,10 +94,7 @@ impl AccessLog {
             inner.lost.set(inner.lost.get() + 1);
             return;
         }
-        let line = Line {
-            exchange,
-            format: inner.format,
-        };
+        let line = Line { exchange, format: inner.format };
         // Writing to a string does not fail.
         let _ = writeln!(lines, "{line}");
         if lines.len() >= BATCH_BYTES {
@@ -134,10 +125,7 @@ impl Inner {
         let batch = self.lines.take();
         let lost = self.lost.take();
         if lost > 0 {
-            tracing::warn!(
-                lines = lost,
-                "the access log's disk is too slow, lines were dropped"
-            );
+            tracing::warn!(lines = lost, "the access log's disk is too slow, lines were dropped");
         }
         if batch.is_empty() {
             return;
@@ -186,24 +174,16 @@ impl fmt::Display for Line<'_> {
             ("method", Some(Value::Text(exchange.method.as_str()))),
             ("host", Some(Value::Text(&exchange.host))),
             ("path", Some(Value::Text(&exchange.target))),
-            (
-                "status",
-                Some(Value::Number(exchange.status.get().as_u16().into())),
-            ),
+            ("status", Some(Value::Number(exchange.status.get().as_u16().into()))),
             ("bytes_in", Some(Value::Number(exchange.bytes_in.get()))),
             ("bytes_out", Some(Value::Number(exchange.bytes_out.get()))),
             ("duration_us", Some(Value::Number(duration))),
             ("key", key.as_deref().map(Value::Text)),
             ("upstream", upstream.as_deref().map(Value::Text)),
-            (
-                "refused",
-                exchange.fault.get().map(|rule| Value::Text(rule.kind())),
-            ),
+            ("refused", exchange.fault.get().map(|rule| Value::Text(rule.kind()))),
             ("request_id", Some(Value::Text(&exchange.request_id))),
         ];
-        let known = fields
-            .into_iter()
-            .filter_map(|(name, value)| value.map(|value| (name, value)));
+        let known = fields.into_iter().filter_map(|(name, value)| value.map(|value| (name, value)));
         match self.format {
             Format::Json => json(f, known),
             Format::Text => text(f, known),
@@ -281,10 +261,7 @@ impl fmt::Display for Time {
         let (year, month, day) = civil(days);
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
         let milli = since.subsec_millis();
-        write!(
-            f,
-            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"
-        )
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
     }
 }
 

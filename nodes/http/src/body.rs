@@ -76,11 +76,7 @@ impl Body {
     /// A body that is wholly in memory.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        if bytes.is_empty() {
-            Self::empty()
-        } else {
-            Self(Kind::Full(Some(bytes)))
-        }
+        if bytes.is_empty() { Self::empty() } else { Self(Kind::Full(Some(bytes))) }
     }
 
     /// A body of unknown length, made while it is sent. An error breaks the message off, visibly for the receiver.

@@ -115,10 +115,7 @@ impl Exchange {
 
     /// The exchange of a request whose head is as handlers are to see it.
     pub(crate) fn of(client: Client, head: &request::Parts) -> Self {
-        let host = head
-            .headers
-            .get(HOST)
-            .map_or("", |host| host.to_str().unwrap_or(""));
+        let host = head.headers.get(HOST).map_or("", |host| host.to_str().unwrap_or(""));
         Self {
             peer: client.peer,
             scheme: client.scheme,
@@ -126,11 +123,7 @@ impl Exchange {
             version: head.version,
             method: head.method.clone(),
             host: host.into(),
-            target: head
-                .uri
-                .path_and_query()
-                .map_or("", |target| target.as_str())
-                .into(),
+            target: head.uri.path_and_query().map_or("", |target| target.as_str()).into(),
             started: Instant::now(),
             key: RefCell::default(),
             upstream: RefCell::default(),
@@ -212,11 +205,7 @@ impl Drop for End {
 pub(crate) fn normalise(head: &mut request::Parts) -> Result<(), Problem> {
     if head.method == Method::CONNECT {
         let detail = "This server does not open connections to other servers.";
-        return Err(Problem::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "connect-not-supported",
-            detail,
-        ));
+        return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "connect-not-supported", detail));
     }
     if let Some(authority) = head.uri.authority() {
         let host = authority.as_str();

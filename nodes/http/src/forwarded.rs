@@ -31,14 +31,8 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// `Connection` must not be used to remove these on their way: what they say is ours to say, or frames the message.
-const KEPT: [HeaderName; 6] = [
-    HOST,
-    TRAILER,
-    X_FORWARDED_FOR,
-    X_FORWARDED_PROTO,
-    X_FORWARDED_HOST,
-    X_REQUEST_ID,
-];
+const KEPT: [HeaderName; 6] =
+    [HOST, TRAILER, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_REQUEST_ID];
 
 const MAX_REQUEST_ID_BYTES: usize = 64;
 
@@ -48,9 +42,7 @@ const MAX_REQUEST_ID_BYTES: usize = 64;
 /// `trusted` says that the client is itself a proxy of ours: then its X-Forwarded fields are kept and continued,
 /// otherwise they are replaced, since anybody can write anything there.
 pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
-    let upgrade = upgrade::requested(request)
-        .then(|| request.headers().get(UPGRADE).cloned())
-        .flatten();
+    let upgrade = upgrade::requested(request).then(|| request.headers().get(UPGRADE).cloned()).flatten();
     let version = request.version();
     let headers = request.headers_mut();
     let trailers = headers.get_all(TE).iter().any(|te| has_token(te, "trailers"));
@@ -65,11 +57,8 @@ pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
     }
     headers.remove(FORWARDED);
     let peer = exchange.peer.ip().to_canonical().to_string();
-    let mut way: Vec<&str> = headers
-        .get_all(X_FORWARDED_FOR)
-        .iter()
-        .filter_map(|hop| hop.to_str().ok())
-        .collect();
+    let mut way: Vec<&str> =
+        headers.get_all(X_FORWARDED_FOR).iter().filter_map(|hop| hop.to_str().ok()).collect();
     if !trusted {
         way.clear();
     }
@@ -79,10 +68,7 @@ pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
         headers.insert(X_FORWARDED_FOR, way);
     }
     if !trusted || !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(
-            X_FORWARDED_PROTO,
-            HeaderValue::from_static(exchange.scheme.as_str()),
-        );
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(exchange.scheme.as_str()));
     }
     if !trusted || !headers.contains_key(X_FORWARDED_HOST) {
         match headers.get(HOST).cloned() {
@@ -141,9 +127,7 @@ pub(crate) fn request_id(headers: &HeaderMap) -> Box<str> {
 
 fn is_request_id(id: &[u8]) -> bool {
     (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
-        && id
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+        && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
 fn set_request_id(headers: &mut HeaderMap, exchange: &Exchange) {

@@ -55,11 +55,7 @@ pub(crate) enum Step {
 
 impl Framing {
     pub(crate) fn new(max_head_bytes: usize, max_headers: usize) -> Self {
-        Self {
-            max_head_bytes,
-            max_headers,
-            state: State::Head(Scan::head()),
-        }
+        Self { max_head_bytes, max_headers, state: State::Head(Scan::head()) }
     }
 
     /// Whether the last message has gone on to its end, so that what comes next is a head.
@@ -95,14 +91,12 @@ impl Framing {
             },
             State::ChunkSize => match size_line(bytes)? {
                 Line::Incomplete => return Ok(Step::More),
-                Line::Complete { length, size: 0 } => (
-                    State::Trailers(Scan::trailers()),
-                    Step::Body { length, ends: false },
-                ),
-                Line::Complete { length, size } => (
-                    State::ChunkData { left: size },
-                    Step::Body { length, ends: false },
-                ),
+                Line::Complete { length, size: 0 } => {
+                    (State::Trailers(Scan::trailers()), Step::Body { length, ends: false })
+                }
+                Line::Complete { length, size } => {
+                    (State::ChunkData { left: size }, Step::Body { length, ends: false })
+                }
             },
             State::ChunkData { left } => match take(left, bytes) {
                 (length, true) => (State::ChunkEnd, Step::Body { length, ends: false }),
@@ -110,13 +104,7 @@ impl Framing {
             },
             State::ChunkEnd => match bytes {
                 [b'\r'] => return Ok(Step::More),
-                [b'\r', b'\n', ..] => (
-                    State::ChunkSize,
-                    Step::Body {
-                        length: 2,
-                        ends: false,
-                    },
-                ),
+                [b'\r', b'\n', ..] => (State::ChunkSize, Step::Body { length: 2, ends: false }),
                 _ => return Err(Rule::ChunkNotEnded),
             },
             State::Trailers(scan) => {

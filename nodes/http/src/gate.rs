@@ -127,11 +127,7 @@ impl Gate {
     /// When the client will have kept us waiting for too long; `None` while it is we who are at work.
     pub(crate) fn deadline(&self, limits: &Limits) -> Option<Instant> {
         let inner = self.inner();
-        let limit = if inner.waiting.is_empty() {
-            limits.idle_timeout
-        } else {
-            limits.head_timeout
-        };
+        let limit = if inner.waiting.is_empty() { limits.idle_timeout } else { limits.head_timeout };
         (inner.phase == Phase::Idle).then(|| inner.since + limit)
     }
 
@@ -174,10 +170,7 @@ impl Gate {
 
 impl Inner {
     fn socket(&mut self) -> io::Result<Pin<&mut Socket>> {
-        self.socket
-            .as_mut()
-            .map(Pin::new)
-            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+        self.socket.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     fn refuse(&mut self, rule: Rule) {

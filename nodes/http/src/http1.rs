@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::body::Body;
 use crate::exchange::{Client, End, Exchange, Handler, Response, Seat, Tunnel, normalise};
 use crate::gate::Gate;
-use crate::incoming::Incoming;
+use crate::incoming::{Incoming, Source};
 use crate::outgoing::Outgoing;
 use crate::serve::Server;
 use crate::socket::Socket;
@@ -46,9 +46,7 @@ pub(crate) async fn run<H: Handler>(socket: Socket, server: &Server<H>, client: 
     } else if broke_off && outcome.ends_with_connection {
         socket.reset();
     } else if gate.unread() {
-        socket
-            .linger(server.limits.linger_timeout, server.limits.linger_bytes)
-            .await;
+        socket.linger(server.limits.linger_timeout, server.limits.linger_bytes).await;
     } else {
         socket.close(server.limits.linger_timeout).await;
     }
@@ -117,11 +115,7 @@ async fn answer<H: Handler>(
         None => Exchange::of(client, &head),
     });
     let seat = Seat::Http1(gate.clone());
-    let end = End {
-        exchange: Rc::clone(&exchange),
-        ledger: Rc::clone(&server.ledger),
-        seat,
-    };
+    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), seat };
     let mut last = false;
     let answer = if let Some(rule) = exchange.fault.get() {
         rule.problem().into_response()
@@ -130,13 +124,12 @@ async fn answer<H: Handler>(
         last = true;
         problem.into_response()
     } else {
-        let body = Incoming::new(body, &exchange, Some(gate), server.limits.body_idle_timeout);
+        let body =
+            Incoming::new(body, &exchange, Source::Http1(gate.clone()), server.limits.body_idle_timeout);
         let request = http::Request::from_parts(head, Body::incoming(body));
         server.handler.handle(request, &exchange).await
     };
-    let tunnel = exchange
-        .take_tunnel()
-        .filter(|_| answer.status() == http::StatusCode::SWITCHING_PROTOCOLS);
+    let tunnel = exchange.take_tunnel().filter(|_| answer.status() == http::StatusCode::SWITCHING_PROTOCOLS);
     let mut answer = exchange.settle(answer, tunnel.is_some());
     exchange.status.set(answer.status());
     if let Some(tunnel) = tunnel {
@@ -144,9 +137,7 @@ async fn answer<H: Handler>(
         return Ok(answer.map(|_| Outgoing::nothing()));
     }
     if last || !gate.request_ended() || server.drain.is_draining() {
-        answer
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     outcome.borrow_mut().ends_with_connection = ends_with_connection(&exchange, &answer);
     Ok(answer.map(|body| Outgoing::new(body, end)))

@@ -4,18 +4,20 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::body::Body;
 use crate::exchange::{Client, End, Exchange, Handler, Seat, normalise};
-use crate::incoming::Incoming;
+use crate::incoming::{Incoming, Source};
 use crate::outgoing::Outgoing;
 use crate::serve::Server;
 use crate::socket::Socket;
@@ -44,11 +46,7 @@ impl Stream {
         streams.open.set(streams.open.get() - 1);
         streams.since.set(Instant::now());
         let resets = streams.resets.get();
-        streams.resets.set(if answered {
-            resets.saturating_sub(1)
-        } else {
-            resets + 1
-        });
+        streams.resets.set(if answered { resets.saturating_sub(1) } else { resets + 1 });
     }
 }
 
@@ -64,20 +62,49 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Tasks {
     }
 }
 
+/// Where to what is left of a request's body once nobody wants it. Refusing it at once would be the end of the stream
+/// for many clients, before they have looked at the answer: so it is read and thrown away for a while.
+pub(crate) struct Discard {
+    tasks: Weak<RefCell<JoinSet<()>>>,
+    limit: Duration,
+    limit_bytes: u64,
+}
+
+impl Discard {
+    pub(crate) fn start(&self, mut body: hyper::body::Incoming) {
+        let Some(tasks) = self.tasks.upgrade() else { return };
+        let (limit, mut left) = (self.limit, self.limit_bytes);
+        let reading = async move {
+            while let Some(Ok(frame)) = body.frame().await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+                if left == 0 {
+                    break;
+                }
+            }
+        };
+        tasks.borrow_mut().spawn_local(async move {
+            // Read to the end or not: the stream is over.
+            let _ = timeout(limit, reading).await;
+        });
+    }
+}
+
 /// Serves the connection until it ends.
 pub(crate) async fn run<H: Handler + 'static>(socket: Socket, server: &Rc<Server<H>>, client: Client) {
-    let streams = Rc::new(Streams {
-        open: Cell::new(0),
-        since: Cell::new(Instant::now()),
-        resets: Cell::new(0),
-    });
+    let streams =
+        Rc::new(Streams { open: Cell::new(0), since: Cell::new(Instant::now()), resets: Cell::new(0) });
+    let tasks = Tasks::default();
     let service = service_fn({
-        let (streams, server) = (Rc::clone(&streams), Rc::clone(server));
-        move |request| answer(request, Rc::clone(&streams), Rc::clone(&server), client)
+        let (streams, server, tasks) = (Rc::clone(&streams), Rc::clone(server), Rc::downgrade(&tasks.0));
+        move |request| {
+            let (limit, limit_bytes) = (server.limits.linger_timeout, server.limits.linger_bytes);
+            let discard = Discard { tasks: Weak::clone(&tasks), limit, limit_bytes };
+            answer(request, Rc::clone(&streams), Rc::clone(&server), client, discard)
+        }
     });
     let limits = &server.limits.http2;
     let mut engine = pin!(
-        Builder::new(Tasks::default())
+        Builder::new(tasks)
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.max_concurrent_streams)
             .max_header_list_size(limits.max_header_list_bytes)
@@ -114,20 +141,18 @@ async fn answer<H: Handler>(
     streams: Rc<Streams>,
     server: Rc<Server<H>>,
     client: Client,
+    discard: Discard,
 ) -> Result<http::Response<Outgoing>, Infallible> {
     let seat = Seat::Http2(Stream::open(&streams));
     let (mut head, body) = request.into_parts();
     let normalised = normalise(&mut head);
     let exchange = Rc::new(Exchange::of(client, &head));
-    let end = End {
-        exchange: Rc::clone(&exchange),
-        ledger: Rc::clone(&server.ledger),
-        seat,
-    };
+    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), seat };
     let answer = match normalised {
         Err(problem) => problem.into_response(),
         Ok(()) => {
-            let body = Incoming::new(body, &exchange, None, server.limits.body_idle_timeout);
+            let body =
+                Incoming::new(body, &exchange, Source::Http2(discard), server.limits.body_idle_timeout);
             let request = http::Request::from_parts(head, Body::incoming(body));
             server.handler.handle(request, &exchange).await
         }

@@ -12,28 +12,38 @@ use crate::body::BodyError;
 use crate::exchange::Exchange;
 use crate::framing::Rule;
 use crate::gate::Gate;
+use crate::http2::Discard;
 use crate::patience::Patience;
 
 /// Counts what comes, gives up a client that sends nothing, and tells apart why a body broke off.
 pub(crate) struct Incoming {
-    body: hyper::body::Incoming,
+    /// Taken when it is dropped.
+    body: Option<hyper::body::Incoming>,
     exchange: Rc<Exchange>,
-    gate: Option<Gate>,
+    source: Source,
     patience: Patience,
     failed: bool,
+}
+
+/// Where a body comes from, and so what is to be known of it besides.
+pub(crate) enum Source {
+    /// The gate knows which rule a body has broken.
+    Http1(Gate),
+    /// What is left of a body that nobody wants is to be discarded here.
+    Http2(Discard),
 }
 
 impl Incoming {
     pub(crate) fn new(
         body: hyper::body::Incoming,
         exchange: &Rc<Exchange>,
-        gate: Option<&Gate>,
+        source: Source,
         idle_timeout: Duration,
     ) -> Self {
         Self {
-            body,
+            body: Some(body),
             exchange: Rc::clone(exchange),
-            gate: gate.cloned(),
+            source,
             patience: Patience::new(idle_timeout),
             failed: false,
         }
@@ -43,10 +53,8 @@ impl Incoming {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.failed {
-            return Poll::Ready(None);
-        }
-        let error = match Pin::new(&mut self.body).poll_frame(cx) {
+        let Some(body) = self.body.as_mut().filter(|_| !self.failed) else { return Poll::Ready(None) };
+        let error = match Pin::new(body).poll_frame(cx) {
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.renew();
@@ -54,7 +62,7 @@ impl Incoming {
                 self.exchange.bytes_in.set(self.exchange.bytes_in.get() + length);
                 return Poll::Ready(Some(Ok(frame)));
             }
-            Poll::Ready(Some(Err(_))) => match self.gate.as_ref().and_then(Gate::malformed) {
+            Poll::Ready(Some(Err(_))) => match self.source.malformed() {
                 Some(rule) => {
                     self.exchange.fault.set(Some(rule));
                     BodyError::Malformed(rule.detail())
@@ -72,10 +80,30 @@ impl Incoming {
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.failed || self.body.is_end_stream()
+        self.failed || self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(SizeHint::default, http_body::Body::size_hint)
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Source::Http2(discard) = &self.source
+            && !self.is_end_stream()
+            && let Some(body) = self.body.take()
+        {
+            discard.start(body);
+        }
+    }
+}
+
+impl Source {
+    fn malformed(&self) -> Option<Rule> {
+        match self {
+            Self::Http1(gate) => gate.malformed(),
+            Self::Http2(_) => None,
+        }
     }
 }

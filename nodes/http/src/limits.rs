@@ -87,10 +87,7 @@ impl Default for RawHttp2Limits {
 
 /// The limits of the public server, checked. [`RawLimits`] tells what each one means.
 #[derive(Clone, Debug)]
-#[expect(
-    missing_docs,
-    reason = "each field is documented where it is configured, in RawLimits"
-)]
+#[expect(missing_docs, reason = "each field is documented where it is configured, in RawLimits")]
 pub struct Limits {
     pub max_connections: usize,
     pub max_head_bytes: usize,
@@ -108,10 +105,7 @@ pub struct Limits {
 
 /// The limits of HTTP/2, checked. [`RawHttp2Limits`] tells what each one means.
 #[derive(Clone, Debug)]
-#[expect(
-    missing_docs,
-    reason = "each field is documented where it is configured, in RawHttp2Limits"
-)]
+#[expect(missing_docs, reason = "each field is documented where it is configured, in RawHttp2Limits")]
 pub struct Http2Limits {
     pub max_concurrent_streams: u32,
     pub max_header_list_bytes: u32,
@@ -144,14 +138,8 @@ impl RawLimits {
         positive("write_timeout_ms", raw.write_timeout_ms);
         positive("tls_handshake_timeout_ms", raw.tls_handshake_timeout_ms);
         positive("linger_timeout_ms", raw.linger_timeout_ms);
-        positive(
-            "http2.max_concurrent_streams",
-            u64::from(raw.http2.max_concurrent_streams),
-        );
-        positive(
-            "http2.max_header_list_bytes",
-            u64::from(raw.http2.max_header_list_bytes),
-        );
+        positive("http2.max_concurrent_streams", u64::from(raw.http2.max_concurrent_streams));
+        positive("http2.max_header_list_bytes", u64::from(raw.http2.max_header_list_bytes));
         positive("http2.keep_alive_interval_ms", raw.http2.keep_alive_interval_ms);
         positive("http2.keep_alive_timeout_ms", raw.http2.keep_alive_timeout_ms);
         if !(HEAD_BYTES.contains(&raw.max_head_bytes)) {

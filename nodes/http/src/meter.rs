@@ -29,13 +29,7 @@ impl Meter {
     pub(crate) fn new() -> Self {
         let class = |class: &'static str| counter!("protoplex_http_requests_total", "status" => class);
         Self {
-            requests: [
-                class("1xx"),
-                class("2xx"),
-                class("3xx"),
-                class("4xx"),
-                class("5xx"),
-            ],
+            requests: [class("1xx"), class("2xx"), class("3xx"), class("4xx"), class("5xx")],
             seconds: histogram!("protoplex_http_request_seconds"),
             bytes_in: counter!("protoplex_http_request_body_bytes_total"),
             bytes_out: counter!("protoplex_http_response_body_bytes_total"),

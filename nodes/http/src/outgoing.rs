@@ -22,10 +22,7 @@ impl Outgoing {
 
     /// No body, of an answer whose exchange goes on otherwise.
     pub(crate) fn nothing() -> Self {
-        Self {
-            body: Body::empty(),
-            end: None,
-        }
+        Self { body: Body::empty(), end: None }
     }
 }
 

@@ -15,11 +15,7 @@ pub(crate) struct Patience {
 
 impl Patience {
     pub(crate) fn new(limit: Duration) -> Self {
-        Self {
-            limit,
-            since: None,
-            timer: None,
-        }
+        Self { limit, since: None, timer: None }
     }
 
     pub(crate) fn limit(&self) -> Duration {

@@ -23,17 +23,10 @@ impl Problem {
     pub fn new(status: StatusCode, kind: &str, detail: impl Into<String>) -> Self {
         let mut fields = Map::new();
         fields.insert("type".into(), format!("urn:protoplex:problem:{kind}").into());
-        fields.insert(
-            "title".into(),
-            status.canonical_reason().unwrap_or("Error").into(),
-        );
+        fields.insert("title".into(), status.canonical_reason().unwrap_or("Error").into());
         fields.insert("status".into(), status.as_u16().into());
         fields.insert("detail".into(), detail.into().into());
-        Self {
-            status,
-            fields,
-            headers: Vec::new(),
-        }
+        Self { status, fields, headers: Vec::new() }
     }
 
     /// Adds a field of the problem's own (RFC 9457 section 3.2).
@@ -47,10 +40,7 @@ impl Problem {
     #[must_use]
     pub fn retry_after(self, wait: Duration) -> Self {
         let seconds = wait.as_millis().div_ceil(1000).max(1);
-        self.header(
-            RETRY_AFTER,
-            HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)),
-        )
+        self.header(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)))
     }
 
     /// Adds a header field to the answer, such as `WWW-Authenticate` or `Allow`.

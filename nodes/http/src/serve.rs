@@ -59,16 +59,8 @@ pub async fn serve<H: Handler + 'static>(
     handler: Rc<H>,
 ) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
-    let ledger = Rc::new(Ledger {
-        log: log.clone(),
-        meter: Meter::new(),
-    });
-    let server = Rc::new(Server {
-        handler,
-        limits,
-        ledger,
-        drain,
-    });
+    let ledger = Rc::new(Ledger { log: log.clone(), meter: Meter::new() });
+    let server = Rc::new(Server { handler, limits, ledger, drain });
     let connections = RefCell::new(JoinSet::new());
     let mut ports = Vec::new();
     for listener in listeners {
@@ -109,18 +101,9 @@ async fn accept<H: Handler + 'static>(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let scheme = if tls.is_some() {
-                    Scheme::Https
-                } else {
-                    Scheme::Http
-                };
-                let task = connection(
-                    stream,
-                    tls.clone(),
-                    Rc::clone(server),
-                    Client { peer, scheme },
-                    permit,
-                );
+                let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
+                let task =
+                    connection(stream, tls.clone(), Rc::clone(server), Client { peer, scheme }, permit);
                 let mut connections = connections.borrow_mut();
                 while connections.try_join_next().is_some() {}
                 connections.spawn_local(task);
@@ -163,10 +146,7 @@ async fn connection<H: Handler + 'static>(
                 return;
             };
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
-            (
-                Socket::new(Stream::Tls(Box::new(stream)), limits.write_timeout),
-                is_http2,
-            )
+            (Socket::new(Stream::Tls(Box::new(stream)), limits.write_timeout), is_http2)
         }
     };
     if is_http2 {

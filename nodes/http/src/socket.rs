@@ -33,11 +33,7 @@ const DISCARD_BYTES: usize = 16 * 1024;
 
 impl Socket {
     pub(crate) fn new(stream: Stream, write_timeout: Duration) -> Self {
-        Self {
-            stream,
-            leading: Bytes::new(),
-            patience: Patience::new(write_timeout),
-        }
+        Self { stream, leading: Bytes::new(), patience: Patience::new(write_timeout) }
     }
 
     /// Puts bytes back that were read from the stream.

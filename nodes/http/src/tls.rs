@@ -74,11 +74,8 @@ pub fn ensure_local(dir: &Path, names: &[String]) -> Result<Local, TlsError> {
         authority: dir.join("ca.pem"),
         authority_key: dir.join("ca.key"),
     };
-    let mut names: Vec<String> = LOCAL_NAMES
-        .iter()
-        .map(ToString::to_string)
-        .chain(names.iter().cloned())
-        .collect();
+    let mut names: Vec<String> =
+        LOCAL_NAMES.iter().map(ToString::to_string).chain(names.iter().cloned()).collect();
     names.sort();
     names.dedup();
     if !is_good(&local, &names) {
@@ -97,11 +94,7 @@ pub fn ensure_local(dir: &Path, names: &[String]) -> Result<Local, TlsError> {
 pub fn load(certificate: &Path, key: &Path) -> Result<TlsConfig, TlsError> {
     let chain = read_chain(certificate)?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| {
-        at(
-            key,
-            "is not readable as a PEM private key; give the key that belongs to the certificate",
-            &error,
-        )
+        at(key, "is not readable as a PEM private key; give the key that belongs to the certificate", &error)
     })?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -129,13 +122,8 @@ fn at(path: &Path, what: &str, error: &dyn fmt::Display) -> TlsError {
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = chain.map_err(|error| {
-        at(
-            path,
-            "is not readable as PEM certificates; give a file that is",
-            &error,
-        )
-    })?;
+    let chain = chain
+        .map_err(|error| at(path, "is not readable as PEM certificates; give a file that is", &error))?;
     if chain.is_empty() {
         return Err(TlsError(format!(
             "{} has no certificate in it; give a PEM file that has",
@@ -152,16 +140,13 @@ fn is_good(local: &Local, names: &[String]) -> bool {
         let chain = read_chain(&local.certificate).ok()?;
         let mut roots = RootCertStore::empty();
         roots.add(read_chain(&local.authority).ok()?.pop()?).ok()?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
-            .build()
-            .ok()?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().ok()?;
         let when = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()? + RENEW_BEFORE;
         for name in names {
             let name = ServerName::try_from(name.as_str()).ok()?;
             let (leaf, rest) = chain.split_first()?;
-            verifier
-                .verify_server_cert(leaf, rest, &name, &[], UnixTime::since_unix_epoch(when))
-                .ok()?;
+            verifier.verify_server_cert(leaf, rest, &name, &[], UnixTime::since_unix_epoch(when)).ok()?;
         }
         Some(())
     };
@@ -172,9 +157,7 @@ fn is_good(local: &Local, names: &[String]) -> bool {
 fn authority(local: &Local) -> Result<Issuer<'static, KeyPair>, TlsError> {
     let failed = |error: rcgen::Error| TlsError(format!("can't make a local certificate authority: {error}"));
     let mut params = CertificateParams::default();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "Protoplex local authority");
+    params.distinguished_name.push(DnType::CommonName, "Protoplex local authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = (SystemTime::now() - BACKDATE).into();
@@ -199,17 +182,10 @@ fn authority(local: &Local) -> Result<Issuer<'static, KeyPair>, TlsError> {
 }
 
 fn certificate(local: &Local, names: &[String], issuer: &Issuer<'_, KeyPair>) -> Result<(), TlsError> {
-    let failed = |error: rcgen::Error| {
-        TlsError(format!(
-            "can't make a certificate for {}: {error}",
-            names.join(", ")
-        ))
-    };
+    let failed =
+        |error: rcgen::Error| TlsError(format!("can't make a certificate for {}: {error}", names.join(", ")));
     let mut params = CertificateParams::new(names.to_vec()).map_err(failed)?;
-    let title = names
-        .iter()
-        .find(|name| name.parse::<IpAddr>().is_err())
-        .map_or("localhost", String::as_str);
+    let title = names.iter().find(|name| name.parse::<IpAddr>().is_err()).map_or("localhost", String::as_str);
     params.distinguished_name.push(DnType::CommonName, title);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -227,12 +203,7 @@ fn certificate(local: &Local, names: &[String], issuer: &Issuer<'_, KeyPair>) ->
 fn write(path: &Path, text: &str) -> Result<(), TlsError> {
     let part = path.with_extension("part");
     let put = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&part)?;
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&part)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&part, path)

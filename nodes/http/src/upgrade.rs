@@ -31,15 +31,9 @@ const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 pub fn requested(request: &Request) -> bool {
     let headers = request.headers();
     request.version() == Version::HTTP_11
-        && headers
-            .get_all(CONNECTION)
-            .iter()
-            .any(|value| has_token(value, "upgrade"))
+        && headers.get_all(CONNECTION).iter().any(|value| has_token(value, "upgrade"))
         && headers.contains_key(UPGRADE)
-        && !headers
-            .get_all(UPGRADE)
-            .iter()
-            .any(|value| has_token(value, "h2c"))
+        && !headers.get_all(UPGRADE).iter().any(|value| has_token(value, "h2c"))
 }
 
 /// Switches to a protocol of our own: answers 101, then runs `serve` on the connection, as a part of the connection's
@@ -49,11 +43,7 @@ where
     F: FnOnce(Upgraded) -> T + 'static,
     T: Future<Output = ()> + 'static,
 {
-    let asked = request
-        .headers()
-        .get_all(UPGRADE)
-        .iter()
-        .any(|value| has_token(value, protocol));
+    let asked = request.headers().get_all(UPGRADE).iter().any(|value| has_token(value, protocol));
     if !requested(request) || !asked {
         let detail = format!("This is spoken over connections that are upgraded to {protocol} only.");
         return Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade-required", detail)
@@ -64,12 +54,8 @@ where
     exchange.set_tunnel(Box::new(move |upgraded| Box::pin(serve(upgraded))));
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response
-        .headers_mut()
-        .insert(UPGRADE, HeaderValue::from_static(protocol));
-    response
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_name(UPGRADE));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_name(UPGRADE));
     response
 }
 

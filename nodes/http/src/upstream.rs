@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -50,10 +51,7 @@ pub struct RawSettings {
 
 /// The settings of a pool, checked. [`RawSettings`] tells what each one means.
 #[derive(Clone, Debug)]
-#[expect(
-    missing_docs,
-    reason = "each field is documented where it is configured, in RawSettings"
-)]
+#[expect(missing_docs, reason = "each field is documented where it is configured, in RawSettings")]
 pub struct Settings {
     pub connect_timeout: Duration,
     pub first_byte_timeout: Duration,
@@ -177,10 +175,7 @@ pub struct Pool {
 impl Pool {
     /// A pool without connections.
     pub fn new(settings: Settings) -> Rc<Self> {
-        Rc::new(Self {
-            settings,
-            idle: RefCell::default(),
-        })
+        Rc::new(Self { settings, idle: RefCell::default() })
     }
 
     /// Sends a request (URI in origin form, hop-by-hop fields already removed) and returns the answer as soon as its
@@ -199,19 +194,15 @@ impl Pool {
         if let Some(connection) = self.take(origin) {
             match self.send_on(connection, origin, request).await {
                 // Closed by the upstream while it was idle.
-                Err(SendError {
-                    kind: SendErrorKind::Closed { .. },
-                    request: Some(untouched),
-                }) => request = *untouched,
+                Err(SendError { kind: SendErrorKind::Closed { .. }, request: Some(untouched) }) => {
+                    request = *untouched
+                }
                 result => return result,
             }
         }
         match self.connect(origin).await {
             Ok(connection) => self.send_on(connection, origin, request).await,
-            Err(kind) => Err(SendError {
-                kind,
-                request: Some(Box::new(request)),
-            }),
+            Err(kind) => Err(SendError { kind, request: Some(Box::new(request)) }),
         }
     }
 
@@ -225,14 +216,9 @@ impl Pool {
         match timeout(after, connected).await {
             Err(_) => Err(SendErrorKind::ConnectTimeout { origin, after }),
             Ok(Err(cause)) => Err(SendErrorKind::Connect { origin, cause }),
-            Ok(Ok(stream)) => {
-                Connection::open(stream, origin, self)
-                    .await
-                    .map_err(|error| SendErrorKind::Closed {
-                        origin,
-                        cause: error.to_string(),
-                    })
-            }
+            Ok(Ok(stream)) => Connection::open(stream, origin, self)
+                .await
+                .map_err(|error| SendErrorKind::Closed { origin, cause: error.to_string() }),
         }
     }
 
@@ -254,26 +240,16 @@ impl Pool {
             }
             Some(Ok(answer)) => answer,
             Some(Err(mut error)) => {
-                let request = error
-                    .take_message()
-                    .map(|request| Box::new(Sending::unwrap(request)));
-                return Err(SendError {
-                    kind: failure(origin, error.error(), &progress),
-                    request,
-                });
+                let request = error.take_message().map(|request| Box::new(Sending::unwrap(request)));
+                return Err(SendError { kind: failure(origin, error.error(), &progress), request });
             }
         };
         let (head, body) = answer.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let upgraded = lease.upgraded().await;
-            let closed = || SendErrorKind::Closed {
-                origin,
-                cause: "it ended with its switch of protocols".into(),
-            };
-            let upgraded = upgraded.ok_or_else(|| SendError {
-                kind: closed(),
-                request: None,
-            })?;
+            let closed =
+                || SendErrorKind::Closed { origin, cause: "it ended with its switch of protocols".into() };
+            let upgraded = upgraded.ok_or_else(|| SendError { kind: closed(), request: None })?;
             return Ok(Response::from_parts(head, Body::upgraded(upgraded)));
         }
         let answer = Answer::new(body, lease, progress, self.settings.body_idle_timeout);
@@ -287,7 +263,7 @@ impl Pool {
         request: http::Request<Sending>,
         progress: &Progress,
     ) -> Option<connection::Answered> {
-        let mut answer = Box::pin(lease.send(request));
+        let mut answer = pin!(lease.send(request));
         loop {
             let deadline = progress.since() + self.settings.first_byte_timeout;
             match timeout_at(deadline, &mut answer).await {
@@ -333,9 +309,7 @@ impl Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool")
-            .field("settings", &self.settings)
-            .finish_non_exhaustive()
+        f.debug_struct("Pool").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
@@ -344,19 +318,10 @@ fn failure(origin: SocketAddr, error: &hyper::Error, progress: &Progress) -> Sen
     if let Some(error) = progress.take_error() {
         SendErrorKind::RequestBody(error)
     } else if error.is_parse() {
-        SendErrorKind::Protocol {
-            origin,
-            cause: error.to_string(),
-        }
+        SendErrorKind::Protocol { origin, cause: error.to_string() }
     } else if error.is_user() {
         SendErrorKind::Unsendable(error.to_string())
     } else {
-        SendErrorKind::Closed {
-            origin,
-            cause: error.to_string(),
-        }
+        SendErrorKind::Closed { origin, cause: error.to_string() }
     }
 }
-
-#[cfg(test)]
-mod tests;

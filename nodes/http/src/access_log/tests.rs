@@ -1,1 +1,99 @@
+//! What a line says, and that nothing in a request can forge one.
+
+use http::{HeaderValue, StatusCode};
+
 use super::*;
+use crate::exchange::{Client, Scheme};
+
+fn exchange(host: &str, target: &str) -> Exchange {
+    let client = Client { peer: "[::1]:4000".parse().unwrap(), scheme: Scheme::Https };
+    let mut request = http::Request::builder().method("GET").uri(target).body(()).unwrap();
+    request.headers_mut().insert("host", HeaderValue::from_bytes(host.as_bytes()).unwrap());
+    request.headers_mut().insert("x-request-id", HeaderValue::from_static("id-1"));
+    let exchange = Exchange::of(client, &request.into_parts().0);
+    exchange.status.set(StatusCode::OK);
+    exchange.bytes_out.set(7);
+    exchange
+}
+
+#[test]
+fn a_line_in_json_has_every_field() {
+    let exchange = exchange("a.example", "/x\"z\"?y");
+    exchange.note_key("room:1");
+    exchange.note_upstream("live-1:0");
+    let line = Line { exchange: &exchange, format: Format::Json }.to_string();
+    let fields: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(fields["client"], "[::1]:4000");
+    assert_eq!(fields["method"], "GET");
+    assert_eq!(fields["host"], "a.example");
+    assert_eq!(fields["path"], "/x\"z\"?y");
+    assert_eq!(fields["status"], 200);
+    assert_eq!((&fields["bytes_in"], &fields["bytes_out"]), (&0.into(), &7.into()));
+    assert_eq!((&fields["key"], &fields["upstream"]), (&"room:1".into(), &"live-1:0".into()));
+    assert_eq!(fields["request_id"], "id-1");
+    assert!(fields["duration_us"].is_u64() && fields["time"].as_str().unwrap().ends_with('Z'));
+}
+
+#[test]
+fn control_characters_and_quotes_cannot_forge_a_line_or_a_field() {
+    let exchange = exchange("a", "/");
+    exchange.note_key("evil\r\n2026-01-01 status=200 \"x\" \u{85}\u{2028}\u{1b}[2J\\");
+    for format in [Format::Json, Format::Text] {
+        let line = Line { exchange: &exchange, format }.to_string();
+        assert!(!line.chars().any(|character| character.is_control() || character == '\u{2028}'), "{line:?}");
+    }
+    let line = Line { exchange: &exchange, format: Format::Json }.to_string();
+    let fields: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(fields["key"].as_str(), exchange.key.borrow().as_deref());
+    let line = Line { exchange: &exchange, format: Format::Text }.to_string();
+    assert!(line.contains(r#"key="evil\u000d\u000a2026-01-01 status=200 \"x\" \u0085"#), "{line}");
+}
+
+#[test]
+fn text_quotes_only_what_needs_it() {
+    let line = Line { exchange: &exchange("a", "/x"), format: Format::Text }.to_string();
+    assert!(
+        line.contains(" client=[::1]:4000 scheme=https protocol=1.1 method=GET host=a path=/x status=200 "),
+        "{line}"
+    );
+}
+
+#[test]
+fn times_are_written_as_rfc_3339() {
+    let at = |millis: u64| Time(SystemTime::UNIX_EPOCH + Duration::from_millis(millis)).to_string();
+    assert_eq!(at(0), "1970-01-01T00:00:00.000Z");
+    assert_eq!(at(951_782_400_000), "2000-02-29T00:00:00.000Z");
+    assert_eq!(at(1_795_305_599_999), "2026-11-21T23:59:59.999Z");
+    assert_eq!(at(4_102_444_800_000), "2100-01-01T00:00:00.000Z");
+}
+
+#[tokio::test]
+async fn lines_are_appended_whole_and_the_last_ones_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    std::fs::write(&path, "before\n").unwrap();
+    let log = AccessLog::open(&Target::File(path.clone()), Format::Text).unwrap();
+    for _ in 0..3 {
+        log.write(&exchange("a", "/x"));
+    }
+    let over = Notify::new();
+    over.notify_one();
+    log.keep_writing(&over).await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with("before\n") && text.ends_with('\n') && text.lines().count() == 4, "{text}");
+}
+
+#[tokio::test]
+async fn a_full_disk_costs_lines_but_never_memory_without_end() {
+    let log = AccessLog::open(&Target::File("/dev/full".into()), Format::Text).unwrap();
+    let exchange = exchange("a", &format!("/{}", "x".repeat(8000)));
+    for _ in 0..1000 {
+        log.write(&exchange);
+    }
+    let inner = log.0.as_ref().unwrap();
+    assert!(inner.lines.borrow().len() < MAX_WAITING_BYTES + 10_000 && inner.lost.get() > 0);
+    let over = Notify::new();
+    over.notify_one();
+    log.keep_writing(&over).await;
+    assert!(inner.lines.borrow().is_empty() && inner.lost.get() == 0);
+}

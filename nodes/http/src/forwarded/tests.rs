@@ -1,1 +1,148 @@
+//! What goes and what comes in a relayed head.
+
+use http::Method;
+
 use super::*;
+use crate::Body;
+use crate::exchange::{Client, Scheme};
+
+fn exchange(request: &Request) -> Exchange {
+    let client = Client { peer: "192.0.2.7:4000".parse().unwrap(), scheme: Scheme::Https };
+    let (head, ()) = {
+        let mut copy = http::Request::new(());
+        *copy.headers_mut() = request.headers().clone();
+        copy.into_parts()
+    };
+    Exchange::of(client, &head)
+}
+
+fn with(fields: &[(&str, &str)]) -> Request {
+    let mut request = http::Request::builder().method(Method::GET).uri("/");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(Body::empty()).unwrap()
+}
+
+fn relayed(fields: &[(&str, &str)], trusted: bool) -> HeaderMap {
+    let mut relayed = with(fields);
+    let exchange = exchange(&relayed);
+    request(&mut relayed, &exchange, trusted);
+    relayed.headers().clone()
+}
+
+#[test]
+fn hop_by_hop_fields_go_and_so_do_those_that_connection_names() {
+    let headers = relayed(
+        &[
+            ("host", "a"),
+            ("connection", "close, X-Secret, Host, X-Forwarded-For"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("proxy-authorization", "Basic x"),
+            ("te", "gzip"),
+            ("upgrade", "websocket"),
+            ("forwarded", "for=1.2.3.4"),
+            ("trailer", "Digest"),
+            ("x-kept", "yes"),
+        ],
+        false,
+    );
+    let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    let expected = [
+        "host",
+        "trailer",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "x-kept",
+        "x-request-id",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
+    assert_eq!(headers[X_FORWARDED_PROTO], "https");
+    assert_eq!(headers[X_FORWARDED_HOST], "a");
+    assert_eq!(headers[VIA], "1.1 protoplex");
+}
+
+#[test]
+fn te_trailers_and_a_requested_upgrade_go_on() {
+    let headers = relayed(&[("host", "a"), ("connection", "TE"), ("te", "trailers, deflate;q=0.5")], false);
+    assert_eq!(headers[TE], "trailers");
+    assert_eq!(headers[CONNECTION], "te");
+    let headers =
+        relayed(&[("host", "a"), ("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")], false);
+    assert_eq!(headers[UPGRADE], "websocket");
+    assert_eq!(headers[CONNECTION], "upgrade");
+}
+
+#[test]
+fn an_upgrade_to_h2c_is_not_relayed() {
+    let headers = relayed(
+        &[
+            ("host", "a"),
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQ"),
+        ],
+        false,
+    );
+    assert!(!headers.contains_key(UPGRADE) && !headers.contains_key(CONNECTION));
+    assert!(!headers.contains_key("http2-settings"));
+}
+
+#[test]
+fn what_a_client_says_of_its_way_counts_only_if_it_is_trusted() {
+    let said = [
+        ("host", "a"),
+        ("x-forwarded-for", "198.51.100.1"),
+        ("x-forwarded-for", "198.51.100.2"),
+        ("x-forwarded-proto", "http"),
+    ];
+    let headers = relayed(&said, false);
+    assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
+    assert_eq!(headers[X_FORWARDED_PROTO], "https");
+    let headers = relayed(&said, true);
+    assert_eq!(headers[X_FORWARDED_FOR], "198.51.100.1, 198.51.100.2, 192.0.2.7");
+    assert_eq!(headers.get_all(X_FORWARDED_FOR).iter().count(), 1);
+    assert_eq!(headers[X_FORWARDED_PROTO], "http");
+}
+
+#[test]
+fn a_request_id_is_kept_if_it_is_sound_and_made_otherwise() {
+    let id = |fields: &[(&str, &str)]| relayed(fields, false)[X_REQUEST_ID].to_str().unwrap().to_owned();
+    assert_eq!(id(&[("x-request-id", "abc-1.2_X")]), "abc-1.2_X");
+    let long = "x".repeat(65);
+    for bad in ["", "a b", "a\"b", "ä", &long] {
+        let made = id(&[("x-request-id", bad)]);
+        assert!(made.len() == 32 && made.bytes().all(|byte| byte.is_ascii_hexdigit()), "{bad}: {made}");
+    }
+    assert_eq!(id(&[("x-request-id", "a"), ("x-request-id", "b")]).len(), 32);
+    assert_ne!(id(&[]), id(&[]));
+}
+
+#[test]
+fn an_answer_loses_its_hop_by_hop_fields_but_not_a_granted_upgrade() {
+    let exchange = exchange(&with(&[]));
+    let mut plain = http::Response::builder()
+        .header("connection", "keep-alive, upgrade")
+        .header("upgrade", "h2c")
+        .header("content-length", "3")
+        .body(Body::empty())
+        .unwrap();
+    response(&mut plain, &exchange);
+    assert!(!plain.headers().contains_key(CONNECTION) && !plain.headers().contains_key(UPGRADE));
+    assert_eq!(plain.headers()["content-length"], "3");
+    let mut switched = http::Response::builder()
+        .status(101)
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .body(Body::empty())
+        .unwrap();
+    response(&mut switched, &exchange);
+    assert_eq!(switched.headers()[UPGRADE], "websocket");
+    assert_eq!(switched.headers()[CONNECTION], "upgrade");
+}

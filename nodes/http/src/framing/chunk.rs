@@ -61,9 +61,5 @@ pub(super) fn size_line(bytes: &[u8]) -> Result<Line, Rule> {
             _ => return Err(Rule::BadChunkExtension),
         };
     }
-    if bytes.len() < MAX_LINE_BYTES {
-        Ok(Line::Incomplete)
-    } else {
-        Err(Rule::BadChunkExtension)
-    }
+    if bytes.len() < MAX_LINE_BYTES { Ok(Line::Incomplete) } else { Err(Rule::BadChunkExtension) }
 }

@@ -77,11 +77,7 @@ impl Scan {
     }
 
     pub(super) fn trailers() -> Self {
-        Self {
-            place: Place::LineStart,
-            trailers: true,
-            ..Self::head()
-        }
+        Self { place: Place::LineStart, trailers: true, ..Self::head() }
     }
 
     /// Reads on in `bytes`, of which the first `self.at` are known. Returns the length of the section once it is whole.
@@ -94,11 +90,7 @@ impl Scan {
         let readable = &bytes[..bytes.len().min(max_bytes)];
         while let Some(&byte) = readable.get(self.at) {
             if let Place::EndLf = self.place {
-                return if byte == b'\n' {
-                    Ok(Some(self.at + 1))
-                } else {
-                    Err(Rule::BareCr)
-                };
+                return if byte == b'\n' { Ok(Some(self.at + 1)) } else { Err(Rule::BareCr) };
             }
             self.place = match self.place {
                 Place::Start | Place::EmptyLineLf | Place::Method => self.before_target(byte, readable)?,
@@ -108,11 +100,7 @@ impl Scan {
             };
             self.at += 1;
         }
-        if self.at == max_bytes {
-            Err(Rule::HeadTooLarge)
-        } else {
-            Ok(None)
-        }
+        if self.at == max_bytes { Err(Rule::HeadTooLarge) } else { Ok(None) }
     }
 
     fn before_target(&mut self, byte: u8, bytes: &[u8]) -> Result<Place, Rule> {
@@ -165,9 +153,7 @@ impl Scan {
             (_, [b'/', ..]) | (Method::Options, b"*") => true,
             _ => Uri::try_from(target).is_ok_and(|uri| {
                 matches!(uri.scheme_str(), Some("http" | "https"))
-                    && uri
-                        .authority()
-                        .is_some_and(|authority| is_host(authority.as_str().as_bytes()))
+                    && uri.authority().is_some_and(|authority| is_host(authority.as_str().as_bytes()))
             }),
         };
         if sound { Ok(()) } else { Err(Rule::BadTarget) }
@@ -175,21 +161,13 @@ impl Scan {
 
     fn version(&mut self, byte: u8) -> Result<Place, Rule> {
         if let Place::RequestLineLf = self.place {
-            return if byte == b'\n' {
-                Ok(Place::LineStart)
-            } else {
-                Err(Rule::BareCr)
-            };
+            return if byte == b'\n' { Ok(Place::LineStart) } else { Err(Rule::BareCr) };
         }
         match (self.at - self.start, byte) {
             (5 | 7, b'0'..=b'9') => {
                 self.http_10 = byte == b'0';
                 let known = byte == b'1' || (self.at - self.start == 7 && byte == b'0');
-                if known {
-                    Ok(Place::Version)
-                } else {
-                    Err(Rule::UnsupportedVersion)
-                }
+                if known { Ok(Place::Version) } else { Err(Rule::UnsupportedVersion) }
             }
             (at, _) if VERSION.get(at) == Some(&byte) => Ok(Place::Version),
             (8, b'\r') => Ok(Place::RequestLineLf),
@@ -205,11 +183,7 @@ impl Scan {
             (Place::LineStart, _) if is_token(byte) => {
                 self.start = self.at;
                 self.fields += 1;
-                if self.fields > max_fields {
-                    Err(Rule::TooManyHeaders)
-                } else {
-                    Ok(Place::Name)
-                }
+                if self.fields > max_fields { Err(Rule::TooManyHeaders) } else { Ok(Place::Name) }
             }
             (Place::Name, _) if is_token(byte) => Ok(Place::Name),
             (Place::Name, b':') => {
@@ -237,10 +211,7 @@ impl Scan {
 
     fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), Rule> {
         if self.trailers {
-            return if NOT_IN_TRAILERS
-                .iter()
-                .any(|other| name.eq_ignore_ascii_case(other))
-            {
+            return if NOT_IN_TRAILERS.iter().any(|other| name.eq_ignore_ascii_case(other)) {
                 Err(Rule::BadTrailer)
             } else {
                 Ok(())
@@ -285,11 +256,7 @@ impl Scan {
         if self.hosts == 0 && !self.http_10 {
             return Err(Rule::MissingHost);
         }
-        Ok(if self.chunked {
-            Content::Chunked
-        } else {
-            Content::Fixed(self.length.unwrap_or(0))
-        })
+        Ok(if self.chunked { Content::Chunked } else { Content::Fixed(self.length.unwrap_or(0)) })
     }
 }
 
@@ -338,9 +305,7 @@ pub(crate) fn is_host(value: &[u8]) -> bool {
     let (host, port) = match value {
         [b'[', rest @ ..] => match rest.iter().position(|byte| *byte == b']') {
             Some(end) => {
-                let inside = rest[..end]
-                    .iter()
-                    .all(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte));
+                let inside = rest[..end].iter().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte));
                 if !inside || end == 0 {
                     return false;
                 }
@@ -358,9 +323,7 @@ pub(crate) fn is_host(value: &[u8]) -> bool {
         },
     };
     !host.is_empty()
-        && host
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(byte))
+        && host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(byte))
         && is_port(port)
 }
 
@@ -373,9 +336,7 @@ fn decimal(digits: &[u8]) -> Option<u64> {
     if !(1..=18).contains(&digits.len()) {
         return None;
     }
-    digits.iter().try_fold(0_u64, |value, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| value * 10 + u64::from(digit - b'0'))
-    })
+    digits
+        .iter()
+        .try_fold(0_u64, |value, digit| digit.is_ascii_digit().then(|| value * 10 + u64::from(digit - b'0')))
 }

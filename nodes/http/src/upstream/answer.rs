@@ -29,13 +29,7 @@ impl Answer {
         progress: Rc<Progress>,
         idle_timeout: Duration,
     ) -> Self {
-        Self {
-            body,
-            lease: Some(lease),
-            progress,
-            patience: Patience::new(idle_timeout),
-            failed: false,
-        }
+        Self { body, lease: Some(lease), progress, patience: Patience::new(idle_timeout), failed: false }
     }
 
     pub(crate) fn poll_frame(
@@ -55,10 +49,9 @@ impl Answer {
                 return Poll::Ready(Some(Ok(frame)));
             }
             // The upstream may have broken off because we did.
-            Poll::Ready(Some(Err(error))) => self
-                .progress
-                .take_error()
-                .unwrap_or_else(|| BodyError::Upstream(error.to_string())),
+            Poll::Ready(Some(Err(error))) => {
+                self.progress.take_error().unwrap_or_else(|| BodyError::Upstream(error.to_string()))
+            }
             Poll::Pending if self.patience.poll_lost(cx).is_ready() => {
                 BodyError::UpstreamTooSlow(self.patience.limit())
             }

@@ -44,12 +44,8 @@ impl Connection {
         let (sender, engine) = http1::Builder::new().handshake(TokioIo::new(stream)).await?;
         let (upgrade, upgraded) = oneshot::channel();
         let idle_since = Rc::new(Cell::new(None));
-        let driver = Driver {
-            engine,
-            settings: pool.settings.clone(),
-            idle_since: Rc::clone(&idle_since),
-            upgrade,
-        };
+        let driver =
+            Driver { engine, settings: pool.settings.clone(), idle_since: Rc::clone(&idle_since), upgrade };
         let pool = Rc::downgrade(pool);
         let task = tokio::task::spawn_local(async move {
             driver.run().await;
@@ -57,12 +53,7 @@ impl Connection {
                 pool.prune(origin);
             }
         });
-        Ok(Self {
-            sender,
-            task: task.abort_handle(),
-            upgraded,
-            idle_since,
-        })
+        Ok(Self { sender, task: task.abort_handle(), upgraded, idle_since })
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -95,11 +86,7 @@ pub(super) struct Lease {
 impl Lease {
     pub(super) fn new(connection: Connection, origin: SocketAddr, pool: &Rc<Pool>) -> Self {
         connection.idle_since.set(None);
-        Self {
-            connection,
-            origin,
-            pool: Rc::downgrade(pool),
-        }
+        Self { connection, origin, pool: Rc::downgrade(pool) }
     }
 
     /// Hands the request to the connection's task.
@@ -114,11 +101,7 @@ impl Lease {
 
     /// Both messages are over: the connection goes back to its pool as soon as its task has seen it, too.
     pub(super) fn give_back(self) {
-        let Self {
-            mut connection,
-            origin,
-            pool,
-        } = self;
+        let Self { mut connection, origin, pool } = self;
         let Some(pool) = Weak::upgrade(&pool) else { return };
         if connection.is_ready() {
             pool.put(origin, connection);
@@ -144,12 +127,7 @@ impl Driver {
     /// Drives the connection to its end, or until it has been idle for too long. Then what is left of it is handed to
     /// whoever waits for an upgrade, if somebody does.
     async fn run(self) {
-        let Self {
-            mut engine,
-            settings,
-            idle_since,
-            upgrade,
-        } = self;
+        let Self { mut engine, settings, idle_since, upgrade } = self;
         let limit = settings.idle_timeout;
         let mut timer = pin!(sleep(limit));
         let ended = poll_fn(|cx| {
@@ -169,10 +147,7 @@ impl Driver {
         .await;
         if ended {
             let parts = engine.into_parts();
-            let mut socket = Socket::new(
-                Stream::Plain(parts.io.into_inner().stream),
-                UPGRADED_WRITE_TIMEOUT,
-            );
+            let mut socket = Socket::new(Stream::Plain(parts.io.into_inner().stream), UPGRADED_WRITE_TIMEOUT);
             socket.unread(parts.read_buf);
             // Nobody waits for it after a plain end: then it is closed here.
             let _ = upgrade.send(Upgraded::new(socket));
@@ -184,8 +159,8 @@ impl Driver {
 const UPGRADED_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The stream to an upstream that may answer and close before it has read the request (a 413, say). The answer is still
-/// there to be read then, but the engine would stop at its failing write: so such writes seem to work, and what there is
-/// to say is said by reading.
+/// there to be read then, but the engine would stop at its failing write: so such a write waits instead, and how it goes
+/// on is told by reading, which ends as well.
 struct UpstreamStream {
     stream: TcpStream,
     /// The upstream takes nothing any more.
@@ -193,16 +168,13 @@ struct UpstreamStream {
 }
 
 impl UpstreamStream {
-    fn or_deaf(&mut self, result: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
+    fn unless_deaf<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match result {
             Poll::Ready(Err(error))
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-                ) =>
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
             {
                 self.deaf = true;
-                Poll::Ready(Ok(length))
+                Poll::Pending
             }
             result => result,
         }
@@ -222,10 +194,10 @@ impl AsyncRead for UpstreamStream {
 impl AsyncWrite for UpstreamStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.deaf {
-            return Poll::Ready(Ok(bytes.len()));
+            return Poll::Pending;
         }
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.or_deaf(result, bytes.len())
+        self.unless_deaf(result)
     }
 
     fn poll_write_vectored(
@@ -233,12 +205,11 @@ impl AsyncWrite for UpstreamStream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let length = slices.iter().map(|slice| slice.len()).sum();
         if self.deaf {
-            return Poll::Ready(Ok(length));
+            return Poll::Pending;
         }
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.or_deaf(result, length)
+        self.unless_deaf(result)
     }
 
     fn is_write_vectored(&self) -> bool {

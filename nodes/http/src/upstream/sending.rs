@@ -52,11 +52,7 @@ impl Sending {
             .headers()
             .get(EXPECT)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let mut request = request.map(|body| Self {
-            body,
-            progress: Rc::clone(&progress),
-            hold: None,
-        });
+        let mut request = request.map(|body| Self { body, progress: Rc::clone(&progress), hold: None });
         if expects && !progress.ended() {
             let wanted = Arc::new(Notify::new());
             let asked = Arc::clone(&wanted);
@@ -82,11 +78,7 @@ impl Sending {
 impl Progress {
     /// Since when it is the upstream that keeps everybody waiting.
     pub(super) fn since(&self) -> Instant {
-        if self.starved.get() {
-            Instant::now()
-        } else {
-            self.moved.get()
-        }
+        if self.starved.get() { Instant::now() } else { self.moved.get() }
     }
 
     /// Whether all of the body has been taken.

@@ -1,0 +1,210 @@
+//! Requests that break a rule: which answer, that it can be read, that the connection ends, and that no handler saw it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::kit::{Raw, echo, limits, run, start, text};
+
+/// Sends the bytes and, behind them, more than any buffer holds: the answer must arrive all the same.
+fn refused_head(bytes: &[u8], status: u16, problem: &str) {
+    run(async move {
+        let seen = Rc::new(Cell::new(0));
+        let counter = Rc::clone(&seen);
+        let server = start(limits(), move |_, _| {
+            counter.set(counter.get() + 1);
+            async { text("seen") }
+        });
+        let mut client = Raw::connect(server.address).await;
+        client.send(bytes).await;
+        client.send(vec![b'x'; 1 << 20]).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.problem().as_str()), (status, problem));
+        assert_eq!(answer.header("connection"), Some("close"));
+        assert_eq!(client.rest().await, b"");
+        assert_eq!(seen.get(), 0);
+    });
+}
+
+macro_rules! refused_heads {
+    ($($row:ident: $bytes:expr => $status:literal $problem:literal;)*) => {
+        $(#[test] fn $row() { refused_head(&$bytes[..], $status, $problem); })*
+    };
+}
+
+refused_heads! {
+    head_too_large_is_431:
+        [b"GET / HTTP/1.1\r\nHost: a\r\nX: ", &[b'x'; 33 * 1024][..]].concat() => 431 "head-too-large";
+    target_too_large_is_431: [b"GET /", &[b'x'; 33 * 1024][..]].concat() => 431 "head-too-large";
+    too_many_headers_are_431:
+        [b"GET / HTTP/1.1\r\nHost: a\r\n", &b"X: y\r\n".repeat(100)[..], b"\r\n"].concat() => 431 "too-many-headers";
+    two_content_lengths_are_400:
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc" => 400 "content-length-twice";
+    two_differing_content_lengths_are_400:
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc" => 400 "content-length-twice";
+    content_length_list_is_400:
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc" => 400 "bad-content-length";
+    content_length_with_transfer_encoding_is_400:
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            => 400 "content-length-with-transfer-encoding";
+    transfer_encoding_with_content_length_is_400:
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n"
+            => 400 "content-length-with-transfer-encoding";
+    transfer_encoding_gzip_chunked_is_400:
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n" => 400 "bad-transfer-encoding";
+    transfer_encoding_in_http_10_is_400:
+        b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" => 400 "bad-transfer-encoding";
+    bare_lf_is_400: b"GET / HTTP/1.1\nHost: a\n\n" => 400 "bare-lf";
+    bare_lf_after_a_header_is_400: b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n" => 400 "bare-lf";
+    bare_cr_is_400: b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n" => 400 "bare-cr";
+    folded_line_is_400: b"GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n" => 400 "folded-line";
+    space_before_colon_is_400: b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length : 3\r\n\r\n" => 400 "space-before-colon";
+    nul_in_a_header_is_400: b"GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n" => 400 "bad-field-value";
+    nul_in_the_target_is_400: b"GET /a\0b HTTP/1.1\r\nHost: a\r\n\r\n" => 400 "bad-target";
+    invalid_method_is_400: b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n" => 400 "bad-method";
+    tls_on_the_plain_port_is_400: b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" => 400 "bad-method";
+    invalid_target_is_400: b"GET a/b HTTP/1.1\r\nHost: a\r\n\r\n" => 400 "bad-target";
+    invalid_version_is_400: b"GET / HTTX/1.1\r\nHost: a\r\n\r\n" => 400 "bad-version";
+    http_09_is_400: b"GET /\r\n" => 400 "bad-version";
+    http_2_in_http_1_syntax_is_505: b"GET / HTTP/2.0\r\nHost: a\r\n\r\n" => 505 "unsupported-version";
+    broken_http_2_preface_is_400: b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n" => 400 "bad-target";
+    missing_host_is_400: b"GET / HTTP/1.1\r\n\r\n" => 400 "missing-host";
+    two_hosts_are_400: b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n" => 400 "host-twice";
+    invalid_host_is_400: b"GET / HTTP/1.1\r\nHost: a/../b\r\n\r\n" => 400 "bad-host";
+    connect_is_501: b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n" => 501 "connect-not-supported";
+}
+
+/// A handler that has begun to read is told that the body is broken, and what it answers then is not what the client gets.
+fn refused_body(chunks: &[u8], problem: &str) {
+    run(async move {
+        let (ends, mut ended) = mpsc::unbounded_channel();
+        let server = start(limits(), move |request, _| {
+            let ends = ends.clone();
+            async move {
+                let answer = echo(request).await;
+                let _ = ends.send(answer.status().as_u16());
+                answer
+            }
+        });
+        let mut client = Raw::connect(server.address).await;
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+        client.send(chunks).await;
+        client.send(vec![b'x'; 1 << 20]).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.problem().as_str()), (400, problem));
+        assert_eq!(answer.header("connection"), Some("close"));
+        assert_eq!(client.rest().await, b"");
+        assert_eq!(ended.recv().await, Some(418));
+    });
+}
+
+macro_rules! refused_bodies {
+    ($($row:ident: $bytes:expr => $problem:literal;)*) => {
+        $(#[test] fn $row() { refused_body($bytes, $problem); })*
+    };
+}
+
+refused_bodies! {
+    bad_chunk_size_is_400: b"xyz\r\n" => "bad-chunk-size";
+    signed_chunk_size_is_400: b"+3\r\nabc\r\n" => "bad-chunk-size";
+    overflowing_chunk_size_is_400: b"10000000000000003\r\nabc\r\n" => "bad-chunk-size";
+    bare_lf_after_a_chunk_size_is_400: b"3\nabc\r\n" => "bare-lf";
+    bad_chunk_extension_is_400: b"3;a b\r\nabc\r\n" => "bad-chunk-extension";
+    missing_crlf_after_a_chunk_is_400: b"3\r\nabcd\r\n" => "chunk-not-ended";
+    bad_trailer_is_400: b"0\r\nContent-Length: 3\r\n\r\n" => "bad-trailer";
+    bare_lf_in_the_trailers_is_400: b"0\r\nDigest: x\n\r\n" => "bare-lf";
+}
+
+#[test]
+fn head_too_slow_is_408() {
+    run(async {
+        let limits = protoplex_http::Limits { head_timeout: Duration::from_millis(150), ..limits() };
+        let server = start(limits, |_, _| async { text("seen") });
+        let mut client = Raw::connect(server.address).await;
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n").await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.problem().as_str()), (408, "head-too-slow"));
+        assert_eq!(client.rest().await, b"");
+    });
+}
+
+#[test]
+fn body_too_slow_is_408() {
+    run(async {
+        let limits = protoplex_http::Limits { body_idle_timeout: Duration::from_millis(150), ..limits() };
+        let server = start(limits, |request, _| echo(request));
+        let mut client = Raw::connect(server.address).await;
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc").await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.problem().as_str()), (408, "body-too-slow"));
+        assert_eq!(client.rest().await, b"");
+    });
+}
+
+#[test]
+fn idle_connections_are_closed_without_a_word() {
+    run(async {
+        let limits = protoplex_http::Limits { idle_timeout: Duration::from_millis(150), ..limits() };
+        let server = start(limits, |_, _| async { text("seen") });
+        let mut fresh = Raw::connect(server.address).await;
+        let mut used = Raw::connect(server.address).await;
+        used.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(used.answer().await.body, "seen");
+        assert_eq!(fresh.rest().await, b"");
+        assert_eq!(used.rest().await, b"");
+    });
+}
+
+#[test]
+fn a_bad_chunk_is_never_forwarded() {
+    run(async {
+        let (ends, mut ended) = mpsc::unbounded_channel();
+        let origin = start(limits(), move |request, _| {
+            let ends = ends.clone();
+            async move {
+                let answer = echo(request).await;
+                let _ = ends.send(answer.status().as_u16());
+                answer
+            }
+        });
+        let relay = crate::kit::start_relay(origin.address);
+        let mut client = Raw::connect(relay.address).await;
+        client
+            .send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nnonsense\r\n")
+            .await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.problem().as_str()), (400, "bad-chunk-size"));
+        assert_eq!(ended.recv().await, Some(418), "the upstream must see the body break off");
+    });
+}
+
+#[test]
+fn a_bad_head_is_answered_alike_however_it_is_cut() {
+    run(async {
+        let server = start(limits(), |_, _| async { text("seen") });
+        let heads: [(&[u8], u16); 4] = [
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+            (b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", 400),
+            (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+            (b"P / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n", 400),
+        ];
+        for (head, status) in heads {
+            for at in 0..=head.len() {
+                let mut client = Raw::connect(server.address).await;
+                client.send(&head[..at]).await;
+                for _ in 0..5 {
+                    tokio::task::yield_now().await;
+                }
+                client.send(&head[at..]).await;
+                assert_eq!(
+                    client.answer().await.status,
+                    status,
+                    "{:?} cut at {at}",
+                    String::from_utf8_lossy(head)
+                );
+            }
+        }
+    });
+}

@@ -1,0 +1,233 @@
+//! Servers with a closure for a handler, and a client that sends bytes as they are.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use protoplex_http::upstream::{Pool, SendErrorKind};
+use protoplex_http::{
+    AccessLog, Body, BodyError, Exchange, Handler, Limits, Listener, Problem, Request, Response, forwarded,
+    serve, upgrade,
+};
+use protoplex_runtime::drain::{Drain, Trigger};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::task::{JoinHandle, LocalSet};
+use tokio::time::timeout;
+
+/// Runs a test as a child runs: on one thread. No test waits for longer.
+pub(crate) fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, within(test));
+}
+
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(20), future).await.expect("it takes too long")
+}
+
+/// Waits until a condition holds, which other tasks bring about.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Limits under which a test of a deadline is short.
+pub(crate) fn limits() -> Limits {
+    Limits { linger_timeout: Duration::from_secs(2), ..Limits::default() }
+}
+
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) trigger: Trigger,
+    pub(crate) task: JoinHandle<()>,
+}
+
+struct Closure<F>(F);
+
+impl<F, T> Handler for Closure<F>
+where
+    F: Fn(Request, Rc<Exchange>) -> T,
+    T: Future<Output = Response>,
+{
+    async fn handle(&self, request: Request, exchange: &Rc<Exchange>) -> Response {
+        (self.0)(request, Rc::clone(exchange)).await
+    }
+}
+
+/// Starts a server on a free port.
+pub(crate) fn start<F, T>(limits: Limits, handler: F) -> Server
+where
+    F: Fn(Request, Rc<Exchange>) -> T + 'static,
+    T: Future<Output = Response> + 'static,
+{
+    start_with(limits, None, AccessLog::off(), handler)
+}
+
+pub(crate) fn start_with<F, T>(
+    limits: Limits,
+    tls: Option<protoplex_http::tls::TlsConfig>,
+    log: AccessLog,
+    handler: F,
+) -> Server
+where
+    F: Fn(Request, Rc<Exchange>) -> T + 'static,
+    T: Future<Output = Response> + 'static,
+{
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let (trigger, drain) = Drain::new();
+    let listeners = vec![Listener { socket, tls }];
+    let task = tokio::task::spawn_local(async move {
+        serve(listeners, limits, log, drain, Rc::new(Closure(handler))).await.unwrap();
+    });
+    Server { address, trigger, task }
+}
+
+/// A server that relays everything to another, as the proxy does.
+pub(crate) fn start_relay(origin: SocketAddr) -> Server {
+    let pool = Pool::new(protoplex_http::upstream::Settings::default());
+    start(limits(), move |mut request, exchange| {
+        let pool = Rc::clone(&pool);
+        async move {
+            forwarded::request(&mut request, &exchange, false);
+            match pool.send(origin, request).await {
+                Ok(mut answer) => {
+                    forwarded::response(&mut answer, &exchange);
+                    upgrade::relay(&exchange, answer, Duration::from_secs(60))
+                }
+                Err(error) => {
+                    let status = match error.kind {
+                        SendErrorKind::FirstByteTimeout { .. } => http::StatusCode::GATEWAY_TIMEOUT,
+                        _ => http::StatusCode::BAD_GATEWAY,
+                    };
+                    Problem::new(status, "upstream", error.to_string()).into_response()
+                }
+            }
+        }
+    })
+}
+
+pub(crate) fn text(text: impl Into<String>) -> Response {
+    Response::new(Body::from(text.into()))
+}
+
+/// Answers with what the body was, or with the name of what ended it.
+pub(crate) async fn echo(request: Request) -> Response {
+    match request.into_body().collect(u64::MAX).await {
+        Ok(bytes) => Response::new(Body::from(bytes)),
+        Err(error) => {
+            let mut response = text(error.to_string());
+            *response.status_mut() = http::StatusCode::IM_A_TEAPOT;
+            response
+        }
+    }
+}
+
+/// A body that fails once its first part is on its way.
+pub(crate) fn begun_and_lost(error: BodyError) -> Body {
+    let begun = stream::iter([Ok(Bytes::from_static(b"begun"))]);
+    Body::stream(begun.chain(stream::once(async {
+        tokio::task::yield_now().await;
+        Err(error)
+    })))
+}
+
+/// Raises a counter when it is dropped.
+pub(crate) struct OnDrop(pub(crate) Rc<Cell<u32>>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+/// A connection on which bytes are sent as they are.
+pub(crate) struct Raw(pub(crate) TcpStream);
+
+/// An answer as it was read from a [`Raw`] connection.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// In lower case.
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    /// The last part of the problem's type.
+    pub(crate) fn problem(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        let problem: serde_json::Value = serde_json::from_str(&self.body).unwrap();
+        assert_eq!(problem["status"], self.status);
+        problem["type"].as_str().unwrap().strip_prefix("urn:protoplex:problem:").unwrap().to_owned()
+    }
+}
+
+impl Raw {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self(stream)
+    }
+
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Everything until the connection ends in good order.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        within(self.0.read_to_end(&mut rest)).await.expect("the connection was reset");
+        rest
+    }
+
+    /// The next answer, whose body must have a length or chunks.
+    pub(crate) async fn answer(&mut self) -> Answer {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(within(self.0.read_u8()).await.expect("an answer"));
+        }
+        let head = String::from_utf8(head).unwrap().to_lowercase();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut answer = Answer { status, head, body: String::new() };
+        if let Some(length) = answer.header("content-length") {
+            let mut body = vec![0; length.parse().unwrap()];
+            within(self.0.read_exact(&mut body)).await.unwrap();
+            answer.body = String::from_utf8(body).unwrap();
+        } else if answer.header("transfer-encoding").is_some() {
+            while self.chunk(&mut answer.body).await {}
+        }
+        answer
+    }
+
+    async fn chunk(&mut self, body: &mut String) -> bool {
+        let mut size = Vec::new();
+        while !size.ends_with(b"\r\n") {
+            size.push(within(self.0.read_u8()).await.unwrap());
+        }
+        let size = usize::from_str_radix(String::from_utf8(size).unwrap().trim(), 16).unwrap();
+        let mut data = vec![0; size + 2];
+        within(self.0.read_exact(&mut data)).await.unwrap();
+        body.push_str(std::str::from_utf8(&data[..size]).unwrap());
+        size > 0
+    }
+}
+
+/// Runs curl; what it wrote to standard output, and whether it was content.
+pub(crate) async fn curl(arguments: &[&str]) -> (bool, String) {
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--max-time", "15", "--noproxy", "*"]).args(arguments);
+    let output = command.kill_on_drop(true).output().await.expect("curl is installed");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.success(), text + &String::from_utf8_lossy(&output.stderr))
+}

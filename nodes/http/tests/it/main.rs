@@ -1,0 +1,15 @@
+//! The server and the upstream pool from outside: real sockets, crafted bytes, curl.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a test's own helpers fails the test")]
+
+mod bad_input;
+mod bodies;
+mod clients;
+mod drain;
+mod http2;
+mod kit;
+mod logging;
+mod pipelining;
+mod tls;
+mod upgrade;
+mod upstream;
