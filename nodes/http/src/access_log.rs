@@ -228,8 +228,8 @@ fn text<'a>(f: &mut fmt::Formatter<'_>, fields: impl Iterator<Item = (&'a str, V
     Ok(())
 }
 
-/// What a client wrote must not look like a line's or a field's end: quotes, backslashes and everything that is not
-/// plain text is escaped, as JSON does it.
+/// What a client wrote must not look like a line's or a field's end: quotes, backslashes and everything that
+/// is not plain text is escaped, as JSON does it.
 fn escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     for character in text.chars() {
         match character {

@@ -1,4 +1,5 @@
-//! One body type for everything that travels: what a client sends, what an upstream answers, what a node makes.
+//! One body type for everything that travels: what a client sends, what an upstream answers, what a node
+//! makes.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -17,8 +18,9 @@ use crate::upstream::Answer;
 
 /// The body of a request or a response: data frames, then perhaps trailers. Not `Send`.
 ///
-/// It is polled by whoever it is handed to, so back-pressure goes through it from end to end. Dropping it before its
-/// end gives up whatever produces it: an upstream's connection is closed, a client's is closed after its answer.
+/// It is polled by whoever it is handed to, so back-pressure goes through it from end to end. Dropping it
+/// before its end gives up whatever produces it: an upstream's connection is closed, a client's is closed
+/// after its answer.
 #[derive(Default)]
 pub struct Body(Kind);
 
@@ -34,7 +36,8 @@ enum Kind {
     Upgraded(Box<Upgraded>),
 }
 
-/// Why a body ended before its end. What was received until then is not the whole and must not be taken for it.
+/// Why a body ended before its end. What was received until then is not the whole and must not be taken for
+/// it.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The client closed or reset its connection or stream. The client's doing; nobody is left to answer.
@@ -43,8 +46,8 @@ pub enum BodyError {
     /// Nothing came from the client for `body_idle_timeout`. The client's fault; answered with 408.
     #[error("the client sent nothing of the body for {0:?}")]
     TooSlow(Duration),
-    /// The framing of the body was violated (a bad chunk or trailer, RFC 9112 section 7.1); the text says how.
-    /// The client's fault; answered with 400.
+    /// The framing of the body was violated (a bad chunk or trailer, RFC 9112 section 7.1); the text says
+    /// how. The client's fault; answered with 400.
     #[error("malformed body: {0}")]
     Malformed(&'static str),
     /// The body is longer than whoever reads it allows.
@@ -79,7 +82,8 @@ impl Body {
         if bytes.is_empty() { Self::empty() } else { Self(Kind::Full(Some(bytes))) }
     }
 
-    /// A body of unknown length, made while it is sent. An error breaks the message off, visibly for the receiver.
+    /// A body of unknown length, made while it is sent. An error breaks the message off, visibly for the
+    /// receiver.
     pub fn stream(stream: impl Stream<Item = Result<Bytes, BodyError>> + 'static) -> Self {
         Self(Kind::Stream(Box::pin(stream)))
     }
@@ -127,7 +131,8 @@ impl Body {
     /// The whole body in memory.
     ///
     /// # Errors
-    /// [`BodyError::TooLarge`] as soon as it is known to be longer than `limit_bytes`; whatever ended it early.
+    /// [`BodyError::TooLarge`] as soon as it is known to be longer than `limit_bytes`; whatever ended it
+    /// early.
     pub async fn collect(mut self, limit_bytes: u64) -> Result<Bytes, BodyError> {
         let too_large = || BodyError::TooLarge { limit_bytes };
         if http_body::Body::size_hint(&self).lower() > limit_bytes {

@@ -1,4 +1,5 @@
-//! One request and its answer: what a handler is told besides the request, and what it tells for the access log.
+//! One request and its answer: what a handler is told besides the request, and what it tells for the access
+//! log.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -21,10 +22,10 @@ use crate::gate::Gate;
 use crate::http2::Stream;
 use crate::meter::Meter;
 use crate::problem::Problem;
-use crate::upgrade::Upgraded;
+use crate::upgrade::{self, Upgraded};
 
-/// A request as handlers see it, whatever the protocol was: the URI is a path with its query, or `*` with OPTIONS; the
-/// authority is in `Host`.
+/// A request as handlers see it, whatever the protocol was: the URI is a path with its query, or `*` with
+/// OPTIONS; the authority is in `Host`.
 pub type Request = http::Request<Body>;
 
 /// An answer. Content-Length or chunks, `Date` and `Connection` are the server's business.
@@ -32,7 +33,8 @@ pub type Response = http::Response<Body>;
 
 /// What a node does with requests.
 pub trait Handler {
-    /// Answers a request. The future is dropped where it stands when the client leaves; the answer's body likewise.
+    /// Answers a request. The future is dropped where it stands when the client leaves; the answer's body
+    /// likewise.
     fn handle(&self, request: Request, exchange: &Rc<Exchange>) -> impl Future<Output = Response>;
 }
 
@@ -80,6 +82,7 @@ pub struct Exchange {
     pub(crate) bytes_out: Cell<u64>,
     pub(crate) status: Cell<StatusCode>,
     pub(crate) fault: Cell<Option<Rule>>,
+    upgrade_requested: bool,
     tunnel: Cell<Option<Tunnel>>,
     held: Cell<Option<Box<dyn Any>>>,
 }
@@ -108,7 +111,7 @@ impl Exchange {
         self.upstream.replace(Some(upstream.into()));
     }
 
-    /// Keeps a value, such as a count of what is in flight, until the exchange has ended.
+    /// Keeps a value, such as a count of what is in flight, until the exchange has ended: one only, the last.
     pub fn hold(&self, value: impl Any) {
         self.held.set(Some(Box::new(value)));
     }
@@ -131,6 +134,7 @@ impl Exchange {
             bytes_out: Cell::default(),
             status: Cell::new(StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or_default()),
             fault: Cell::default(),
+            upgrade_requested: upgrade::is_requested(head.version, &head.headers),
             tunnel: Cell::default(),
             held: Cell::default(),
         }
@@ -150,12 +154,14 @@ impl Exchange {
         self.tunnel.set(Some(tunnel));
     }
 
-    pub(crate) fn take_tunnel(&self) -> Option<Tunnel> {
-        self.tunnel.take()
+    /// What the connection is to be used for after this answer, if that was asked for.
+    pub(crate) fn take_tunnel(&self, answer: &Response) -> Option<Tunnel> {
+        let granted = answer.status() == StatusCode::SWITCHING_PROTOCOLS && self.upgrade_requested;
+        self.tunnel.take().filter(|_| granted)
     }
 
-    /// The answer as it may go to the client: the handler's, unless the request's body turned out to break a rule
-    /// while it was handled, or the handler asks for what can't be.
+    /// The answer as it may go to the client: the handler's, unless the request's body turned out to break a
+    /// rule while it was handled, or the handler asks for what can't be.
     pub(crate) fn settle(&self, answer: Response, tunnel: bool) -> Response {
         if let Some(rule) = self.fault.get() {
             return rule.problem().into_response();
@@ -191,6 +197,7 @@ pub(crate) enum Seat {
 
 impl Drop for End {
     fn drop(&mut self) {
+        self.exchange.held.take();
         self.ledger.meter.exchange_over(&self.exchange);
         self.ledger.log.write(&self.exchange);
         match &self.seat {

@@ -1,5 +1,5 @@
-//! What a proxy changes in a head that it passes on: hop-by-hop fields go, the story of the way comes (RFC 9110
-//! section 7.6).
+//! What a proxy changes in a head that it passes on: hop-by-hop fields go, the story of the way comes (RFC
+//! 9110 section 7.6).
 
 use http::header::{
     CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
@@ -16,8 +16,8 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Meant for one connection only, whether `Connection` names them or not. `Trailer` is not among them: trailers are
-/// relayed, and so must be their announcement.
+/// Meant for one connection only, whether `Connection` names them or not. `Trailer` is not among them:
+/// trailers are relayed, and so must be their announcement.
 const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -36,8 +36,8 @@ const KEPT: [HeaderName; 6] =
 
 const MAX_REQUEST_ID_BYTES: usize = 64;
 
-/// Prepares a client's request for an upstream: removes hop-by-hop fields (keeping a requested upgrade, except to h2c,
-/// and `TE: trailers`), sets X-Forwarded-For, -Proto and -Host, X-Request-Id and Via.
+/// Prepares a client's request for an upstream: removes hop-by-hop fields (keeping a requested upgrade,
+/// except to h2c, and `TE: trailers`), sets X-Forwarded-For, -Proto and -Host, X-Request-Id and Via.
 ///
 /// `trusted` says that the client is itself a proxy of ours: then its X-Forwarded fields are kept and continued,
 /// otherwise they are replaced, since anybody can write anything there.
@@ -80,8 +80,8 @@ pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
     headers.append(VIA, via(version));
 }
 
-/// Prepares an upstream's response for the client: removes hop-by-hop fields (keeping a granted upgrade), adds Via and
-/// X-Request-Id.
+/// Prepares an upstream's response for the client: removes hop-by-hop fields (keeping a granted upgrade),
+/// adds Via and X-Request-Id.
 pub fn response(response: &mut Response, exchange: &Exchange) {
     let granted = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let upgrade = response.headers().get(UPGRADE).filter(|_| granted).cloned();
@@ -96,8 +96,8 @@ pub fn response(response: &mut Response, exchange: &Exchange) {
     headers.append(VIA, via(version));
 }
 
-/// Removes the fields that are meant for one connection only, and those that `Connection` names (RFC 9110 section
-/// 7.6.1).
+/// Removes the fields that are meant for one connection only, and those that `Connection` names (RFC 9110
+/// section 7.6.1).
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
@@ -136,7 +136,8 @@ fn set_request_id(headers: &mut HeaderMap, exchange: &Exchange) {
     }
 }
 
-/// Whether a comma-separated list has a token, whatever its case. Parameters behind a semicolon are passed over.
+/// Whether a comma-separated list has a token, whatever its case. Parameters behind a semicolon are passed
+/// over.
 pub(crate) fn has_token(list: &HeaderValue, token: &str) -> bool {
     list.as_bytes().split(|byte| *byte == b',').any(|item| {
         let name = item.split(|byte| *byte == b';').next().unwrap_or_default();

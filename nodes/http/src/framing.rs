@@ -1,11 +1,12 @@
 //! Follows the bytes of an HTTP/1.1 connection's requests and says how far they are sound (RFC 9112). No I/O.
 //!
-//! What is not wholly sound never goes on: a head and a trailer section go on when they are complete, a chunk's size
-//! when its line is. Every verdict depends on the bytes alone, never on how they were cut on the way, since each rule
-//! is decided at the first byte that breaks it.
+//! What is not wholly sound never goes on: a head and a trailer section go on when they are complete, a
+//! chunk's size when its line is. Every verdict depends on the bytes alone, never on how they were cut on the
+//! way, since each rule is decided at the first byte that breaks it.
 //!
-//! Stricter than the RFC allows for, because every leniency here is a way to smuggle a request past somebody: no bare
-//! CR or LF, no folded lines, Transfer-Encoding `chunked` or none, one Content-Length, no blanks around chunk sizes.
+//! Stricter than the RFC allows for, because every leniency here is a way to smuggle a request past somebody:
+//! no bare CR or LF, no folded lines, Transfer-Encoding `chunked` or none, one Content-Length, no blanks
+//! around chunk sizes.
 
 mod chunk;
 mod head;
@@ -47,7 +48,8 @@ pub(crate) enum Step {
     More,
     /// The first `length` bytes are a whole, sound head and go on; the message `ends` with it or has a body.
     Head { length: usize, ends: bool },
-    /// The first `length` bytes belong to the body and go on; with the last of them the message `ends` or not.
+    /// The first `length` bytes belong to the body and go on; with the last of them the message `ends` or
+    /// not.
     Body { length: usize, ends: bool },
     /// The bytes break a rule, and so nothing that follows can be trusted.
     Refused(Rule),
@@ -63,8 +65,8 @@ impl Framing {
         matches!(self.state, State::Head(_))
     }
 
-    /// Looks at `bytes`, which begin right after the last one that went on. After [`Step::More`] the same bytes must
-    /// come again, with more behind them; after a refusal nothing is to come.
+    /// Looks at `bytes`, which begin right after the last one that went on. After [`Step::More`] the same
+    /// bytes must come again, with more behind them; after a refusal nothing is to come.
     pub(crate) fn step(&mut self, bytes: &[u8]) -> Step {
         if bytes.is_empty() {
             return Step::More;

@@ -1,11 +1,11 @@
 //! Stands between a socket and the HTTP/1.1 engine: only sound bytes pass, and one message at a time.
 //!
-//! The engine reads a request's head when all of it is sound and the exchange before it is over; until then bytes wait
-//! here. So a pipelined request that breaks a rule is answered after those before it; and what follows a request to
-//! switch protocols is untouched when the answer decides whose it is.
+//! The engine reads a request's head when all of it is sound and the exchange before it is over; until then
+//! bytes wait here. So a pipelined request that breaks a rule is answered after those before it; and what
+//! follows a request to switch protocols is untouched when the answer decides whose it is.
 //!
-//! A refused head is answered in its turn, too: the engine is given a stand-in to read in its place, and whoever
-//! answers asks [`Gate::refused`] first. A refused body ends for the engine in an error.
+//! A refused head is answered in its turn, too: the engine is given a stand-in to read in its place, and
+//! whoever answers asks [`Gate::refused`] first. A refused body ends for the engine in an error.
 //!
 //! | phase | what the engine may read |
 //! | --- | --- |
@@ -27,7 +27,8 @@ use crate::framing::{Framing, Rule, Step};
 use crate::limits::Limits;
 use crate::socket::Socket;
 
-/// A connection's gate, shared by the engine (as its socket), by what answers requests and by what drives them.
+/// A connection's gate, shared by the engine (as its socket), by what answers requests and by what drives
+/// them.
 #[derive(Clone)]
 pub(crate) struct Gate(Rc<RefCell<Inner>>);
 
@@ -69,7 +70,8 @@ enum Verdict {
 }
 
 const STAND_IN: &[u8] = b"GET /refused HTTP/1.1\r\nHost: refused\r\n\r\n";
-/// How much of what follows a request is read while it is answered: a reader is needed to see that the client leaves.
+/// How much of what follows a request is read while it is answered: a reader is needed to see that the client
+/// leaves.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
 impl Gate {
@@ -93,7 +95,8 @@ impl Gate {
         self.0.borrow_mut()
     }
 
-    /// The rule that the request's head has broken; the request that the engine has read is the stand-in then.
+    /// The rule that the request's head has broken; the request that the engine has read is the stand-in
+    /// then.
     pub(crate) fn refused(&self) -> Option<Rule> {
         self.inner().refused
     }
@@ -260,8 +263,8 @@ impl Inner {
         }
     }
 
-    /// Reads into the engine's own buffer, and leaves there what may go on: bodies, and heads that come in one piece.
-    /// Says whether the engine has something to look at.
+    /// Reads into the engine's own buffer, and leaves there what may go on: bodies, and heads that come in
+    /// one piece. Says whether the engine has something to look at.
     fn poll_straight(&mut self, cx: &mut Context<'_>, space: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
         let before = space.filled().len();
         match self.socket()?.poll_read(cx, space) {

@@ -29,7 +29,8 @@ use crate::upgrade::Upgraded;
 struct Outcome {
     /// The connection is to be used otherwise.
     tunnel: Option<(Tunnel, End)>,
-    /// The end of the answer is the end of the connection (HTTP/1.0), so a good end would claim that it is whole.
+    /// The end of the answer is the end of the connection (HTTP/1.0), so a good end would claim that it is
+    /// whole.
     ends_with_connection: bool,
 }
 
@@ -129,7 +130,7 @@ async fn answer<H: Handler>(
         let request = http::Request::from_parts(head, Body::incoming(body));
         server.handler.handle(request, &exchange).await
     };
-    let tunnel = exchange.take_tunnel().filter(|_| answer.status() == http::StatusCode::SWITCHING_PROTOCOLS);
+    let tunnel = exchange.take_tunnel(&answer);
     let mut answer = exchange.settle(answer, tunnel.is_some());
     exchange.status.set(answer.status());
     if let Some(tunnel) = tunnel {

@@ -62,8 +62,9 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Tasks {
     }
 }
 
-/// Where to what is left of a request's body once nobody wants it. Refusing it at once would be the end of the stream
-/// for many clients, before they have looked at the answer: so it is read and thrown away for a while.
+/// Where to what is left of a request's body once nobody wants it. Refusing it at once would be the end of
+/// the stream for many clients, before they have looked at the answer: so it is read and thrown away for a
+/// while.
 pub(crate) struct Discard {
     tasks: Weak<RefCell<JoinSet<()>>>,
     limit: Duration,

@@ -1,13 +1,14 @@
 //! The public HTTP server and the upstream client that every node with a public port is made of.
 //!
 //! A request meets the modules below in this order: a socket is accepted ([`serve`]), perhaps wrapped in TLS
-//! ([`tls`]), its bytes pass a strict framing check before the HTTP/1.1 engine sees them, and a [`Handler`] gets an
+//! ([`tls`]), its bytes pass a strict framing check before the HTTP/1.1 engine sees them, and a [`Handler`]
+//! gets an
 //! `http` request with our own [`Body`] and an [`Exchange`]. Handlers answer themselves ([`problem`]), relay to
-//! another server ([`forwarded`], [`upstream`]) or switch protocols ([`upgrade`]); each exchange ends as one line of
-//! the [`access_log`]. Everything is single-threaded: `Rc`, `spawn_local`, no `Send`.
+//! another server ([`forwarded`], [`upstream`]) or switch protocols ([`upgrade`]); each exchange ends as one
+//! line of the [`access_log`]. Everything is single-threaded: `Rc`, `spawn_local`, no `Send`.
 //!
-//! This is the only crate of the public side that names hyper, h2 or rustls, so that the engines can be replaced
-//! without a change to the nodes.
+//! This is the only crate of the public side that names hyper, h2 or rustls, so that the engines can be
+//! replaced without a change to the nodes.
 
 pub mod access_log;
 mod body;

@@ -1,12 +1,13 @@
-//! Every limit and deadline of the public server, by name: as written in a configuration, then checked and resolved.
+//! Every limit and deadline of the public server, by name: as written in a configuration, then checked and
+//! resolved.
 
 use std::time::Duration;
 
 use protoplex_runtime::config::Problems;
 use serde::{Deserialize, Serialize};
 
-/// The limits as they stand in `protoplex.toml` (a section such as `[proxy.http]`) and as a parent hands them to its
-/// children. Every key may be missing; the comment of each tells its default.
+/// The limits as they stand in `protoplex.toml` (a section such as `[proxy.http]`) and as a parent hands them
+/// to its children. Every key may be missing; the comment of each tells its default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawLimits {
@@ -26,8 +27,8 @@ pub struct RawLimits {
     pub write_timeout_ms: u64,
     /// From the connection to the end of the TLS handshake. Default 10000.
     pub tls_handshake_timeout_ms: u64,
-    /// After an answer that left a request unread: how long what still comes is read and thrown away, so that the
-    /// client gets to read the answer. Default 5000.
+    /// After an answer that left a request unread: how long what still comes is read and thrown away, so that
+    /// the client gets to read the answer. Default 5000.
     pub linger_timeout_ms: u64,
     /// The same, in bytes. Default 33554432.
     pub linger_bytes: u64,
@@ -49,8 +50,8 @@ pub struct RawHttp2Limits {
     pub keep_alive_interval_ms: u64,
     /// From that question to the end of the connection. Default 10000.
     pub keep_alive_timeout_ms: u64,
-    /// Streams that a client may reset before their answer, beyond as many as it let be answered ("rapid reset",
-    /// CVE-2023-44487). Default 100.
+    /// Streams that a client may reset before their answer, beyond as many as it let be answered ("rapid
+    /// reset", CVE-2023-44487). Default 100.
     pub max_resets: u32,
 }
 
@@ -121,7 +122,8 @@ impl Default for Limits {
 }
 
 impl RawLimits {
-    /// Checks the limits, which stand in section `key` (`proxy.http`) of the configuration. What is wrong is added to
+    /// Checks the limits, which stand in section `key` (`proxy.http`) of the configuration. What is wrong is
+    /// added to
     /// `problems`; the result is meant for use only where nothing was.
     pub fn resolve(&self, key: &str, problems: &mut Problems) -> Limits {
         let raw = self;

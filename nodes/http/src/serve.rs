@@ -29,7 +29,8 @@ use crate::{http1, http2};
 pub struct Listener {
     /// Bound and listening.
     pub socket: std::net::TcpListener,
-    /// With it the port speaks TLS only (HTTP/2 and HTTP/1.1 by ALPN), without it HTTP/1.1 and HTTP/2 by prior knowledge.
+    /// With it the port speaks TLS only (HTTP/2 and HTTP/1.1 by ALPN), without it HTTP/1.1 and HTTP/2 by
+    /// prior knowledge.
     pub tls: Option<TlsConfig>,
 }
 
@@ -46,7 +47,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How HTTP/2 by prior knowledge begins (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves the listeners until the drain has started and every request in flight has ended. Must be called within a
+/// Serves the listeners until the drain has started and every request in flight has ended. Must be called
+/// within a
 /// `LocalSet`. The caller limits the time that a drain may take, by dropping the future: that cuts what is left.
 ///
 /// # Errors
@@ -169,7 +171,8 @@ async fn read_preface(stream: &mut TcpStream, limits: &Limits, drain: &Drain) ->
         };
         match read {
             Ok(Ok(0) | Err(_)) => return None,
-            // Part of a preface, too late: the head that it might be as well is judged elsewhere, and given more time.
+            // Part of a preface, too late: the head that it might be as well is judged elsewhere, and given
+            // more time.
             Err(_) if leading.is_empty() => return None,
             Err(_) => return Some((leading, false)),
             Ok(Ok(_)) if !PREFACE.starts_with(&leading) => return Some((leading, false)),

@@ -1,4 +1,5 @@
-//! The byte stream of one connection: TCP or TLS, bytes that were read ahead, a deadline on writes that don't move.
+//! The byte stream of one connection: TCP or TLS, bytes that were read ahead, a deadline on writes that don't
+//! move.
 
 use std::future::poll_fn;
 use std::io;
@@ -42,8 +43,9 @@ impl Socket {
         self.leading = bytes;
     }
 
-    /// Ends our side, then reads and throws away what the peer still sends, up to a time and a number of bytes. Without
-    /// this the kernel would answer bytes that nobody has read with a reset, which can overtake our answer.
+    /// Ends our side, then reads and throws away what the peer still sends, up to a time and a number of
+    /// bytes. Without this the kernel would answer bytes that nobody has read with a reset, which can
+    /// overtake our answer.
     pub(crate) async fn linger(mut self, limit: Duration, limit_bytes: u64) {
         let discard = async {
             poll_fn(|cx| Pin::new(&mut self).poll_shutdown(cx)).await?;

@@ -20,7 +20,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{RootCertStore, ServerConfig};
 
-/// What a TLS port needs: a certificate with its key, TLS 1.2 and 1.3, ALPN `h2` and `http/1.1`. Cheap to clone.
+/// What a TLS port needs: a certificate with its key, TLS 1.2 and 1.3, ALPN `h2` and `http/1.1`. Cheap to
+/// clone.
 #[derive(Clone)]
 pub struct TlsConfig(pub(crate) Arc<ServerConfig>);
 
@@ -61,9 +62,9 @@ const AUTHORITY_LIFE: Duration = Duration::from_secs(3650 * 86_400);
 /// Clocks differ.
 const BACKDATE: Duration = Duration::from_secs(3600);
 
-/// Makes a local authority and a certificate for `localhost`, `127.0.0.1`, `::1` and the given names in `dir`, unless a
-/// good one is there already. An authority that is there is kept, so that whoever trusts it need not do so again.
-/// Blocking; meant for the parent, before it starts children.
+/// Makes a local authority and a certificate for `localhost`, `127.0.0.1`, `::1` and the given names in
+/// `dir`, unless a good one is there already. An authority that is there is kept, so that whoever trusts it
+/// need not do so again. Blocking; meant for the parent, before it starts children.
 ///
 /// # Errors
 /// A name is not one, or the files can't be read or written.
@@ -133,7 +134,8 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(chain)
 }
 
-/// Whether a client that trusts the authority would take the certificate for each of the names, now and for a while.
+/// Whether a client that trusts the authority would take the certificate for each of the names, now and for a
+/// while.
 fn is_good(local: &Local, names: &[String]) -> bool {
     let check = || -> Option<()> {
         load(&local.certificate, &local.key).ok()?;

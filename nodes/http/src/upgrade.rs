@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{Either, select, try_join};
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
 use http::{StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, sleep_until};
@@ -20,24 +20,29 @@ use crate::forwarded::has_token;
 use crate::problem::Problem;
 use crate::socket::Socket;
 
-/// A connection after its upgrade: whatever bytes come and go, starting with the first that follow the HTTP head.
+/// A connection after its upgrade: whatever bytes come and go, starting with the first that follow the HTTP
+/// head.
 pub struct Upgraded(Socket);
 
 /// One direction's buffer of a relayed connection.
 const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Whether the request asks to switch protocols (RFC 9110 section 7.8). Switches to h2c are passed over, as a server may:
-/// relayed, they would open a way past the proxy.
+/// Whether the request asks to switch protocols (RFC 9110 section 7.8). Switches to h2c are passed over, as a
+/// server may: relayed, they would open a way past the proxy.
 pub fn requested(request: &Request) -> bool {
-    let headers = request.headers();
-    request.version() == Version::HTTP_11
-        && headers.get_all(CONNECTION).iter().any(|value| has_token(value, "upgrade"))
+    is_requested(request.version(), request.headers())
+}
+
+pub(crate) fn is_requested(version: Version, headers: &HeaderMap) -> bool {
+    version == Version::HTTP_11
         && headers.contains_key(UPGRADE)
+        && headers.get_all(CONNECTION).iter().any(|value| has_token(value, "upgrade"))
         && !headers.get_all(UPGRADE).iter().any(|value| has_token(value, "h2c"))
 }
 
-/// Switches to a protocol of our own: answers 101, then runs `serve` on the connection, as a part of the connection's
-/// own task: a drain waits for it, up to `tunnel_drain_timeout`. Answers 426 where the request doesn't ask for `protocol`.
+/// Switches to a protocol of our own: answers 101, then runs `serve` on the connection, as a part of the
+/// connection's own task: a drain waits for it, up to `tunnel_drain_timeout`. Answers 426 where the request
+/// doesn't ask for `protocol`.
 pub fn accept<F, T>(request: &Request, exchange: &Rc<Exchange>, protocol: &'static str, serve: F) -> Response
 where
     F: FnOnce(Upgraded) -> T + 'static,

@@ -43,7 +43,8 @@ pub struct RawSettings {
     pub first_byte_timeout_ms: u64,
     /// Without a byte of the answer's body while the client waits for it. Default 120000.
     pub body_idle_timeout_ms: u64,
-    /// For an unused connection. Default 4000: less than any common server's own, so that we are the ones who close.
+    /// For an unused connection. Default 4000: less than any common server's own, so that we are the ones who
+    /// close.
     pub idle_timeout_ms: u64,
     /// Unused connections kept to one address. Default 64.
     pub max_idle_per_origin: usize,
@@ -79,8 +80,8 @@ impl Default for Settings {
 }
 
 impl RawSettings {
-    /// Checks the settings, which stand in section `key` (`proxy.upstream`) of the configuration. What is wrong is added
-    /// to `problems`; the result is meant for use only where nothing was.
+    /// Checks the settings, which stand in section `key` (`proxy.upstream`) of the configuration. What is
+    /// wrong is added to `problems`; the result is meant for use only where nothing was.
     pub fn resolve(&self, key: &str, problems: &mut Problems) -> Settings {
         let timeouts = [
             ("connect_timeout_ms", self.connect_timeout_ms),
@@ -178,13 +179,13 @@ impl Pool {
         Rc::new(Self { settings, idle: RefCell::default() })
     }
 
-    /// Sends a request (URI in origin form, hop-by-hop fields already removed) and returns the answer as soon as its
-    /// head is there, even while the request's body is still being sent. After a 101 see [`crate::upgrade::relay`] and
-    /// [`crate::upgrade::of_answer`]. Must be called within a `LocalSet`.
+    /// Sends a request (URI in origin form, hop-by-hop fields already removed) and returns the answer as soon
+    /// as its head is there, even while the request's body is still being sent. After a 101 see
+    /// [`crate::upgrade::relay`] and [`crate::upgrade::of_answer`]. Must be called within a `LocalSet`.
     ///
-    /// With `Expect: 100-continue` the body is not touched before the upstream has asked for it, or has kept silent for
-    /// a second. A pooled connection that proves dead before anything was sent is replaced by a fresh one, once.
-    /// Dropping the future, or the answer's body before its end, closes the connection.
+    /// With `Expect: 100-continue` the body is not touched before the upstream has asked for it, or has kept
+    /// silent for a second. A pooled connection that proves dead before anything was sent is replaced by a
+    /// fresh one, once. Dropping the future, or the answer's body before its end, closes the connection.
     ///
     /// # Errors
     /// No answer came; see [`SendErrorKind`].

@@ -1,4 +1,5 @@
-//! Reads a request head, or a trailer section, byte by byte and remembers where it stopped (RFC 9112 sections 2 to 6).
+//! Reads a request head, or a trailer section, byte by byte and remembers where it stopped (RFC 9112 sections
+//! 2 to 6).
 
 use std::ops::Range;
 
@@ -80,7 +81,8 @@ impl Scan {
         Self { place: Place::LineStart, trailers: true, ..Self::head() }
     }
 
-    /// Reads on in `bytes`, of which the first `self.at` are known. Returns the length of the section once it is whole.
+    /// Reads on in `bytes`, of which the first `self.at` are known. Returns the length of the section once it
+    /// is whole.
     pub(super) fn advance(
         &mut self,
         bytes: &[u8],
@@ -128,7 +130,8 @@ impl Scan {
     }
 
     fn target(&mut self, byte: u8, bytes: &[u8]) -> Result<Place, Rule> {
-        // The same characters that `http::Uri` takes: neither more, since the engine would refuse them silently, nor less.
+        // The same characters that `http::Uri` takes: neither more, since the engine would refuse them
+        // silently, nor less.
         match (self.place, byte) {
             (_, b' ') => {
                 self.check_target(&bytes[self.start..self.at])?;
@@ -299,8 +302,9 @@ const TOKEN: [bool; 256] = {
     table
 };
 
-/// Host names, addresses and ports (RFC 9110 section 7.2), by their characters. Percent-encoding and the stranger
-/// sub-delimiters are left out: no name that is in use has them, and routing compares names as they are written.
+/// Host names, addresses and ports (RFC 9110 section 7.2), by their characters. Percent-encoding and the
+/// stranger sub-delimiters are left out: no name that is in use has them, and routing compares names as they
+/// are written.
 pub(crate) fn is_host(value: &[u8]) -> bool {
     let (host, port) = match value {
         [b'[', rest @ ..] => match rest.iter().position(|byte| *byte == b']') {

@@ -23,7 +23,8 @@ use super::{Pool, Settings};
 use crate::socket::{Socket, Stream};
 use crate::upgrade::Upgraded;
 
-/// What comes of a request: the head of its answer and a body, or an error, perhaps with the untouched request.
+/// What comes of a request: the head of its answer and a body, or an error, perhaps with the untouched
+/// request.
 pub(super) type Answered = Result<http::Response<Incoming>, TrySendError<http::Request<Sending>>>;
 
 /// A connection that is ready for a request, or may soon be.
@@ -124,8 +125,8 @@ struct Driver {
 }
 
 impl Driver {
-    /// Drives the connection to its end, or until it has been idle for too long. Then what is left of it is handed to
-    /// whoever waits for an upgrade, if somebody does.
+    /// Drives the connection to its end, or until it has been idle for too long. Then what is left of it is
+    /// handed to whoever waits for an upgrade, if somebody does.
     async fn run(self) {
         let Self { mut engine, settings, idle_since, upgrade } = self;
         let limit = settings.idle_timeout;
@@ -158,9 +159,9 @@ impl Driver {
 /// For an upstream that takes nothing of what an upgraded connection brings.
 const UPGRADED_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The stream to an upstream that may answer and close before it has read the request (a 413, say). The answer is still
-/// there to be read then, but the engine would stop at its failing write: so such a write waits instead, and how it goes
-/// on is told by reading, which ends as well.
+/// The stream to an upstream that may answer and close before it has read the request (a 413, say). The
+/// answer is still there to be read then, but the engine would stop at its failing write: so such a write
+/// waits instead, and how it goes on is told by reading, which ends as well.
 struct UpstreamStream {
     stream: TcpStream,
     /// The upstream takes nothing any more.

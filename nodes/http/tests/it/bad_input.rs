@@ -1,4 +1,5 @@
-//! Requests that break a rule: which answer, that it can be read, that the connection ends, and that no handler saw it.
+//! Requests that break a rule: which answer, that it can be read, that the connection ends, and that no
+//! handler saw it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::kit::{Raw, echo, limits, run, start, text};
+use crate::kit::{Raw, echo, limits, run, settle, start, text};
 
 /// Sends the bytes and, behind them, more than any buffer holds: the answer must arrive all the same.
 fn refused_head(bytes: &[u8], status: u16, problem: &str) {
@@ -76,7 +77,8 @@ refused_heads! {
     connect_is_501: b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n" => 501 "connect-not-supported";
 }
 
-/// A handler that has begun to read is told that the body is broken, and what it answers then is not what the client gets.
+/// A handler that has begun to read is told that the body is broken, and what it answers then is not what the
+/// client gets.
 fn refused_body(chunks: &[u8], problem: &str) {
     run(async move {
         let (ends, mut ended) = mpsc::unbounded_channel();
@@ -194,9 +196,7 @@ fn a_bad_head_is_answered_alike_however_it_is_cut() {
             for at in 0..=head.len() {
                 let mut client = Raw::connect(server.address).await;
                 client.send(&head[..at]).await;
-                for _ in 0..5 {
-                    tokio::task::yield_now().await;
-                }
+                settle().await;
                 client.send(&head[at..]).await;
                 assert_eq!(
                     client.answer().await.status,

@@ -10,7 +10,7 @@ use futures_util::stream;
 use protoplex_http::{Body, BodyError, Limits, Response};
 use tokio::sync::mpsc;
 
-use crate::kit::{OnDrop, Raw, begun_and_lost, curl, limits, run, start, start_relay, text, until};
+use crate::kit::{OnDrop, Raw, begun_and_lost, curl, limits, run, settle, start, start_relay, text, until};
 
 fn too_large() -> Response {
     let mut response = text("too large\n");
@@ -177,11 +177,11 @@ fn an_endless_answer_goes_no_faster_than_the_client_reads_and_ends_with_it() {
         for (at, address) in [origin.address, relay.address].into_iter().enumerate() {
             let mut client = Raw::connect(address).await;
             client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-            // Until the buffers of the way are full.
+            // Until the buffers on the way are full.
             let mut before = 0;
             while before == 0 || sent.get() != before {
                 before = sent.get();
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                settle().await;
             }
             drop(client);
             until(|| dropped.get() as usize == at + 1).await;

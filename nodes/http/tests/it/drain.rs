@@ -7,7 +7,7 @@ use protoplex_http::Limits;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::kit::{Raw, curl, limits, run, start, text, until, within};
+use crate::kit::{Raw, curl, limits, run, settle, start, text, within};
 
 #[test]
 fn a_drain_finishes_what_is_in_flight_and_closes_what_is_idle() {
@@ -56,10 +56,9 @@ fn a_request_that_is_on_its_way_when_the_drain_starts_is_still_answered() {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         client.answer().await;
         client.send("GET / HTTP/1.1\r\nHo").await;
-        until(|| true).await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        settle().await;
         server.trigger.pull();
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        settle().await;
         client.send("st: a\r\n\r\n").await;
         let answer = client.answer().await;
         assert_eq!((answer.body.as_str(), answer.header("connection")), ("done", Some("close")));

@@ -37,6 +37,13 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
     }
 }
 
+/// Lets all tasks take note of what has come to their sockets: the runtime looks there every 61 turns.
+pub(crate) async fn settle() {
+    for _ in 0..130 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Limits under which a test of a deadline is short.
 pub(crate) fn limits() -> Limits {
     Limits { linger_timeout: Duration::from_secs(2), ..Limits::default() }

@@ -23,6 +23,7 @@ fn each_request_leaves_one_line_even_if_it_was_refused() {
         client.send("GET / HTTP/1.1\r\n\r\n").await;
         client.answer().await;
         client.rest().await;
+        drop(client);
         server.trigger.pull();
         within(server.task).await.unwrap();
         let text = std::fs::read_to_string(&path).unwrap();

@@ -1,4 +1,5 @@
-//! Several requests at once on a connection: answered in order, the sound ones before the first bad one, none after it.
+//! Several requests at once on a connection: answered in order, the sound ones before the first bad one, none
+//! after it.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -121,3 +121,23 @@ fn a_relayed_connection_on_which_nothing_moves_is_closed() {
         assert_eq!(client.rest().await, b"");
     });
 }
+
+#[test]
+fn an_upstream_that_switches_unasked_is_a_bad_gateway() {
+    run(async {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut buffer = [0; 4096];
+            let _ = std::io::Read::read(&mut stream, &mut buffer);
+            let answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n";
+            std::io::Write::write_all(&mut stream, answer).unwrap();
+            let _ = std::io::Read::read(&mut stream, &mut buffer);
+        });
+        let relay = start_relay(address);
+        let mut client = Raw::connect(relay.address).await;
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(client.answer().await.status, 502);
+    });
+}

@@ -10,12 +10,13 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join;
 use futures_util::stream;
 use protoplex_http::upstream::{Pool, SendError, SendErrorKind, Settings};
 use protoplex_http::{Body, BodyError, Request, Response};
 use tokio::net::TcpSocket;
 
-use crate::kit::{Raw, begun_and_lost, limits, run, start, text, within};
+use crate::kit::{Raw, begun_and_lost, limits, run, start, text, until, within};
 
 fn get(path: &str) -> Request {
     http::Request::get(path).header("host", "a").body(Body::empty()).unwrap()
@@ -93,25 +94,34 @@ fn a_connection_is_used_again_when_both_messages_have_ended() {
 }
 
 #[test]
-fn at_most_so_many_connections_stay_idle_and_not_for_long() {
+fn at_most_so_many_connections_stay_idle() {
     run(async {
         let server = counting();
-        let pool = Pool::new(Settings {
-            max_idle_per_origin: 1,
-            idle_timeout: Duration::from_millis(200),
-            ..settings()
-        });
-        let both = futures_util::future::join(
-            pool.send(server.address, get("/")),
-            pool.send(server.address, get("/")),
-        );
-        let (first, second) = both.await;
+        let pool = Pool::new(Settings { max_idle_per_origin: 1, ..settings() });
+        let (first, second) =
+            join(pool.send(server.address, get("/")), pool.send(server.address, get("/"))).await;
         text_of(first).await;
         text_of(second).await;
-        // One of the two was kept.
-        assert_eq!(text_of(pool.send(server.address, get("/")).await).await, "2");
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        assert_eq!(text_of(pool.send(server.address, get("/")).await).await, "3");
+        let (first, second) =
+            join(pool.send(server.address, get("/")), pool.send(server.address, get("/"))).await;
+        let mut answers = [text_of(first).await, text_of(second).await];
+        answers.sort();
+        assert_eq!(answers, ["2", "3"], "one of two connections is kept");
+    });
+}
+
+#[test]
+fn an_idle_connection_is_closed_after_its_time() {
+    run(async {
+        let (closed, is_closed) = mpsc::channel();
+        let address = origin(move |_, mut stream| {
+            read_head(&mut stream);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+            closed.send(stream.read(&mut [0]).unwrap()).unwrap();
+        });
+        let pool = Pool::new(Settings { idle_timeout: Duration::from_millis(100), ..settings() });
+        assert_eq!(text_of(pool.send(address, get("/")).await).await, "");
+        until(|| is_closed.try_recv() == Ok(0)).await;
     });
 }
 
@@ -274,7 +284,7 @@ fn a_request_body_that_fails_breaks_the_request_off() {
         let body = begun_and_lost(BodyError::ClientGone);
         let error = Pool::new(settings()).send(server.address, post(body)).await.unwrap_err();
         assert!(matches!(error.kind, SendErrorKind::RequestBody(BodyError::ClientGone)), "{error}");
-        crate::kit::until(|| ends.get().is_some()).await;
+        until(|| ends.get().is_some()).await;
         assert_eq!(ends.get(), Some(true), "the upstream must not take it for whole");
     });
 }
