@@ -129,8 +129,8 @@ impl Operator for Console {
         let mut datastore = self.datastore.clone();
         let put = datastore.put_build(ReceiverStream::new(stream));
         let (forwarded, stored) = tokio::join!(forward(messages, assets), put);
-        // What the client did wrong says more than that the datastore misses the rest.
-        let build = stored.map_err(|status| forwarded.err().unwrap_or(status))?.into_inner();
+        forwarded?;
+        let build = stored?.into_inner();
         tracing::info!(
             host = build.host,
             version = build.version,
@@ -147,24 +147,29 @@ impl Operator for Console {
     }
 }
 
-/// Hands the assets on as they come. Where the client fails, the stream breaks off without its end, so that the
-/// datastore stores nothing.
+/// Hands the assets on as they come. Where the client fails, an empty message makes the datastore refuse them all: the
+/// mere end of the stream would pass for the end of the build.
 async fn forward(
     mut messages: Streaming<DeployRequest>,
     assets: mpsc::Sender<PutBuildRequest>,
 ) -> Result<(), Status> {
     loop {
-        let asset = match next(&mut messages).await? {
-            Some(deploy_request::Message::Asset(asset)) => asset,
-            Some(deploy_request::Message::Header(_)) => {
-                return Err(Status::invalid_argument("a deployment has one header"));
+        let (message, failed) = match next(&mut messages).await {
+            Ok(Some(deploy_request::Message::Asset(asset))) => {
+                (Some(put_build_request::Message::Asset(asset)), None)
             }
-            None => return Ok(()),
+            Ok(Some(deploy_request::Message::Header(_))) => {
+                (None, Some(Status::invalid_argument("a deployment has one header")))
+            }
+            Ok(None) => return Ok(()),
+            Err(status) => (None, Some(status)),
         };
-        let message = Some(put_build_request::Message::Asset(asset));
-        if assets.send(PutBuildRequest { message }).await.is_err() {
+        let taken = assets.send(PutBuildRequest { message }).await.is_ok();
+        match failed {
+            Some(status) => return Err(status),
+            None if taken => {}
             // The datastore has answered already.
-            return Ok(());
+            None => return Ok(()),
         }
     }
 }
@@ -172,7 +177,8 @@ async fn forward(
 async fn next(messages: &mut Streaming<DeployRequest>) -> Result<Option<deploy_request::Message>, Status> {
     let silent = |_| Status::deadline_exceeded(format!("no asset came for {} s", ASSET_TIMEOUT.as_secs()));
     let request = timeout(ASSET_TIMEOUT, messages.message()).await.map_err(silent)??;
-    Ok(request.and_then(|request| request.message))
+    let empty = || Status::invalid_argument("a message is neither header nor asset");
+    request.map(|request| request.message.ok_or_else(empty)).transpose()
 }
 
 fn refusal(error: RouteError) -> Status {

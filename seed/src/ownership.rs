@@ -195,3 +195,6 @@ impl Ownership {
         self.actions.push_back(Action::Broadcast(position, message(position)));
     }
 }
+
+#[cfg(test)]
+mod tests;

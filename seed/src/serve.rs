@@ -68,16 +68,16 @@ pub struct Start {
 }
 
 /// The seed node: serves until it has drained. Without its datastore it serves what it knows, and is not ready.
-pub async fn run(config: &Config, identity: &Identity, context: &Context) -> Result<(), RunError> {
+pub async fn run(config: Config, identity: Identity, context: Context) -> Result<(), RunError> {
     let listener = context.listeners(config::SOCKET).pop().ok_or(RunError::NoSocket)?;
     let start = Start {
         node: context.node().to_owned(),
-        datastore: config.datastore.clone(),
+        datastore: config.datastore,
         snapshot: snapshot::file(&context.common().data),
         max_keys: config.max_keys,
     };
     let drain = context.drain();
-    serve(start, listener, identity, |ready| context.ready(ready), drain.started()).await
+    serve(start, listener, &identity, |ready| context.ready(ready), drain.started()).await
 }
 
 /// Serves until `drain` is ready; tells `ready` whether this seed leads.

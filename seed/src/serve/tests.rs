@@ -1,1 +1,5 @@
-//! The seed as other nodes meet it.
+//! The seed as other nodes meet it: real TLS, real gRPC, the real datastore, the links that nodes really use.
+
+mod handlers;
+mod owners;
+mod rig;

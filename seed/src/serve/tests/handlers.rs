@@ -1,0 +1,171 @@
+//! Handlers and builds: refused with reasons, stored before they are acknowledged, pushed to those that follow.
+
+use futures_util::stream;
+use protoplex_wire::proto::{
+    Asset, DeployHeader, DeployRequest, ExplainRequest, Handler, JoinHello, JoinRequest, ListHandlersRequest,
+    NodeState, RemoveHandlerRequest, deploy_request, join_reply, join_request, seed_client::SeedClient,
+};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+use super::rig::{Rig, handler, leads, until};
+
+#[tokio::test]
+async fn a_handler_survives_a_killed_seed_and_reaches_every_follower() {
+    LocalSet::new()
+        .run_until(async {
+            let rig = Rig::new();
+            let _datastore = rig.start_datastore().await;
+            let seed = rig.start_seed().await;
+            leads(&seed).await;
+            let follower = rig.follow("proxy-1", false);
+            let version = rig
+                .operator()
+                .add_handler(handler("rooms", "/room/{room}"))
+                .await
+                .unwrap()
+                .into_inner()
+                .table_version;
+            let table = until("the table has it", async || {
+                Some(follower.table()).filter(|table| table.version >= version)
+            })
+            .await;
+            assert_eq!(table.handlers[0].host, "rooms.example.com");
+            seed.kill();
+
+            let seed = rig.start_seed().await;
+            leads(&seed).await;
+            let list = rig.operator().list_handlers(ListHandlersRequest {}).await.unwrap().into_inner();
+            assert_eq!(list.handlers.len(), 1);
+            assert!(list.table_version > version, "versions grow over restarts");
+            let removed = rig
+                .operator()
+                .remove_handler(RemoveHandlerRequest { name: "rooms".to_owned() })
+                .await
+                .unwrap();
+            let version = removed.into_inner().table_version;
+            until("the table is empty", async || {
+                Some(follower.table()).filter(|table| table.version >= version && table.handlers.is_empty())
+            })
+            .await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_with_its_reason() {
+    let rig = Rig::new();
+    let _datastore = rig.start_datastore().await;
+    let seed = rig.start_seed().await;
+    leads(&seed).await;
+    let mut operator = rig.operator();
+    operator.add_handler(handler("rooms", "/room/{room}")).await.unwrap();
+    for (bad, code, words) in [
+        (handler("rooms", "/x/{room}"), Code::AlreadyExists, "choose another name"),
+        (handler("other", "/room/{room}"), Code::AlreadyExists, "those of handler \"rooms\""),
+        (
+            handler("other", "/x/{id}"),
+            Code::InvalidArgument,
+            "{room} is no capture of the path (it has {id})",
+        ),
+        (
+            Handler { placement: 9, ..handler("other", "/x/{room}") },
+            Code::InvalidArgument,
+            "choose \"owned\"",
+        ),
+    ] {
+        let status = operator.add_handler(bad).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status:?}");
+        assert!(status.message().contains(words), "{status:?}");
+    }
+    let gone = operator.remove_handler(RemoveHandlerRequest { name: "nobody".to_owned() }).await.unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
+    assert_eq!(operator.list_handlers(ListHandlersRequest {}).await.unwrap().into_inner().handlers.len(), 1);
+}
+
+fn header(host: &str) -> DeployRequest {
+    DeployRequest { message: Some(deploy_request::Message::Header(DeployHeader { host: host.to_owned() })) }
+}
+
+fn asset(path: &str, text: &str) -> DeployRequest {
+    let (path, identity) = (path.to_owned(), text.as_bytes().to_vec());
+    let asset = Asset { path, identity, content_type: "text/html".to_owned(), ..Asset::default() };
+    DeployRequest { message: Some(deploy_request::Message::Asset(asset)) }
+}
+
+#[tokio::test]
+async fn a_build_is_pushed_and_fetched_and_a_broken_one_changes_nothing() {
+    LocalSet::new()
+        .run_until(async {
+            let rig = Rig::new();
+            let _datastore = rig.start_datastore().await;
+            let seed = rig.start_seed().await;
+            leads(&seed).await;
+            let follower = rig.follow("fileserver-1", false);
+            let messages = vec![header("Example.com"), asset("/index.html", "hello"), asset("/a.html", "a")];
+            let build = rig.operator().deploy(stream::iter(messages)).await.unwrap().into_inner();
+            assert_eq!((build.host.as_str(), build.assets), ("example.com", 2));
+            until("the build is known", async || follower.builds().current.contains(&build).then_some(()))
+                .await;
+            let assets = follower.fetch_build(build.version).await.unwrap();
+            assert_eq!(assets.iter().map(|asset| asset.identity.len()).sum::<usize>(), 6);
+
+            for (messages, words) in [
+                (vec![asset("/index.html", "x")], "begins with its header"),
+                (vec![header("a b")], "host \"a b\""),
+                (vec![header("example.com"), asset("/b.html", "b"), header("example.com")], "one header"),
+                (vec![header("example.com"), asset("/b.html", "b"), DeployRequest::default()], "neither"),
+            ] {
+                let status = rig.operator().deploy(stream::iter(messages)).await.unwrap_err();
+                assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+                assert!(status.message().contains(words), "{status:?}");
+            }
+            assert_eq!(rig.status().await.builds, [build]);
+            assert_eq!(follower.fetch_build(99).await.unwrap_err().code(), Code::NotFound);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn nodes_that_join_are_shown_until_they_part() {
+    let rig = Rig::new();
+    let _datastore = rig.start_datastore().await;
+    let seed = rig.start_seed().await;
+    leads(&seed).await;
+    let mut client = SeedClient::new(rig.identity.channel(&rig.seed.to_string()).unwrap());
+    let (say, said) = mpsc::channel(4);
+    let hello = JoinHello { node: "proxy-1".to_owned(), kind: "proxy".to_owned(), ..JoinHello::default() };
+    say.send(JoinRequest { message: Some(join_request::Message::Hello(hello.clone())) }).await.unwrap();
+    let mut replies = client.join(ReceiverStream::new(said)).await.unwrap().into_inner();
+    let first = replies.message().await.unwrap().unwrap().message.unwrap();
+    assert!(matches!(first, join_reply::Message::Welcome(welcome) if welcome.term > 0));
+    let state = NodeState { ready: true, ..NodeState::default() };
+    say.send(JoinRequest { message: Some(join_request::Message::State(state.clone())) }).await.unwrap();
+    assert!(matches!(replies.message().await.unwrap().unwrap().message, Some(join_reply::Message::Seen(_))));
+    let nodes = rig.status().await.nodes;
+    assert_eq!((&nodes[0].node, &nodes[0].state), (&Some(hello), &Some(state)));
+    drop((say, replies));
+    until("it is gone", async || rig.status().await.nodes.is_empty().then_some(())).await;
+
+    let (say, said) = mpsc::channel(4);
+    say.send(JoinRequest { message: Some(join_request::Message::State(NodeState::default())) })
+        .await
+        .unwrap();
+    let status =
+        client.join(ReceiverStream::new(said)).await.unwrap().into_inner().message().await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn explaining_a_key_assigns_nothing() {
+    let rig = Rig::new();
+    let _datastore = rig.start_datastore().await;
+    let seed = rig.start_seed().await;
+    leads(&seed).await;
+    let request = ExplainRequest { pool: "rooms".to_owned(), key: "1".to_owned() };
+    let explanation = rig.operator().explain(request).await.unwrap().into_inner();
+    assert_eq!((explanation.owner, explanation.recovering), (None, false));
+    assert_eq!(rig.status().await.keys, 0);
+}
