@@ -178,3 +178,37 @@ impl RawLimits {
 
 /// From what a plain browser sends to what the engine's own buffer is sure to hold.
 const HEAD_BYTES: std::ops::RangeInclusive<usize> = 1024..=256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    //! What a configuration may say.
+
+    use super::*;
+
+    #[test]
+    fn every_limit_that_is_wrong_is_named_at_once() {
+        let raw: RawLimits = serde_json::from_str(
+            r#"{"max_head_bytes": 10, "head_timeout_ms": 0, "http2": {"max_concurrent_streams": 0}}"#,
+        )
+        .unwrap();
+        let mut problems = Problems::default();
+        raw.resolve("proxy.http", &mut problems);
+        let text = problems.finish().unwrap_err().to_string();
+        for key in [
+            "proxy.http.max_head_bytes",
+            "proxy.http.head_timeout_ms",
+            "proxy.http.http2.max_concurrent_streams",
+        ] {
+            assert!(text.contains(key), "{text}");
+        }
+        let unknown = serde_json::from_str::<RawLimits>(r#"{"head_timeout": 1}"#);
+        assert!(unknown.unwrap_err().to_string().contains("unknown field"));
+    }
+
+    #[test]
+    fn the_defaults_are_sound() {
+        let mut problems = Problems::default();
+        RawLimits::default().resolve("proxy.http", &mut problems);
+        problems.finish().unwrap();
+    }
+}
