@@ -12,7 +12,7 @@ use protoplex_wire::proto::{
     Asset, FetchBuildRequest, FollowHello, FollowReply, FollowRequest, HeartbeatSeen, JoinHello, JoinReply,
     JoinRequest, JoinWelcome, Member, Owned, OwnedKey, follow_request, join_reply, join_request,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -45,11 +45,19 @@ pub(crate) struct Links {
     next: AtomicU64,
     followers: Arc<Semaphore>,
     nodes: Arc<Semaphore>,
+    ending: watch::Receiver<bool>,
 }
 
 impl Links {
-    pub(crate) fn new(cluster: Handle, datastore: Datastore, timing: Timing) -> Self {
+    /// Links of nodes end when `ending` becomes true; those of followers are closed by the cluster.
+    pub(crate) fn new(
+        cluster: Handle,
+        datastore: Datastore,
+        timing: Timing,
+        ending: watch::Receiver<bool>,
+    ) -> Self {
         Self {
+            ending,
             cluster,
             datastore,
             timing,
@@ -82,8 +90,13 @@ impl Seed for Links {
         let slot = slot(&self.nodes, "nodes")?;
         let (replies, stream) = mpsc::channel(MAX_WAITING_SEEN);
         let (link, cluster, heartbeat) = (self.name_link(), self.cluster.clone(), self.timing.heartbeat);
+        let mut ending = self.ending.clone();
         tokio::spawn(async move {
-            if let Err(status) = read_node(link, request.into_inner(), &cluster, &replies, heartbeat).await {
+            let read = tokio::select! {
+                read = read_node(link, request.into_inner(), &cluster, &replies, heartbeat) => read,
+                _ = ending.wait_for(|ending| *ending) => Err(Status::unavailable("the seed is ending")),
+            };
+            if let Err(status) = read {
                 let _ = replies.try_send(Err(status));
             }
             drop(slot);

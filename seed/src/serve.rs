@@ -15,6 +15,7 @@ use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::operator_server::OperatorServer;
 use protoplex_wire::proto::seed_server::SeedServer;
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 use tonic::service::interceptor::InterceptedService;
@@ -102,12 +103,14 @@ pub async fn serve(
     tasks.spawn(leader::run_errands(errands_to_run, datastore.clone(), cluster.clone()));
     tasks.spawn(keep_snapshot(start.snapshot.clone(), cluster.clone()));
 
-    let seed = SeedServer::new(Links::new(cluster.clone(), datastore.clone(), timing))
+    let ending = watch::Sender::new(false);
+    let seed = SeedServer::new(Links::new(cluster.clone(), datastore.clone(), timing, ending.subscribe()))
         .max_decoding_message_size(MAX_LINK_MESSAGE_BYTES);
     let operator = OperatorServer::new(Console::new(cluster.clone(), datastore))
         .max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
     let ended = async {
         drain.await;
+        ending.send_replace(true);
         cluster.tell(|cluster, _| cluster.followers.close_all("the seed is ending")).await;
     };
     let server = Server::builder()

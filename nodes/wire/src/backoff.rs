@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// Half of it is the shortest first wait, so that a restarted seed is found again at once.
 const FIRST: Duration = Duration::from_millis(50);
-const LONGEST: Duration = Duration::from_secs(2);
+/// A member has just under 2 s of lease left when a dead seed's row has ended: it must have found the new one by then.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// Exponential back-off with jitter: each wait is drawn from the upper half of a bound that doubles.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The wait before the next attempt, at most 2 s.
+    /// The wait before the next attempt, at most 1 s.
     pub fn next_delay(&mut self) -> Duration {
         let delay = self.bound.mul_f64(rand::random_range(0.5..1.0));
         self.bound = (self.bound * 2).min(LONGEST);

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 use super::questions::MAX_QUESTIONS;
@@ -39,10 +39,18 @@ pub(super) async fn keep_open(shared: Rc<Shared>) {
         }
         match ended {
             Ok(()) => debug!("the link to the seed ended"),
+            Err(status) if refused(&status) => {
+                warn!(reason = status.message(), "the seed refuses this follower");
+            }
             Err(status) => debug!(reason = status.message(), "no link to the seed"),
         }
         sleep(backoff.next_delay()).await;
     }
+}
+
+/// Is it the follower's own fault, so that trying again alone won't help?
+fn refused(status: &Status) -> bool {
+    matches!(status.code(), Code::InvalidArgument | Code::Unauthenticated | Code::ResourceExhausted)
 }
 
 async fn converse(shared: &Shared, backoff: &mut Backoff) -> Result<(), Status> {
@@ -140,7 +148,8 @@ impl Shared {
         if self.lost_since.get().is_none() {
             self.lost_since.set(Some(Instant::now()));
         }
-        if self.connected.send_replace(false) && !self.left.get() {
+        let lost = self.connected.send_if_modified(|connected| std::mem::replace(connected, false));
+        if lost && !self.left.get() {
             warn!("lost the seed: going on with what is known");
         }
         self.tell_holder(|holder, _| holder.disconnected());

@@ -1,0 +1,279 @@
+//! The command line: what a person or a script may say, and the help that teaches it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::units;
+
+const EXAMPLES: &str = "\
+Examples:
+  protoplex up                                             a whole cluster on this machine
+  protoplex token create --path /files/                    who has it may upload below /files/
+  protoplex upload --token TOKEN big.iso http://localhost:8080/files/
+  protoplex join --pool rooms --backend http://127.0.0.1:3000
+  protoplex handler add rooms --path '/room/{room}/{*rest}' --key 'room:{room}' --pool rooms
+  protoplex route http://localhost:8080/room/42/chat       where would this request go, and why?
+
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached.";
+
+/// An edge in one binary: keyed requests to the node that owns them, files, uploads, realtime.
+#[derive(Debug, Parser)]
+#[command(name = "protoplex", version, after_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Configuration file [default: ./protoplex.toml where there is one]
+    #[arg(long, global = true, value_name = "FILE", env = "PROTOPLEX_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Data directory: identity, storage, caches, logs, running nodes
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Address of the seed [default: the one that runs in the data directory]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub seed: Option<String>,
+    /// Override one setting of the configuration, as in proxy.children=4; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Answer in JSON, for scripts
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// How much to log: error, warn, info, debug, trace, or per module as in `info,protoplex_seed=debug`
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a whole cluster on this machine: seed, datastore, proxy, fileserver and live node
+    Up(Up),
+    /// Run a seed: membership, routing table, key ownership
+    Seed(Node),
+    /// Run a datastore: all structured data, in SQLite
+    Datastore(Node),
+    /// Run a proxy: public HTTP and HTTPS, relayed to the member that owns the key
+    Proxy(Node),
+    /// Run a fileserver: app builds, files, virtual hosts, uploads
+    Fileserver(Node),
+    /// Run a live node: channels over server-sent events
+    Live(Node),
+    /// Register an HTTP server of your own as a member of a pool, and answer for its health
+    Join(Join),
+    /// What runs where, and how it is
+    Status,
+    /// Check a configuration file and say every mistake in it
+    Check {
+        /// The file [default: ./protoplex.toml]
+        file: Option<PathBuf>,
+    },
+    /// Rules that send requests to pools
+    #[command(subcommand)]
+    Handler(Handler),
+    /// Where would this request go, and why?
+    Route(Route),
+    /// Make a folder the current app build: its files are served from memory at once, all or nothing
+    Deploy(Deploy),
+    /// Upload tokens
+    #[command(subcommand)]
+    Token(Token),
+    /// Upload files with a token, with a progress bar
+    Upload(Upload),
+    /// Stored files
+    #[command(subcommand)]
+    Files(Files),
+    /// Print completions for a shell: source <(protoplex completions bash)
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual pages to a folder: protoplex man ~/.local/share/man/man1
+    Man { folder: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Public HTTP address, may be repeated [default: 127.0.0.1:8080 and [::1]:8080]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub http: Vec<SocketAddr>,
+    /// Public HTTPS address, may be repeated [default: 127.0.0.1:8443 and [::1]:8443]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub https: Vec<SocketAddr>,
+    /// Children of the proxy, of the fileserver and of the live node
+    #[arg(long, value_name = "N")]
+    pub children: Option<usize>,
+}
+
+impl Up {
+    /// What its flags set, as `KEY=VALUE`.
+    pub fn settings(&self) -> impl Iterator<Item = String> {
+        let list = |key: &str, addresses: &[SocketAddr]| {
+            let quoted: Vec<_> =
+                addresses.iter().map(|address| format!("{:?}", address.to_string())).collect();
+            (!quoted.is_empty()).then(|| format!("proxy.{key}=[{}]", quoted.join(",")))
+        };
+        let children = ["proxy", "fileserver", "live"].into_iter();
+        let children = children.filter_map(|kind| self.children.map(|n| format!("{kind}.children={n}")));
+        [list("http", &self.http), list("https", &self.https)].into_iter().flatten().chain(children)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Node {
+    /// Its name, unique in the cluster [default: the kind and "-1"]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Child processes [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub children: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct Join {
+    /// Pool to join; handlers send requests to pools
+    #[arg(long)]
+    pub pool: String,
+    /// The server, as in http://127.0.0.1:3000
+    #[arg(long, value_name = "URL")]
+    pub backend: String,
+    /// Its name in the pool [default: POOL/HOST:PORT]; the same name gets the same keys back
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Its zone; requests prefer owners in their own zone
+    #[arg(long)]
+    pub zone: Option<String>,
+    /// Ask this path for its health instead of only connecting; any answer below 500 is healthy
+    #[arg(long, value_name = "PATH")]
+    pub health: Option<String>,
+    /// Time between two health checks
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = units::duration)]
+    pub interval: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Handler {
+    /// Add a handler; requests follow it at once, and no connection notices
+    #[command(after_help = "\
+A path matches segment by segment: {name} takes one segment, {*rest} takes what is left.
+A key is text with parts of the request in it: {name} of the path, {header.NAME} {cookie.NAME} {query.NAME}
+{form.NAME} {host} {path} {client_ip}; {a|b} takes the first that is there.
+
+  protoplex handler add rooms --host '*.live.example.com' --path '/room/{room}/{*rest}' \\
+      --key 'room:{room}' --pool rooms --placement owned")]
+    Add(HandlerAdd),
+    /// The handlers, in the order in which they are tried
+    List,
+    /// Remove a handler
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct HandlerAdd {
+    /// Its name
+    pub name: String,
+    /// Host: example.com, *.example.com, or * for any
+    #[arg(long, default_value = "*")]
+    pub host: String,
+    /// Path pattern
+    #[arg(long)]
+    pub path: String,
+    /// Key template; requests with the same key go to the same member
+    #[arg(long, default_value = "")]
+    pub key: String,
+    /// Pool that takes the requests
+    #[arg(long)]
+    pub pool: String,
+    /// How a member is chosen
+    #[arg(long, default_value = "owned")]
+    pub placement: Placement,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Placement {
+    /// Exactly one member owns a key, until it leaves or its lease ends
+    Owned,
+    /// Rendezvous hashing of the key over the members
+    Hash,
+    /// The less busy of two members
+    Spread,
+}
+
+#[derive(Debug, Args)]
+pub struct Route {
+    /// The request's URL
+    pub url: String,
+    /// A header of the request, may be repeated
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    pub headers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Deploy {
+    /// Folder with the app's files
+    pub folder: PathBuf,
+    /// Host that the build is for: app.example.com, *.example.com, or * for any
+    #[arg(long, default_value = "*")]
+    pub host: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Create an upload token; it is shown once
+    Create(TokenCreate),
+}
+
+#[derive(Debug, Args)]
+pub struct TokenCreate {
+    /// Host to which it may upload: example.com, *.example.com, or * for any
+    #[arg(long, default_value = "*")]
+    pub host: String,
+    /// Path below which it may upload
+    #[arg(long, default_value = "/")]
+    pub path: String,
+    /// Largest file
+    #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = units::size)]
+    pub max_size: u64,
+    /// Most bytes of all its files together [default: no quota]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub quota: Option<u64>,
+    /// How many uploads [default: any number]
+    #[arg(long, value_name = "N")]
+    pub uses: Option<u32>,
+    /// How long it is valid, as in 30m, 12h, 7d
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = units::duration)]
+    pub expires: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct Upload {
+    /// Files to upload, then the URL; a URL that ends in / takes the files' names
+    #[arg(required = true, num_args = 2.., value_name = "FILE… URL")]
+    pub files_and_url: Vec<String>,
+    /// The upload token
+    #[arg(long, env = "PROTOPLEX_TOKEN", hide_env_values = true)]
+    pub token: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Files {
+    /// List stored files by host and path
+    List {
+        /// Only of this host
+        #[arg(long)]
+        host: Option<String>,
+        /// Only below this path
+        #[arg(long, value_name = "PATH")]
+        prefix: Option<String>,
+        /// At most this many
+        #[arg(long, default_value_t = 1000)]
+        limit: u32,
+    },
+}

@@ -1,0 +1,100 @@
+//! How the operator's commands reach a running cluster.
+
+use std::path::Path;
+
+use anyhow::Context;
+use protoplex_runtime::running;
+use protoplex_wire::identity::{Identity, IdentityError, TrustedChannel};
+use protoplex_wire::proto::datastore_client::DatastoreClient;
+use protoplex_wire::proto::operator_client::OperatorClient;
+use protoplex_wire::proto::{ClusterStatus, StatusRequest};
+use thiserror::Error;
+use tonic::{Code, Status};
+
+use crate::cli::Common;
+use crate::settings::Settings;
+
+/// Largest answer that a command takes, in bytes.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// The cluster can't be reached; exit code 3.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct Unreachable(String);
+
+/// The cluster that the command line names.
+pub struct Cluster {
+    identity: Identity,
+    seed: String,
+}
+
+impl Cluster {
+    /// Reads the identity in the data directory; nothing is connected yet.
+    pub fn find(common: &Common) -> anyhow::Result<Self> {
+        let settings = Settings::load(common)?;
+        let identity = Identity::open(&settings.data.join("cluster")).map_err(|error| match error {
+            IdentityError::Absent(_) => anyhow::Error::new(Unreachable(error.to_string())),
+            other => other.into(),
+        })?;
+        let seed = match &common.seed {
+            Some(seed) => seed.clone(),
+            None => running_seed(&settings.data).unwrap_or_else(|| settings.seed_address.clone()),
+        };
+        Ok(Self { identity, seed })
+    }
+
+    /// The seed's service for operators.
+    pub fn operator(&self) -> anyhow::Result<OperatorClient<TrustedChannel>> {
+        let channel =
+            self.identity.channel(&self.seed).with_context(|| format!("bad seed address {}", self.seed))?;
+        Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+    }
+
+    /// The datastore, at the address that the seed tells.
+    pub async fn datastore(&self) -> anyhow::Result<DatastoreClient<TrustedChannel>> {
+        let address = self.status().await?.datastore;
+        let channel =
+            self.identity.channel(&address).with_context(|| format!("bad datastore address {address}"))?;
+        Ok(DatastoreClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+    }
+
+    /// What runs where.
+    pub async fn status(&self) -> anyhow::Result<ClusterStatus> {
+        let status = self.operator()?.status(StatusRequest {}).await;
+        Ok(status.map_err(|status| self.explain(status))?.into_inner())
+    }
+
+    /// Where the seed is looked for.
+    pub fn seed(&self) -> &str {
+        &self.seed
+    }
+
+    /// The cluster's identity.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Says in the operator's words what a call failed of.
+    pub fn explain(&self, status: Status) -> anyhow::Error {
+        match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded => anyhow::Error::new(Unreachable(format!(
+                "no seed answers at {}: is the cluster up? ({})",
+                self.seed,
+                status.message()
+            ))),
+            Code::Unauthenticated => anyhow::Error::new(Unreachable(format!(
+                "the cluster at {} does not know this data directory's token; --data names the right one",
+                self.seed
+            ))),
+            _ => anyhow::anyhow!("{}", status.message()),
+        }
+    }
+}
+
+/// The address of the seed that runs in this data directory, if one does.
+fn running_seed(data: &Path) -> Option<String> {
+    let nodes = running::list(data).ok()?;
+    let seed = nodes.into_iter().find(|node| node.kind == "seed")?;
+    let grpc = seed.addresses.into_iter().find(|address| address.name == "grpc")?;
+    Some(grpc.address.to_string())
+}

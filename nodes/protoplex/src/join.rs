@@ -1,0 +1,205 @@
+//! `protoplex join`: the side-car of a user's HTTP server. It holds the server's membership while the server is healthy.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use protoplex_wire::follow::{Follower, Link};
+use protoplex_wire::identity::Identity;
+use protoplex_wire::pattern::MAX_NAME_BYTES;
+use protoplex_wire::proto::Member;
+use reqwest::Url;
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::task::LocalSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::cli::{Common, Join};
+use crate::cluster::Cluster;
+
+/// Checks in a row that must fail before the server is taken out.
+const FAILURES_TO_LEAVE: u32 = 2;
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs the command until Ctrl-C or SIGTERM.
+pub async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
+    let cluster = Cluster::find(common)?;
+    let backend = Backend::parse(&command).await?;
+    let sidecar = Sidecar {
+        identity: cluster.identity().clone(),
+        seed: cluster.seed().to_owned(),
+        interval: command.interval,
+        json: common.json,
+        backend,
+    };
+    LocalSet::new().run_until(sidecar.run()).await
+}
+
+struct Sidecar {
+    identity: Identity,
+    seed: String,
+    interval: Duration,
+    json: bool,
+    backend: Backend,
+}
+
+impl Sidecar {
+    async fn run(self) -> anyhow::Result<()> {
+        let mut ended = std::pin::pin!(stop_signal()?);
+        loop {
+            tokio::select! {
+                () = self.until_healthy() => {}
+                () = &mut ended => return Ok(()),
+            }
+            let link = Link::open(&self.identity, &self.seed, self.follower())?;
+            let reason = tokio::select! {
+                reason = self.while_healthy(&link) => reason,
+                () = &mut ended => {
+                    link.leave().await;
+                    self.say("left", "");
+                    return Ok(());
+                }
+            };
+            link.leave().await;
+            self.say("left", &reason);
+        }
+    }
+
+    fn follower(&self) -> Follower {
+        let member = &self.backend.member;
+        Follower {
+            node: node_name(&member.id),
+            child: 0,
+            kind: "backend".to_owned(),
+            zone: member.zone.clone(),
+            member: Some(member.clone()),
+        }
+    }
+
+    async fn until_healthy(&self) {
+        let mut said = false;
+        let mut ticks = interval(self.interval);
+        loop {
+            ticks.tick().await;
+            match self.backend.check().await {
+                Ok(()) => return,
+                Err(reason) if !said => {
+                    said = true;
+                    self.say("waiting", &reason);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Ends when the server is no longer healthy, with the reason.
+    async fn while_healthy(&self, link: &Link) -> String {
+        let mut connection = link.connection();
+        let mut ticks = interval(self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = 0;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => match self.backend.check().await {
+                    Ok(()) => failures = 0,
+                    Err(reason) => {
+                        failures += 1;
+                        if failures >= FAILURES_TO_LEAVE {
+                            return reason;
+                        }
+                    }
+                },
+                _ = connection.changed() => {
+                    let joined = *connection.borrow_and_update();
+                    self.say(if joined { "joined" } else { "no seed" }, "");
+                }
+            }
+        }
+    }
+
+    fn say(&self, state: &str, reason: &str) {
+        let Member { id, pool, address, .. } = &self.backend.member;
+        if self.json {
+            println!(
+                "{}",
+                json!({"member": id, "pool": pool, "address": address, "state": state, "reason": reason})
+            );
+            return;
+        }
+        let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        match state {
+            "joined" => println!("{id} is a member of pool {pool}, at {address}"),
+            "left" => println!("{id} has left pool {pool}{because}"),
+            "waiting" => println!("waiting for {address}{because}"),
+            _ => println!("the seed at {} is away: its proxies go on with what they know", self.seed),
+        }
+    }
+}
+
+struct Backend {
+    member: Member,
+    address: SocketAddr,
+    health: Option<Url>,
+    client: reqwest::Client,
+}
+
+impl Backend {
+    async fn parse(command: &Join) -> anyhow::Result<Self> {
+        let url = Url::parse(&command.backend).with_context(|| {
+            format!("{:?} is no URL; write for example http://127.0.0.1:3000", command.backend)
+        })?;
+        if url.scheme() != "http" || !matches!(url.path(), "" | "/") {
+            bail!("--backend takes http://HOST:PORT without a path: requests are relayed to it as they came");
+        }
+        let (host, port) = (url.host_str().context("the backend has no host")?, url.port().unwrap_or(80));
+        let host = host.trim_matches(['[', ']']);
+        let resolved = tokio::net::lookup_host((host, port)).await;
+        let address = resolved.ok().and_then(|mut found| found.next());
+        let address = address.with_context(|| format!("the host {host:?} of the backend has no address"))?;
+        let health =
+            command.health.as_ref().map(|path| url.join(path)).transpose().context("bad --health")?;
+        let member = Member {
+            id: command.id.clone().unwrap_or_else(|| format!("{}/{host}:{port}", command.pool)),
+            pool: command.pool.clone(),
+            address: address.to_string(),
+            zone: command.zone.clone().unwrap_or_default(),
+        };
+        let client = reqwest::Client::builder().timeout(CHECK_TIMEOUT).no_proxy().build()?;
+        Ok(Self { member, address, health, client })
+    }
+
+    async fn check(&self) -> Result<(), String> {
+        let Some(health) = &self.health else {
+            return match timeout(CHECK_TIMEOUT, TcpStream::connect(self.address)).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("it does not take connections".to_owned()),
+            };
+        };
+        match self.client.get(health.clone()).send().await {
+            Ok(answer) if answer.status().is_server_error() => {
+                Err(format!("its health is {}", answer.status()))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// "rooms/127.0.0.1:3000" → "join-rooms-127-0-0-1-3000": a side-car counts as a node of its own.
+fn node_name(member: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    format!("join-{}", member.chars().map(plain).collect::<String>()).chars().take(MAX_NAME_BYTES).collect()
+}
+
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,91 @@
+//! The binary: one file for each command, over the crates that do the work.
+
+mod check;
+mod cli;
+mod cluster;
+mod demo;
+mod deploy;
+mod files;
+mod handler;
+mod join;
+mod man;
+mod node;
+mod output;
+mod route;
+mod settings;
+mod status;
+mod token;
+mod units;
+mod up;
+mod upload;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mimalloc::MiMalloc;
+use protoplex_runtime::config::ConfigError;
+use protoplex_runtime::start::{REFUSED, StartError};
+
+use crate::cli::{Cli, Command};
+use crate::cluster::Unreachable;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// The exit code where the cluster can't be reached.
+const UNREACHABLE: u8 = 3;
+
+fn main() -> ExitCode {
+    // A child of a node gets everything from its parent and looks at no argument.
+    match protoplex_runtime::child::from_environment() {
+        Ok(Some(child)) => return node::child(child),
+        Ok(None) => {}
+        Err(error) => return fail(&error.into()),
+    }
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => fail(&error),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { common, command } = cli;
+    match command {
+        Command::Up(up) => return up::run(&common, up),
+        Command::Seed(node) => return node::run(node::Kind::Seed, &common, &node),
+        Command::Datastore(node) => return node::run(node::Kind::Datastore, &common, &node),
+        Command::Proxy(node) => return node::run(node::Kind::Proxy, &common, &node),
+        Command::Fileserver(node) => return node::run(node::Kind::Fileserver, &common, &node),
+        Command::Live(node) => return node::run(node::Kind::Live, &common, &node),
+        Command::Check { file } => check::run(&common, file)?,
+        Command::Completions { shell } => man::completions(shell),
+        Command::Man { folder } => man::write(&folder)?,
+        Command::Join(command) => wait(join::run(&common, command))?,
+        Command::Status => wait(status::run(&common))?,
+        Command::Handler(command) => wait(handler::run(&common, command))?,
+        Command::Route(command) => wait(route::run(&common, command))?,
+        Command::Deploy(command) => wait(deploy::run(&common, command))?,
+        Command::Token(cli::Token::Create(command)) => wait(token::run(&common, command))?,
+        Command::Upload(command) => wait(upload::run(&common, command))?,
+        Command::Files(command) => wait(files::run(&common, command))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a command of an operator: one thread does.
+fn wait(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+/// Says what failed, on standard error, and with which code that ends the process.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("protoplex: {error:#}");
+    if error.is::<Unreachable>() {
+        ExitCode::from(UNREACHABLE)
+    } else if error.is::<ConfigError>() || error.is::<StartError>() {
+        ExitCode::from(REFUSED)
+    } else {
+        ExitCode::FAILURE
+    }
+}

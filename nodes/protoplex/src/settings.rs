@@ -1,0 +1,180 @@
+//! The whole of `protoplex.toml`, with environment and flags laid over it, checked.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use protoplex_runtime::config::{self, Common as NodeCommon, ConfigError, Problems, Timing};
+use protoplex_runtime::telemetry;
+use serde::Deserialize;
+
+use crate::cli::Common;
+use crate::node::Kind;
+
+/// Looked for where no other file is named.
+const DEFAULT_FILE: &str = "protoplex.toml";
+
+/// The file as written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    data: PathBuf,
+    /// Where nodes and commands reach the seed.
+    seed_address: String,
+    region: String,
+    zone: String,
+    log: telemetry::Settings,
+    drain: Timing,
+    meta: Meta,
+    seed: protoplex_seed::config::Raw,
+    datastore: protoplex_datastore::config::Config,
+    proxy: protoplex_proxy::config::Raw,
+    fileserver: protoplex_fileserver::config::Raw,
+    live: protoplex_live::Raw,
+}
+
+/// The section `[meta]`: the internal port of each node, for health, metrics and status.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Meta {
+    seed: SocketAddr,
+    datastore: SocketAddr,
+    proxy: SocketAddr,
+    fileserver: SocketAddr,
+    live: SocketAddr,
+    /// Lets meta ports listen on addresses that other machines reach.
+    exposed: bool,
+}
+
+impl Default for Meta {
+    fn default() -> Self {
+        let port = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self {
+            seed: port(8051),
+            datastore: port(8052),
+            proxy: port(8053),
+            fileserver: port(8054),
+            live: port(8055),
+            exposed: false,
+        }
+    }
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            data: "protoplex-data".into(),
+            seed_address: "127.0.0.1:8050".to_owned(),
+            region: String::new(),
+            zone: String::new(),
+            log: telemetry::Settings::default(),
+            drain: Timing::default(),
+            meta: Meta::default(),
+            seed: Default::default(),
+            datastore: Default::default(),
+            proxy: Default::default(),
+            fileserver: Default::default(),
+            live: Default::default(),
+        }
+    }
+}
+
+/// Everything that is configured, checked.
+pub struct Settings {
+    /// The data directory.
+    pub data: PathBuf,
+    /// Where nodes and commands reach the seed.
+    pub seed_address: String,
+    /// How nodes drain.
+    pub drain: Timing,
+    region: String,
+    zone: String,
+    log: telemetry::Settings,
+    meta: Meta,
+    pub seed: protoplex_seed::config::Config,
+    pub datastore: protoplex_datastore::config::Config,
+    pub proxy: protoplex_proxy::config::Config,
+    pub fileserver: protoplex_fileserver::config::Config,
+    pub live: protoplex_live::Config,
+}
+
+impl Settings {
+    /// The file that counts: the one that is named, else `./protoplex.toml` where there is one.
+    pub fn file(common: &Common) -> Result<Option<PathBuf>, ConfigError> {
+        let default = Path::new(DEFAULT_FILE);
+        Ok(common.config.clone().or_else(|| default.exists().then(|| default.to_owned())))
+    }
+
+    /// Reads and checks everything.
+    pub fn load(common: &Common) -> anyhow::Result<Self> {
+        let flags = flags(common)?;
+        let (raw, mut problems): (Raw, Problems) =
+            config::load(Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
+        let settings = Self {
+            // As commands that are printed are run from elsewhere.
+            data: std::path::absolute(raw.data)?,
+            seed_address: raw.seed_address,
+            drain: raw.drain,
+            region: raw.region,
+            zone: raw.zone,
+            log: raw.log,
+            meta: raw.meta,
+            seed: raw.seed.resolve(&mut problems),
+            datastore: raw.datastore,
+            proxy: raw.proxy.resolve(&mut problems),
+            fileserver: raw.fileserver.resolve(&mut problems),
+            live: raw.live.resolve(&mut problems),
+        };
+        problems.finish()?;
+        Ok(settings)
+    }
+
+    /// What a node of this kind is told besides its own section.
+    pub fn common(&self, kind: Kind, node: Option<&str>) -> NodeCommon {
+        NodeCommon {
+            node: node.map_or_else(|| kind.node(), str::to_owned),
+            data: self.data.clone(),
+            seed: self.seed_address.clone(),
+            region: self.region.clone(),
+            zone: self.zone.clone(),
+            meta: match kind {
+                Kind::Seed => self.meta.seed,
+                Kind::Datastore => self.meta.datastore,
+                Kind::Proxy => self.meta.proxy,
+                Kind::Fileserver => self.meta.fileserver,
+                Kind::Live => self.meta.live,
+            },
+            meta_forced: self.meta.exposed,
+            timing: self.drain.clone(),
+            telemetry: self.log.clone(),
+        }
+    }
+}
+
+/// The settings that flags of every command make; later ones count.
+fn flags(common: &Common) -> anyhow::Result<Vec<(String, toml::Value)>> {
+    let mut flags = Vec::new();
+    for setting in &common.set {
+        let Some((key, value)) = setting.split_once('=') else {
+            anyhow::bail!("--set {setting:?} is not KEY=VALUE, as in --set proxy.children=4");
+        };
+        flags.push((key.to_owned(), value_of(value)));
+    }
+    let texts = [
+        ("data", common.data.as_ref().map(|data| data.display().to_string())),
+        ("seed_address", common.seed.clone()),
+        ("log.level", common.log_level.clone()),
+    ];
+    let texts =
+        texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), toml::Value::String(text?))));
+    flags.extend(texts);
+    Ok(flags)
+}
+
+/// What reads as TOML is that, anything else is text.
+fn value_of(text: &str) -> toml::Value {
+    let document = format!("value = {text}").parse::<toml::Table>();
+    document
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}

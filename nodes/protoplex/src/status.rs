@@ -1,0 +1,214 @@
+//! `protoplex status`: what runs where, in supervisord's words.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use protoplex_wire::proto::{Build, ChildState, ClusterStatus, NodeStatus, PoolStatus};
+use serde::Serialize;
+
+use crate::cli::Common;
+use crate::cluster::Cluster;
+use crate::output::{columns, plural, print};
+use crate::units::{show_size, show_uptime};
+
+#[derive(Serialize)]
+struct Report {
+    seed: String,
+    term: u64,
+    leading: bool,
+    recovering: bool,
+    table_version: u64,
+    keys: u64,
+    nodes: Vec<NodeReport>,
+    pools: Vec<PoolReport>,
+    builds: Vec<BuildReport>,
+}
+
+#[derive(Serialize)]
+struct NodeReport {
+    node: String,
+    kind: String,
+    version: String,
+    pid: u32,
+    ready: bool,
+    draining: bool,
+    meta: String,
+    listens: Vec<String>,
+    uptime_ms: u64,
+    seen_ms_ago: u64,
+    children: Vec<ChildReport>,
+}
+
+#[derive(Serialize)]
+struct ChildReport {
+    child: u32,
+    state: String,
+    pid: u32,
+    uptime_ms: u64,
+    restarts: u32,
+}
+
+#[derive(Serialize)]
+struct PoolReport {
+    pool: String,
+    members: Vec<MemberReport>,
+}
+
+#[derive(Serialize)]
+struct MemberReport {
+    member: String,
+    address: String,
+    zone: String,
+    keys: u64,
+    lease_left_ms: u64,
+}
+
+#[derive(Serialize)]
+struct BuildReport {
+    host: String,
+    version: u64,
+    assets: u32,
+    bytes: u64,
+    digest: String,
+}
+
+/// Runs the command.
+pub async fn run(common: &Common) -> anyhow::Result<()> {
+    let cluster = Cluster::find(common)?;
+    let report = Report::new(cluster.seed(), cluster.status().await?);
+    print(common.json, &report, text)?;
+    Ok(())
+}
+
+fn text(report: &Report) -> String {
+    let mut rows = Vec::new();
+    for node in &report.nodes {
+        let state = if node.draining {
+            "STOPPING"
+        } else if node.ready {
+            "RUNNING"
+        } else {
+            "STARTING"
+        };
+        let alive = format!("pid {}, uptime {}", node.pid, uptime(node.uptime_ms));
+        rows.push([node.node.clone(), state.to_owned(), alive, node.listens.join(", ")]);
+        for child in &node.children {
+            let restarts = match child.restarts {
+                0 => String::new(),
+                n => plural(n as usize, "restart"),
+            };
+            let alive = format!("pid {}, uptime {}", child.pid, uptime(child.uptime_ms));
+            rows.push([format!("{}:{}", node.node, child.child), child.state.clone(), alive, restarts]);
+        }
+    }
+    let mut text = columns(&rows);
+
+    let members = report.pools.iter().flat_map(|pool| {
+        pool.members.iter().map(|member| {
+            [
+                pool.pool.clone(),
+                member.member.clone(),
+                member.address.clone(),
+                plural(member.keys as usize, "key"),
+            ]
+        })
+    });
+    text.push_str("\nPools\n");
+    text.push_str(&columns(&members.collect::<Vec<_>>()));
+    if !report.builds.is_empty() {
+        text.push_str("\nApp builds\n");
+        let rows = report.builds.iter().map(|build| {
+            let size = format!("{}, {}", plural(build.assets as usize, "asset"), show_size(build.bytes));
+            [build.host.clone(), format!("build {}", build.version), size]
+        });
+        text.push_str(&columns(&rows.collect::<Vec<_>>()));
+    }
+    let role = match (report.leading, report.recovering) {
+        (false, _) => "waiting to lead",
+        (true, true) => "recovering: keys that no member reported wait for the lease to end",
+        (true, false) => "leading",
+    };
+    text.push_str(&format!(
+        "\nSeed {} {role}, term {}, {}\n",
+        report.seed,
+        report.term,
+        plural(report.keys as usize, "key")
+    ));
+    text
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
+fn uptime(ms: u64) -> String {
+    show_uptime(Duration::from_millis(ms))
+}
+
+impl Report {
+    fn new(seed: &str, status: ClusterStatus) -> Self {
+        let mut nodes: Vec<_> = status.nodes.into_iter().map(NodeReport::from).collect();
+        nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        Self {
+            seed: seed.to_owned(),
+            term: status.term,
+            leading: status.leading,
+            recovering: status.recovering,
+            table_version: status.table_version,
+            keys: status.keys,
+            nodes,
+            pools: status.pools.into_iter().map(PoolReport::from).collect(),
+            builds: status.builds.into_iter().map(BuildReport::from).collect(),
+        }
+    }
+}
+
+impl From<NodeStatus> for NodeReport {
+    fn from(status: NodeStatus) -> Self {
+        let hello = status.node.unwrap_or_default();
+        let state = status.state.unwrap_or_default();
+        Self {
+            node: hello.node,
+            kind: hello.kind,
+            version: hello.version,
+            pid: hello.pid,
+            ready: state.ready,
+            draining: state.draining,
+            meta: hello.meta,
+            listens: hello.listens,
+            uptime_ms: unix_ms().saturating_sub(u64::try_from(hello.started_at_ms).unwrap_or(0)),
+            seen_ms_ago: status.seen_ms_ago,
+            children: state.children.into_iter().map(ChildReport::from).collect(),
+        }
+    }
+}
+
+impl From<ChildState> for ChildReport {
+    fn from(child: ChildState) -> Self {
+        let ChildState { index, state, pid, uptime_ms, restarts } = child;
+        Self { child: index, state, pid, uptime_ms, restarts }
+    }
+}
+
+impl From<PoolStatus> for PoolReport {
+    fn from(pool: PoolStatus) -> Self {
+        let members = pool.members.into_iter().map(|status| {
+            let member = status.member.unwrap_or_default();
+            MemberReport {
+                member: member.id,
+                address: member.address,
+                zone: member.zone,
+                keys: status.keys,
+                lease_left_ms: status.lease_left_ms,
+            }
+        });
+        Self { pool: pool.name, members: members.collect() }
+    }
+}
+
+impl From<Build> for BuildReport {
+    fn from(build: Build) -> Self {
+        let Build { host, version, assets, bytes, digest, .. } = build;
+        Self { host, version, assets, bytes, digest }
+    }
+}

@@ -1,0 +1,62 @@
+//! `protoplex token create`.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use protoplex_wire::identity::TrustedChannel;
+use protoplex_wire::proto::CreateTokenRequest;
+use protoplex_wire::proto::datastore_client::DatastoreClient;
+use serde::Serialize;
+
+use crate::cli::{Common, TokenCreate};
+use crate::cluster::Cluster;
+use crate::output::print;
+
+/// A token and what it opens.
+#[derive(Serialize)]
+pub struct Created {
+    /// Shown once; the datastore keeps only its digest.
+    pub token: String,
+    /// Names it in lists and logs.
+    pub id: String,
+    /// Where it may upload.
+    pub host: String,
+    /// Below which path.
+    pub path: String,
+    /// Unix time in milliseconds.
+    pub expires_at_ms: i64,
+}
+
+/// Runs the command.
+pub async fn run(common: &Common, command: TokenCreate) -> anyhow::Result<()> {
+    let cluster = Cluster::find(common)?;
+    let created = create(cluster.datastore().await?, command).await.map_err(|s| cluster.explain(s))?;
+    // Alone on its line, so that TOKEN=$(protoplex token create …) works.
+    print(common.json, &created, |created| created.token.clone())?;
+    Ok(())
+}
+
+/// Creates a token at the datastore.
+pub async fn create(
+    mut datastore: DatastoreClient<TrustedChannel>,
+    wanted: TokenCreate,
+) -> Result<Created, tonic::Status> {
+    let expires_at_ms = unix_ms(SystemTime::now()) + millis(wanted.expires);
+    let request = CreateTokenRequest {
+        host: wanted.host.clone(),
+        path_prefix: wanted.path.clone(),
+        max_bytes: wanted.max_size,
+        quota_bytes: wanted.quota.unwrap_or(0),
+        uses: wanted.uses.unwrap_or(0),
+        expires_at_ms,
+    };
+    let reply = datastore.create_token(request).await?.into_inner();
+    Ok(Created { token: reply.token, id: reply.id, host: wanted.host, path: wanted.path, expires_at_ms })
+}
+
+fn unix_ms(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 2)
+}

@@ -1,0 +1,97 @@
+//! Sizes and times as people write and read them.
+
+use std::time::Duration;
+
+/// "64MiB", "1.5 GB", "1000" → bytes.
+pub fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = split(text)?;
+    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(format!("{unit:?} is no unit of size; write for example 500MB or 64MiB")),
+    };
+    let bytes = number * factor as f64;
+    if bytes > u64::MAX as f64 {
+        return Err("too large".to_owned());
+    }
+    Ok(bytes as u64)
+}
+
+/// "500ms", "10s", "30m", "12h", "7d" → a time.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split(text)?;
+    let seconds = match unit {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => {
+            return Err(format!("{unit:?} is no unit of time; write for example 500ms, 30s, 15m, 12h or 7d"));
+        }
+    };
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| "too long".to_owned())
+}
+
+fn split(text: &str) -> Result<(f64, &str), String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number = text[..end].parse().map_err(|_| format!("{text:?} does not begin with a number"))?;
+    Ok((number, text[end..].trim()))
+}
+
+/// Bytes as people read them: 1.5 GiB.
+pub fn show_size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut value = bytes as f64;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A time as supervisord shows it: 0:33:47, or 2 days, 0:33:47.
+pub fn show_uptime(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let clock = format!("{}:{:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    match seconds / 86_400 {
+        0 => clock,
+        1 => format!("1 day, {clock}"),
+        days => format!("{days} days, {clock}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("1000"), Ok(1000));
+        assert_eq!(size("64MiB"), Ok(64 << 20));
+        assert_eq!(size("1.5 GB"), Ok(1_500_000_000));
+        assert!(size("12 parsecs").unwrap_err().contains("no unit of size"));
+        assert!(size("MiB").is_err());
+        assert!(size("99999999999TiB").is_err());
+        assert_eq!(show_size(1023), "1023 B");
+        assert_eq!(show_size(3 << 29), "1.5 GiB");
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        assert!(duration("2 fortnights").is_err());
+        assert_eq!(show_uptime(Duration::from_secs(2027)), "0:33:47");
+        assert_eq!(show_uptime(Duration::from_secs(90_061)), "1 day, 1:01:01");
+    }
+}

@@ -1,0 +1,220 @@
+//! `protoplex up`: a whole cluster on this machine, every node a process of its own.
+
+mod welcome;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use protoplex_runtime::start::StartError;
+use protoplex_runtime::supervisor::{Policy, Process, Program};
+use protoplex_runtime::{parent, running};
+use protoplex_wire::identity::Identity;
+use protoplex_wire::proto::{Handler, ListHandlersRequest, Placement};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+
+use self::welcome::Welcome;
+use crate::cli::{Common, TokenCreate, Up};
+use crate::cluster::Cluster;
+use crate::node::Kind;
+use crate::settings::Settings;
+use crate::{demo, deploy, token};
+
+/// A node that isn't ready by then has a problem that its log tells.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// What a node may take for its end beyond its own drain.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the token that `up` prints is good for.
+const TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
+const TOKEN_MAX_BYTES: u64 = 64 << 30;
+/// Below this path it lets files be uploaded.
+const FILES: &str = "/files/";
+
+/// In the order in which they start; they end in the reverse order, so that each still finds what it needs.
+const KINDS: [Kind; 5] = [Kind::Datastore, Kind::Seed, Kind::Live, Kind::Fileserver, Kind::Proxy];
+
+/// Runs the command until Ctrl-C or SIGTERM.
+pub fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
+    let mut common = common.clone();
+    common.set.extend(command.settings());
+    let settings = Settings::load(&common)?;
+    let _claim = running::claim(&settings.data, "cluster").map_err(StartError::from)?;
+    let specs: Vec<_> = KINDS
+        .into_iter()
+        .map(|kind| kind.spec(&settings, &settings.common(kind, None)))
+        .collect::<Result<_, _>>()?;
+    parent::probe(&specs)?;
+    Identity::open_or_create(&settings.data.join("cluster"))?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut stop = StopSignals::new()?;
+        let nodes = Nodes::start(&common, &settings)?;
+        let introduced = tokio::select! {
+            introduced = nodes.introduce(&common, &settings) => introduced.map(|text| print!("{text}")),
+            () = stop.next() => Ok(()),
+        };
+        if introduced.is_ok() {
+            tokio::select! {
+                () = stop.next() => eprintln!("\nDraining. Ctrl-C again ends everything at once."),
+                () = nodes.any_given_up() => {}
+            }
+        }
+        nodes.drain(&mut stop).await;
+        introduced.map(|()| ExitCode::SUCCESS)
+    })
+}
+
+struct Nodes {
+    nodes: Vec<(Kind, Process)>,
+    logs: PathBuf,
+}
+
+impl Nodes {
+    fn start(common: &Common, settings: &Settings) -> anyhow::Result<Self> {
+        let executable = std::env::current_exe().context("cannot find this program's own file")?;
+        let logs = settings.data.join("log");
+        std::fs::create_dir_all(&logs).with_context(|| format!("{}", logs.display()))?;
+        let policy =
+            || Policy::new(settings.drain.drain_grace() + settings.drain.drain_timeout() + END_TIMEOUT);
+        let nodes = KINDS.map(|kind| {
+            let arguments = arguments(kind, common, settings, &logs);
+            (kind, Process::start(Program::node(&kind.node(), executable.clone(), arguments), policy()))
+        });
+        Ok(Self { nodes: nodes.into(), logs })
+    }
+
+    /// Waits until all nodes are ready, makes what a first start lacks, and tells what there is to try.
+    async fn introduce(&self, common: &Common, settings: &Settings) -> anyhow::Result<String> {
+        self.ready().await?;
+        let cluster = Cluster::find(common)?;
+        furnish(&cluster).await?;
+        let wanted = TokenCreate {
+            host: "*".to_owned(),
+            path: FILES.to_owned(),
+            max_size: TOKEN_MAX_BYTES,
+            quota: None,
+            uses: None,
+            expires: TOKEN_LIFE,
+        };
+        let token =
+            token::create(cluster.datastore().await?, wanted).await.map_err(|s| cluster.explain(s))?;
+        let nodes = running::list(&settings.data)?;
+        Ok(Welcome { data: &settings.data, logs: &self.logs, nodes: &nodes, token: &token.token }
+            .text(common.json)?)
+    }
+
+    async fn ready(&self) -> anyhow::Result<()> {
+        for (kind, process) in &self.nodes {
+            let mut status = process.status();
+            let waited =
+                timeout(READY_TIMEOUT, status.wait_for(|status| status.ready || status.state.is_final()))
+                    .await;
+            if !waited.is_ok_and(|status| status.is_ok_and(|status| status.ready)) {
+                let log = self.logs.join(format!("{}.log", kind.node()));
+                bail!("{} did not become ready; its log says why: {}", kind.node(), log.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when a node has died too often to be started again.
+    async fn any_given_up(&self) {
+        let ended = self.nodes.iter().map(|(_, process)| Box::pin(process.ended()));
+        let (_, index, _) = futures_util::future::select_all(ended).await;
+        let node = self.nodes[index].0.node();
+        eprintln!(
+            "protoplex: {node} died too often and is not started again; its log is in {}",
+            self.logs.display()
+        );
+    }
+
+    async fn drain(&self, stop: &mut StopSignals) {
+        let in_order = async {
+            for (_, process) in self.nodes.iter().rev() {
+                process.drain();
+                process.ended().await;
+            }
+        };
+        tokio::select! {
+            () = in_order => {}
+            () = stop.next() => {
+                for (_, process) in &self.nodes {
+                    process.end();
+                }
+                for (_, process) in &self.nodes {
+                    process.ended().await;
+                }
+            }
+        }
+    }
+}
+
+fn arguments(kind: Kind, common: &Common, settings: &Settings, logs: &Path) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> =
+        vec![kind.name().into(), "--data".into(), settings.data.clone().into()];
+    if let Some(config) = &common.config {
+        arguments.extend(["--config".into(), config.into()]);
+    }
+    let log = |name: String| toml::Value::String(logs.join(name).display().to_string());
+    let node_log = format!("log.file={}", log(format!("{}.log", kind.node())));
+    let access_log = format!("{}.access_log={{ file = {} }}", kind.name(), log("access.log".to_owned()));
+    // Of the nodes with public ports only the proxy meets every request.
+    let logs = [node_log].into_iter().chain((kind == Kind::Proxy).then_some(access_log));
+    let set = logs.chain(common.set.iter().cloned());
+    arguments.extend(set.flat_map(|setting| ["--set".into(), setting.into()]));
+    if let Some(level) = &common.log_level {
+        arguments.extend(["--log-level".into(), level.into()]);
+    }
+    arguments
+}
+
+/// Gives a new cluster its handlers (channels to live nodes, everything else to fileservers) and the demo app. What an
+/// operator has changed since stays changed.
+async fn furnish(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut operator = cluster.operator()?;
+    let known = operator.list_handlers(ListHandlersRequest {}).await.map_err(|s| cluster.explain(s))?;
+    let is_new = known.into_inner().handlers.is_empty() && cluster.status().await?.builds.is_empty();
+    if !is_new {
+        return Ok(());
+    }
+    let handler = |name: &str, path: &str, key: &str, placement: Placement| Handler {
+        name: name.to_owned(),
+        host: "*".to_owned(),
+        path: path.to_owned(),
+        key: key.to_owned(),
+        pool: name.to_owned(),
+        placement: placement.into(),
+    };
+    for first in [
+        handler("live", "/.well-known/mercure", "{query.topic|form.topic}", Placement::Owned),
+        handler("files", "/{*rest}", "{path}", Placement::Hash),
+    ] {
+        operator.add_handler(first).await.map_err(|s| cluster.explain(s))?;
+    }
+    let assets = tokio::task::spawn_blocking(demo::assets).await??;
+    deploy::send(operator, "*", assets).await.map_err(|s| cluster.explain(s))?;
+    Ok(())
+}
+
+/// Ctrl-C and SIGTERM, each time that they come.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

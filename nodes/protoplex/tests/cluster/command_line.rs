@@ -1,0 +1,169 @@
+//! The command line, as a person and as a script use it.
+
+use std::io::Write;
+
+use protoplex_testkit::ports::Port;
+
+use crate::{noise, plan, start};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn protoplex(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_protoplex"));
+    let output = command.args(arguments).current_dir(folder.path()).output().unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn row_a_bad_configuration_is_refused_with_file_line_and_suggestion() {
+    let cases = [
+        (
+            "[proxy]\nhtpp = [\"127.0.0.1:0\"]\n",
+            "protoplex.toml:2: unknown key \"htpp\", did you mean \"http\"?",
+        ),
+        ("data = 1\n", "protoplex.toml:1:"),
+        ("[proxy\n", "protoplex.toml:1:"),
+        ("[live]\nchildren = 0\nhistory_count = 1\n", "live.history_count"),
+    ];
+    for (file, says) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("protoplex.toml"), file).unwrap();
+        for arguments in [&["check"][..], &["up"], &["proxy"]] {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_protoplex"));
+            let output = command.args(arguments).current_dir(folder.path()).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{file} {arguments:?}");
+            assert!(text(&output.stderr).contains(says), "{says} in {}", text(&output.stderr));
+        }
+    }
+    assert_eq!(protoplex(&["check"]).0, Some(0), "the defaults are good");
+}
+
+#[test]
+fn row_a_port_that_is_taken_is_named_before_anything_runs() {
+    let port = Port::take();
+    let _taken = std::net::TcpListener::bind(port.address()).unwrap();
+    let setting = format!("proxy.http=[\"{}\"]", port.address());
+    let (code, _, error) = protoplex(&["up", "--set", &setting]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains(&port.address()) && error.contains("in use"), "{error}");
+}
+
+#[test]
+fn row_the_data_directory_of_a_running_cluster_is_refused() {
+    let cluster = start();
+    for arguments in [&["up"][..], &["proxy"], &["seed"]] {
+        let output = cluster.run(arguments);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains("already running") && error.contains("pid"), "{error}");
+    }
+}
+
+#[test]
+fn a_cluster_that_is_not_there_is_exit_code_3_with_advice() {
+    let (code, _, error) = protoplex(&["status"]);
+    assert_eq!(code, Some(3));
+    assert!(error.contains("start the cluster there first"), "{error}");
+}
+
+#[test]
+fn help_and_manual_teach_every_command() {
+    let (code, help, _) = protoplex(&["--help"]);
+    assert_eq!(code, Some(0));
+    for command in [
+        "up",
+        "seed",
+        "proxy",
+        "fileserver",
+        "live",
+        "datastore",
+        "join",
+        "status",
+        "check",
+        "handler",
+        "route",
+        "deploy",
+        "token",
+        "upload",
+        "files",
+    ] {
+        assert!(
+            help.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))),
+            "{command} in {help}"
+        );
+        assert_eq!(protoplex(&[command, "--help"]).0, Some(0), "{command}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(protoplex(&["man", folder.path().to_str().unwrap()]).0, Some(0));
+    let page = std::fs::read_to_string(folder.path().join("protoplex-handler-add.1")).unwrap();
+    assert!(page.contains("placement"), "{page}");
+    assert!(protoplex(&["completions", "bash"]).1.contains("_protoplex"));
+}
+
+#[test]
+fn upload_prints_what_was_stored_and_refusals_in_words() {
+    let cluster = start();
+    let file = cluster.folder().join("some file.bin");
+    std::fs::File::create(&file).unwrap().write_all(&noise(7, 100_000)).unwrap();
+    let url = format!("{}/files/", cluster.http());
+    let output = cluster.run(&["upload", "--token", cluster.token(), file.to_str().unwrap(), &url]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("/files/some%20file.bin"), "{}", text(&output.stdout));
+    let files = cluster.json(&["files", "list"]);
+    assert_eq!(files[0]["path"], "/files/some file.bin");
+
+    let refused = cluster.run(&["upload", "--token", "nonsense", file.to_str().unwrap(), &url]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("token"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn a_folder_is_deployed_whole_and_served_at_once() {
+    let cluster = start();
+    let app = cluster.folder().join("app");
+    std::fs::create_dir_all(app.join("js")).unwrap();
+    std::fs::write(app.join("index.html"), "<h1>mine</h1>").unwrap();
+    std::fs::write(app.join("js/app.js"), "1").unwrap();
+    let deployed = cluster.json(&["deploy", app.to_str().unwrap()]);
+    assert_eq!(deployed["assets"], 2);
+    protoplex_testkit::until("both children serve the new build", || {
+        let answers = [(); 8].map(|()| crate::get(&format!("{}/", cluster.http()), &[]).text());
+        answers.iter().all(|text| text == "<h1>mine</h1>").then_some(())
+    });
+    assert_eq!(
+        crate::get(&format!("{}/app.css", cluster.http()), &[]).status,
+        404,
+        "the old build is gone whole"
+    );
+}
+
+#[test]
+fn status_and_route_explain_what_runs_where() {
+    let cluster = plan().start();
+    let status = text(&cluster.run(&["status"]).stdout);
+    for line in ["proxy-1:0", "fileserver-1:1", "live-1:1", "RUNNING", "Pools", "leading"] {
+        assert!(status.contains(line), "{line} in {status}");
+    }
+    let way = cluster.json(&["route", &format!("{}/files/x?y=1", cluster.http())]);
+    assert_eq!((way["handler"].as_str(), way["key"].as_str()), (Some("files"), Some("/files/x")));
+    let none = cluster.json(&["route", &format!("{}/.well-known/mercure", cluster.http())]);
+    assert!(none["why"].as_str().unwrap().contains("400"), "{none}");
+}
+
+#[test]
+fn a_handler_that_can_not_work_is_refused_in_words() {
+    let cluster = start();
+    let refused = [
+        (&["handler", "add", "x", "--path", "no-slash", "--key", "k", "--pool", "p"][..], "/"),
+        (&["handler", "add", "x", "--path", "/a/{b}", "--key", "{c}", "--pool", "p"], "c"),
+        (&["handler", "add", "files", "--path", "/other", "--key", "k", "--pool", "p"], "files"),
+    ];
+    for (arguments, says) in refused {
+        let output = cluster.run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&output.stderr).contains(says), "{says} in {}", text(&output.stderr));
+    }
+}

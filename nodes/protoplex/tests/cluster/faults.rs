@@ -1,0 +1,123 @@
+//! Processes are killed while the cluster works; what was acknowledged stays, and nobody else notices.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use protoplex_testkit::cluster::{Cluster, signal};
+use protoplex_testkit::curl::Events;
+use protoplex_testkit::until;
+use rustix::process::Signal;
+
+use crate::{get, noise, put, start};
+
+fn kill(pid: u64) {
+    signal(u32::try_from(pid).unwrap(), Signal::KILL);
+}
+
+/// Who owns the topic, once its channel is in use.
+fn owner(cluster: &Cluster, topic: &str) -> String {
+    let url = format!("{}/.well-known/mercure?topic={topic}", cluster.http());
+    drop(Events::open(&url, &[]));
+    cluster.json(&["route", &url])["member"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn row_a_child_killed_under_load_harms_only_its_own_requests_and_is_replaced() {
+    let cluster = start();
+    assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
+    let url = format!("{}/files/x", cluster.http());
+    let (stop, served, failed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let count = if get(&url, &[]).status == 200 { &served } else { &failed };
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for child in [0, 1] {
+            let before = cluster.child_pid("proxy-1", child);
+            let at_kill = served.load(Ordering::Relaxed);
+            kill(before);
+            until("the child is replaced", || {
+                let now = cluster.node("proxy-1")["children"][child].clone();
+                (now["state"] == "RUNNING" && now["pid"] != before).then_some(())
+            });
+            until("requests go on", || (served.load(Ordering::Relaxed) > at_kill + 50).then_some(()));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    // Of four clients with one request at a time, each kill can cut at most four.
+    let failed = failed.into_inner();
+    println!("{} served, {failed} failed", served.into_inner());
+    assert!(failed <= 8, "{failed} requests failed");
+}
+
+#[test]
+fn row_the_seed_killed_and_restarted_moves_no_key_and_stops_no_known_route() {
+    let cluster = start();
+    assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
+    let topics: Vec<_> = (0..10).map(|n| format!("topic-{n}")).collect();
+    let before: Vec<_> = topics.iter().map(|topic| owner(&cluster, topic)).collect();
+    let term = cluster.json(&["status"])["term"].as_u64().unwrap();
+    let events = Events::open(&format!("{}/.well-known/mercure?topic=upload/through", cluster.http()), &[]);
+
+    kill(cluster.node("seed-1")["pid"].as_u64().unwrap());
+    for n in 0..50 {
+        assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).status, 200, "request {n}");
+    }
+    until("the seed leads again", || {
+        let output = cluster.run(&["--json", "status"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        (status["term"].as_u64()? > term && status["recovering"] == false).then_some(())
+    });
+    let after: Vec<_> = topics.iter().map(|topic| owner(&cluster, topic)).collect();
+    assert_eq!(after, before);
+    // The subscriber from before is still there, and gets what comes now.
+    assert_eq!(put(&cluster, "/files/y", b"y", &["-H", "Upload-Id: through"]).status, 201);
+    events.next_json(|event| event["type"] == "upload.finished");
+}
+
+#[test]
+fn what_was_answered_201_survives_the_death_of_everything() {
+    let mut cluster = start();
+    let bodies: Vec<_> = (0..5).map(|n| noise(100 + n, 200_000)).collect();
+    for (n, body) in bodies.iter().enumerate() {
+        assert_eq!(put(&cluster, &format!("/files/{n}"), body, &[]).status, 201);
+    }
+    cluster.kill();
+    cluster.start();
+    for (n, body) in bodies.iter().enumerate() {
+        assert_eq!(&get(&format!("{}/files/{n}", cluster.http()), &[]).body, body, "file {n}");
+    }
+}
+
+#[test]
+fn a_killed_fileserver_child_loses_no_file() {
+    let cluster = start();
+    for round in 0..3 {
+        let body = noise(200 + round, 300_000);
+        let path = format!("/files/round-{round}");
+        assert_eq!(put(&cluster, &path, &body, &[]).status, 201);
+        for child in [0, 1] {
+            kill(cluster.child_pid("fileserver-1", child));
+        }
+        until("the file is served", || {
+            (get(&format!("{}{path}", cluster.http()), &[]).body == body).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_killed_live_child_gets_its_keys_back_and_subscribers_come_again() {
+    let cluster = start();
+    let before: Vec<_> = (0..10).map(|n| owner(&cluster, &format!("again-{n}"))).collect();
+    for child in [0, 1] {
+        let pid = cluster.child_pid("live-1", child);
+        kill(pid);
+        until("the child is replaced", || (cluster.child_pid("live-1", child) != pid).then_some(()));
+    }
+    let after: Vec<_> = (0..10).map(|n| owner(&cluster, &format!("again-{n}"))).collect();
+    assert_eq!(after, before);
+}
