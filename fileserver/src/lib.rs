@@ -7,34 +7,34 @@
 pub mod config;
 pub mod serve;
 
-mod request;
 mod host;
 mod path;
+mod request;
 
 mod app_files;
+mod refusal;
+mod registrations;
 mod s3_files;
 mod vhost_files;
-mod registrations;
-mod refusal;
 
 mod answer;
 mod conditional;
-mod negotiate;
-mod range;
 mod content;
 mod inflate;
+mod negotiate;
+mod range;
 mod stored;
 
 mod cache;
+mod disk;
 mod evict;
-mod storage;
 mod object;
 pub mod reference;
-mod disk;
+mod storage;
 
-mod upload;
-mod digest;
 mod compress;
-mod staging;
+mod digest;
 mod progress;
 mod publish;
+mod staging;
+mod upload;

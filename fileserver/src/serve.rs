@@ -15,7 +15,7 @@ use protoplex_wire::follow::{Builds, Follower, Link};
 use protoplex_wire::identity::{Identity, IdentityError};
 use protoplex_wire::proto::Member;
 use thiserror::Error;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::app_files::AppFiles;
 use crate::cache::{Cache, sweep};
@@ -39,6 +39,8 @@ const POOL: &str = "files";
 const HTTP: &str = "http";
 const HTTPS: &str = "https";
 const OWN: &str = "files";
+/// How long a child that starts accepts nothing for want of its app builds.
+const FIRST_BUILDS_WAIT: Duration = Duration::from_secs(2);
 /// After a build could not be fetched.
 const FETCH_PAUSE: Duration = Duration::from_secs(1);
 
@@ -138,6 +140,8 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let publisher = Publisher::new(link.clone(), pool, &identity, tasks.clone());
     tasks.spawn(publisher.deliver(notices));
     tasks.spawn(async move { uploads.look_after().await });
+    // Requests that wait at the sockets of a child that died should find the app in its successor too.
+    let _ = timeout(FIRST_BUILDS_WAIT, first_builds(&link, &app_files)).await;
     tasks.spawn(follow_builds(link.clone(), app_files, drain.clone()));
     tasks.spawn(take_part(context, link));
     protoplex_http::serve(listeners, limits, log, drain, fileserver).await?;
@@ -196,6 +200,12 @@ async fn take_part(context: Context, link: Link) {
     }
     drain.started().await;
     link.leave().await;
+}
+
+/// Fetches what is current when the child starts: the seed tells of every build before it sends its table.
+async fn first_builds(link: &Link, files: &AppFiles) {
+    link.table_changed(0).await;
+    fetch_builds(link, files, &link.builds()).await;
 }
 
 /// Fetches each build that becomes current, and puts it in its predecessor's place once it is here whole.

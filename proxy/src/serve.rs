@@ -2,6 +2,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use protoplex_http::tls::{self, TlsConfig, TlsError};
 use protoplex_http::upstream::Pool;
@@ -12,6 +13,7 @@ use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::{Identity, IdentityError};
 use thiserror::Error;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -22,6 +24,9 @@ const KIND: &str = "proxy";
 /// Names of the sockets.
 const HTTP: &str = "http";
 const HTTPS: &str = "https";
+
+/// How long a child that starts accepts nothing for want of a routing table; then it says that it has none.
+const FIRST_TABLE_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a child can't serve.
 #[derive(Debug, Error)]
@@ -93,6 +98,10 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         Link::open(&identity, &common.seed, follower).map_err(|error| ServeError::Seed(error.to_string()))?;
     let relay = Rc::new(Relay::new(link.clone(), Pool::new(upstream), config.tunnel_idle_timeout));
 
+    // Requests that wait at the sockets of a child that died should wait for its successor's table, not be refused.
+    if let Ok(table) = timeout(FIRST_TABLE_WAIT, link.table_changed(0)).await {
+        relay.adopt(&table);
+    }
     let serving = protoplex_http::serve(listeners, limits, log, context.drain(), Rc::clone(&relay));
     // Both arms are polled in place until serving ends, so neither is ever cancelled half-way.
     tokio::select! {

@@ -173,10 +173,11 @@ impl Cluster {
             heartbeat_ms: millis(self.timing.heartbeat),
             datastore: self.datastore.clone(),
         })];
+        // The table comes last: who has it has been told of every build.
+        greeting.extend(self.routes.builds.iter().cloned().map(Message::Build));
         if self.table.version > 0 {
             greeting.push(Message::Table(self.table.clone()));
         }
-        greeting.extend(self.routes.builds.iter().cloned().map(Message::Build));
         self.followers.welcome(link, greeting, position, self.core.recovering());
     }
 

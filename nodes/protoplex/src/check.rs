@@ -9,7 +9,7 @@ use crate::output::print;
 use crate::settings::Settings;
 
 /// Runs the command.
-pub fn run(common: &Common, file: Option<PathBuf>) -> anyhow::Result<()> {
+pub(crate) fn run(common: &Common, file: Option<PathBuf>) -> anyhow::Result<()> {
     let mut common = common.clone();
     common.config = file.or(common.config);
     let file = Settings::file(&common)?;

@@ -22,7 +22,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't 
 /// An edge in one binary: keyed requests to the node that owns them, files, uploads, realtime.
 #[derive(Debug, Parser)]
 #[command(name = "protoplex", version, after_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     pub common: Common,
     #[command(subcommand)]
@@ -31,7 +31,7 @@ pub struct Cli {
 
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
-pub struct Common {
+pub(crate) struct Common {
     /// Configuration file [default: ./protoplex.toml where there is one]
     #[arg(long, global = true, value_name = "FILE", env = "PROTOPLEX_CONFIG")]
     pub config: Option<PathBuf>,
@@ -53,7 +53,7 @@ pub struct Common {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Run a whole cluster on this machine: seed, datastore, proxy, fileserver and live node
     Up(Up),
     /// Run a seed: membership, routing table, key ownership
@@ -97,7 +97,7 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-pub struct Up {
+pub(crate) struct Up {
     /// Public HTTP address, may be repeated [default: 127.0.0.1:8080 and [::1]:8080]
     #[arg(long, value_name = "ADDR:PORT")]
     pub http: Vec<SocketAddr>,
@@ -111,7 +111,7 @@ pub struct Up {
 
 impl Up {
     /// What its flags set, as `KEY=VALUE`.
-    pub fn settings(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn settings(&self) -> impl Iterator<Item = String> {
         let list = |key: &str, addresses: &[SocketAddr]| {
             let quoted: Vec<_> =
                 addresses.iter().map(|address| format!("{:?}", address.to_string())).collect();
@@ -124,7 +124,7 @@ impl Up {
 }
 
 #[derive(Debug, Args)]
-pub struct Node {
+pub(crate) struct Node {
     /// Its name, unique in the cluster [default: the kind and "-1"]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
@@ -134,7 +134,7 @@ pub struct Node {
 }
 
 #[derive(Debug, Args)]
-pub struct Join {
+pub(crate) struct Join {
     /// Pool to join; handlers send requests to pools
     #[arg(long)]
     pub pool: String,
@@ -156,7 +156,7 @@ pub struct Join {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Handler {
+pub(crate) enum Handler {
     /// Add a handler; requests follow it at once, and no connection notices
     #[command(after_help = "\
 A path matches segment by segment: {name} takes one segment, {*rest} takes what is left.
@@ -176,7 +176,7 @@ A key is text with parts of the request in it: {name} of the path, {header.NAME}
 }
 
 #[derive(Debug, Args)]
-pub struct HandlerAdd {
+pub(crate) struct HandlerAdd {
     /// Its name
     pub name: String,
     /// Host: example.com, *.example.com, or * for any
@@ -197,7 +197,7 @@ pub struct HandlerAdd {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum Placement {
+pub(crate) enum Placement {
     /// Exactly one member owns a key, until it leaves or its lease ends
     Owned,
     /// Rendezvous hashing of the key over the members
@@ -207,7 +207,7 @@ pub enum Placement {
 }
 
 #[derive(Debug, Args)]
-pub struct Route {
+pub(crate) struct Route {
     /// The request's URL
     pub url: String,
     /// A header of the request, may be repeated
@@ -216,7 +216,7 @@ pub struct Route {
 }
 
 #[derive(Debug, Args)]
-pub struct Deploy {
+pub(crate) struct Deploy {
     /// Folder with the app's files
     pub folder: PathBuf,
     /// Host that the build is for: app.example.com, *.example.com, or * for any
@@ -225,13 +225,13 @@ pub struct Deploy {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Token {
+pub(crate) enum Token {
     /// Create an upload token; it is shown once
     Create(TokenCreate),
 }
 
 #[derive(Debug, Args)]
-pub struct TokenCreate {
+pub(crate) struct TokenCreate {
     /// Host to which it may upload: example.com, *.example.com, or * for any
     #[arg(long, default_value = "*")]
     pub host: String,
@@ -253,7 +253,7 @@ pub struct TokenCreate {
 }
 
 #[derive(Debug, Args)]
-pub struct Upload {
+pub(crate) struct Upload {
     /// Files to upload, then the URL; a URL that ends in / takes the files' names
     #[arg(required = true, num_args = 2.., value_name = "FILE… URL")]
     pub files_and_url: Vec<String>,
@@ -263,7 +263,7 @@ pub struct Upload {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Files {
+pub(crate) enum Files {
     /// List stored files by host and path
     List {
         /// Only of this host

@@ -20,17 +20,17 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// The cluster can't be reached; exit code 3.
 #[derive(Debug, Error)]
 #[error("{0}")]
-pub struct Unreachable(String);
+pub(crate) struct Unreachable(String);
 
 /// The cluster that the command line names.
-pub struct Cluster {
+pub(crate) struct Cluster {
     identity: Identity,
     seed: String,
 }
 
 impl Cluster {
     /// Reads the identity in the data directory; nothing is connected yet.
-    pub fn find(common: &Common) -> anyhow::Result<Self> {
+    pub(crate) fn find(common: &Common) -> anyhow::Result<Self> {
         let settings = Settings::load(common)?;
         let identity = Identity::open(&settings.data.join("cluster")).map_err(|error| match error {
             IdentityError::Absent(_) => anyhow::Error::new(Unreachable(error.to_string())),
@@ -44,14 +44,14 @@ impl Cluster {
     }
 
     /// The seed's service for operators.
-    pub fn operator(&self) -> anyhow::Result<OperatorClient<TrustedChannel>> {
+    pub(crate) fn operator(&self) -> anyhow::Result<OperatorClient<TrustedChannel>> {
         let channel =
             self.identity.channel(&self.seed).with_context(|| format!("bad seed address {}", self.seed))?;
         Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
     }
 
     /// The datastore, at the address that the seed tells.
-    pub async fn datastore(&self) -> anyhow::Result<DatastoreClient<TrustedChannel>> {
+    pub(crate) async fn datastore(&self) -> anyhow::Result<DatastoreClient<TrustedChannel>> {
         let address = self.status().await?.datastore;
         let channel =
             self.identity.channel(&address).with_context(|| format!("bad datastore address {address}"))?;
@@ -59,23 +59,23 @@ impl Cluster {
     }
 
     /// What runs where.
-    pub async fn status(&self) -> anyhow::Result<ClusterStatus> {
+    pub(crate) async fn status(&self) -> anyhow::Result<ClusterStatus> {
         let status = self.operator()?.status(StatusRequest {}).await;
         Ok(status.map_err(|status| self.explain(status))?.into_inner())
     }
 
     /// Where the seed is looked for.
-    pub fn seed(&self) -> &str {
+    pub(crate) fn seed(&self) -> &str {
         &self.seed
     }
 
     /// The cluster's identity.
-    pub fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
 
     /// Says in the operator's words what a call failed of.
-    pub fn explain(&self, status: Status) -> anyhow::Error {
+    pub(crate) fn explain(&self, status: Status) -> anyhow::Error {
         match status.code() {
             Code::Unavailable | Code::DeadlineExceeded => anyhow::Error::new(Unreachable(format!(
                 "no seed answers at {}: is the cluster up? ({})",

@@ -12,6 +12,6 @@ const FILES: [(&str, &[u8]); 4] = [
 ];
 
 /// Its assets, ready to be deployed.
-pub fn assets() -> anyhow::Result<Vec<Asset>> {
+pub(crate) fn assets() -> anyhow::Result<Vec<Asset>> {
     FILES.into_iter().map(|(path, bytes)| asset(path.to_owned(), bytes.to_vec())).collect()
 }

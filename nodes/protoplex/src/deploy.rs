@@ -37,7 +37,7 @@ struct Deployed {
 }
 
 /// Runs the command.
-pub async fn run(common: &Common, command: Deploy) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common, command: Deploy) -> anyhow::Result<()> {
     let assets = tokio::task::spawn_blocking(move || read_folder(&command.folder)).await??;
     let cluster = Cluster::find(common)?;
     let build = send(cluster.operator()?, &command.host, assets).await.map_err(|s| cluster.explain(s))?;
@@ -56,7 +56,7 @@ pub async fn run(common: &Common, command: Deploy) -> anyhow::Result<()> {
 }
 
 /// Sends the build to the seed; it is current when this returns.
-pub async fn send(
+pub(crate) async fn send(
     mut operator: OperatorClient<TrustedChannel>,
     host: &str,
     assets: Vec<Asset>,
@@ -68,7 +68,7 @@ pub async fn send(
 }
 
 /// An asset with its compressed forms.
-pub fn asset(path: String, identity: Vec<u8>) -> anyhow::Result<Asset> {
+pub(crate) fn asset(path: String, identity: Vec<u8>) -> anyhow::Result<Asset> {
     let content_type = content_type(&path);
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&identity)?;

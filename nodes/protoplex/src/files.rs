@@ -23,7 +23,7 @@ struct FileRow {
 }
 
 /// Runs the command.
-pub async fn run(common: &Common, command: Files) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common, command: Files) -> anyhow::Result<()> {
     let Files::List { host, prefix, limit } = command;
     let cluster = Cluster::find(common)?;
     let mut datastore = cluster.datastore().await?;

@@ -24,7 +24,7 @@ struct Changed<'a> {
 }
 
 /// Runs the command.
-pub async fn run(common: &Common, command: Handler) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common, command: Handler) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
     match command {
         Handler::Add(handler) => add(common, &cluster, handler).await,

@@ -22,7 +22,7 @@ const FAILURES_TO_LEAVE: u32 = 2;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs the command until Ctrl-C or SIGTERM.
-pub async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
     let backend = Backend::parse(&command).await?;
     let sidecar = Sidecar {

@@ -10,7 +10,7 @@ use clap::{Command, CommandFactory};
 use crate::cli::Cli;
 
 /// Writes `protoplex.1` and a page for each command, `protoplex-handler-add.1`, to the folder.
-pub fn write(folder: &Path) -> anyhow::Result<()> {
+pub(crate) fn write(folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
     let mut command = Cli::command();
     command.build();
@@ -29,6 +29,6 @@ fn write_page(folder: &Path, command: &Command, name: &str) -> anyhow::Result<()
 }
 
 /// Prints the completions of a shell.
-pub fn completions(shell: clap_complete::Shell) {
+pub(crate) fn completions(shell: clap_complete::Shell) {
     clap_complete::generate(shell, &mut Cli::command(), "protoplex", &mut io::stdout());
 }

@@ -18,7 +18,7 @@ use crate::settings::Settings;
 
 /// The kinds of node that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Seed,
     Datastore,
     Proxy,
@@ -28,7 +28,7 @@ pub enum Kind {
 
 impl Kind {
     /// As in commands, sections and logs.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Seed => "seed",
             Self::Datastore => "datastore",
@@ -39,12 +39,12 @@ impl Kind {
     }
 
     /// The node's name where none is given.
-    pub fn node(self) -> String {
+    pub(crate) fn node(self) -> String {
         format!("{}-1", self.name())
     }
 
     /// The node, for the runtime.
-    pub fn spec(self, settings: &Settings, common: &NodeCommon) -> anyhow::Result<Spec> {
+    pub(crate) fn spec(self, settings: &Settings, common: &NodeCommon) -> anyhow::Result<Spec> {
         Ok(match self {
             Self::Seed => protoplex_seed::config::spec(&settings.seed, common),
             Self::Datastore => protoplex_datastore::config::spec(&settings.datastore, common),
@@ -56,7 +56,7 @@ impl Kind {
 }
 
 /// Runs the parent of a node until it has drained.
-pub fn run(kind: Kind, common: &Common, node: &Node) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(kind: Kind, common: &Common, node: &Node) -> anyhow::Result<ExitCode> {
     let mut common = common.clone();
     common.set.extend(node.children.map(|children| format!("{}.children={children}", kind.name())));
     let settings = Settings::load(&common)?;
@@ -76,7 +76,7 @@ pub fn run(kind: Kind, common: &Common, node: &Node) -> anyhow::Result<ExitCode>
 }
 
 /// Runs a child, which was told everything by its parent.
-pub fn child(child: Child) -> ExitCode {
+pub(crate) fn child(child: Child) -> ExitCode {
     match child.kind() {
         "proxy" => child.run(protoplex_proxy::serve::child),
         "fileserver" => child.run(protoplex_fileserver::serve::child),

@@ -31,7 +31,7 @@ struct Way {
 }
 
 /// Runs the command.
-pub async fn run(common: &Common, command: Route) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common, command: Route) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
     let url = Url::parse(&command.url).with_context(|| format!("{:?} is no URL", command.url))?;
     let headers = headers(&command.headers)?;

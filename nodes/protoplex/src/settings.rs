@@ -79,7 +79,7 @@ impl Default for Raw {
 }
 
 /// Everything that is configured, checked.
-pub struct Settings {
+pub(crate) struct Settings {
     /// The data directory.
     pub data: PathBuf,
     /// Where nodes and commands reach the seed.
@@ -99,13 +99,13 @@ pub struct Settings {
 
 impl Settings {
     /// The file that counts: the one that is named, else `./protoplex.toml` where there is one.
-    pub fn file(common: &Common) -> Result<Option<PathBuf>, ConfigError> {
+    pub(crate) fn file(common: &Common) -> Result<Option<PathBuf>, ConfigError> {
         let default = Path::new(DEFAULT_FILE);
         Ok(common.config.clone().or_else(|| default.exists().then(|| default.to_owned())))
     }
 
     /// Reads and checks everything.
-    pub fn load(common: &Common) -> anyhow::Result<Self> {
+    pub(crate) fn load(common: &Common) -> anyhow::Result<Self> {
         let flags = flags(common)?;
         let (raw, mut problems): (Raw, Problems) =
             config::load(Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
@@ -129,7 +129,7 @@ impl Settings {
     }
 
     /// What a node of this kind is told besides its own section.
-    pub fn common(&self, kind: Kind, node: Option<&str>) -> NodeCommon {
+    pub(crate) fn common(&self, kind: Kind, node: Option<&str>) -> NodeCommon {
         NodeCommon {
             node: node.map_or_else(|| kind.node(), str::to_owned),
             data: self.data.clone(),

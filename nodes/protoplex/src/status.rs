@@ -72,7 +72,7 @@ struct BuildReport {
 }
 
 /// Runs the command.
-pub async fn run(common: &Common) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
     let report = Report::new(cluster.seed(), cluster.status().await?);
     print(common.json, &report, text)?;

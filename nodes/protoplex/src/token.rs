@@ -13,7 +13,7 @@ use crate::output::print;
 
 /// A token and what it opens.
 #[derive(Serialize)]
-pub struct Created {
+pub(crate) struct Created {
     /// Shown once; the datastore keeps only its digest.
     pub token: String,
     /// Names it in lists and logs.
@@ -27,7 +27,7 @@ pub struct Created {
 }
 
 /// Runs the command.
-pub async fn run(common: &Common, command: TokenCreate) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common, command: TokenCreate) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
     let created = create(cluster.datastore().await?, command).await.map_err(|s| cluster.explain(s))?;
     // Alone on its line, so that TOKEN=$(protoplex token create …) works.
@@ -36,7 +36,7 @@ pub async fn run(common: &Common, command: TokenCreate) -> anyhow::Result<()> {
 }
 
 /// Creates a token at the datastore.
-pub async fn create(
+pub(crate) async fn create(
     mut datastore: DatastoreClient<TrustedChannel>,
     wanted: TokenCreate,
 ) -> Result<Created, tonic::Status> {

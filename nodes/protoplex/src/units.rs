@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// "64MiB", "1.5 GB", "1000" → bytes.
-pub fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text)?;
     let factor: u64 = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -25,7 +25,7 @@ pub fn size(text: &str) -> Result<u64, String> {
 }
 
 /// "500ms", "10s", "30m", "12h", "7d" → a time.
-pub fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text)?;
     let seconds = match unit {
         "ms" => 0.001,
@@ -48,7 +48,7 @@ fn split(text: &str) -> Result<(f64, &str), String> {
 }
 
 /// Bytes as people read them: 1.5 GiB.
-pub fn show_size(bytes: u64) -> String {
+pub(crate) fn show_size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;
     let mut value = bytes as f64;
@@ -60,7 +60,7 @@ pub fn show_size(bytes: u64) -> String {
 }
 
 /// A time as supervisord shows it: 0:33:47, or 2 days, 0:33:47.
-pub fn show_uptime(time: Duration) -> String {
+pub(crate) fn show_uptime(time: Duration) -> String {
     let seconds = time.as_secs();
     let clock = format!("{}:{:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     match seconds / 86_400 {

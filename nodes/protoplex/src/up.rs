@@ -14,7 +14,7 @@ use protoplex_runtime::{parent, running};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{Handler, ListHandlersRequest, Placement};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use self::welcome::Welcome;
 use crate::cli::{Common, TokenCreate, Up};
@@ -27,6 +27,9 @@ use crate::{demo, deploy, token};
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a node may take for its end beyond its own drain.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the front page is waited for, and between two looks.
+const SERVED_TIMEOUT: Duration = Duration::from_secs(1);
+const SERVED_PAUSE: Duration = Duration::from_millis(20);
 /// What the token that `up` prints is good for.
 const TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 const TOKEN_MAX_BYTES: u64 = 64 << 30;
@@ -37,7 +40,7 @@ const FILES: &str = "/files/";
 const KINDS: [Kind; 5] = [Kind::Datastore, Kind::Seed, Kind::Live, Kind::Fileserver, Kind::Proxy];
 
 /// Runs the command until Ctrl-C or SIGTERM.
-pub fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
     let mut common = common.clone();
     common.set.extend(command.settings());
     let settings = Settings::load(&common)?;
@@ -92,6 +95,9 @@ impl Nodes {
         self.ready().await?;
         let cluster = Cluster::find(common)?;
         furnish(&cluster).await?;
+        let nodes = running::list(&settings.data)?;
+        let welcome = Welcome { data: &settings.data, logs: &self.logs, nodes: &nodes };
+        served(&welcome.http()).await;
         let wanted = TokenCreate {
             host: "*".to_owned(),
             path: FILES.to_owned(),
@@ -102,9 +108,7 @@ impl Nodes {
         };
         let token =
             token::create(cluster.datastore().await?, wanted).await.map_err(|s| cluster.explain(s))?;
-        let nodes = running::list(&settings.data)?;
-        Ok(Welcome { data: &settings.data, logs: &self.logs, nodes: &nodes, token: &token.token }
-            .text(common.json)?)
+        Ok(welcome.text(&token.token, common.json)?)
     }
 
     async fn ready(&self) -> anyhow::Result<()> {
@@ -198,6 +202,17 @@ async fn furnish(cluster: &Cluster) -> anyhow::Result<()> {
     let assets = tokio::task::spawn_blocking(demo::assets).await??;
     deploy::send(operator, "*", assets).await.map_err(|s| cluster.explain(s))?;
     Ok(())
+}
+
+/// Waits until the front page is there, so that the first command to copy works at once. An app of the operator's own
+/// may have none.
+async fn served(http: &str) {
+    let asked = async {
+        while !reqwest::get(format!("{http}/")).await.is_ok_and(|answer| answer.status().is_success()) {
+            sleep(SERVED_PAUSE).await;
+        }
+    };
+    let _ = timeout(SERVED_TIMEOUT, asked).await;
 }
 
 /// Ctrl-C and SIGTERM, each time that they come.

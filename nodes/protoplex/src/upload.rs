@@ -23,7 +23,7 @@ const BAR: &str = "{prefix}  {wide_bar}  {bytes}/{total_bytes}  {bytes_per_sec} 
 const NAME_WIDTH: usize = 32;
 
 /// Runs the command: one file after the other, stopping at the first that fails.
-pub async fn run(common: &Common, command: Upload) -> anyhow::Result<()> {
+pub(crate) async fn run(common: &Common, command: Upload) -> anyhow::Result<()> {
     let (url, files) = command.files_and_url.split_last().context("name a file and a URL")?;
     let url = Url::parse(url)
         .with_context(|| format!("{url:?} is no URL; the last argument says where to upload"))?;

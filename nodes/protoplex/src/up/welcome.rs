@@ -8,22 +8,21 @@ use serde_json::json;
 use crate::output::columns;
 
 /// Everything that the text names.
-pub struct Welcome<'a> {
+pub(super) struct Welcome<'a> {
     pub data: &'a Path,
     pub logs: &'a Path,
     pub nodes: &'a [Running],
-    pub token: &'a str,
 }
 
 impl Welcome<'_> {
     /// The text, or the same facts as one JSON object.
-    pub fn text(&self, json: bool) -> serde_json::Result<String> {
-        let http = self.origin("http", 80);
+    pub(super) fn text(&self, token: &str, json: bool) -> serde_json::Result<String> {
+        let http = self.http();
         let https = self.origin("https", 443);
         if json {
             let facts = json!({
                 "http": http, "https": https, "data": self.data, "logs": self.logs,
-                "token": self.token, "nodes": self.nodes, "commands": self.commands(&http),
+                "token": token, "nodes": self.nodes, "commands": self.commands(&http, token),
             });
             return Ok(serde_json::to_string_pretty(&facts)? + "\n");
         }
@@ -31,18 +30,15 @@ impl Welcome<'_> {
         text.push_str(&self.table());
         text.push_str(&format!("\nPublic     {http}  {https}\n"));
         text.push_str(&format!("Data       {}\nLogs       {}\n", self.data.display(), self.logs.display()));
-        text.push_str(&format!(
-            "Token      {}\n           uploads below /files/, for 24 hours\n",
-            self.token
-        ));
+        text.push_str(&format!("Token      {}\n           uploads below /files/, for 24 hours\n", token));
         text.push_str("\nTo try, from another terminal:\n");
         let captions = [
-            format!("1. The demo app; in a browser: {http}/#token={}", self.token),
+            format!("1. The demo app; in a browser: {http}/#token={}", token),
             "2. Watch an upload live, and upload a file of yours with the token.".to_owned(),
             "3. Get it back.".to_owned(),
             "4. Two servers of your own: one key, one server.".to_owned(),
         ];
-        for (caption, commands) in captions.iter().zip(self.commands(&http)) {
+        for (caption, commands) in captions.iter().zip(self.commands(&http, token)) {
             text.push_str(&format!("\n  # {caption}\n"));
             for command in commands {
                 text.push_str(&format!("  {command}\n"));
@@ -52,7 +48,12 @@ impl Welcome<'_> {
         Ok(text)
     }
 
-    fn commands(&self, http: &str) -> [Vec<String>; 4] {
+    /// Where browsers on this machine find the proxy; empty where it serves HTTPS alone.
+    pub(crate) fn http(&self) -> String {
+        self.origin("http", 80)
+    }
+
+    fn commands(&self, http: &str, token: &str) -> [Vec<String>; 4] {
         let program = std::env::args().next().unwrap_or_else(|| "protoplex".to_owned());
         let program = format!("{program} --data {}", self.data.display());
         [
@@ -61,7 +62,7 @@ impl Welcome<'_> {
                 format!("curl -N '{http}/.well-known/mercure?topic=upload/first'"),
                 format!(
                     "curl -T big.iso -H 'Authorization: Bearer {}' -H 'Upload-Id: first' {http}/files/big.iso",
-                    self.token
+                    token
                 ),
             ],
             vec![format!("curl --compressed -o big.copy {http}/files/big.iso")],

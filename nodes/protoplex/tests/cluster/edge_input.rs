@@ -49,7 +49,7 @@ fn row_malformed_heads_and_framing_are_refused_closed_and_never_forwarded() {
     for (name, bytes, status) in cases {
         let answer = exchange(&cluster, bytes);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{name}: {answer}");
-        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{name}: one answer");
+        assert!(!answer.contains("\nHTTP/1."), "{name}: one answer, not {answer}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Tests of the whole: real clusters of the binary, spoken to by clients that are not ours.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod browser;
 mod command_line;
 mod downloads;
