@@ -1,9 +1,10 @@
 //! One log line: an event with the fields of its spans, its node and its child.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
@@ -30,7 +31,7 @@ struct JsonLine<'a> {
     target: &'a str,
     message: Value,
     #[serde(flatten)]
-    fields: Map<String, Value>,
+    fields: BTreeMap<String, Value>,
 }
 
 impl<S> FormatEvent<S, JsonFields> for Line
@@ -47,7 +48,9 @@ where
         for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             if let Some(recorded) = span.extensions().get::<FormattedFields<JsonFields>>() {
                 // Our own formatter wrote it; a span without fields is empty.
-                fields.0.extend(serde_json::from_str::<Map<String, Value>>(recorded).unwrap_or_default());
+                fields
+                    .0
+                    .extend(serde_json::from_str::<BTreeMap<String, Value>>(recorded).unwrap_or_default());
             }
         }
         event.record(&mut fields);
@@ -68,7 +71,7 @@ impl Line {
         mut writer: Writer<'_>,
         time: &str,
         metadata: &Metadata<'_>,
-        mut fields: Map<String, Value>,
+        mut fields: BTreeMap<String, Value>,
     ) -> fmt::Result {
         for own in ["time", "level", "node", "child", "target"] {
             // What the line says of itself can't be contradicted by an event.
@@ -92,7 +95,7 @@ impl Line {
         mut writer: Writer<'_>,
         time: &str,
         metadata: &Metadata<'_>,
-        mut fields: Map<String, Value>,
+        mut fields: BTreeMap<String, Value>,
     ) -> fmt::Result {
         let level = metadata.level();
         let (colour, plain) = match (writer.has_ansi_escapes(), *level) {
@@ -133,7 +136,7 @@ fn awkward(character: char) -> bool {
 }
 
 #[derive(Default)]
-struct Fields(Map<String, Value>);
+struct Fields(BTreeMap<String, Value>);
 
 impl Visit for Fields {
     fn record_f64(&mut self, field: &Field, value: f64) {

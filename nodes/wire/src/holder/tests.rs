@@ -119,6 +119,7 @@ fn a_member_without_a_lease_gains_none_from_an_absent_seed() {
 #[test]
 fn revoked_and_released_name_one_epoch() {
     let mut holder = owner();
+    steps(&mut holder, at(200));
     holder.revoked("a", 6);
     assert!(!holder.release("a", 8));
     assert_eq!(steps(&mut holder, at(200)), []);
