@@ -240,7 +240,7 @@ impl Cluster {
 
     /// A node's parent has joined; answers the term.
     pub(crate) fn join(&mut self, link: JoinId, hello: JoinHello, now: BootTime) -> u64 {
-        tracing::info!(node = hello.node, kind = hello.kind, "a node joined");
+        tracing::info!(who = hello.node, kind = hello.kind, "a node joined");
         self.nodes.joined(link, hello, now);
         self.core.position().term
     }
@@ -253,7 +253,7 @@ impl Cluster {
 
     pub(crate) fn part(&mut self, link: JoinId) {
         if let Some(node) = self.nodes.left(link) {
-            tracing::info!(node, "a node parted");
+            tracing::info!(who = node, "a node parted");
             self.core.set_draining(&node, false);
         }
     }

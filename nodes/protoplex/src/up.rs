@@ -12,9 +12,10 @@ use protoplex_runtime::start::StartError;
 use protoplex_runtime::supervisor::{Policy, Process, Program};
 use protoplex_runtime::{parent, running};
 use protoplex_wire::identity::Identity;
-use protoplex_wire::proto::{Handler, ListHandlersRequest, Placement};
+use protoplex_wire::proto::{Handler, Placement};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
+use tonic::Code;
 
 use self::welcome::Welcome;
 use crate::cli::{Common, TokenCreate, Up};
@@ -56,18 +57,15 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         let mut stop = StopSignals::new()?;
         let nodes = Nodes::start(&common, &settings)?;
-        let introduced = tokio::select! {
-            introduced = nodes.introduce(&common, &settings) => introduced.map(|text| print!("{text}")),
-            () = stop.next() => Ok(()),
-        };
-        if introduced.is_ok() {
-            tokio::select! {
-                () = stop.next() => eprintln!("\nDraining. Ctrl-C again ends everything at once."),
-                () = nodes.any_given_up() => {}
+        let outcome = tokio::select! {
+            outcome = nodes.serve(&common, &settings) => outcome,
+            () = stop.next() => {
+                eprintln!("\nDraining. Ctrl-C again ends everything at once.");
+                Ok(ExitCode::SUCCESS)
             }
-        }
+        };
         nodes.drain(&mut stop).await;
-        introduced.map(|()| ExitCode::SUCCESS)
+        outcome
     })
 }
 
@@ -88,6 +86,14 @@ impl Nodes {
             (kind, Process::start(Program::node(&kind.node(), executable.clone(), arguments), policy()))
         });
         Ok(Self { nodes: nodes.into(), logs })
+    }
+
+    /// Tells what there is once all runs, and returns when a node has died too often to be started again.
+    async fn serve(&self, common: &Common, settings: &Settings) -> anyhow::Result<ExitCode> {
+        let text = self.introduce(common, settings).await?;
+        print!("{text}");
+        self.any_given_up().await;
+        Ok(ExitCode::FAILURE)
     }
 
     /// Waits until all nodes are ready, makes what a first start lacks, and tells what there is to try.
@@ -179,12 +185,11 @@ fn arguments(kind: Kind, common: &Common, settings: &Settings, logs: &Path) -> V
 /// Gives a new cluster its handlers (channels to live nodes, everything else to fileservers) and the demo app. What an
 /// operator has changed since stays changed.
 async fn furnish(cluster: &Cluster) -> anyhow::Result<()> {
-    let mut operator = cluster.operator()?;
-    let known = operator.list_handlers(ListHandlersRequest {}).await.map_err(|s| cluster.explain(s))?;
-    let is_new = known.into_inner().handlers.is_empty() && cluster.status().await?.builds.is_empty();
-    if !is_new {
+    // The demo is deployed last, so a start that was broken off is taken up again.
+    if !cluster.status().await?.builds.is_empty() {
         return Ok(());
     }
+    let mut operator = cluster.operator()?;
     let handler = |name: &str, path: &str, key: &str, placement: Placement| Handler {
         name: name.to_owned(),
         host: "*".to_owned(),
@@ -197,7 +202,10 @@ async fn furnish(cluster: &Cluster) -> anyhow::Result<()> {
         handler("live", "/.well-known/mercure", "{query.topic|form.topic}", Placement::Owned),
         handler("files", "/{*rest}", "{path}", Placement::Hash),
     ] {
-        operator.add_handler(first).await.map_err(|s| cluster.explain(s))?;
+        match operator.add_handler(first).await {
+            Err(status) if status.code() == Code::AlreadyExists => {}
+            added => drop(added.map_err(|s| cluster.explain(s))?),
+        }
     }
     let assets = tokio::task::spawn_blocking(demo::assets).await??;
     deploy::send(operator, "*", assets).await.map_err(|s| cluster.explain(s))?;

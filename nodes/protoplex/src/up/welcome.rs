@@ -54,8 +54,8 @@ impl Welcome<'_> {
     }
 
     fn commands(&self, http: &str, token: &str) -> [Vec<String>; 4] {
-        let program = std::env::args().next().unwrap_or_else(|| "protoplex".to_owned());
-        let program = format!("{program} --data {}", self.data.display());
+        let program = std::env::current_exe().unwrap_or_else(|_| "protoplex".into());
+        let program = format!("{} --data {}", quoted(&program), quoted(self.data));
         [
             vec![format!("curl {http}/")],
             vec![
@@ -112,4 +112,11 @@ impl Welcome<'_> {
             .collect();
         columns(&rows)
     }
+}
+
+/// As a shell reads it back, whatever is in it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
