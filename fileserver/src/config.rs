@@ -1,13 +1,13 @@
 //! The section `[fileserver]` of the configuration: as written ([`Raw`]), and checked ([`Config`]).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use protoplex_http::access_log::{Format, Target};
 use protoplex_http::tls::{self, TlsError};
 use protoplex_http::{RawLimits, upstream};
-use protoplex_runtime::config::Problems;
+use protoplex_runtime::config::{Problems, loopback};
 use serde::{Deserialize, Serialize};
 
 pub use crate::storage::s3::RawS3;
@@ -59,7 +59,6 @@ pub struct Raw {
 
 impl Default for Raw {
     fn default() -> Self {
-        let loopback = |port| vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
         Self {
             http: loopback(8081),
             https: loopback(8444),
@@ -144,6 +143,11 @@ impl Raw {
 }
 
 impl Config {
+    /// Child processes.
+    pub fn children(&self) -> u32 {
+        self.children
+    }
+
     /// The HTTPS ports' certificate and key: those configured, or local ones, which are made where they are missing.
     /// Blocking.
     ///

@@ -148,6 +148,11 @@ impl Raw {
 }
 
 impl Config {
+    /// Child processes.
+    pub fn children(&self) -> u32 {
+        self.children
+    }
+
     /// How much of a topic's past is kept.
     pub(crate) fn retention(&self, topic: &str) -> Retention {
         let rule = self.history.iter().find(|(selector, _)| covers(selector, topic));

@@ -1,6 +1,6 @@
 //! The section `[proxy]` of the configuration: as written ([`Raw`]), and checked ([`Config`]).
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use protoplex_http::access_log::{Format, Target};
 use protoplex_http::tls::{self, TlsError};
 use protoplex_http::{RawLimits, upstream};
-use protoplex_runtime::config::Problems;
+use protoplex_runtime::config::{Problems, loopback};
 use serde::{Deserialize, Serialize};
 
 /// The most children that a proxy may have.
@@ -42,7 +42,6 @@ pub struct Raw {
 
 impl Default for Raw {
     fn default() -> Self {
-        let loopback = |port| vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
         Self {
             http: loopback(8080),
             https: loopback(8443),
@@ -118,6 +117,11 @@ impl Raw {
 }
 
 impl Config {
+    /// Child processes.
+    pub fn children(&self) -> u32 {
+        self.children
+    }
+
     /// The HTTPS ports' certificate and key: those configured, or local ones, which are made where they are missing.
     /// Blocking.
     ///

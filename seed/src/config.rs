@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// The name of its socket.
 pub(crate) const SOCKET: &str = "grpc";
+/// Where the datastore listens unless it is told otherwise.
+const DATASTORE: &str = "127.0.0.1:8060";
 
 /// The section as written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -15,19 +17,15 @@ pub(crate) const SOCKET: &str = "grpc";
 pub struct Raw {
     /// Where other nodes and commands reach it; not for the public.
     pub listen: SocketAddr,
-    /// Where every node reaches the datastore, `host:port`.
-    pub datastore: String,
+    /// Where every node reaches the datastore, `host:port`; its usual port on this machine if it is left out.
+    pub datastore: Option<String>,
     /// Keys that it knows at once, owned or remembered.
     pub max_keys: usize,
 }
 
 impl Default for Raw {
     fn default() -> Self {
-        Self {
-            listen: (Ipv4Addr::LOCALHOST, 8050).into(),
-            datastore: "127.0.0.1:8060".to_owned(),
-            max_keys: 4_000_000,
-        }
+        Self { listen: (Ipv4Addr::LOCALHOST, 8050).into(), datastore: None, max_keys: 4_000_000 }
     }
 }
 
@@ -43,6 +41,7 @@ impl Raw {
     /// Checks the section; what is wrong goes to `problems`.
     pub fn resolve(self, problems: &mut Problems) -> Config {
         let Self { listen, datastore, max_keys } = self;
+        let datastore = datastore.unwrap_or_else(|| DATASTORE.to_owned());
         let has_port = datastore
             .rsplit_once(':')
             .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0));

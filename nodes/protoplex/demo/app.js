@@ -49,7 +49,8 @@ async function upload(file) {
       headers: { "Authorization": "Bearer " + token.value, "Upload-Id": id },
       body: file,
     });
-    const body = await answer.json();
+    // A balancer in between may answer with a page of its own.
+    const body = await answer.json().catch(() => ({}));
     if (answer.status === 201) view.finished(body);
     else view.failed(body.detail || body.title || "The server answered " + answer.status + ".");
   } catch {

@@ -1,11 +1,16 @@
 //! The command line: what a person or a script may say, and the help that teaches it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use http::{HeaderName, HeaderValue};
+use protoplex_runtime::config::Setting;
+use reqwest::Url;
+use thiserror::Error;
 
+use crate::settings::setting;
 use crate::units;
 
 const EXAMPLES: &str = "\
@@ -19,6 +24,11 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached.";
 
+/// What was asked for can't be meant; exit code 2, as for what does not even parse.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub String);
+
 /// An edge in one binary: keyed requests to the node that owns them, files, uploads, realtime.
 #[derive(Debug, Parser)]
 #[command(name = "protoplex", version, after_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = true)]
@@ -31,6 +41,7 @@ pub(crate) struct Cli {
 
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Common {
     /// Configuration file [default: ./protoplex.toml where there is one]
     #[arg(long, global = true, value_name = "FILE", env = "PROTOPLEX_CONFIG")]
@@ -42,8 +53,8 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "HOST:PORT")]
     pub seed: Option<String>,
     /// Override one setting of the configuration, as in proxy.children=4; may be repeated
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = setting)]
+    pub set: Vec<Setting>,
     /// Answer in JSON, for scripts
     #[arg(long, global = true)]
     pub json: bool,
@@ -57,15 +68,15 @@ pub(crate) enum Command {
     /// Run a whole cluster on this machine: seed, datastore, proxy, fileserver and live node
     Up(Up),
     /// Run a seed: membership, routing table, key ownership
-    Seed(Node),
+    Seed(Single),
     /// Run a datastore: all structured data, in SQLite
-    Datastore(Node),
+    Datastore(Single),
     /// Run a proxy: public HTTP and HTTPS, relayed to the member that owns the key
-    Proxy(Node),
+    Proxy(Parent),
     /// Run a fileserver: app builds, files, virtual hosts, uploads
-    Fileserver(Node),
+    Fileserver(Parent),
     /// Run a live node: channels over server-sent events
-    Live(Node),
+    Live(Parent),
     /// Register an HTTP server of your own as a member of a pool, and answer for its health
     Join(Join),
     /// What runs where, and how it is
@@ -104,33 +115,50 @@ pub(crate) struct Up {
     /// Public HTTPS address, may be repeated [default: 127.0.0.1:8443 and [::1]:8443]
     #[arg(long, value_name = "ADDR:PORT")]
     pub https: Vec<SocketAddr>,
-    /// Children of the proxy, of the fileserver and of the live node
+    /// Children of the proxy, of the fileserver and of the live node [default: 2 each]
     #[arg(long, value_name = "N")]
-    pub children: Option<usize>,
+    pub children: Option<u32>,
 }
 
+/// The children of each node of `up`, where nobody says how many.
+const UP_CHILDREN: i64 = 2;
+/// The kinds of node that have children.
+const PARENTS: [&str; 3] = ["proxy", "fileserver", "live"];
+
 impl Up {
-    /// What its flags set, as `KEY=VALUE`.
-    pub(crate) fn settings(&self) -> impl Iterator<Item = String> {
+    /// What holds unless somebody says otherwise.
+    pub(crate) fn defaults() -> [Setting; 3] {
+        PARENTS.map(|kind| (format!("{kind}.children"), UP_CHILDREN.into()))
+    }
+
+    /// What its flags set.
+    pub(crate) fn settings(&self) -> impl Iterator<Item = Setting> {
         let list = |key: &str, addresses: &[SocketAddr]| {
-            let quoted: Vec<_> =
-                addresses.iter().map(|address| format!("{:?}", address.to_string())).collect();
-            (!quoted.is_empty()).then(|| format!("proxy.{key}=[{}]", quoted.join(",")))
+            let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
+            (!addresses.is_empty()).then(|| (format!("proxy.{key}"), addresses.into()))
         };
-        let children = ["proxy", "fileserver", "live"].into_iter();
-        let children = children.filter_map(|kind| self.children.map(|n| format!("{kind}.children={n}")));
-        [list("http", &self.http), list("https", &self.https)].into_iter().flatten().chain(children)
+        let children = |kind| self.children.map(|n| (format!("{kind}.children"), i64::from(n).into()));
+        let addresses = [list("http", &self.http), list("https", &self.https)];
+        addresses.into_iter().flatten().chain(PARENTS.into_iter().filter_map(children))
     }
 }
 
+/// A node of one process.
 #[derive(Debug, Args)]
-pub(crate) struct Node {
+pub(crate) struct Single {
     /// Its name, unique in the cluster [default: the kind and "-1"]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
-    /// Child processes [default: one a core]
+}
+
+/// A node with children.
+#[derive(Debug, Args)]
+pub(crate) struct Parent {
+    #[command(flatten)]
+    pub single: Single,
+    /// Child processes [default: of a live node 2, of the others one a core]
     #[arg(long, value_name = "N")]
-    pub children: Option<usize>,
+    pub children: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -209,10 +237,14 @@ pub(crate) enum Placement {
 #[derive(Debug, Args)]
 pub(crate) struct Route {
     /// The request's URL
-    pub url: String,
+    #[arg(value_parser = units::url)]
+    pub url: Url,
     /// A header of the request, may be repeated
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
-    pub headers: Vec<String>,
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = units::header)]
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Where the request would come from
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub client_ip: IpAddr,
 }
 
 #[derive(Debug, Args)]
@@ -236,7 +268,7 @@ pub(crate) struct TokenCreate {
     #[arg(long, default_value = "*")]
     pub host: String,
     /// Path below which it may upload
-    #[arg(long, default_value = "/")]
+    #[arg(long, default_value = "/", value_parser = units::path)]
     pub path: String,
     /// Largest file
     #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = units::size)]

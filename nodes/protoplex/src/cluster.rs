@@ -94,7 +94,5 @@ impl Cluster {
 /// The address of the seed that runs in this data directory, if one does.
 fn running_seed(data: &Path) -> Option<String> {
     let nodes = running::list(data).ok()?;
-    let seed = nodes.into_iter().find(|node| node.kind == "seed")?;
-    let grpc = seed.addresses.into_iter().find(|address| address.name == "grpc")?;
-    Some(grpc.address.to_string())
+    Some(nodes.iter().find(|node| node.kind == "seed")?.address("grpc")?.to_string())
 }

@@ -26,7 +26,7 @@ use mimalloc::MiMalloc;
 use protoplex_runtime::config::ConfigError;
 use protoplex_runtime::start::{REFUSED, StartError};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Usage};
 use crate::cluster::Unreachable;
 
 #[global_allocator]
@@ -53,13 +53,15 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { common, command } = cli;
     match command {
         Command::Up(up) => return up::run(&common, up),
-        Command::Seed(node) => return node::run(node::Kind::Seed, &common, &node),
-        Command::Datastore(node) => return node::run(node::Kind::Datastore, &common, &node),
-        Command::Proxy(node) => return node::run(node::Kind::Proxy, &common, &node),
-        Command::Fileserver(node) => return node::run(node::Kind::Fileserver, &common, &node),
-        Command::Live(node) => return node::run(node::Kind::Live, &common, &node),
-        Command::Check { file } => check::run(&common, file)?,
-        Command::Completions { shell } => man::completions(shell),
+        Command::Seed(node) => return node::run(node::Kind::Seed, &common, &node, None),
+        Command::Datastore(node) => return node::run(node::Kind::Datastore, &common, &node, None),
+        Command::Proxy(node) => return node::run(node::Kind::Proxy, &common, &node.single, node.children),
+        Command::Fileserver(node) => {
+            return node::run(node::Kind::Fileserver, &common, &node.single, node.children);
+        }
+        Command::Live(node) => return node::run(node::Kind::Live, &common, &node.single, node.children),
+        Command::Check { file } => return check::run(&common, file),
+        Command::Completions { shell } => man::completions(shell)?,
         Command::Man { folder } => man::write(&folder)?,
         Command::Join(command) => wait(join::run(&common, command))?,
         Command::Status => wait(status::run(&common))?,
@@ -80,10 +82,10 @@ fn wait(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()>
 
 /// Says what failed, on standard error, and with which code that ends the process.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("protoplex: {error:#}");
+    output::tell(&format!("protoplex: {error:#}"));
     if error.is::<Unreachable>() {
         ExitCode::from(UNREACHABLE)
-    } else if error.is::<ConfigError>() || error.is::<StartError>() {
+    } else if error.is::<ConfigError>() || error.is::<StartError>() || error.is::<Usage>() {
         ExitCode::from(REFUSED)
     } else {
         ExitCode::FAILURE

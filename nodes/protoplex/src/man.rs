@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Command, CommandFactory};
 
 use crate::cli::Cli;
+use crate::output;
 
 /// Writes `protoplex.1` and a page for each command, `protoplex-handler-add.1`, to the folder.
 pub(crate) fn write(folder: &Path) -> anyhow::Result<()> {
@@ -29,6 +30,8 @@ fn write_page(folder: &Path, command: &Command, name: &str) -> anyhow::Result<()
 }
 
 /// Prints the completions of a shell.
-pub(crate) fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Cli::command(), "protoplex", &mut io::stdout());
+pub(crate) fn completions(shell: clap_complete::Shell) -> io::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "protoplex", &mut script);
+    output::write(&script)
 }

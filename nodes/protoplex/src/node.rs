@@ -13,7 +13,7 @@ use protoplex_wire::proto::JoinHello;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-use crate::cli::{Common, Node};
+use crate::cli::{Common, Single};
 use crate::settings::Settings;
 
 /// The kinds of node that there are.
@@ -56,9 +56,14 @@ impl Kind {
 }
 
 /// Runs the parent of a node until it has drained.
-pub(crate) fn run(kind: Kind, common: &Common, node: &Node) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(
+    kind: Kind,
+    common: &Common,
+    node: &Single,
+    children: Option<u32>,
+) -> anyhow::Result<ExitCode> {
     let mut common = common.clone();
-    common.set.extend(node.children.map(|children| format!("{}.children={children}", kind.name())));
+    common.set.extend(children.map(|n| (format!("{}.children", kind.name()), i64::from(n).into())));
     let settings = Settings::load(&common)?;
     let told = settings.common(kind, node.node.as_deref());
     let spec = kind.spec(&settings, &told)?;

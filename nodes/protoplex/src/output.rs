@@ -6,13 +6,22 @@ use serde::Serialize;
 
 /// Prints `value` as JSON, or as what `text` makes of it.
 pub(crate) fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
+    let text = if json { serde_json::to_string_pretty(value)? } else { text(value) };
+    if text.is_empty() { Ok(()) } else { write(format!("{}\n", text.trim_end()).as_bytes()) }
+}
+
+/// Writes to standard output. A reader that went away (`protoplex status | head -1`) has seen what it wanted.
+pub(crate) fn write(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    if json {
-        serde_json::to_writer_pretty(&mut out, value)?;
-        return writeln!(out);
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
-    let text = text(value);
-    if text.is_empty() { Ok(()) } else { writeln!(out, "{}", text.trim_end()) }
+}
+
+/// A line on standard error, which is no reason to fail where nobody reads it.
+pub(crate) fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Rows in columns as wide as their widest cell, two spaces apart.

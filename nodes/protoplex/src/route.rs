@@ -1,12 +1,11 @@
 //! `protoplex route`: where a request would go, step by step, by the proxy's own rules.
 
-use anyhow::{Context, bail};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use anyhow::Context;
+use http::HeaderMap;
 use protoplex_proxy::key::{self, Facts};
 use protoplex_proxy::placement;
 use protoplex_proxy::table::{Placement, Table};
 use protoplex_wire::proto::{self, ExplainRequest, ListHandlersRequest};
-use reqwest::Url;
 use serde::Serialize;
 
 use crate::cli::{Common, Route};
@@ -33,14 +32,14 @@ struct Way {
 /// Runs the command.
 pub(crate) async fn run(common: &Common, command: Route) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
-    let url = Url::parse(&command.url).with_context(|| format!("{:?} is no URL", command.url))?;
-    let headers = headers(&command.headers)?;
-    let way = explain(&cluster, &url, &headers).await?;
+    let way = explain(&cluster, command).await?;
     print(common.json, &way, text)?;
     Ok(())
 }
 
-async fn explain(cluster: &Cluster, url: &Url, headers: &HeaderMap) -> anyhow::Result<Way> {
+async fn explain(cluster: &Cluster, request: Route) -> anyhow::Result<Way> {
+    let Route { url, headers, client_ip } = request;
+    let headers: HeaderMap = headers.into_iter().collect();
     let mut way = Way {
         host: url.host_str().context("the URL has no host")?.to_ascii_lowercase(),
         path: url.path().to_owned(),
@@ -67,8 +66,8 @@ async fn explain(cluster: &Cluster, url: &Url, headers: &HeaderMap) -> anyhow::R
         captures: &captures,
         query: url.query().unwrap_or_default(),
         form: &[],
-        headers,
-        client_ip: std::net::Ipv4Addr::LOCALHOST.into(),
+        headers: &headers,
+        client_ip,
     };
     if let Some(template) = template {
         match key::key(template, &facts) {
@@ -125,18 +124,6 @@ async fn sent_table(cluster: &Cluster) -> anyhow::Result<proto::Table> {
         members: pool.members.into_iter().filter_map(|status| status.member).collect(),
     });
     Ok(proto::Table { version: handlers.table_version, handlers: handlers.handlers, pools: pools.collect() })
-}
-
-fn headers(lines: &[String]) -> anyhow::Result<HeaderMap> {
-    let mut headers = HeaderMap::new();
-    for line in lines {
-        let Some((name, value)) = line.split_once(':') else {
-            bail!("{line:?} is no header; write NAME: VALUE");
-        };
-        let name: HeaderName = name.trim().parse().with_context(|| format!("{name:?} is no header name"))?;
-        headers.append(name, HeaderValue::from_str(value.trim())?);
-    }
-    Ok(headers)
 }
 
 fn text(way: &Way) -> String {

@@ -1,9 +1,9 @@
 //! The whole of `protoplex.toml`, with environment and flags laid over it, checked.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use protoplex_runtime::config::{self, Common as NodeCommon, ConfigError, Problems, Timing};
+use protoplex_runtime::config::{self, Common as NodeCommon, ConfigError, Problems, Setting, Timing};
 use protoplex_runtime::telemetry;
 use serde::Deserialize;
 
@@ -18,8 +18,8 @@ const DEFAULT_FILE: &str = "protoplex.toml";
 #[serde(deny_unknown_fields, default)]
 struct Raw {
     data: PathBuf,
-    /// Where nodes and commands reach the seed.
-    seed_address: String,
+    /// Where nodes and commands reach the seed; where it listens on this machine if it is left out.
+    seed_address: Option<String>,
     region: String,
     zone: String,
     log: telemetry::Settings,
@@ -63,7 +63,7 @@ impl Default for Raw {
     fn default() -> Self {
         Self {
             data: "protoplex-data".into(),
-            seed_address: "127.0.0.1:8050".to_owned(),
+            seed_address: None,
             region: String::new(),
             zone: String::new(),
             log: telemetry::Settings::default(),
@@ -106,13 +106,20 @@ impl Settings {
 
     /// Reads and checks everything.
     pub(crate) fn load(common: &Common) -> anyhow::Result<Self> {
-        let flags = flags(common)?;
-        let (raw, mut problems): (Raw, Problems) =
-            config::load(Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
+        Self::load_over(&[], common)
+    }
+
+    /// As [`Self::load`], over the defaults of the command.
+    pub(crate) fn load_over(defaults: &[Setting], common: &Common) -> anyhow::Result<Self> {
+        let flags = flags(common);
+        let (mut raw, mut problems): (Raw, Problems) =
+            config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
+        // On one machine nobody should have to say twice where something listens.
+        raw.seed.datastore.get_or_insert_with(|| reached(raw.datastore.listen));
         let settings = Self {
             // As commands that are printed are run from elsewhere.
             data: std::path::absolute(raw.data)?,
-            seed_address: raw.seed_address,
+            seed_address: raw.seed_address.unwrap_or_else(|| reached(raw.seed.listen)),
             drain: raw.drain,
             region: raw.region,
             zone: raw.zone,
@@ -126,6 +133,16 @@ impl Settings {
         };
         problems.finish()?;
         Ok(settings)
+    }
+
+    /// How many children a node of this kind has; nothing where it is a single process.
+    pub(crate) fn children(&self, kind: Kind) -> Option<u32> {
+        match kind {
+            Kind::Seed | Kind::Datastore => None,
+            Kind::Proxy => Some(self.proxy.children()),
+            Kind::Fileserver => Some(self.fileserver.children()),
+            Kind::Live => Some(self.live.children()),
+        }
     }
 
     /// What a node of this kind is told besides its own section.
@@ -151,14 +168,8 @@ impl Settings {
 }
 
 /// The settings that flags of every command make; later ones count.
-fn flags(common: &Common) -> anyhow::Result<Vec<(String, toml::Value)>> {
-    let mut flags = Vec::new();
-    for setting in &common.set {
-        let Some((key, value)) = setting.split_once('=') else {
-            anyhow::bail!("--set {setting:?} is not KEY=VALUE, as in --set proxy.children=4");
-        };
-        flags.push((key.to_owned(), value_of(value)));
-    }
+fn flags(common: &Common) -> Vec<Setting> {
+    let mut flags = common.set.clone();
     let texts = [
         ("data", common.data.as_ref().map(|data| data.display().to_string())),
         ("seed_address", common.seed.clone()),
@@ -167,7 +178,30 @@ fn flags(common: &Common) -> anyhow::Result<Vec<(String, toml::Value)>> {
     let texts =
         texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), toml::Value::String(text?))));
     flags.extend(texts);
-    Ok(flags)
+    flags
+}
+
+/// How a process of this machine reaches what listens there.
+fn reached(listen: SocketAddr) -> String {
+    let mut address = listen;
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address.to_string()
+}
+
+/// "proxy.children=4" → a dotted key and its value.
+pub(crate) fn setting(text: &str) -> Result<Setting, String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as in --set proxy.children=4")?;
+    let part =
+        |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
+    if key.split('.').all(part) {
+        Ok((key.to_owned(), value_of(value)))
+    } else {
+        Err(format!("{key:?} is no key; write KEY=VALUE, as in --set proxy.children=4"))
+    }
 }
 
 /// What reads as TOML is that, anything else is text.

@@ -108,7 +108,8 @@ fn text(report: &Report) -> String {
                 pool.pool.clone(),
                 member.member.clone(),
                 member.address.clone(),
-                plural(member.keys as usize, "key"),
+                // Members of a pool by hash own none, ever.
+                if member.keys == 0 { String::new() } else { plural(member.keys as usize, "key") },
             ]
         })
     });
@@ -139,6 +140,12 @@ fn text(report: &Report) -> String {
 fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
+}
+
+/// By this machine's clock.
+fn uptime_ms(started_at_ms: i64) -> u64 {
+    let started = u64::try_from(started_at_ms).ok().filter(|started| *started > 0);
+    started.map_or(0, |started| unix_ms().saturating_sub(started))
 }
 
 fn uptime(ms: u64) -> String {
@@ -176,7 +183,7 @@ impl From<NodeStatus> for NodeReport {
             draining: state.draining,
             meta: hello.meta,
             listens: hello.listens,
-            uptime_ms: unix_ms().saturating_sub(u64::try_from(hello.started_at_ms).unwrap_or(0)),
+            uptime_ms: uptime_ms(hello.started_at_ms),
             seen_ms_ago: status.seen_ms_ago,
             children: state.children.into_iter().map(ChildReport::from).collect(),
         }
@@ -185,8 +192,8 @@ impl From<NodeStatus> for NodeReport {
 
 impl From<ChildState> for ChildReport {
     fn from(child: ChildState) -> Self {
-        let ChildState { index, state, pid, uptime_ms, restarts } = child;
-        Self { child: index, state, pid, uptime_ms, restarts }
+        let ChildState { index, state, pid, started_at_ms, restarts } = child;
+        Self { child: index, state, pid, uptime_ms: uptime_ms(started_at_ms), restarts }
     }
 }
 

@@ -1,6 +1,9 @@
-//! Sizes and times as people write and read them.
+//! What people write on a command line, and sizes and times as they read them.
 
 use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use reqwest::Url;
 
 /// "64MiB", "1.5 GB", "1000" → bytes.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -38,6 +41,34 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         }
     };
     Duration::try_from_secs_f64(number * seconds).map_err(|_| "too long".to_owned())
+}
+
+/// A URL with a host.
+pub(crate) fn url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text)
+        .map_err(|error| format!("{error}; write for example http://localhost:8080/room/42"))?;
+    if url.has_host() && matches!(url.scheme(), "http" | "https") {
+        Ok(url)
+    } else {
+        Err("write http:// or https://, and a host".to_owned())
+    }
+}
+
+/// "Name: value" of a request.
+pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("write NAME: VALUE")?;
+    let name = name.trim().parse().map_err(|_| format!("{name:?} is no header name"))?;
+    let value = HeaderValue::from_str(value.trim()).map_err(|_| format!("{value:?} is no header value"))?;
+    Ok((name, value))
+}
+
+/// A path from the root on.
+pub(crate) fn path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("a path begins with /: did you mean /{text}?"))
+    }
 }
 
 fn split(text: &str) -> Result<(f64, &str), String> {
@@ -84,6 +115,17 @@ mod tests {
         assert!(size("99999999999TiB").is_err());
         assert_eq!(show_size(1023), "1023 B");
         assert_eq!(show_size(3 << 29), "1.5 GiB");
+    }
+
+    #[test]
+    fn parts_of_requests() {
+        assert_eq!(url("http://localhost:8080/x").map(|url| url.path().to_owned()), Ok("/x".to_owned()));
+        for wrong in ["localhost:8080", "/x", "ftp://x/", "http://"] {
+            assert!(url(wrong).unwrap_err().contains("write"), "{wrong}");
+        }
+        assert_eq!(header("X-A:  b ").unwrap().1, "b");
+        assert!(header("nothing").is_err() && header("a b: c").is_err() && header("a: \n").is_err());
+        assert_eq!(path("files").unwrap_err(), "a path begins with /: did you mean /files?");
     }
 
     #[test]

@@ -8,21 +8,21 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use protoplex_runtime::signals::StopSignals;
 use protoplex_runtime::start::StartError;
 use protoplex_runtime::supervisor::{Policy, Process, Program};
 use protoplex_runtime::{parent, running};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{Handler, Placement};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
 use self::welcome::Welcome;
-use crate::cli::{Common, TokenCreate, Up};
+use crate::cli::{Common, TokenCreate, Up, Usage};
 use crate::cluster::Cluster;
 use crate::node::Kind;
 use crate::settings::Settings;
-use crate::{demo, deploy, token};
+use crate::{demo, deploy, output, token};
 
 /// A node that isn't ready by then has a problem that its log tells.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -42,9 +42,13 @@ const KINDS: [Kind; 5] = [Kind::Datastore, Kind::Seed, Kind::Live, Kind::Fileser
 
 /// Runs the command until Ctrl-C or SIGTERM.
 pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
+    if common.seed.is_some() {
+        let advice = "`up` runs a seed of its own; --set seed.listen=HOST:PORT says where";
+        return Err(Usage(advice.to_owned()).into());
+    }
     let mut common = common.clone();
     common.set.extend(command.settings());
-    let settings = Settings::load(&common)?;
+    let settings = Settings::load_over(&Up::defaults(), &common)?;
     let _claim = running::claim(&settings.data, "cluster").map_err(StartError::from)?;
     let specs: Vec<_> = KINDS
         .into_iter()
@@ -55,12 +59,12 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut stop = StopSignals::new()?;
+        let mut stop = StopSignals::take()?;
         let nodes = Nodes::start(&common, &settings)?;
         let outcome = tokio::select! {
             outcome = nodes.serve(&common, &settings) => outcome,
-            () = stop.next() => {
-                eprintln!("\nDraining. Ctrl-C again ends everything at once.");
+            _ = stop.next() => {
+                output::tell("\nDraining. Ctrl-C again ends everything at once.");
                 Ok(ExitCode::SUCCESS)
             }
         };
@@ -91,7 +95,7 @@ impl Nodes {
     /// Tells what there is once all runs, and returns when a node has died too often to be started again.
     async fn serve(&self, common: &Common, settings: &Settings) -> anyhow::Result<ExitCode> {
         let text = self.introduce(common, settings).await?;
-        print!("{text}");
+        output::write(text.as_bytes())?;
         self.any_given_up().await;
         Ok(ExitCode::FAILURE)
     }
@@ -136,10 +140,10 @@ impl Nodes {
         let ended = self.nodes.iter().map(|(_, process)| Box::pin(process.ended()));
         let (_, index, _) = futures_util::future::select_all(ended).await;
         let node = self.nodes[index].0.node();
-        eprintln!(
+        output::tell(&format!(
             "protoplex: {node} died too often and is not started again; its log is in {}",
             self.logs.display()
-        );
+        ));
     }
 
     async fn drain(&self, stop: &mut StopSignals) {
@@ -151,7 +155,7 @@ impl Nodes {
         };
         tokio::select! {
             () = in_order => {}
-            () = stop.next() => {
+            _ = stop.next() => {
                 for (_, process) in &self.nodes {
                     process.end();
                 }
@@ -174,7 +178,9 @@ fn arguments(kind: Kind, common: &Common, settings: &Settings, logs: &Path) -> V
     let access_log = format!("{}.access_log={{ file = {} }}", kind.name(), log("access.log".to_owned()));
     // Of the nodes with public ports only the proxy meets every request.
     let logs = [node_log].into_iter().chain((kind == Kind::Proxy).then_some(access_log));
-    let set = logs.chain(common.set.iter().cloned());
+    // What holds for this command's nodes unless the file says otherwise, the file being read again by each node.
+    let children = settings.children(kind).map(|n| format!("{}.children={n}", kind.name()));
+    let set = logs.chain(children).chain(common.set.iter().map(|(key, value)| format!("{key}={value}")));
     arguments.extend(set.flat_map(|setting| ["--set".into(), setting.into()]));
     if let Some(level) = &common.log_level {
         arguments.extend(["--log-level".into(), level.into()]);
@@ -221,23 +227,4 @@ async fn served(http: &str) {
         }
     };
     let _ = timeout(SERVED_TIMEOUT, asked).await;
-}
-
-/// Ctrl-C and SIGTERM, each time that they come.
-struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl StopSignals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

@@ -12,10 +12,10 @@ use reqwest::{Body, Certificate, Client, StatusCode, Url};
 use serde_json::Value;
 use tokio::fs::File;
 
-use crate::cli::{Common, Upload};
+use crate::cli::{Common, Upload, Usage};
 use crate::output::print;
 use crate::settings::Settings;
-use crate::units::show_size;
+use crate::units::{self, show_size};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const BAR: &str = "{prefix}  {wide_bar}  {bytes}/{total_bytes}  {bytes_per_sec}  {eta}";
@@ -25,10 +25,14 @@ const NAME_WIDTH: usize = 32;
 /// Runs the command: one file after the other, stopping at the first that fails.
 pub(crate) async fn run(common: &Common, command: Upload) -> anyhow::Result<()> {
     let (url, files) = command.files_and_url.split_last().context("name a file and a URL")?;
-    let url = Url::parse(url)
-        .with_context(|| format!("{url:?} is no URL; the last argument says where to upload"))?;
+    let url = units::url(url)
+        .map_err(|error| Usage(format!("{url:?}, the last argument, says where to upload, but: {error}")))?;
     if files.len() > 1 && !url.path().ends_with('/') {
-        bail!("several files need a URL that ends in /, so that each keeps its own name");
+        let advice = "several files need a URL that ends in /, so that each keeps its own name";
+        return Err(Usage(advice.to_owned()).into());
+    }
+    if let Some(folder) = files.iter().find(|file| Path::new(file).is_dir()) {
+        return Err(Usage(format!("{folder} is a folder; name the files in it, as in {folder}/*")).into());
     }
     let client = client(common)?;
     let mut stored = Vec::new();

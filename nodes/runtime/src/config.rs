@@ -4,7 +4,7 @@ mod layers;
 mod wording;
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,6 +72,13 @@ impl Timing {
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(Vec<String>);
 
+impl ConfigError {
+    /// Each mistake, with its place.
+    pub fn mistakes(&self) -> &[String] {
+        &self.0
+    }
+}
+
 /// Collects what is wrong with values that read well, so that all of it can be told together.
 #[derive(Debug, Default)]
 pub struct Problems {
@@ -98,25 +105,48 @@ impl Problems {
     }
 }
 
-/// Reads the file, if there is one, then lays the environment and the flags (dotted key and value) over it.
+/// Where a node listens that serves this machine alone: 127.0.0.1 and, where the machine has IPv6, [::1]. Browsers take
+/// either for `localhost`.
+pub fn loopback(port: u16) -> Vec<SocketAddr> {
+    let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+    let v6 = has_ipv6.then(|| (Ipv6Addr::LOCALHOST, port).into());
+    [(Ipv4Addr::LOCALHOST, port).into()].into_iter().chain(v6).collect()
+}
+
+/// A dotted key and its value.
+pub type Setting = (String, toml::Value);
+
+/// Reads the file, if there is one, over the `defaults` of the command, then lays the environment and the flags over it.
 ///
 /// `PROTOPLEX_PROXY__CHILDREN=4` sets `proxy.children`: two underscores are a dot. Variables without them are not looked
 /// at; they belong to the command line. A value that reads as TOML is one, anything else is a string.
 ///
-/// With the values comes a [`Problems`] that knows where each of them was set.
+/// With the values comes a [`Problems`] that knows where each of them was set, and has noted each unknown key and each
+/// value of a wrong type: those are left at their default.
 ///
 /// # Errors
-/// The file can't be read, is not TOML, has an unknown key or a value of the wrong type.
+/// The file can't be read or is not TOML.
 pub fn load<T: DeserializeOwned>(
+    defaults: &[Setting],
     file: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
-    flags: &[(String, toml::Value)],
+    flags: &[Setting],
 ) -> Result<(T, Problems), ConfigError> {
-    let layers = Layers::read(file, environment, flags)?;
-    let (values, origins) = layers.merge()?;
-    match T::deserialize(toml::Deserializer::from(values)) {
-        Ok(value) => Ok((value, Problems { origins, found: Vec::new() })),
-        Err(error) => Err(layers.error(&error)),
+    let layers = Layers::read(defaults, file, environment, flags)?;
+    let (mut values, origins) = layers.merge()?;
+    let mut found = Vec::new();
+    // A deserializer ends at the first mistake; without it the next one is found.
+    loop {
+        match T::deserialize(toml::Deserializer::from(values.clone())) {
+            Ok(value) => return Ok((value, Problems { origins, found })),
+            Err(error) => {
+                found.push(layers.told(&error));
+                let removed = error.span().is_some_and(|span| layers::remove(values.get_mut(), span.start));
+                if !removed {
+                    return Err(ConfigError(found));
+                }
+            }
+        }
     }
 }
 

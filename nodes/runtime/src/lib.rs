@@ -18,6 +18,7 @@ mod orders;
 pub mod parent;
 mod procfs;
 pub mod running;
+pub mod signals;
 mod sockets;
 pub mod solo;
 pub mod start;

@@ -1,7 +1,7 @@
 //! A node as one thing, whatever its processes: its state for the seed, its status page, its metrics.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use protoplex_wire::proto::{ChildState, NodeState};
 use serde::Serialize;
@@ -101,7 +101,7 @@ impl Node {
             index: index as u32,
             state: status.state.to_string(),
             pid: status.pid.unwrap_or_default(),
-            uptime_ms: uptime_ms(&status),
+            started_at_ms: started_at_ms(&status),
             restarts: status.restarts,
         };
         NodeState {
@@ -206,6 +206,11 @@ pub(crate) struct Seen {
 
 fn uptime_ms(status: &Status) -> u64 {
     status.started.map(|started| started.elapsed().as_millis() as u64).unwrap_or_default()
+}
+
+fn started_at_ms(status: &Status) -> i64 {
+    let started = status.started.and_then(|started| SystemTime::now().checked_sub(started.elapsed()));
+    started.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_millis() as i64)
 }
 
 fn process_families(pid: u32) -> Vec<Family> {

@@ -8,7 +8,6 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -17,6 +16,7 @@ use tracing::{error, info, warn};
 use crate::config::Timing;
 use crate::control::{self, Report};
 use crate::drain::{Drain, Trigger};
+use crate::signals::{Stop, StopSignals};
 
 /// What the process is told to do. Who tells it is listened to until this is dropped.
 #[derive(Debug)]
@@ -32,10 +32,10 @@ impl Orders {
     /// Of a node: from signals and, where it is supervised, from its supervisor.
     pub(crate) fn of_node(report: watch::Receiver<Report>) -> io::Result<Self> {
         let supervisor = control::inherited(control::NODE)?;
-        let signals = Signals::take()?;
+        let signals = StopSignals::take()?;
         let supervised = supervisor.is_some();
         let mut orders = Listening::new();
-        orders.listeners.spawn(signals.obey(supervised, orders.drain.0.clone(), orders.end.0.clone()));
+        orders.listeners.spawn(obey(signals, supervised, orders.drain.0.clone(), orders.end.0.clone()));
         if let Some(socket) = supervisor {
             orders.obey(socket, report)?;
         }
@@ -44,7 +44,7 @@ impl Orders {
 
     /// Of a child: from its parent alone. Signals go to whole groups of processes, and the parent decides what follows.
     pub(crate) fn of_child(parent: UnixStream, report: watch::Receiver<Report>) -> io::Result<Self> {
-        Signals::take()?;
+        StopSignals::take()?;
         let mut orders = Listening::new();
         orders.obey(parent, report)?;
         Ok(orders.into())
@@ -76,35 +76,17 @@ impl From<Listening> for Orders {
     }
 }
 
-/// The signals that would end a process.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// From here on they don't end it by themselves any more, even when this is dropped.
-    fn take() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// SIGTERM and SIGINT drain; a second SIGINT ends. Where the process is supervised SIGINT means nothing: a terminal
-    /// sends it to the whole group, and the supervisor decides what follows.
-    async fn obey(mut self, supervised: bool, drain: Trigger, end: Trigger) {
-        let mut interrupted = false;
-        loop {
-            // Both arms are cancel-safe.
-            tokio::select! {
-                Some(()) = self.terminate.recv() => drain.pull(),
-                Some(()) = self.interrupt.recv(), if !supervised => {
-                    if std::mem::replace(&mut interrupted, true) {
-                        end.pull();
-                    }
-                    drain.pull();
-                }
-                else => return,
-            }
+/// SIGTERM and SIGINT drain; a second SIGINT ends. Where the process is supervised SIGINT means nothing: a terminal sends
+/// it to the whole group, and the supervisor decides what follows.
+async fn obey(mut signals: StopSignals, supervised: bool, drain: Trigger, end: Trigger) {
+    let mut interrupted = false;
+    loop {
+        match signals.next().await {
+            Stop::Interrupt if supervised => continue,
+            Stop::Interrupt if std::mem::replace(&mut interrupted, true) => end.pull(),
+            Stop::Interrupt | Stop::Terminate => {}
         }
+        drain.pull();
     }
 }
 

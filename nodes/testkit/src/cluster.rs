@@ -64,8 +64,6 @@ impl Cluster {
         let [seed, datastore, http, https] = &self.ports;
         let settings = [
             format!("seed.listen={}", seed.address()),
-            format!("seed_address={}", seed.address()),
-            format!("seed.datastore={}", datastore.address()),
             format!("datastore.listen={}", datastore.address()),
             format!("proxy.http=[\"{}\"]", http.address()),
             format!("proxy.https=[\"{}\"]", https.address()),

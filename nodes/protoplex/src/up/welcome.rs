@@ -1,6 +1,6 @@
 //! What `protoplex up` tells once everything runs: what is where, a token, and four commands to copy.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use protoplex_runtime::running::Running;
 use serde_json::json;
@@ -21,7 +21,7 @@ impl Welcome<'_> {
         let https = self.origin("https", 443);
         if json {
             let facts = json!({
-                "http": http, "https": https, "data": self.data, "logs": self.logs,
+                "http": http, "https": https, "ca": self.authority(), "data": self.data, "logs": self.logs,
                 "token": token, "nodes": self.nodes, "commands": self.commands(&http, token),
             });
             return Ok(serde_json::to_string_pretty(&facts)? + "\n");
@@ -29,6 +29,10 @@ impl Welcome<'_> {
         let mut text = format!("Protoplex {} is up.\n\n", env!("CARGO_PKG_VERSION"));
         text.push_str(&self.table());
         text.push_str(&format!("\nPublic     {http}  {https}\n"));
+        if let Some(authority) = self.authority() {
+            let authority = quoted(&authority);
+            text.push_str(&format!("           HTTPS by a local authority: curl --cacert {authority}\n"));
+        }
         text.push_str(&format!("Data       {}\nLogs       {}\n", self.data.display(), self.logs.display()));
         text.push_str(&format!("Token      {}\n           uploads below /files/, for 24 hours\n", token));
         text.push_str("\nTo try, from another terminal:\n");
@@ -51,6 +55,12 @@ impl Welcome<'_> {
     /// Where browsers on this machine find the proxy; empty where it serves HTTPS alone.
     pub(crate) fn http(&self) -> String {
         self.origin("http", 80)
+    }
+
+    /// The certificate of the authority that a proxy without a configured one made.
+    fn authority(&self) -> Option<PathBuf> {
+        let file = self.data.join("tls/ca.pem");
+        file.exists().then_some(file)
     }
 
     fn commands(&self, http: &str, token: &str) -> [Vec<String>; 4] {

@@ -1,6 +1,7 @@
 //! The command line, as a person and as a script use it.
 
 use std::io::Write;
+use std::process::Stdio;
 
 use protoplex_testkit::ports::Port;
 
@@ -39,6 +40,56 @@ fn row_a_bad_configuration_is_refused_with_file_line_and_suggestion() {
         }
     }
     assert_eq!(protoplex(&["check"]).0, Some(0), "the defaults are good");
+}
+
+#[test]
+fn check_tells_every_mistake_and_scripts_get_it_as_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("edge.toml");
+    std::fs::write(&file, "[proxy]\nhtpp = []\nchildren = 0\n\n[log]\nformat = \"xml\"\n").unwrap();
+    let file = file.to_str().unwrap();
+    let (code, _, error) = protoplex(&["check", file]);
+    assert_eq!(code, Some(2));
+    for mistake in ["edge.toml:2: unknown key", "edge.toml:3: proxy.children", "edge.toml:6: unknown value"] {
+        assert!(error.contains(mistake), "{mistake} in {error}");
+    }
+    let (code, answer, _) = protoplex(&["--json", "check", file]);
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((code, answer["ok"].as_bool()), (Some(2), Some(false)));
+    assert_eq!(answer["mistakes"].as_array().unwrap().len(), 3, "{answer}");
+}
+
+#[test]
+fn what_can_not_be_meant_is_exit_code_2_with_advice() {
+    let here = tempfile::tempdir().unwrap();
+    let here = here.path().to_str().unwrap();
+    let cases = [
+        (&["check", "--set", "nonsense"][..], "KEY=VALUE"),
+        (&["check", "--set", "a b=1"], "KEY=VALUE"),
+        (&["route", "localhost:8080"], "http://"),
+        (&["route", "http://localhost/", "-H", "no header"], "NAME: VALUE"),
+        (&["token", "create", "--path", "files"], "did you mean /files?"),
+        (&["upload", "--token", "x", here, "http://localhost/"], "is a folder"),
+        (&["upload", "--token", "x", "a", "b", "http://localhost/one"], "URL that ends in /"),
+        (&["upload", "--token", "x", "a", "localhost"], "says where to upload"),
+        (&["up", "--seed", "10.0.0.1:8050"], "seed.listen"),
+        (&["seed", "--children", "2"], "--children"),
+    ];
+    for (arguments, says) in cases {
+        let (code, _, error) = protoplex(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {error}");
+        assert!(error.contains(says), "{says} in {error}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_protoplex"));
+    command.args(["completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    drop(process.stdout.take());
+    let output = process.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
 }
 
 #[test]

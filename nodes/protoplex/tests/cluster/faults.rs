@@ -1,14 +1,20 @@
 //! Processes are killed while the cluster works; what was acknowledged stays, and nobody else notices.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use protoplex_testkit::cluster::{Cluster, signal};
-use protoplex_testkit::curl::Events;
+use protoplex_testkit::curl::{Events, curl};
 use protoplex_testkit::until;
 use rustix::process::Signal;
 
 use crate::{get, noise, put, start};
+
+/// How long an owner holds its keys without a word from a seed.
+const LEASE: Duration = Duration::from_secs(5);
 
 fn kill(pid: u64) {
     signal(u32::try_from(pid).unwrap(), Signal::KILL);
@@ -77,6 +83,64 @@ fn row_the_seed_killed_and_restarted_moves_no_key_and_stops_no_known_route() {
     // The subscriber from before is still there, and gets what comes now.
     assert_eq!(put(&cluster, "/files/y", b"y", &["-H", "Upload-Id: through"]).status, 201);
     events.next_json(|event| event["type"] == "upload.finished");
+}
+
+#[test]
+fn row_while_the_seed_is_away_what_is_known_goes_on_and_new_keys_are_answered_503() {
+    let cluster = start();
+    assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
+    let topic = |name: &str| format!("{}/.well-known/mercure?topic=upload/{name}", cluster.http());
+    // Connections are spread over both children of the proxy, so each gets to know the owner.
+    for _ in 0..16 {
+        drop(Events::open(&topic("known"), &[]));
+    }
+    let through = Events::open(&topic("known"), &[]);
+    let seed = u32::try_from(cluster.node("seed-1")["pid"].as_u64().unwrap()).unwrap();
+    // A process that stands still keeps its connections: worse than one that is gone.
+    signal(seed, Signal::STOP);
+    let stopped = Instant::now();
+    let mut new_keys = 0;
+    while stopped.elapsed() < LEASE + Duration::from_secs(2) {
+        assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).status, 200);
+        drop(Events::open(&topic("known"), &[]));
+        let refused = get(&topic(&format!("new-{new_keys}")), &[]);
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert!(refused.header("retry-after").is_some(), "{refused:?}");
+        assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+        new_keys += 1;
+    }
+    println!("{new_keys} new keys were refused in {:?}", stopped.elapsed());
+    assert_eq!(put(&cluster, "/files/y", b"y", &["-H", "Upload-Id: known"]).status, 201);
+    through.next_json(|event| event["type"] == "upload.finished");
+
+    signal(seed, Signal::CONT);
+    until("new keys are owned again", || {
+        let answer = curl(["--max-time", "1", &topic("new-0")]);
+        (answer.status == 200).then_some(())
+    });
+}
+
+#[test]
+fn row_connections_that_wait_for_a_dead_child_are_served_by_its_successor() {
+    let cluster = start();
+    let children = [0, 1].map(|child| u32::try_from(cluster.child_pid("proxy-1", child)).unwrap());
+    // Children that stand still accept nothing: what comes now waits in their queues.
+    children.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    let port: u16 = cluster.http().rsplit_once(':').unwrap().1.parse().unwrap();
+    let waiting: Vec<_> = (0..16)
+        .map(|_| {
+            let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            write!(connection, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+            connection
+        })
+        .collect();
+    children.iter().for_each(|pid| signal(*pid, Signal::KILL));
+    for mut connection in waiting {
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
 }
 
 #[test]

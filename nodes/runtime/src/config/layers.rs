@@ -11,8 +11,8 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::ConfigError;
 use super::wording::plain;
+use super::{ConfigError, Setting};
 
 /// Far over any configuration that a person writes.
 const FILE_BYTES: u64 = 1 << 20;
@@ -56,11 +56,15 @@ impl Origins {
 
 impl Layers {
     pub(super) fn read(
+        defaults: &[Setting],
         file: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
-        flags: &[(String, toml::Value)],
+        flags: &[Setting],
     ) -> Result<Self, ConfigError> {
         let mut layers = Self(Vec::new());
+        for (key, value) in defaults {
+            layers.push(format!("default {key}"), false, &format!("{key} = {value}"));
+        }
         if let Some(path) = file {
             let name = path.display().to_string();
             let text = read(path).map_err(|error| ConfigError(vec![format!("{name}: {error}")]))?;
@@ -89,7 +93,7 @@ impl Layers {
     pub(super) fn merge(&self) -> Result<(Spanned<DeTable<'_>>, Origins), ConfigError> {
         let mut all = DeTable::new();
         for source in &self.0 {
-            let layer = DeTable::parse(&source.text).map_err(|error| self.error(&error))?;
+            let layer = DeTable::parse(&source.text).map_err(|error| ConfigError(vec![self.told(&error)]))?;
             lay_over(&mut all, layer.into_inner());
         }
         let mut origins = Origins::default();
@@ -98,12 +102,12 @@ impl Layers {
     }
 
     /// What is wrong, and where.
-    pub(super) fn error(&self, error: &toml::de::Error) -> ConfigError {
+    pub(super) fn told(&self, error: &toml::de::Error) -> String {
         let place = match error.span() {
             Some(span) if span != WHOLE => self.place(span.start),
             _ => self.0.first().map_or("configuration", |source| &source.name).to_owned(),
         };
-        ConfigError(vec![format!("{place}: {}", plain(error.message()))])
+        format!("{place}: {}", plain(error.message()))
     }
 
     fn place(&self, offset: usize) -> String {
@@ -158,6 +162,30 @@ fn lay_over<'i>(under: &mut DeTable<'i>, over: DeTable<'i>) {
             }
         }
     }
+}
+
+/// Takes out the innermost entry whose key or value stands at `offset`. Of a list with a wrong entry all goes, so that
+/// the others keep their numbers. Returns whether there was one.
+pub(super) fn remove(table: &mut DeTable<'_>, offset: usize) -> bool {
+    let mut here = None;
+    for (name, value) in table.iter_mut() {
+        let at = name.span().contains(&offset) || value.span().contains(&offset);
+        let within = match value.get_mut() {
+            DeValue::Table(inner) => remove(inner, offset),
+            DeValue::Array(entries) => entries.iter_mut().any(|entry| match entry.get_mut() {
+                DeValue::Table(inner) => remove(inner, offset),
+                _ => false,
+            }),
+            _ => false,
+        };
+        if within {
+            return true;
+        }
+        if at {
+            here = Some(name.clone());
+        }
+    }
+    here.is_some_and(|name| table.remove(&name).is_some())
 }
 
 fn read(path: &Path) -> io::Result<String> {

@@ -51,12 +51,18 @@ fn read(
     let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
     let flags: Vec<_> = flags.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
     let folder = format!("{}/", folder.path().display());
-    load(Some(&file), environment, &flags).map_err(|error| error.to_string().replace(&folder, ""))
+    let (whole, problems) = load(&[], Some(&file), environment, &flags)
+        .map_err(|error: ConfigError| error.to_string().replace(&folder, ""))?;
+    if problems.found.is_empty() {
+        Ok((whole, problems))
+    } else {
+        Err(problems.finish().unwrap_err().to_string().replace(&folder, ""))
+    }
 }
 
 #[test]
 fn nothing_given_is_all_defaults() {
-    let (whole, problems) = load::<Whole>(None, std::iter::empty(), &[]).unwrap();
+    let (whole, problems) = load::<Whole>(&[], None, std::iter::empty(), &[]).unwrap();
     assert_eq!(whole, Whole::default());
     problems.finish().unwrap();
 }
@@ -118,6 +124,33 @@ fn each_mistake_is_told_with_its_place() {
 }
 
 #[test]
+fn each_of_several_mistakes_is_told() {
+    let text =
+        "[proxy]\nprot = 1\nport = \"x\"\nchildren = 3\n[log]\nformat = \"xml\"\n[[handler]]\nname = \"a\"\n";
+    let told = read(text, &[("PROTOPLEX_PROXY__LISTEN", "[1]")], &[]).unwrap_err();
+    let mut lines: Vec<_> = told.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            "PROTOPLEX_PROXY__LISTEN:",
+            "protoplex.toml:2:",
+            "protoplex.toml:3:",
+            "protoplex.toml:6:",
+            "protoplex.toml:7:"
+        ]
+    );
+}
+
+#[test]
+fn the_defaults_of_a_command_yield_to_everything() {
+    let defaults = [("proxy.children".to_owned(), 2.into()), ("proxy.port".to_owned(), 3.into())];
+    let environment = [("PROTOPLEX_PROXY__CHILDREN".to_owned(), "7".to_owned())];
+    let (whole, _) = load::<Whole>(&defaults, None, environment.into_iter(), &[]).unwrap();
+    assert_eq!((whole.proxy.children, whole.proxy.port), (7, 3));
+}
+
+#[test]
 fn mistakes_in_overrides_name_them() {
     let table = [
         (
@@ -143,10 +176,10 @@ fn mistakes_in_overrides_name_them() {
 
 #[test]
 fn unreadable_files_are_named() {
-    let missing =
-        load::<Whole>(Some(Path::new("/nonexistent/protoplex.toml")), std::iter::empty(), &[]).unwrap_err();
+    let missing = load::<Whole>(&[], Some(Path::new("/nonexistent/protoplex.toml")), std::iter::empty(), &[])
+        .unwrap_err();
     assert_eq!(missing.to_string(), "/nonexistent/protoplex.toml: No such file or directory (os error 2)");
-    let folder = load::<Whole>(Some(Path::new("/")), std::iter::empty(), &[]).unwrap_err();
+    let folder = load::<Whole>(&[], Some(Path::new("/")), std::iter::empty(), &[]).unwrap_err();
     assert_eq!(folder.to_string(), "/: Is a directory (os error 21)");
     let long = read(&"#".repeat(2 << 20), &[], &[]).unwrap_err();
     assert_eq!(long, "protoplex.toml: longer than 1 MiB");

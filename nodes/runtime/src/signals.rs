@@ -1,0 +1,39 @@
+//! The signals that ask a process to end.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Which of them came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGTERM: a supervisor's wish.
+    Terminate,
+    /// SIGINT: Ctrl-C, which a terminal sends to the whole group of processes.
+    Interrupt,
+}
+
+/// Both signals, each time that they come. From when this is made on they don't end the process by themselves any more,
+/// even when it is dropped.
+#[derive(Debug)]
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// # Errors
+    /// The system refuses, or there is no tokio runtime with its input and output enabled.
+    pub fn take() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one. Cancel-safe.
+    pub async fn next(&mut self) -> Stop {
+        // Neither stream ends while the runtime lives.
+        tokio::select! {
+            _ = self.terminate.recv() => Stop::Terminate,
+            _ = self.interrupt.recv() => Stop::Interrupt,
+        }
+    }
+}
