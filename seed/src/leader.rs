@@ -88,7 +88,8 @@ async fn turn(holder: &str, datastore: &mut Datastore, cluster: &Handle) -> Resu
     {
         return Ok(Duration::ZERO);
     }
-    Ok(ttl / 3)
+    // From when it was asked for: what the datastore took since is gone from the row's life.
+    Ok((ttl / 3).saturating_sub(BootTime::now().since(sent_at)))
 }
 
 /// Handlers, builds and members as the datastore holds them.

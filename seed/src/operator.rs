@@ -21,6 +21,9 @@ use crate::routes::RouteError;
 
 /// How long a client of a deployment may keep the next asset waiting.
 const ASSET_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a change waits for this seed to lead, and between two looks.
+const LEADING_TIMEOUT: Duration = Duration::from_secs(3);
+const LEADING_PAUSE: Duration = Duration::from_millis(50);
 /// Assets between the client and the datastore.
 const MAX_WAITING_ASSETS: usize = 2;
 /// Attempts to read back what was stored, a quarter of a second apart.
@@ -45,11 +48,17 @@ impl Console {
         self.cluster.ask(call).await.ok_or_else(|| Status::unavailable("the seed is ending"))
     }
 
-    /// Changes are for the seed that leads: another one's would not be seen.
+    /// Changes are for the seed that leads: another one's would not be seen. A seed that has just started, or whose
+    /// datastore is slow, is given a moment.
     async fn leading(&self) -> Result<(), Status> {
-        let leads = self.ask(|cluster, _| cluster.core.leads().is_some()).await?;
+        let led = async {
+            while !self.ask(|cluster, _| cluster.core.leads().is_some()).await? {
+                sleep(LEADING_PAUSE).await;
+            }
+            Ok(())
+        };
         let away = || Status::unavailable("this seed does not lead yet (is its datastore there?); try again");
-        if leads { Ok(()) } else { Err(away()) }
+        timeout(LEADING_TIMEOUT, led).await.unwrap_or_else(|_| Err(away()))
     }
 
     /// Reads back what the datastore holds now, so that every change is seen in the order in which it was stored.

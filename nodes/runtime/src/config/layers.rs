@@ -164,18 +164,23 @@ fn lay_over<'i>(under: &mut DeTable<'i>, over: DeTable<'i>) {
     }
 }
 
-/// Takes out the innermost entry whose key or value stands at `offset`. Of a list with a wrong entry all goes, so that
-/// the others keep their numbers. Returns whether there was one.
+/// Takes out the innermost entry whose key or value stands at `offset`. Of a list with a mistake in it all goes: the
+/// others would get other numbers, and a table without what it must have would be the next mistake. Returns whether
+/// there was one.
 pub(super) fn remove(table: &mut DeTable<'_>, offset: usize) -> bool {
     let mut here = None;
     for (name, value) in table.iter_mut() {
-        let at = name.span().contains(&offset) || value.span().contains(&offset);
+        let mut at = name.span().contains(&offset) || value.span().contains(&offset);
         let within = match value.get_mut() {
             DeValue::Table(inner) => remove(inner, offset),
-            DeValue::Array(entries) => entries.iter_mut().any(|entry| match entry.get_mut() {
-                DeValue::Table(inner) => remove(inner, offset),
-                _ => false,
-            }),
+            DeValue::Array(entries) => {
+                let holds = |entry: &mut Spanned<DeValue<'_>>| match entry.get_mut() {
+                    DeValue::Table(inner) => remove(inner, offset),
+                    _ => false,
+                };
+                at = at || entries.iter_mut().any(holds);
+                false
+            }
             _ => false,
         };
         if within {
