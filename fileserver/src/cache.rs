@@ -114,6 +114,22 @@ impl Cache {
         }
     }
 
+    /// Takes a whole file in the one-file form as well, so that what was just uploaded need not be fetched; where that
+    /// can't be done, it will be.
+    pub(crate) async fn adopt(&self, reference: &Reference, file: &Path) {
+        let (file, place) = (file.to_owned(), place(&self.0.folder, reference));
+        let linked = blocking(move || {
+            place.parent().map_or(Ok(()), fs::create_dir_all)?;
+            fs::hard_link(file, place)
+        });
+        match linked.await {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                tracing::debug!(%reference, %error, "an uploaded body is not taken into the cache");
+            }
+            _ => {}
+        }
+    }
+
     /// Begins to fetch a body, or joins a fetch that is under way. Returns with its first bytes.
     pub(crate) async fn fetch(&self, reference: &Reference) -> Result<Found, StorageError> {
         counter!("protoplex_fileserver_cache_misses_total").increment(1);

@@ -182,8 +182,8 @@ async fn storage(config: &Config, common: &Common, tasks: &Tasks) -> Result<(Bod
             let settings = config.s3.resolve(&mut problems);
             problems.finish()?;
             let s3 = S3::new(&settings).await;
-            let cache = Cache::new(common.data.join("cache"), s3.clone(), tasks.clone());
-            Ok((Bodies::S3(s3), Source::Cache(cache)))
+            let cache = Cache::new(common.data.join("cache"), s3, tasks.clone());
+            Ok((Bodies::S3(cache.clone()), Source::Cache(cache)))
         }
     }
 }

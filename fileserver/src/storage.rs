@@ -9,18 +9,18 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
+use crate::cache::Cache;
 use crate::object::{Meta, ObjectError};
 use crate::reference::Reference;
 use directory::Directory;
-use s3::S3;
 
 /// The storage of a cluster. Content-addressed: a body never changes under its reference.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) enum Bodies {
     /// Files below one directory.
     Directory(Directory),
-    /// Objects of a bucket: AWS, Garage, MinIO.
-    S3(S3),
+    /// Objects of a bucket (AWS, Garage, MinIO), behind the disk cache.
+    S3(Cache),
 }
 
 /// Why the storage did not do what it was asked.
@@ -90,7 +90,11 @@ impl Bodies {
     ) -> Result<(), StorageError> {
         match self {
             Self::Directory(directory) => directory.put(reference, path).await,
-            Self::S3(s3) => s3.put(reference, meta, path).await,
+            Self::S3(cache) => {
+                cache.s3().put(reference, meta, path).await?;
+                cache.adopt(reference, path).await;
+                Ok(())
+            }
         }
     }
 }

@@ -28,7 +28,7 @@ struct Bench {
 impl Bench {
     async fn new(body: Vec<u8>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let server = FaultS3::start(&folder.path().join("s3")).await;
+        let server = FaultS3::start(&folder.path().join("s3"));
         let s3 = server.client().await;
         let staged = folder.path().join("staged");
         let (reference, meta) = stage(&staged, &body);
@@ -102,6 +102,20 @@ async fn until(condition: impl Fn() -> bool) {
 fn local(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async { tokio::time::timeout(DEADLINE, test).await.unwrap() });
+}
+
+#[test]
+fn what_was_uploaded_is_served_without_a_fetch_once_the_staging_copy_is_gone() {
+    local(async {
+        let bench = Bench::new(noise(100_000)).await;
+        let staged = bench.folder.path().join("staged");
+        bench.cache.adopt(&bench.reference, &staged).await;
+        fs::remove_file(staged).unwrap();
+        assert_eq!(bench.read(&bench.cache).await.unwrap(), bench.body);
+        // A second time is as good as once.
+        bench.cache.adopt(&bench.reference, &bench.path()).await;
+        assert_eq!(bench.gets(), 0);
+    });
 }
 
 #[test]

@@ -66,10 +66,10 @@ impl Bench {
 
     async fn on_s3() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let server = FaultS3::start(&folder.path().join("s3")).await;
+        let server = FaultS3::start(&folder.path().join("s3"));
         let s3 = server.hasty_client().await;
-        let cache = Cache::new(folder.path().join("cache"), s3.clone(), Tasks::default());
-        Self::start(folder, Bodies::S3(s3), Source::Cache(cache), Some(server)).await
+        let cache = Cache::new(folder.path().join("cache"), s3, Tasks::default());
+        Self::start(folder, Bodies::S3(cache.clone()), Source::Cache(cache), Some(server)).await
     }
 
     async fn start(folder: TempDir, bodies: Bodies, source: Source, s3: Option<FaultS3>) -> Self {
@@ -120,10 +120,13 @@ impl Bench {
         (reference, meta, path)
     }
 
-    /// Puts a body into the storage.
+    /// Puts a body into the storage, past the cache.
     async fn put(&self, body: &[u8]) -> Reference {
         let (reference, meta, path) = self.stage(body);
-        self.bodies.put(&reference, &meta, &path).await.unwrap();
+        match &self.bodies {
+            Bodies::S3(cache) => cache.s3().put(&reference, &meta, &path).await.unwrap(),
+            bodies => bodies.put(&reference, &meta, &path).await.unwrap(),
+        }
         std::fs::remove_file(path).unwrap();
         reference
     }

@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use protoplex_runtime::drain::Tasks;
+
 use super::fault_s3::FaultS3;
 use super::*;
+use crate::cache::Cache;
 use crate::digest::hex;
 use crate::object::{BODY_OFFSET, Encoding};
 
@@ -17,14 +20,22 @@ struct Bench {
     bodies: Bodies,
     staging: TempDir,
     _storage: TempDir,
+    _server: Option<FaultS3>,
 }
 
 async fn benches() -> Vec<Bench> {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let directory = Bodies::Directory(Directory::new(one.path().join("files")));
-    let s3 = Bodies::S3(FaultS3::start(two.path()).await.client().await);
-    let bench = |bodies, storage| Bench { bodies, staging: tempfile::tempdir().unwrap(), _storage: storage };
-    vec![bench(directory, one), bench(s3, two)]
+    let server = FaultS3::start(two.path());
+    let cache = Cache::new(two.path().join("cache"), server.client().await, Tasks::default());
+    let s3 = Bodies::S3(cache);
+    let bench = |bodies, storage, server| Bench {
+        bodies,
+        staging: tempfile::tempdir().unwrap(),
+        _storage: storage,
+        _server: server,
+    };
+    vec![bench(directory, one, None), bench(s3, two, Some(server))]
 }
 
 impl Bench {
@@ -42,8 +53,8 @@ impl Bench {
                 file.read_exact_at(&mut body, BODY_OFFSET)?;
                 Ok((meta, body))
             }
-            Bodies::S3(s3) => {
-                let (meta, mut stream) = s3.open(reference, 0).await?;
+            Bodies::S3(cache) => {
+                let (meta, mut stream) = cache.s3().open(reference, 0).await?;
                 let mut body = Vec::new();
                 while let Some(piece) = stream.chunk().await? {
                     body.extend_from_slice(&piece);

@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod curl;
 pub mod ports;
+pub mod s3;
 mod wait;
 
 pub use wait::until;

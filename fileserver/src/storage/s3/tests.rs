@@ -17,7 +17,7 @@ struct Bench {
 impl Bench {
     async fn new(body: &[u8]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let server = FaultS3::start(&folder.path().join("s3")).await;
+        let server = FaultS3::start(&folder.path().join("s3"));
         let client = server.client().await;
         let file = folder.path().join("staged");
         let (reference, meta) = stage(&file, body);

@@ -10,6 +10,7 @@ mod faults;
 mod first_page;
 mod keyed_requests;
 mod large_upload;
+mod s3;
 mod uploads;
 mod workspace;
 
