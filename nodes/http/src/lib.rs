@@ -24,6 +24,7 @@ mod meter;
 mod outgoing;
 mod patience;
 pub mod problem;
+mod reserved;
 mod serve;
 mod socket;
 pub mod tls;
