@@ -24,6 +24,7 @@ mod meter;
 mod outgoing;
 mod patience;
 pub mod problem;
+pub mod public;
 mod reserved;
 mod serve;
 mod socket;
