@@ -1,19 +1,15 @@
 //! The section `[fileserver]` of the configuration: as written ([`Raw`]), and checked ([`Config`]).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::thread::available_parallelism;
+use std::path::PathBuf;
 
 use protoplex_http::access_log::{Format, Target};
-use protoplex_http::tls::{self, TlsError};
+use protoplex_http::public::Certificate;
 use protoplex_http::{RawLimits, upstream};
-use protoplex_runtime::config::{Problems, loopback};
+use protoplex_runtime::config::{Problems, children, loopback};
 use serde::{Deserialize, Serialize};
 
 pub use crate::storage::s3::RawS3;
-
-/// The most children that a fileserver may have.
-const MAX_CHILDREN: u32 = 256;
 
 /// Where bodies are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,8 +80,7 @@ pub struct Config {
     pub(crate) https: Vec<SocketAddr>,
     pub(crate) address: IpAddr,
     pub(crate) children: u32,
-    /// Certificate and key.
-    tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) certificate: Certificate,
     pub(crate) access_log: Target,
     pub(crate) access_log_format: Format,
     pub(crate) storage: Storage,
@@ -99,27 +94,11 @@ pub struct Config {
 impl Raw {
     /// Checks the section; what is wrong goes to `problems`. Blocking: a configured certificate is read.
     pub fn resolve(self, problems: &mut Problems) -> Config {
-        if self.children.is_some_and(|children| !(1..=MAX_CHILDREN).contains(&children)) {
-            problems.add("fileserver.children", format_args!("must be from 1 to {MAX_CHILDREN}"));
-        }
+        let children = children(self.children, "fileserver.children", problems);
         if self.cache_max_bytes == 0 {
             problems.add("fileserver.cache_max_bytes", "must be more than 0");
         }
-        let tls = match (self.tls_certificate, self.tls_key) {
-            (None, None) => None,
-            (Some(certificate), Some(key)) => {
-                problems.check("fileserver.tls_certificate", tls::load(&certificate, &key));
-                Some((certificate, key))
-            }
-            (Some(_), None) => {
-                problems.add("fileserver.tls_certificate", "tls_key, its private key, is missing");
-                None
-            }
-            (None, Some(_)) => {
-                problems.add("fileserver.tls_key", "tls_certificate, the certificate to it, is missing");
-                None
-            }
-        };
+        let certificate = Certificate::resolve(self.tls_certificate, self.tls_key, "fileserver", problems);
         if self.storage == Storage::S3 {
             self.s3.resolve(problems);
         }
@@ -129,8 +108,8 @@ impl Raw {
             http: self.http,
             https: self.https,
             address: self.address,
-            children: self.children.unwrap_or_else(processors),
-            tls,
+            children,
+            certificate,
             access_log: self.access_log,
             access_log_format: self.access_log_format,
             storage: self.storage,
@@ -147,23 +126,6 @@ impl Config {
     pub fn children(&self) -> u32 {
         self.children
     }
-
-    /// The HTTPS ports' certificate and key: those configured, or local ones, which are made where they are missing.
-    /// Blocking.
-    ///
-    /// # Errors
-    /// The local ones can't be read or made.
-    pub(crate) fn certificate(&self, data: &Path) -> Result<(PathBuf, PathBuf), TlsError> {
-        match &self.tls {
-            Some(configured) => Ok(configured.clone()),
-            None => tls::ensure_local(&data.join("tls"), &[]).map(|local| (local.certificate, local.key)),
-        }
-    }
-}
-
-fn processors() -> u32 {
-    available_parallelism()
-        .map_or(1, |count| u32::try_from(count.get()).unwrap_or(MAX_CHILDREN).min(MAX_CHILDREN))
 }
 
 #[cfg(test)]

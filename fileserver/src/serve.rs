@@ -4,7 +4,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use protoplex_http::tls::{self, TlsError};
+use protoplex_http::public::{self, ServeError};
+use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
 use protoplex_http::{AccessLog, Listener};
 use protoplex_runtime::config::{Common, ConfigError, Problems};
@@ -12,9 +13,8 @@ use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Builds, Follower, Link};
-use protoplex_wire::identity::{Identity, IdentityError};
+use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::Member;
-use thiserror::Error;
 use tokio::time::{sleep, timeout};
 
 use crate::app_files::AppFiles;
@@ -35,53 +35,24 @@ use crate::vhost_files::VhostFiles;
 const KIND: &str = "fileserver";
 /// The pool that children are members of.
 const POOL: &str = "files";
-/// Names of the sockets; the last one is a child's own.
-const HTTP: &str = "http";
-const HTTPS: &str = "https";
+/// The name of a child's own socket.
 const OWN: &str = "files";
 /// How long a child that starts accepts nothing for want of its app builds.
 const FIRST_BUILDS_WAIT: Duration = Duration::from_secs(2);
 /// After a build could not be fetched.
 const FETCH_PAUSE: Duration = Duration::from_secs(1);
 
-/// Why a child can't serve.
-#[derive(Debug, Error)]
-pub enum ServeError {
-    /// Ours: the parent and the child don't understand each other.
-    #[error("what the parent said can't be understood: {0}")]
-    Told(#[from] serde_json::Error),
-    /// Ours: the parent should have refused it.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The operator's: there is no identity in the data directory, or it is unreadable.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The operator's: the certificate was changed since the parent read it.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The operator's: the seed's address is none.
-    #[error("the seed's address can't be used: {0}")]
-    Seed(String),
-    /// The system's: a socket, the access log or the data directory can't be used.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
 /// The node, for the runtime. Makes the local certificate where one is needed and missing; blocking.
 ///
 /// # Errors
 /// The local certificate can't be read or made.
 pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
-    if !config.https.is_empty() {
-        config.certificate(&common.data)?;
-    }
-    let http = config.http.iter().map(|&address| (HTTP.to_owned(), address));
-    let https = config.https.iter().map(|&address| (HTTPS.to_owned(), address));
+    let shared = public::sockets(&config.http, &config.https, &config.certificate, &common.data)?;
     Ok(Spec {
         kind: KIND,
         common: common.clone(),
         children: config.children,
-        shared: http.chain(https).collect(),
+        shared,
         own: vec![(OWN.to_owned(), config.address)],
         child_config: serde_json::json!(config),
     })
@@ -159,14 +130,8 @@ fn listeners(context: &Context, config: &Config) -> Result<(Vec<Listener>, Membe
         address: address.to_string(),
         zone: context.common().zone.clone(),
     };
-    let plain = context.listeners(HTTP).into_iter().chain(own).map(|socket| Listener { socket, tls: None });
-    let mut listeners: Vec<_> = plain.collect();
-    let encrypted = context.listeners(HTTPS);
-    if !encrypted.is_empty() {
-        let (certificate, key) = config.certificate(&context.common().data)?;
-        let tls = tls::load(&certificate, &key)?;
-        listeners.extend(encrypted.into_iter().map(|socket| Listener { socket, tls: Some(tls.clone()) }));
-    }
+    let own = own.into_iter().map(|socket| Listener { socket, tls: None });
+    let listeners = public::listeners(context, &config.certificate)?.into_iter().chain(own).collect();
     Ok((listeners, member))
 }
 

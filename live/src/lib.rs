@@ -35,3 +35,5 @@ pub const POOL: &str = "live";
 const PROTOPLEX_KEY: HeaderName = HeaderName::from_static("protoplex-key");
 /// The epoch at which the proxy knows its owner.
 const PROTOPLEX_EPOCH: HeaderName = HeaderName::from_static("protoplex-epoch");
+/// Tells a proxy that a 421 denies the key's ownership, so that it asks the seed for the owner anew.
+const PROTOPLEX_MISDIRECTED: HeaderName = HeaderName::from_static("protoplex-misdirected");

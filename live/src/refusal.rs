@@ -6,6 +6,7 @@ use http::StatusCode;
 use http::header::{ALLOW, HeaderValue, WWW_AUTHENTICATE};
 use protoplex_http::{BodyError, Problem, Response};
 
+use crate::PROTOPLEX_MISDIRECTED;
 use crate::elsewhere::ElsewhereError;
 use crate::mercure::Malformed;
 use crate::token::TokenError;
@@ -64,6 +65,7 @@ impl Refusal {
             Self::Misdirected => {
                 let detail = "this node does not own the key at that epoch: ask the seed again";
                 Problem::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
+                    .header(PROTOPLEX_MISDIRECTED, HeaderValue::from_static("not-owner"))
             }
             Self::OtherTopic { key, topic } => {
                 let detail = format!(

@@ -1,18 +1,14 @@
 //! The section `[proxy]` of the configuration: as written ([`Raw`]), and checked ([`Config`]).
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::thread::available_parallelism;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use protoplex_http::access_log::{Format, Target};
-use protoplex_http::tls::{self, TlsError};
+use protoplex_http::public::Certificate;
 use protoplex_http::{RawLimits, upstream};
-use protoplex_runtime::config::{Problems, loopback};
+use protoplex_runtime::config::{Problems, children, loopback};
 use serde::{Deserialize, Serialize};
-
-/// The most children that a proxy may have.
-const MAX_CHILDREN: u32 = 256;
 
 /// `[proxy]`, as written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,8 +59,7 @@ pub struct Config {
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) https: Vec<SocketAddr>,
     pub(crate) children: u32,
-    /// Certificate and key.
-    tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) certificate: Certificate,
     pub(crate) access_log: Target,
     pub(crate) access_log_format: Format,
     pub(crate) tunnel_idle_timeout: Duration,
@@ -79,34 +74,18 @@ impl Raw {
         if self.http.is_empty() && self.https.is_empty() {
             problems.add("proxy.http", "neither http nor https has an address: nothing would be served");
         }
-        if self.children.is_some_and(|children| !(1..=MAX_CHILDREN).contains(&children)) {
-            problems.add("proxy.children", format_args!("must be from 1 to {MAX_CHILDREN}"));
-        }
+        let children = children(self.children, "proxy.children", problems);
         if self.tunnel_idle_timeout_ms == 0 {
             problems.add("proxy.tunnel_idle_timeout_ms", "must be more than 0");
         }
-        let tls = match (self.tls_certificate, self.tls_key) {
-            (None, None) => None,
-            (Some(certificate), Some(key)) => {
-                problems.check("proxy.tls_certificate", tls::load(&certificate, &key));
-                Some((certificate, key))
-            }
-            (Some(_), None) => {
-                problems.add("proxy.tls_certificate", "tls_key, its private key, is missing");
-                None
-            }
-            (None, Some(_)) => {
-                problems.add("proxy.tls_key", "tls_certificate, the certificate to it, is missing");
-                None
-            }
-        };
+        let certificate = Certificate::resolve(self.tls_certificate, self.tls_key, "proxy", problems);
         self.limits.resolve("proxy.limits", problems);
         self.upstream.resolve("proxy.upstream", problems);
         Config {
             http: self.http,
             https: self.https,
-            children: self.children.unwrap_or_else(processors),
-            tls,
+            children,
+            certificate,
             access_log: self.access_log,
             access_log_format: self.access_log_format,
             tunnel_idle_timeout: Duration::from_millis(self.tunnel_idle_timeout_ms),
@@ -121,23 +100,6 @@ impl Config {
     pub fn children(&self) -> u32 {
         self.children
     }
-
-    /// The HTTPS ports' certificate and key: those configured, or local ones, which are made where they are missing.
-    /// Blocking.
-    ///
-    /// # Errors
-    /// The local ones can't be read or made.
-    pub(crate) fn certificate(&self, data: &Path) -> Result<(PathBuf, PathBuf), TlsError> {
-        match &self.tls {
-            Some(configured) => Ok(configured.clone()),
-            None => tls::ensure_local(&data.join("tls"), &[]).map(|local| (local.certificate, local.key)),
-        }
-    }
-}
-
-fn processors() -> u32 {
-    available_parallelism()
-        .map_or(1, |count| u32::try_from(count.get()).unwrap_or(MAX_CHILDREN).min(MAX_CHILDREN))
 }
 
 #[cfg(test)]

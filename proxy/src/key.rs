@@ -8,7 +8,6 @@ use std::str;
 use http::header::{COOKIE, HeaderMap};
 use matchit::Params;
 use percent_encoding::percent_decode_str;
-use protoplex_wire::follow::MAX_KEY_BYTES;
 use protoplex_wire::pattern::{KeyPart, KeyTemplate};
 use thiserror::Error;
 
@@ -42,9 +41,12 @@ pub enum KeyError {
     /// The key would be empty, or blank at one of its ends, which no header could carry.
     #[error("the key is empty, or begins or ends with a space")]
     Blank,
-    /// The key would be longer than [`MAX_KEY_BYTES`].
-    #[error("the key is longer than {MAX_KEY_BYTES} bytes")]
-    TooLong,
+    /// The key would be longer than it may be.
+    #[error("the key is longer than {max_bytes} bytes, as much as one with an owner may have")]
+    TooLong {
+        /// How long it may be.
+        max_bytes: usize,
+    },
 }
 
 /// Whether a form in the body may have a part of the key, so that the body has to be read first.
@@ -52,13 +54,16 @@ pub fn reads_form(template: &KeyTemplate) -> bool {
     template.parts().iter().flat_map(alternatives).any(|part| matches!(part, KeyPart::Form(_)))
 }
 
-/// The key of a request.
-pub fn key(template: &KeyTemplate, facts: &Facts<'_>) -> Result<String, KeyError> {
+/// The key of a request, of at most `max_bytes`.
+///
+/// # Errors
+/// See [`KeyError`].
+pub fn key(template: &KeyTemplate, facts: &Facts<'_>, max_bytes: usize) -> Result<String, KeyError> {
     let mut key = String::with_capacity(64);
     for part in template.parts() {
         key.push_str(&first_of(alternatives(part), facts)?);
-        if key.len() > MAX_KEY_BYTES {
-            return Err(KeyError::TooLong);
+        if key.len() > max_bytes {
+            return Err(KeyError::TooLong { max_bytes });
         }
     }
     if key.is_empty() || key.starts_with(' ') || key.ends_with(' ') {
@@ -88,7 +93,7 @@ fn first_of<'a>(parts: &'a [KeyPart], facts: &'a Facts<'a>) -> Result<Cow<'a, st
 /// The part's value, `None` where the request has none.
 fn value<'a>(part: &'a KeyPart, facts: &'a Facts<'a>) -> Result<Option<Cow<'a, str>>, KeyError> {
     let not_text = |_| KeyError::NotText(name(part));
-    let decoded = |text: &'a str| percent_decode_str(text).decode_utf8().map_err(not_text);
+    let decoded = |text: &'a str| decoded(text).map_err(not_text);
     let text = |bytes: &'a [u8]| str::from_utf8(bytes).map(Cow::Borrowed).map_err(not_text);
     let value = match part {
         KeyPart::Text(text) => Some(text.into()),
@@ -104,6 +109,26 @@ fn value<'a>(part: &'a KeyPart, facts: &'a Facts<'a>) -> Result<Option<Cow<'a, s
         KeyPart::FirstOf(parts) => Some(first_of(parts, facts)?),
     };
     Ok(value.filter(|text| !text.is_empty()))
+}
+
+/// Percent-decoded, but for `%2F`: as for patterns and members, it is no slash between two segments.
+fn decoded(path: &str) -> Result<Cow<'_, str>, str::Utf8Error> {
+    let decode = |piece| percent_decode_str(piece).decode_utf8();
+    let is_slash = |at: usize| {
+        path.as_bytes().get(at + 1..at + 3).is_some_and(|digits| digits.eq_ignore_ascii_case(b"2f"))
+    };
+    let (mut whole, mut from) = (String::new(), 0);
+    for (at, _) in path.match_indices('%').filter(|(at, _)| is_slash(*at)) {
+        whole.push_str(&decode(&path[from..at])?);
+        whole.push_str("%2F");
+        from = at + 3;
+    }
+    let last = decode(&path[from..])?;
+    if from == 0 {
+        return Ok(last);
+    }
+    whole.push_str(&last);
+    Ok(whole.into())
 }
 
 /// The part as a template names it.

@@ -8,6 +8,7 @@ use protoplex_wire::follow::LocateError;
 use thiserror::Error;
 
 use crate::key::KeyError;
+use crate::target::TargetError;
 
 /// When a client may try again where nothing tells it better.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -18,6 +19,9 @@ pub(crate) enum Refusal {
     /// The client's fault.
     #[error("the Host is not the name of a host")]
     MalformedHost,
+    /// The client's fault.
+    #[error(transparent)]
+    AmbiguousTarget(#[from] TargetError),
     /// The client's fault, or the operator's.
     #[error("no handler matches this host and path")]
     NoHandler,
@@ -60,7 +64,7 @@ impl Refusal {
     /// The status that the client gets.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::MalformedHost | Self::NoKey(_) => StatusCode::BAD_REQUEST,
+            Self::MalformedHost | Self::AmbiguousTarget(_) | Self::NoKey(_) => StatusCode::BAD_REQUEST,
             Self::NoHandler => StatusCode::NOT_FOUND,
             Self::Body(BodyError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Body(BodyError::TooSlow(_)) => StatusCode::REQUEST_TIMEOUT,
@@ -88,6 +92,7 @@ impl Refusal {
     fn kind(&self) -> &'static str {
         match self {
             Self::MalformedHost => "malformed-host",
+            Self::AmbiguousTarget(_) => "ambiguous-target",
             Self::NoHandler => "no-handler",
             Self::NoKey(_) => "no-key",
             Self::Body(BodyError::TooLarge { .. }) => "form-too-long",

@@ -14,7 +14,7 @@ use matchit::Params;
 use protoplex_http::upstream::{Pool, SendError, SendErrorKind};
 use protoplex_http::{Body, Exchange, Handler, Request, Response, forwarded, upgrade};
 use protoplex_wire::follow::Link;
-use protoplex_wire::pattern::KeyTemplate;
+use protoplex_wire::pattern::{KeyTemplate, MAX_KEY_BYTES};
 use protoplex_wire::proto;
 use tracing::warn;
 
@@ -24,6 +24,7 @@ use crate::placement::{self, Member, Outstanding};
 use crate::refusal::Refusal;
 use crate::replay::Replay;
 use crate::table::{self, Placement, Table, Unusable};
+use crate::target;
 
 /// The longest form that is read for the sake of a key, in bytes.
 const MAX_FORM_BYTES: u64 = 64 * 1_024;
@@ -32,8 +33,8 @@ const OWNERS_ASKED: usize = 2;
 
 const PROTOPLEX_KEY: HeaderName = HeaderName::from_static("protoplex-key");
 const PROTOPLEX_EPOCH: HeaderName = HeaderName::from_static("protoplex-epoch");
-/// Headers of this prefix are ours alone: what a client sends of them is not passed on.
-const OURS: &str = "protoplex-";
+/// By it an owner says that its 421 denies the key. Any other 421 is an answer like others.
+const PROTOPLEX_MISDIRECTED: HeaderName = HeaderName::from_static("protoplex-misdirected");
 
 /// Answers requests by passing them on, each to the member that its handler and key choose.
 pub(crate) struct Relay {
@@ -136,7 +137,7 @@ impl Relay {
                 handler.meters.retries.increment(1);
             }
             match self.send(handler, &owner.member, owner.address, request, exchange).await {
-                Ok(answer) if answer.status() == StatusCode::MISDIRECTED_REQUEST => {
+                Ok(answer) if denies_ownership(&answer) => {
                     handler.meters.misdirected.increment(1);
                     self.link.refute(pool, key, owner.epoch);
                 }
@@ -216,6 +217,7 @@ impl Relay {
         exchange: &Rc<Exchange>,
     ) -> Result<Response, Refusal> {
         forwarded::response(&mut answer, exchange);
+        answer.headers_mut().remove(PROTOPLEX_MISDIRECTED);
         match answer.status() {
             StatusCode::SWITCHING_PROTOCOLS if upgrading => {
                 Ok(upgrade::relay(exchange, answer, self.tunnel_idle_timeout))
@@ -226,8 +228,9 @@ impl Relay {
     }
 }
 
-/// The handler of the request's host and path.
+/// The handler of the request's host and path. It is matched by the very bytes that the member gets.
 fn find<'t, 'r>(table: &'t Table, head: &'r Parts) -> Result<Matched<'t, 'r>, Refusal> {
+    target::check(head.uri.path())?;
     if table.version == 0 {
         return Err(Refusal::NoTable);
     }
@@ -243,7 +246,8 @@ async fn read_key(
     body: Body,
     exchange: &Exchange,
 ) -> Result<(String, Body), Refusal> {
-    let template = match &matched.handler.placement {
+    let placement = &matched.handler.placement;
+    let template = match placement {
         Placement::Owned(template) | Placement::Hash(template) => template,
         Placement::Spread => return Ok((String::new(), body)),
     };
@@ -257,7 +261,7 @@ async fn read_key(
         headers: &head.headers,
         client_ip: exchange.peer.ip(),
     };
-    let key = key::key(template, &facts)?;
+    let key = key::key(template, &facts, placement.max_key_bytes())?;
     exchange.note_key(&key);
     Ok((key, body))
 }
@@ -276,18 +280,18 @@ async fn read_form(template: &KeyTemplate, head: &Parts, body: Body) -> Result<(
 
 /// Makes of the client's head the one that a member gets.
 fn prepare(request: &mut Request, key: &str, exchange: &Exchange) {
-    let headers = request.headers_mut();
-    let forged: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
-    for name in forged {
-        headers.remove(name);
-    }
     forwarded::request(request, exchange, false);
-    // A key is such that a header can carry it; that is what its own checks are for.
-    if let Ok(value) = HeaderValue::from_bytes(key.as_bytes())
-        && !key.is_empty()
+    // A key is such that a header can carry it; that is what its own checks are for. One that is only hashed may be too
+    // long for a member's own limits.
+    if (1..=MAX_KEY_BYTES).contains(&key.len())
+        && let Ok(value) = HeaderValue::from_bytes(key.as_bytes())
     {
         request.headers_mut().insert(PROTOPLEX_KEY, value);
     }
+}
+
+fn denies_ownership(answer: &Response) -> bool {
+    answer.status() == StatusCode::MISDIRECTED_REQUEST && answer.headers().contains_key(PROTOPLEX_MISDIRECTED)
 }
 
 fn is_unreachable(kind: &SendErrorKind) -> bool {

@@ -1,18 +1,17 @@
 //! What a proxy's parent runs, and what each of its children does from its start to the end of its drain.
 
-use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use protoplex_http::tls::{self, TlsConfig, TlsError};
+use protoplex_http::AccessLog;
+use protoplex_http::public::{self, ServeError};
+use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
-use protoplex_http::{AccessLog, Listener};
-use protoplex_runtime::config::{Common, ConfigError, Problems};
+use protoplex_runtime::config::{Common, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
-use protoplex_wire::identity::{Identity, IdentityError};
-use thiserror::Error;
+use protoplex_wire::identity::Identity;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -21,51 +20,21 @@ use crate::meters;
 use crate::relay::Relay;
 
 const KIND: &str = "proxy";
-/// Names of the sockets.
-const HTTP: &str = "http";
-const HTTPS: &str = "https";
 
 /// How long a child that starts accepts nothing for want of a routing table; then it says that it has none.
 const FIRST_TABLE_WAIT: Duration = Duration::from_secs(2);
-
-/// Why a child can't serve.
-#[derive(Debug, Error)]
-pub enum ServeError {
-    /// Ours: the parent and the child don't understand each other.
-    #[error("what the parent said can't be understood: {0}")]
-    Told(#[from] serde_json::Error),
-    /// Ours: the parent should have refused it.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The operator's: there is no identity in the data directory, or it is unreadable.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The operator's: the certificate was changed since the parent read it.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The operator's: the seed's address is none.
-    #[error("the seed's address can't be used: {0}")]
-    Seed(String),
-    /// The system's: the access log or a socket can't be used.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
 
 /// The node, for the runtime. Makes the local certificate where one is needed and missing; blocking.
 ///
 /// # Errors
 /// The local certificate can't be read or made.
 pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
-    if !config.https.is_empty() {
-        config.certificate(&common.data)?;
-    }
-    let http = config.http.iter().map(|&address| (HTTP.to_owned(), address));
-    let https = config.https.iter().map(|&address| (HTTPS.to_owned(), address));
+    let shared = public::sockets(&config.http, &config.https, &config.certificate, &common.data)?;
     Ok(Spec {
         kind: KIND,
         common: common.clone(),
         children: config.children,
-        shared: http.chain(https).collect(),
+        shared,
         own: Vec::new(),
         child_config: serde_json::json!(config),
     })
@@ -83,7 +52,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let upstream = config.upstream.resolve("proxy.upstream", &mut problems);
     problems.finish()?;
     let log = AccessLog::open(&config.access_log, config.access_log_format)?;
-    let listeners = listeners(&context, &config)?;
+    let listeners = public::listeners(&context, &config.certificate)?;
 
     let common = context.common();
     let identity = Identity::open(&common.data.join("cluster"))?;
@@ -123,19 +92,4 @@ async fn follow(context: &Context, link: &Link, relay: &Relay) {
         context.detail("table_version", version);
         context.ready(true);
     }
-}
-
-fn listeners(context: &Context, config: &Config) -> Result<Vec<Listener>, TlsError> {
-    let plain = context.listeners(HTTP);
-    let encrypted = context.listeners(HTTPS);
-    let tls: Option<TlsConfig> = match encrypted.is_empty() {
-        true => None,
-        false => {
-            let (certificate, key) = config.certificate(&context.common().data)?;
-            Some(tls::load(&certificate, &key)?)
-        }
-    };
-    let plain = plain.into_iter().map(|socket| Listener { socket, tls: None });
-    let encrypted = encrypted.into_iter().map(|socket| Listener { socket, tls: tls.clone() });
-    Ok(plain.chain(encrypted).collect())
 }

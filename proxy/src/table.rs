@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use http::header::{HOST, HeaderMap};
 use matchit::{Match, Params, Router};
-use protoplex_wire::pattern::{HostPattern, KeyTemplate, PathPattern, PatternError};
+use protoplex_wire::pattern::{HostPattern, KeyTemplate, MAX_KEY_BYTES, PathPattern, PatternError};
 use protoplex_wire::proto;
 use thiserror::Error;
 
@@ -70,6 +70,16 @@ enum Fault {
     Pattern(#[from] PatternError),
     #[error("its placement is unknown to this version")]
     Placement,
+}
+
+impl Placement {
+    /// How long a key may be. One without an owner nobody keeps, and what it is made of has limits of its own.
+    pub fn max_key_bytes(&self) -> usize {
+        match self {
+            Self::Owned(_) => MAX_KEY_BYTES,
+            Self::Hash(_) | Self::Spread => usize::MAX,
+        }
+    }
 }
 
 impl Table {

@@ -10,14 +10,14 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use futures_util::future::LocalBoxFuture;
-use http::header::{HOST, HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderValue};
 use http::uri::Uri;
 use http::{Method, StatusCode, Version, request};
 
 use crate::access_log::AccessLog;
 use crate::body::Body;
 use crate::forwarded;
-use crate::framing::{Rule, is_host};
+use crate::framing::{Rule, decimal, is_host};
 use crate::gate::Gate;
 use crate::http2::Stream;
 use crate::meter::Meter;
@@ -208,11 +208,16 @@ impl Drop for End {
 }
 
 /// Makes the head of a request what handlers are to see, whatever form the client has given it: absolute URLs
-/// (RFC 9112 section 3.2.2) and HTTP/2's `:authority` (RFC 9113 section 8.3.1) end up in `Host`.
+/// (RFC 9112 section 3.2.2) and HTTP/2's `:authority` (RFC 9113 section 8.3.1) end up in `Host`, HTTP/2's several
+/// cookies in one field. What HTTP/1.1's framing check refuses is refused of HTTP/2 here, where its engine lets it pass.
 pub(crate) fn normalise(head: &mut request::Parts) -> Result<(), Problem> {
     if head.method == Method::CONNECT {
         let detail = "This server does not open connections to other servers.";
         return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "connect-not-supported", detail));
+    }
+    if head.version == Version::HTTP_2 {
+        check_target(&head.uri).and_then(|()| check_length(&head.headers)).map_err(Rule::problem)?;
+        join_cookies(&mut head.headers);
     }
     if let Some(authority) = head.uri.authority() {
         let host = authority.as_str();
@@ -236,6 +241,35 @@ pub(crate) fn normalise(head: &mut request::Parts) -> Result<(), Problem> {
         }
     }
     Ok(())
+}
+
+/// The engine takes text of any kind for a path.
+fn check_target(uri: &Uri) -> Result<(), Rule> {
+    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    if target.bytes().all(|byte| byte.is_ascii_graphic()) { Ok(()) } else { Err(Rule::BadTarget) }
+}
+
+/// The engine takes one length that is said twice.
+fn check_length(headers: &HeaderMap) -> Result<(), Rule> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (Some(_), Some(_)) => Err(Rule::ContentLengthTwice),
+        (Some(length), None) if decimal(length.as_bytes()).is_none() => Err(Rule::BadContentLength),
+        _ => Ok(()),
+    }
+}
+
+/// HTTP/2 may split cookies over several fields, of which an HTTP/1.1 server would read the first (RFC 9113
+/// section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Of sound values, with a sound separator: it can't fail.
+    if let Ok(cookies) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, cookies);
+    }
 }
 
 fn host_fields(headers: &HeaderMap) -> impl Iterator<Item = &HeaderValue> {

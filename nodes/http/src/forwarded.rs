@@ -8,6 +8,7 @@ use http::header::{
 use http::{StatusCode, Version};
 
 use crate::exchange::{Exchange, Request, Response};
+use crate::reserved;
 use crate::upgrade;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -39,8 +40,9 @@ const MAX_REQUEST_ID_BYTES: usize = 64;
 /// Prepares a client's request for an upstream: removes hop-by-hop fields (keeping a requested upgrade,
 /// except to h2c, and `TE: trailers`), sets X-Forwarded-For, -Proto and -Host, X-Request-Id and Via.
 ///
-/// `trusted` says that the client is itself a proxy of ours: then its X-Forwarded fields are kept and continued,
-/// otherwise they are replaced, since anybody can write anything there.
+/// `trusted` says that the client is itself a proxy of ours: then its X-Forwarded fields are kept and continued.
+/// Anybody else can write anything there: what he says of his way (`X-Forwarded-*`, `X-Real-IP`, `Protoplex-*`, with
+/// underscores too) is dropped.
 pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
     let upgrade = upgrade::requested(request).then(|| request.headers().get(UPGRADE).cloned()).flatten();
     let version = request.version();
@@ -55,26 +57,25 @@ pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_name(UPGRADE));
     }
+    if !trusted {
+        reserved::drop_from_stranger(headers);
+    }
     headers.remove(FORWARDED);
     let peer = exchange.peer.ip().to_canonical().to_string();
     let mut way: Vec<&str> =
         headers.get_all(X_FORWARDED_FOR).iter().filter_map(|hop| hop.to_str().ok()).collect();
-    if !trusted {
-        way.clear();
-    }
     way.push(&peer);
     let way = way.join(", ");
     if let Ok(way) = HeaderValue::try_from(way) {
         headers.insert(X_FORWARDED_FOR, way);
     }
-    if !trusted || !headers.contains_key(X_FORWARDED_PROTO) {
+    if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(exchange.scheme.as_str()));
     }
-    if !trusted || !headers.contains_key(X_FORWARDED_HOST) {
-        match headers.get(HOST).cloned() {
-            Some(host) => headers.insert(X_FORWARDED_HOST, host),
-            None => headers.remove(X_FORWARDED_HOST),
-        };
+    if !headers.contains_key(X_FORWARDED_HOST)
+        && let Some(host) = headers.get(HOST).cloned()
+    {
+        headers.insert(X_FORWARDED_HOST, host);
     }
     set_request_id(headers, exchange);
     headers.append(VIA, via(version));

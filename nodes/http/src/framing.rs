@@ -13,8 +13,8 @@ mod head;
 mod rule;
 
 use chunk::{Line, size_line};
-pub(crate) use head::is_host;
 use head::{Content, Scan};
+pub(crate) use head::{decimal, is_host, may_trail};
 pub(crate) use rule::Rule;
 
 /// Where in the stream of requests a connection is.

@@ -10,7 +10,7 @@ use http_body::{Body as _, Frame, SizeHint};
 
 use crate::body::BodyError;
 use crate::exchange::Exchange;
-use crate::framing::Rule;
+use crate::framing::{Rule, may_trail};
 use crate::gate::Gate;
 use crate::http2::Discard;
 use crate::patience::Patience;
@@ -56,6 +56,10 @@ impl Incoming {
         let Some(body) = self.body.as_mut().filter(|_| !self.failed) else { return Poll::Ready(None) };
         let error = match Pin::new(body).poll_frame(cx) {
             Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(Some(Ok(frame))) if self.source.refuses(&frame) => {
+                self.exchange.fault.set(Some(Rule::BadTrailer));
+                BodyError::Malformed(Rule::BadTrailer.detail())
+            }
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.renew();
                 let length = frame.data_ref().map_or(0, Bytes::len) as u64;
@@ -100,6 +104,14 @@ impl Drop for Incoming {
 }
 
 impl Source {
+    /// Whether these are trailers that must not be. Those of HTTP/1.1 the gate has refused already.
+    fn refuses(&self, frame: &Frame<Bytes>) -> bool {
+        matches!(self, Self::Http2(_))
+            && frame
+                .trailers_ref()
+                .is_some_and(|trailers| !trailers.keys().all(|name| may_trail(name.as_str().as_bytes())))
+    }
+
     fn malformed(&self) -> Option<Rule> {
         match self {
             Self::Http1(gate) => gate.malformed(),

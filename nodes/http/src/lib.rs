@@ -24,6 +24,8 @@ mod meter;
 mod outgoing;
 mod patience;
 pub mod problem;
+pub mod public;
+mod reserved;
 mod serve;
 mod socket;
 pub mod tls;

@@ -10,6 +10,7 @@
 
 mod answer;
 mod connection;
+mod length;
 mod sending;
 
 use std::cell::RefCell;
@@ -21,7 +22,8 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{StatusCode, Version};
+use http::header::{HeaderValue, TRANSFER_ENCODING};
+use http::{Method, StatusCode, Version};
 use protoplex_runtime::config::Problems;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
@@ -151,7 +153,7 @@ pub enum SendErrorKind {
         /// How long it was waited for.
         after: Duration,
     },
-    /// The upstream's answer is not HTTP.
+    /// The upstream's answer is not HTTP, or leaves open where it ends.
     #[error("{origin} answered something that is not HTTP: {cause}")]
     Protocol {
         /// The upstream.
@@ -184,25 +186,38 @@ impl Pool {
     /// [`crate::upgrade::relay`] and [`crate::upgrade::of_answer`]. Must be called within a `LocalSet`.
     ///
     /// With `Expect: 100-continue` the body is not touched before the upstream has asked for it, or has kept
-    /// silent for a second. A pooled connection that proves dead before anything was sent is replaced by a
-    /// fresh one, once. Dropping the future, or the answer's body before its end, closes the connection.
+    /// silent for a second. A pooled connection that proves dead is replaced by a fresh one, once: for any request
+    /// before anything was sent; after that for an idempotent one whose body was not touched, since the upstream may
+    /// have closed just then (RFC 9110 section 9.2.2). Dropping the future, or the answer's body before its end,
+    /// closes the connection.
     ///
     /// # Errors
     /// No answer came; see [`SendErrorKind`].
     pub async fn send(self: &Rc<Self>, origin: SocketAddr, request: Request) -> Result<Response, SendError> {
         let mut request = request;
         *request.version_mut() = Version::HTTP_11;
+        frame(&mut request);
         if let Some(connection) = self.take(origin) {
-            match self.send_on(connection, origin, request).await {
+            let (head, body) = request.into_parts();
+            let spare = head.method.is_idempotent().then(|| head.clone());
+            let (sending, progress) = Sending::wrap(Request::from_parts(head, body));
+            request = match self.send_on(connection, origin, sending, &progress).await {
                 // Closed by the upstream while it was idle.
-                Err(SendError { kind: SendErrorKind::Closed { .. }, request: Some(untouched) }) => {
-                    request = *untouched
+                Err(SendError { kind: SendErrorKind::Closed { .. }, request: Some(unsent) }) => *unsent,
+                Err(SendError { kind: kind @ SendErrorKind::Closed { .. }, request: None }) => {
+                    match spare.and_then(|head| Some((head, progress.untouched()?))) {
+                        Some((head, body)) => Request::from_parts(head, body),
+                        None => return Err(SendError { kind, request: None }),
+                    }
                 }
                 result => return result,
             }
         }
         match self.connect(origin).await {
-            Ok(connection) => self.send_on(connection, origin, request).await,
+            Ok(connection) => {
+                let (sending, progress) = Sending::wrap(request);
+                self.send_on(connection, origin, sending, &progress).await
+            }
             Err(kind) => Err(SendError { kind, request: Some(Box::new(request)) }),
         }
     }
@@ -227,11 +242,11 @@ impl Pool {
         self: &Rc<Self>,
         connection: Connection,
         origin: SocketAddr,
-        request: Request,
+        request: http::Request<Sending>,
+        progress: &Rc<Progress>,
     ) -> Result<Response, SendError> {
         let mut lease = Lease::new(connection, origin, self);
-        let (request, progress) = Sending::wrap(request);
-        let answer = match self.first_byte(&mut lease, request, &progress).await {
+        let answer = match self.first_byte(&mut lease, request, progress).await {
             None => {
                 let after = self.settings.first_byte_timeout;
                 return Err(SendError {
@@ -242,10 +257,14 @@ impl Pool {
             Some(Ok(answer)) => answer,
             Some(Err(mut error)) => {
                 let request = error.take_message().map(|request| Box::new(Sending::unwrap(request)));
-                return Err(SendError { kind: failure(origin, error.error(), &progress), request });
+                return Err(SendError { kind: failure(origin, error.error(), progress), request });
             }
         };
         let (head, body) = answer.into_parts();
+        if let Some(fault) = length::fault(&head.headers) {
+            let kind = SendErrorKind::Protocol { origin, cause: fault.to_owned() };
+            return Err(SendError { kind, request: None });
+        }
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let upgraded = lease.upgraded().await;
             let closed =
@@ -253,7 +272,7 @@ impl Pool {
             let upgraded = upgraded.ok_or_else(|| SendError { kind: closed(), request: None })?;
             return Ok(Response::from_parts(head, Body::upgraded(upgraded)));
         }
-        let answer = Answer::new(body, lease, progress, self.settings.body_idle_timeout);
+        let answer = Answer::new(body, lease, Rc::clone(progress), self.settings.body_idle_timeout);
         Ok(Response::from_parts(head, Body::answer(answer)))
     }
 
@@ -311,6 +330,15 @@ impl Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Has the engine send a body of unknown length whatever the method: of GET and HEAD it would leave it out.
+fn frame(request: &mut Request) {
+    let body = request.body();
+    let unknown = !http_body::Body::is_end_stream(body) && body.exact_length().is_none();
+    if unknown && [Method::GET, Method::HEAD].contains(request.method()) {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 

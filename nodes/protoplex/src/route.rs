@@ -5,6 +5,7 @@ use http::HeaderMap;
 use protoplex_proxy::key::{self, Facts};
 use protoplex_proxy::placement;
 use protoplex_proxy::table::{Placement, Table};
+use protoplex_proxy::target;
 use protoplex_wire::proto::{self, ExplainRequest, ListHandlersRequest};
 use serde::Serialize;
 
@@ -45,6 +46,10 @@ async fn explain(cluster: &Cluster, request: Route) -> anyhow::Result<Way> {
         path: url.path().to_owned(),
         ..Way::default()
     };
+    if let Err(error) = target::check(&way.path) {
+        way.why = format!("{error}: the answer is 400");
+        return Ok(way);
+    }
     let sent = sent_table(cluster).await?;
     let (table, _) = Table::compile(&sent, &Table::default());
     let Some((handler, captures)) = table.find(&way.host, &way.path) else {
@@ -70,7 +75,7 @@ async fn explain(cluster: &Cluster, request: Route) -> anyhow::Result<Way> {
         client_ip,
     };
     if let Some(template) = template {
-        match key::key(template, &facts) {
+        match key::key(template, &facts, handler.placement.max_key_bytes()) {
             Ok(key) => way.key = key,
             Err(error) => {
                 way.why = format!("{error}: the answer is 400");

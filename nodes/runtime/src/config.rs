@@ -6,6 +6,7 @@ mod wording;
 use std::fmt::Display;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -14,6 +15,9 @@ use thiserror::Error;
 
 use crate::telemetry;
 use layers::{Layers, Origins};
+
+/// The most children that a node may have.
+const MAX_CHILDREN: u32 = 256;
 
 /// What every node is told, whatever its kind. Children get it whole.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,6 +106,20 @@ impl Problems {
     /// Everything that was noted, if anything was.
     pub fn finish(self) -> Result<(), ConfigError> {
         if self.found.is_empty() { Ok(()) } else { Err(ConfigError(self.found)) }
+    }
+}
+
+/// How many children a node has: as many as are configured at `key` (`proxy.children`), or one for each processor. What
+/// is wrong goes to `problems`.
+pub fn children(configured: Option<u32>, key: &str, problems: &mut Problems) -> u32 {
+    match configured {
+        Some(count @ 1..=MAX_CHILDREN) => count,
+        Some(_) => {
+            problems.add(key, format_args!("must be from 1 to {MAX_CHILDREN}"));
+            1
+        }
+        None => available_parallelism()
+            .map_or(1, |count| u32::try_from(count.get()).unwrap_or(MAX_CHILDREN).min(MAX_CHILDREN)),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::follow::questions::{Opened, Questions};
 use crate::holder::{Fence, Holder, Lost};
 use crate::identity::{Identity, TrustedChannel};
 use crate::owners::{Owner, Owners};
+pub use crate::pattern::MAX_KEY_BYTES;
 use crate::proto::datastore_client::DatastoreClient;
 use crate::proto::seed_client::SeedClient;
 use crate::proto::{
@@ -36,8 +37,6 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 const ADMIT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The lease in the datastore that a leading seed holds.
 pub const SEED_LEASE: &str = "seed";
-/// The longest key, in bytes.
-pub const MAX_KEY_BYTES: usize = 1024;
 
 /// Who follows.
 #[derive(Clone, Debug)]
@@ -288,7 +287,7 @@ impl Shared {
         key: &str,
     ) -> Result<oneshot::Receiver<Result<Owner, LocateError>>, LocateError> {
         if key.len() > MAX_KEY_BYTES {
-            return Err(unavailable("the key is longer than 1,024 bytes"));
+            return Err(unavailable(&format!("the key is longer than {MAX_KEY_BYTES} bytes")));
         }
         if self.lost_since.get().is_some_and(|since| since.elapsed() > LOCATE_TIMEOUT) {
             return Err(unavailable("the seed is away, and this key's owner is not known yet"));

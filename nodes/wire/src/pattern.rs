@@ -17,7 +17,7 @@ pub const MAX_NAME_BYTES: usize = 63;
 pub const MAX_HOST_BYTES: usize = 253;
 /// The longest path pattern.
 pub const MAX_PATH_BYTES: usize = 1024;
-/// The longest key template.
+/// The longest key that can be owned, and the longest template of keys.
 pub const MAX_KEY_BYTES: usize = 1024;
 
 /// Key names that are not captures of the path, so that no capture may have them.

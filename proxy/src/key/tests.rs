@@ -3,7 +3,7 @@
 use http::header::HeaderValue;
 use matchit::Router;
 use proptest::prelude::*;
-use protoplex_wire::pattern::PathPattern;
+use protoplex_wire::pattern::{MAX_KEY_BYTES, PathPattern};
 
 use super::*;
 
@@ -36,7 +36,7 @@ fn key(template: &str, sent: &Sent<'_>) -> Result<String, KeyError> {
         headers: &headers,
         client_ip: "::ffff:192.0.2.7".parse().unwrap(),
     };
-    super::key(&parse(template), &facts)
+    super::key(&parse(template), &facts, MAX_KEY_BYTES)
 }
 
 fn parse(template: &str) -> KeyTemplate {
@@ -92,6 +92,23 @@ fn encodings_of_one_path_give_one_key() {
 }
 
 #[test]
+fn an_encoded_slash_stays_one() {
+    for (path, expected) in [
+        ("/room/a%2Fb/c", "a%2Fb+c+/room/a%2Fb/c"),
+        ("/room/a%2fb/%2f", "a%2Fb+%2F+/room/a%2Fb/%2F"),
+        ("/room/%c3%ab%2f%C3%AB/c%252F", "ë%2Fë+c%2F+/room/ë%2Fë/c%2F"),
+    ] {
+        assert_eq!(key("{room}+{rest}+{path}", &Sent { path, ..PLAIN }).as_deref(), Ok(expected));
+    }
+    let many = format!("/room/{}/", "%2F".repeat(300));
+    assert_eq!(key("{room}", &Sent { path: &many, ..PLAIN }).as_deref(), Ok("%2F".repeat(300).as_str()));
+    assert_eq!(
+        key("{room}", &Sent { path: "/room/%c3%2f%ab/", ..PLAIN }),
+        Err(KeyError::NotText("room".into()))
+    );
+}
+
+#[test]
 fn a_key_is_text_that_a_header_can_carry() {
     let not_text = |name: &str| Err(KeyError::NotText(name.into()));
     assert_eq!(key("{room}", &Sent { path: "/room/%ff/", ..PLAIN }), not_text("room"));
@@ -103,7 +120,10 @@ fn a_key_is_text_that_a_header_can_carry() {
     assert_eq!(key("{rest}", &Sent { path: "/room/x/", ..PLAIN }), Err(KeyError::Blank));
     let long = format!("/room/{}/", "x".repeat(MAX_KEY_BYTES));
     assert!(key("{room}", &Sent { path: &long, ..PLAIN }).is_ok());
-    assert_eq!(key("{room}+", &Sent { path: &long, ..PLAIN }), Err(KeyError::TooLong));
+    assert_eq!(
+        key("{room}+", &Sent { path: &long, ..PLAIN }),
+        Err(KeyError::TooLong { max_bytes: MAX_KEY_BYTES })
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ mod tunnels;
 use std::net::TcpListener;
 
 use protoplex_http::upstream::Settings;
-use protoplex_http::{AccessLog, Limits, Listener};
+use protoplex_http::{AccessLog, Limits, Listener, tls};
 use protoplex_runtime::drain::{Drain, Trigger};
 use protoplex_wire::follow::Follower;
 use protoplex_wire::identity::Identity;
@@ -35,6 +35,8 @@ fn run(test: impl AsyncFnOnce()) {
 /// A relay behind the real server on a free port. Ends when it is dropped.
 struct Proxy {
     address: SocketAddr,
+    /// The same behind TLS.
+    https: SocketAddr,
     relay: Rc<Relay>,
     seed: Script,
     _trigger: Trigger,
@@ -83,16 +85,33 @@ impl Proxy {
         };
         let link = Link::open(&identity, &seed.to_string(), who).unwrap();
 
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let address = socket.local_addr().unwrap();
+        let local = tls::ensure_local(&data.path().join("tls"), &[]).unwrap();
+        let certificate = tls::load(&local.certificate, &local.key).unwrap();
+        let (address, plain) = listener(None);
+        let (https, encrypted) = listener(Some(certificate));
         let (trigger, drain) = Drain::new();
         let relay = Rc::new(Relay::new(link, Pool::new(upstream), Duration::from_secs(60)));
-        let listeners = vec![Listener { socket, tls: None }];
-        let serving =
-            protoplex_http::serve(listeners, Limits::default(), AccessLog::off(), drain, Rc::clone(&relay));
+        let serving = protoplex_http::serve(
+            vec![plain, encrypted],
+            Limits::default(),
+            AccessLog::off(),
+            drain,
+            Rc::clone(&relay),
+        );
         tokio::task::spawn_local(async { serving.await.unwrap() });
-        Self { address, relay, seed: script, _trigger: trigger, _data: data }
+        Self { address, https, relay, seed: script, _trigger: trigger, _data: data }
+    }
+
+    /// Sends a request over TLS with curl, in this version of HTTP; returns head and body of the answer.
+    async fn curl(&self, version: &str, target: &str, fields: &[String]) -> (String, String) {
+        let mut curl = tokio::process::Command::new("curl");
+        curl.args(["--silent", "--insecure", "--include", "--max-time", "15", "--noproxy", "*", version]);
+        curl.args(["--path-as-is", "--request-target", target]);
+        curl.args(fields.iter().flat_map(|field| ["--header", field]));
+        let output = curl.arg(format!("https://{}/", self.https)).kill_on_drop(true).output().await.unwrap();
+        let answer = String::from_utf8(output.stdout).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        (head.to_owned(), body.to_owned())
     }
 
     async fn connect(&self) -> Peer {
@@ -110,6 +129,12 @@ impl Proxy {
     async fn get(&self, path: &str) -> (String, String) {
         self.ask(&format!("GET /at/{path} HTTP/1.1\r\nHost: a.example\r\n\r\n")).await
     }
+}
+
+fn listener(tls: Option<tls::TlsConfig>) -> (SocketAddr, Listener) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    (socket.local_addr().unwrap(), Listener { socket, tls })
 }
 
 fn assert_problem(answer: &(String, String), status: &str, kind: &str) {

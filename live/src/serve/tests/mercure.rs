@@ -172,9 +172,11 @@ async fn only_the_owner_at_the_requests_epoch_serves() {
         for (key, epoch) in [("t", epoch - 1), ("t", epoch + 1), ("other", epoch)] {
             let answer = node.send(&target, key, epoch, &[]).await;
             assert_eq!((answer.status, answer.problem().as_str()), (421, "misdirected"), "{key} {epoch}");
+            assert_eq!(answer.header("protoplex-misdirected"), Some("not-owner"));
         }
         let answer = node.send(&format!("{HUB}?topic=u"), "t", epoch, &[]).await;
         assert_eq!((answer.status, answer.problem().as_str()), (421, "other-topic"));
+        assert_eq!(answer.header("protoplex-misdirected"), None, "to ask for the owner anew would not help");
     })
     .await;
 }

@@ -112,6 +112,39 @@ fn what_a_client_says_of_its_way_counts_only_if_it_is_trusted() {
 }
 
 #[test]
+fn what_only_we_may_say_is_dropped_in_every_spelling() {
+    let forged = [
+        ("host", "a"),
+        ("forwarded", "for=10.0.0.1"),
+        ("x-real-ip", "10.0.0.1"),
+        ("x_real_ip", "10.0.0.1"),
+        ("x-forwarded-port", "1"),
+        ("x-forwarded-prefix", "/admin"),
+        ("x_forwarded_for", "10.0.0.1"),
+        ("x-forwarded_proto", "https"),
+        ("protoplex-key", "k"),
+        ("protoplex_epoch", "9"),
+        ("protoplex-else", "1"),
+        ("x_request_id", "forged"),
+        ("content_length", "9"),
+        ("x_own", "kept"),
+    ];
+    let headers = relayed(&forged, false);
+    let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    let expected =
+        ["host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id", "x_own"];
+    assert_eq!(names, expected);
+    assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
+    let headers = relayed(&forged, true);
+    assert_eq!(
+        (&headers["protoplex-key"], &headers["x-forwarded-port"]),
+        (&HeaderValue::from_static("k"), &HeaderValue::from_static("1"))
+    );
+    assert!(!headers.contains_key(FORWARDED));
+}
+
+#[test]
 fn a_request_id_is_kept_if_it_is_sound_and_made_otherwise() {
     let id = |fields: &[(&str, &str)]| relayed(fields, false)[X_REQUEST_ID].to_str().unwrap().to_owned();
     assert_eq!(id(&[("x-request-id", "abc-1.2_X")]), "abc-1.2_X");

@@ -6,6 +6,7 @@ use std::ops::Range;
 use http::uri::{Authority, Uri};
 
 use super::rule::Rule;
+use crate::reserved;
 
 /// How a message goes on after its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,11 +215,7 @@ impl Scan {
 
     fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), Rule> {
         if self.trailers {
-            return if NOT_IN_TRAILERS.iter().any(|other| name.eq_ignore_ascii_case(other)) {
-                Err(Rule::BadTrailer)
-            } else {
-                Ok(())
-            };
+            return if may_trail(name) { Ok(()) } else { Err(Rule::BadTrailer) };
         }
         let value = value.trim_ascii();
         if name.eq_ignore_ascii_case(b"host") {
@@ -264,7 +261,7 @@ impl Scan {
 }
 
 /// What must not come after the body, because it would have to be known before (RFC 9110 section 6.5.1).
-const NOT_IN_TRAILERS: [&[u8]; 14] = [
+const NOT_IN_TRAILERS: [&[u8]; 13] = [
     b"authorization",
     b"connection",
     b"content-encoding",
@@ -278,8 +275,12 @@ const NOT_IN_TRAILERS: [&[u8]; 14] = [
     b"trailer",
     b"transfer-encoding",
     b"upgrade",
-    b"x-forwarded-for",
 ];
+
+/// Whether a field may come after the body: not what frames or routes a message, nor what tells of its way.
+pub(crate) fn may_trail(name: &[u8]) -> bool {
+    !NOT_IN_TRAILERS.iter().any(|other| name.eq_ignore_ascii_case(other)) && !reserved::tells_the_way(name)
+}
 
 /// A character of a token (RFC 9110 section 5.6.2).
 pub(super) fn is_token(byte: u8) -> bool {
@@ -336,7 +337,7 @@ fn is_port(port: &[u8]) -> bool {
 }
 
 /// At most 18 digits: no body is longer, and nothing can overflow.
-fn decimal(digits: &[u8]) -> Option<u64> {
+pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
     if !(1..=18).contains(&digits.len()) {
         return None;
     }

@@ -80,7 +80,7 @@ rules! {
     ChunkNotEnded BAD_REQUEST "chunk-not-ended"
         "A chunk's data must be followed by a carriage return and a line feed.",
     BadTrailer BAD_REQUEST "bad-trailer"
-        "A trailer must not be a field that frames or routes a message.",
+        "A trailer must not be a field that frames or routes a message, or tells of its way.",
 }
 
 impl Rule {

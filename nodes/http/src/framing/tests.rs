@@ -184,7 +184,7 @@ const CHUNKED: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunke
 
 #[test]
 fn a_chunk_that_breaks_a_rule_is_refused_behind_what_was_sound() {
-    let broken: [(Rule, usize, &[u8]); 15] = [
+    let broken: [(Rule, usize, &[u8]); 19] = [
         (Rule::BadChunkSize, 0, b"x\r\n"),
         (Rule::BadChunkSize, 0, b"\r\n"),
         (Rule::BadChunkSize, 0, b"-1\r\n"),
@@ -199,6 +199,10 @@ fn a_chunk_that_breaks_a_rule_is_refused_behind_what_was_sound() {
         (Rule::BadChunkExtension, 0, b"1;a=\"\n\"\r\na\r\n"),
         (Rule::ChunkNotEnded, 4, b"1\r\nab\r\n"),
         (Rule::BadTrailer, 3, b"0\r\nContent-Length: 1\r\n\r\n"),
+        (Rule::BadTrailer, 3, b"0\r\nProtoplex-Epoch: 1\r\n\r\n"),
+        (Rule::BadTrailer, 3, b"0\r\nX-Forwarded-Host: a\r\n\r\n"),
+        (Rule::BadTrailer, 3, b"0\r\nFORWARDED: a\r\n\r\n"),
+        (Rule::BadTrailer, 3, b"0\r\nx_real_ip: a\r\n\r\n"),
         (Rule::BareLf, 3, b"0\r\n\n"),
     ];
     for (rule, sound, bytes) in broken {

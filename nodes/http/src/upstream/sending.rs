@@ -21,7 +21,6 @@ use crate::exchange::Request;
 
 /// Watches what the connection takes of the body, and keeps it back until the upstream wants it.
 pub(super) struct Sending {
-    body: Body,
     progress: Rc<Progress>,
     /// Until it is over nothing is sent: the client has asked the upstream for a word before.
     hold: Option<LocalBoxFuture<'static, ()>>,
@@ -29,6 +28,9 @@ pub(super) struct Sending {
 
 /// How far the sending is, told to whoever waits for the answer.
 pub(super) struct Progress {
+    /// Here, and not in what the connection holds, so that one that nobody has touched can be had back.
+    body: RefCell<Body>,
+    touched: Cell<bool>,
     /// When the connection last took something, or asked for more.
     moved: Cell<Instant>,
     /// It is the body's source that everybody waits for.
@@ -42,17 +44,22 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 impl Sending {
     pub(super) fn wrap(request: Request) -> (http::Request<Self>, Rc<Progress>) {
+        let (head, body) = request.into_parts();
+        let ended = body.is_end_stream();
         let progress = Rc::new(Progress {
+            body: RefCell::new(body),
+            touched: Cell::new(false),
             moved: Cell::new(Instant::now()),
             starved: Cell::new(false),
-            ended: Cell::new(request.body().is_end_stream()),
+            ended: Cell::new(ended),
             error: RefCell::default(),
         });
+        let sending = Self { progress: Rc::clone(&progress), hold: None };
+        let mut request = http::Request::from_parts(head, sending);
         let expects = request
             .headers()
             .get(EXPECT)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let mut request = request.map(|body| Self { body, progress: Rc::clone(&progress), hold: None });
         if expects && !progress.ended() {
             let wanted = Arc::new(Notify::new());
             let asked = Arc::clone(&wanted);
@@ -71,7 +78,7 @@ impl Sending {
 
     /// The request as it was before [`Sending::wrap`], given back because nothing of it was sent.
     pub(super) fn unwrap(request: http::Request<Self>) -> Request {
-        request.map(|mut sending| std::mem::take(&mut sending.body))
+        request.map(|sending| sending.progress.body.take())
     }
 }
 
@@ -84,6 +91,11 @@ impl Progress {
     /// Whether all of the body has been taken.
     pub(super) fn ended(&self) -> bool {
         self.ended.get()
+    }
+
+    /// The body, where not a frame of it was taken.
+    pub(super) fn untouched(&self) -> Option<Body> {
+        (!self.touched.replace(true)).then(|| self.body.take())
     }
 
     pub(super) fn take_error(&self) -> Option<BodyError> {
@@ -103,7 +115,8 @@ impl http_body::Body for Sending {
             ready!(hold.as_mut().poll(cx));
             self.hold = None;
         }
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        self.progress.touched.set(true);
+        let frame = Pin::new(&mut *self.progress.body.borrow_mut()).poll_frame(cx);
         self.progress.starved.set(frame.is_pending());
         self.progress.moved.set(Instant::now());
         match ready!(frame) {
@@ -121,19 +134,23 @@ impl http_body::Body for Sending {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.progress.body.borrow().is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.progress.body.borrow().size_hint()
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
         // A body of known length need not be asked for its end.
-        if self.body.is_end_stream() && self.progress.error.borrow().is_none() {
+        if self.is_end_stream() && self.progress.error.borrow().is_none() {
             self.progress.ended.set(true);
+        }
+        // What has begun can't be sent anew, and whoever makes it should know.
+        if self.progress.touched.get() {
+            self.progress.body.take();
         }
     }
 }

@@ -1,13 +1,16 @@
-//! Requests that break a rule: which answer, that it can be read, that the connection ends, and that no
-//! handler saw it.
+//! Requests that break a rule, in the clear and over TLS, by HTTP/1.1 and where it applies by HTTP/2: which answer, that
+//! it can be read, that the connection ends, that no handler saw it, and that a backend behind a relay was sent nothing.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::kit::{Raw, echo, limits, run, settle, start, text};
+use crate::frames::{Frames, Outcome};
+use crate::kit::{Raw, Watched, echo, limits, run, settle, start, text};
 
 /// Sends the bytes and, behind them, more than any buffer holds: the answer must arrive all the same.
 fn refused_head(bytes: &[u8], status: u16, problem: &str) {
@@ -18,15 +21,26 @@ fn refused_head(bytes: &[u8], status: u16, problem: &str) {
             counter.set(counter.get() + 1);
             async { text("seen") }
         });
-        let mut client = Raw::connect(server.address).await;
-        client.send(bytes).await;
-        client.send(vec![b'x'; 1 << 20]).await;
-        let answer = client.answer().await;
-        assert_eq!((answer.status, answer.problem().as_str()), (status, problem));
-        assert_eq!(answer.header("connection"), Some("close"));
-        assert_eq!(client.rest().await, b"");
+        refused(Raw::connect(server.address).await, bytes, status, problem).await;
         assert_eq!(seen.get(), 0);
+        let watched = Watched::start().await;
+        refused(Raw::connect(watched.plain.address).await, bytes, status, problem).await;
+        refused(Raw(watched.connect_tls("http/1.1").await), bytes, status, problem).await;
+        settle().await;
+        assert_eq!(watched.seen(), [""; 0], "the backend was even connected to");
     });
+}
+
+async fn refused<S>(mut client: Raw<S>, bytes: &[u8], status: u16, problem: &str)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    client.send(bytes).await;
+    client.send(vec![b'x'; 1 << 20]).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.problem().as_str()), (status, problem));
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(client.rest().await, b"");
 }
 
 macro_rules! refused_heads {
@@ -99,7 +113,33 @@ fn refused_body(chunks: &[u8], problem: &str) {
         assert_eq!(answer.header("connection"), Some("close"));
         assert_eq!(client.rest().await, b"");
         assert_eq!(ended.recv().await, Some(418));
+        let watched = Watched::start().await;
+        refused_midway(Raw::connect(watched.plain.address).await, chunks, problem, &watched, 1).await;
+        refused_midway(Raw(watched.connect_tls("http/1.1").await), chunks, problem, &watched, 2).await;
     });
+}
+
+/// Nothing but what was sound is sent to the backend, and it sees that this was not all.
+async fn refused_midway<S>(
+    mut client: Raw<S>,
+    chunks: &[u8],
+    problem: &str,
+    watched: &Watched,
+    connections: usize,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+    client.send(chunks).await;
+    client.send(vec![b'x'; 1 << 20]).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.problem().as_str()), (400, problem));
+    assert_eq!(client.rest().await, b"");
+    watched.until_broken_off(connections).await;
+    let seen = watched.seen().pop().unwrap();
+    let (head, body) = seen.split_once("\r\n\r\n").unwrap_or((&seen, ""));
+    assert!(head.is_empty() || head.starts_with("POST / HTTP/1.1\r\n"), "{seen:?}");
+    assert!("3\r\nabc\r\n3\r\nabc\r\n".starts_with(body), "{seen:?}");
 }
 
 macro_rules! refused_bodies {
@@ -117,6 +157,136 @@ refused_bodies! {
     missing_crlf_after_a_chunk_is_400: b"3\r\nabcd\r\n" => "chunk-not-ended";
     bad_trailer_is_400: b"0\r\nContent-Length: 3\r\n\r\n" => "bad-trailer";
     bare_lf_in_the_trailers_is_400: b"0\r\nDigest: x\n\r\n" => "bare-lf";
+    a_key_in_the_trailers_is_400: b"0\r\nProtoplex-Key: x\r\n\r\n" => "bad-trailer";
+    a_way_in_the_trailers_is_400: b"0\r\nX_Forwarded_For: x\r\n\r\n" => "bad-trailer";
+}
+
+const GET: [(&str, &[u8]); 3] = [(":method", b"GET"), (":scheme", b"http"), (":path", b"/")];
+const POST: [(&str, &[u8]); 4] =
+    [(":method", b"POST"), (":scheme", b"http"), (":path", b"/"), (":authority", b"a")];
+
+/// Sends the frames of one request in the clear and over TLS. It must be refused, by an answer or without one, before
+/// the backend is sent anything.
+fn refused_over_http_2(fields: &[(&str, &[u8])]) {
+    run(async {
+        let watched = Watched::start().await;
+        let plain = TcpStream::connect(watched.plain.address).await.unwrap();
+        let told = ask(plain, fields).await;
+        assert_eq!(ask(watched.connect_tls("h2").await, fields).await, told);
+        assert!(matches!(told, Outcome::BrokenOff | Outcome::Status(400 | 501)), "{told:?}");
+        settle().await;
+        assert_eq!(watched.seen(), [""; 0], "the backend was even connected to");
+    });
+}
+
+async fn ask<S: AsyncRead + AsyncWrite + Unpin>(stream: S, fields: &[(&str, &[u8])]) -> Outcome {
+    let mut frames = Frames::open(stream).await;
+    frames.headers(fields, true).await;
+    frames.outcome().await
+}
+
+macro_rules! refused_over_http_2 {
+    ($($row:ident: $start:expr, $($name:literal: $value:literal),*;)*) => {
+        $(#[test] fn $row() {
+            let more: &[(&str, &[u8])] = &[$(($name, &$value[..])),*];
+            refused_over_http_2(&[&$start[..], more].concat());
+        })*
+    };
+}
+
+refused_over_http_2! {
+    h2_two_content_lengths: POST, "content-length": b"0", "content-length": b"0";
+    h2_two_differing_content_lengths: POST, "content-length": b"0", "content-length": b"4";
+    h2_content_length_list: POST, "content-length": b"0, 0";
+    h2_signed_content_length: POST, "content-length": b"+0";
+    h2_content_length_without_a_body: POST, "content-length": b"3";
+    h2_transfer_encoding: POST, "transfer-encoding": b"chunked";
+    h2_content_length_with_transfer_encoding: POST, "content-length": b"0", "transfer-encoding": b"chunked";
+    h2_connection: POST, "connection": b"close";
+    h2_upgrade: POST, "upgrade": b"websocket";
+    h2_te: POST, "te": b"gzip";
+    h2_upper_case_name: POST, "Content-Length": b"0";
+    h2_blank_in_a_name: POST, "content-length ": b"0";
+    h2_colon_in_a_name: POST, "x:y": b"0";
+    h2_empty_name: POST, "": b"0";
+    h2_line_end_in_a_name: POST, "x\r\ny": b"0";
+    h2_nul_in_a_value: POST, "x": b"a\0b";
+    h2_line_feed_in_a_value: POST, "x": b"a\nTransfer-Encoding: chunked";
+    h2_line_end_in_a_value: POST, "x": b"a\r\n\r\nGET / HTTP/1.1";
+    h2_missing_host: GET,;
+    h2_empty_host: GET, ":authority": b"";
+    h2_invalid_authority: GET, ":authority": b"a/../b";
+    h2_user_in_the_authority: GET, ":authority": b"user@a";
+    h2_line_end_in_the_authority: GET, ":authority": b"a\r\nX: y";
+    h2_invalid_host: GET, "host": b"a b";
+    h2_two_hosts: GET, "host": b"a", "host": b"b";
+    h2_another_host_than_the_authority: GET, ":authority": b"a", "host": b"b";
+    h2_two_authorities: GET, ":authority": b"a", ":authority": b"b";
+    h2_pseudo_field_behind_a_field: GET, "x": b"y", ":authority": b"a";
+    h2_unknown_pseudo_field: GET, ":authority": b"a", ":x": b"y";
+    h2_status_in_a_request: GET, ":authority": b"a", ":status": b"200";
+    h2_missing_path: [(":method", &b"GET"[..]), (":scheme", b"http")], ":authority": b"a";
+    h2_empty_path: GET[..2], ":path": b"", ":authority": b"a";
+    h2_blank_in_the_path: GET[..2], ":path": b"/ HTTP/1.1", ":authority": b"a";
+    h2_line_end_in_the_path: GET[..2], ":path": b"/ HTTP/1.1\r\nX: y", ":authority": b"a";
+    h2_nul_in_the_path: GET[..2], ":path": b"/a\0b", ":authority": b"a";
+    h2_del_in_the_path: GET[..2], ":path": b"/a\x7fb", ":authority": b"a";
+    h2_raw_utf_8_in_the_path: GET[..2], ":path": b"/zo\xc3\xab", ":authority": b"a";
+    h2_raw_utf_8_in_the_query: GET[..2], ":path": b"/?zo\xc3\xab", ":authority": b"a";
+    h2_relative_path: GET[..2], ":path": b"a/b", ":authority": b"a";
+    h2_invalid_method: [(":method", &b"G T"[..]), (":scheme", b"http"), (":path", b"/")], ":authority": b"a";
+    h2_connect: [(":method", &b"CONNECT"[..])], ":authority": b"a:443";
+}
+
+/// Of a body that breaks a rule the backend is sent what was sound, and then sees it break off.
+fn body_refused_over_http_2(length: Option<&'static [u8]>, end: bool, trailers: Option<&'static str>) {
+    run(async {
+        let watched = Watched::start().await;
+        let plain = TcpStream::connect(watched.plain.address).await.unwrap();
+        body_refused(plain, &watched, 1, length, end, trailers).await;
+        body_refused(watched.connect_tls("h2").await, &watched, 2, length, end, trailers).await;
+    });
+}
+
+async fn body_refused<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    watched: &Watched,
+    connections: usize,
+    length: Option<&[u8]>,
+    end: bool,
+    trailers: Option<&str>,
+) {
+    let mut frames = Frames::open(stream).await;
+    let length = length.map(|length| ("content-length", length));
+    frames.headers(&POST.into_iter().chain(length).collect::<Vec<_>>(), false).await;
+    // What is refused with its first byte need not have been begun.
+    crate::kit::until(|| watched.seen().len() == connections).await;
+    frames.data(b"abc", end).await;
+    if let Some(name) = trailers {
+        frames.headers(&[(name, b"x")], true).await;
+    }
+    let told = frames.outcome().await;
+    assert!(matches!(told, Outcome::BrokenOff | Outcome::Status(400)), "{told:?}");
+    watched.until_broken_off(connections).await;
+    let seen = watched.seen().pop().unwrap();
+    assert!(!seen.contains("0\r\n\r\n"), "{seen:?} looks whole");
+}
+
+#[test]
+fn h2_less_data_than_its_content_length() {
+    body_refused_over_http_2(Some(b"7"), true, None);
+}
+
+#[test]
+fn h2_more_data_than_its_content_length() {
+    body_refused_over_http_2(Some(b"2"), false, None);
+}
+
+#[test]
+fn h2_trailers_that_frame_route_or_tell_of_the_way() {
+    for name in ["content-length", "host", "protoplex-key", "x-forwarded-for", "x_real_ip", "forwarded"] {
+        body_refused_over_http_2(None, false, Some(name));
+    }
 }
 
 #[test]

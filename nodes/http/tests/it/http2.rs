@@ -13,7 +13,7 @@ use protoplex_http::{Limits, Response};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::kit::{OnDrop, Server, curl, echo, limits, run, start, text, until, within};
+use crate::kit::{OnDrop, Server, curl, echo, limits, run, start, start_relay, text, until, within};
 
 #[derive(Clone)]
 struct Local;
@@ -64,6 +64,42 @@ fn authority_is_host_for_handlers() {
         let response = client.send_request(other).await.unwrap();
         assert_eq!(response.status(), 400);
         assert!(body(response).await.contains("bad-host"));
+    });
+}
+
+#[test]
+fn cookies_in_several_fields_are_one_field_for_a_backend() {
+    run(async {
+        let origin = start(limits(), |request, _| async move {
+            let fields = request.headers().get_all("cookie").iter().map(|field| field.to_str().unwrap());
+            text(fields.collect::<Vec<_>>().join("\n"))
+        });
+        let relay = start_relay(origin.address);
+        let (mut client, _connection) = connect(&relay).await;
+        for (crumbs, expected) in
+            [(&["a=1", "b=2; c=3", "d=4"][..], "a=1; b=2; c=3; d=4"), (&["a=1"], "a=1"), (&[], "")]
+        {
+            let mut request = get("http://a/");
+            for crumb in crumbs {
+                request.headers_mut().append("cookie", crumb.parse().unwrap());
+            }
+            assert_eq!(body(client.send_request(request).await.unwrap()).await, expected);
+        }
+    });
+}
+
+#[test]
+fn a_get_with_a_body_of_unknown_length_has_it_at_the_backend_too() {
+    run(async {
+        let origin = start(limits(), |request, _| echo(request));
+        let relay = start_relay(origin.address);
+        let url = format!("http://{}/", relay.address);
+        for version in ["--http1.1", "--http2-prior-knowledge"] {
+            let chunked = ["-X", "GET", "-H", "Transfer-Encoding: chunked", "-H", "Content-Length:"];
+            let body = ["-d", "query", version, &url];
+            let (fine, text) = curl(&[&chunked[..], &body].concat()).await;
+            assert!(fine && text == "query", "{version}: {text}");
+        }
     });
 }
 

@@ -1,24 +1,32 @@
-//! Servers with a closure for a handler, and a client that sends bytes as they are.
+//! Servers with a closure for a handler, a relay before a backend that takes notes, and a client that sends bytes as
+//! they are.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use protoplex_http::tls::{TlsConfig, ensure_local, load};
 use protoplex_http::upstream::{Pool, SendErrorKind};
 use protoplex_http::{
     AccessLog, Body, BodyError, Exchange, Handler, Limits, Listener, Problem, Request, Response, forwarded,
     serve, upgrade,
 };
 use protoplex_runtime::drain::{Drain, Trigger};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Runs a test as a child runs: on one thread. No test waits for longer.
 pub(crate) fn run(test: impl Future<Output = ()>) {
@@ -76,12 +84,7 @@ where
     start_with(limits, None, AccessLog::off(), handler)
 }
 
-pub(crate) fn start_with<F, T>(
-    limits: Limits,
-    tls: Option<protoplex_http::tls::TlsConfig>,
-    log: AccessLog,
-    handler: F,
-) -> Server
+pub(crate) fn start_with<F, T>(limits: Limits, tls: Option<TlsConfig>, log: AccessLog, handler: F) -> Server
 where
     F: Fn(Request, Rc<Exchange>) -> T + 'static,
     T: Future<Output = Response> + 'static,
@@ -98,8 +101,12 @@ where
 
 /// A server that relays everything to another, as the proxy does.
 pub(crate) fn start_relay(origin: SocketAddr) -> Server {
+    start_relay_with(None, origin)
+}
+
+fn start_relay_with(tls: Option<TlsConfig>, origin: SocketAddr) -> Server {
     let pool = Pool::new(protoplex_http::upstream::Settings::default());
-    start(limits(), move |mut request, exchange| {
+    start_with(limits(), tls, AccessLog::off(), move |mut request, exchange| {
         let pool = Rc::clone(&pool);
         async move {
             forwarded::request(&mut request, &exchange, false);
@@ -118,6 +125,79 @@ pub(crate) fn start_relay(origin: SocketAddr) -> Server {
             }
         }
     })
+}
+
+/// A backend that takes down what it is sent and never answers, behind one relay in the clear and one with TLS.
+pub(crate) struct Watched {
+    pub(crate) plain: Server,
+    tls: Server,
+    authority: CertificateDer<'static>,
+    seen: Rc<RefCell<Vec<Vec<u8>>>>,
+    open: Rc<Cell<usize>>,
+    _certificates: tempfile::TempDir,
+}
+
+impl Watched {
+    pub(crate) async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = listener.local_addr().unwrap();
+        let (seen, open) = (Rc::new(RefCell::new(Vec::new())), Rc::new(Cell::new(0)));
+        let (notes, count) = (Rc::clone(&seen), Rc::clone(&open));
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let at = notes.borrow().len();
+                notes.borrow_mut().push(Vec::new());
+                count.set(count.get() + 1);
+                let (notes, count) = (Rc::clone(&notes), Rc::clone(&count));
+                tokio::task::spawn_local(async move {
+                    let mut piece = [0; 4096];
+                    while let Ok(length @ 1..) = stream.read(&mut piece).await {
+                        notes.borrow_mut()[at].extend_from_slice(&piece[..length]);
+                    }
+                    count.set(count.get() - 1);
+                });
+            }
+        });
+        let certificates = tempfile::tempdir().unwrap();
+        let local = ensure_local(certificates.path(), &[]).unwrap();
+        let tls = load(&local.certificate, &local.key).unwrap();
+        Self {
+            plain: start_relay(origin),
+            tls: start_relay_with(Some(tls), origin),
+            authority: CertificateDer::from_pem_file(&local.authority).unwrap(),
+            seen,
+            open,
+            _certificates: certificates,
+        }
+    }
+
+    /// A connection to the relay with TLS, for this protocol.
+    pub(crate) async fn connect_tls(&self, protocol: &str) -> TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        let stream = TcpStream::connect(self.tls.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    }
+
+    /// What the backend was sent on each of its connections.
+    pub(crate) fn seen(&self) -> Vec<String> {
+        self.seen.borrow().iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
+    }
+
+    /// Waits until the backend has had so many connections, and each of them has ended.
+    pub(crate) async fn until_broken_off(&self, connections: usize) {
+        within(until(|| self.seen.borrow().len() == connections && self.open.get() == 0)).await;
+    }
 }
 
 pub(crate) fn text(text: impl Into<String>) -> Response {
@@ -155,7 +235,7 @@ impl Drop for OnDrop {
 }
 
 /// A connection on which bytes are sent as they are.
-pub(crate) struct Raw(pub(crate) TcpStream);
+pub(crate) struct Raw<S = TcpStream>(pub(crate) S);
 
 /// An answer as it was read from a [`Raw`] connection.
 #[derive(Debug)]
@@ -186,9 +266,12 @@ impl Raw {
         stream.set_nodelay(true).unwrap();
         Self(stream)
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.write_all(bytes.as_ref()).await.unwrap();
+        self.0.flush().await.unwrap();
     }
 
     /// Everything until the connection ends in good order.

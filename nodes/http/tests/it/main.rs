@@ -6,6 +6,7 @@ mod bad_input;
 mod bodies;
 mod clients;
 mod drain;
+mod frames;
 mod http2;
 mod kit;
 mod logging;

@@ -5,7 +5,8 @@ use std::future::pending;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use protoplex_http::upstream::{Pool, SendError, SendErrorKind, Settings};
 use protoplex_http::{Body, BodyError, Request, Response};
 use tokio::net::TcpSocket;
 
-use crate::kit::{Raw, begun_and_lost, limits, run, start, text, until, within};
+use crate::kit::{Raw, begun_and_lost, echo, limits, run, start, text, until, within};
 
 fn get(path: &str) -> Request {
     http::Request::get(path).header("host", "a").body(Body::empty()).unwrap()
@@ -144,6 +145,171 @@ fn a_pooled_connection_that_proves_dead_is_replaced_and_the_request_sent_whole()
         // The thread is held here, so that the pool can't have noticed.
         wait.recv().unwrap();
         assert_eq!(text_of(pool.send(address, post(Body::from("body"))).await).await, "1");
+    });
+}
+
+/// A server that answers a connection's first request, and closes it when it has read the second; each answer tells
+/// which connection it came on, and how often connections were closed so.
+fn closing_at_the_second(closed: Arc<AtomicUsize>) -> SocketAddr {
+    origin(move |at, mut stream| {
+        let closed = Arc::clone(&closed);
+        thread::spawn(move || {
+            read_head(&mut stream);
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{at}");
+            stream.write_all(answer.as_bytes()).unwrap();
+            if !read_head(&mut stream).is_empty() {
+                closed.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    })
+}
+
+#[test]
+fn an_idempotent_request_that_meets_the_end_of_its_pooled_connection_is_sent_once_more() {
+    for method in ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"] {
+        run(async {
+            let closed = Arc::new(AtomicUsize::new(0));
+            let address = closing_at_the_second(Arc::clone(&closed));
+            let pool = Pool::new(settings());
+            assert_eq!(text_of(pool.send(address, get("/")).await).await, "0");
+            let request = http::Request::builder().method(method).uri("/").header("host", "a");
+            let answer = pool.send(address, request.body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(answer.status(), 200, "{method}");
+            assert_eq!(closed.load(Ordering::SeqCst), 1, "it was read once, then sent anew");
+        });
+    }
+}
+
+#[test]
+fn what_may_have_had_an_effect_or_lost_its_body_is_not_sent_once_more() {
+    let begun = || Body::stream(stream::iter([Ok(Bytes::from_static(b"a"))]));
+    for (method, body) in
+        [("POST", Body::empty as fn() -> Body), ("PATCH", Body::empty), ("PUT", begun), ("GET", begun)]
+    {
+        run(async {
+            let closed = Arc::new(AtomicUsize::new(0));
+            let address = closing_at_the_second(Arc::clone(&closed));
+            let pool = Pool::new(settings());
+            assert_eq!(text_of(pool.send(address, get("/")).await).await, "0");
+            let request = http::Request::builder().method(method).uri("/").header("host", "a");
+            let error = pool.send(address, request.body(body()).unwrap()).await.unwrap_err();
+            assert!(matches!(error.kind, SendErrorKind::Closed { .. }), "{method}: {error}");
+            assert!(error.request.is_none());
+            assert_eq!(closed.load(Ordering::SeqCst), 1);
+        });
+    }
+}
+
+#[test]
+fn a_body_that_was_kept_back_goes_along_when_its_request_is_sent_once_more() {
+    run(async {
+        let address = origin(|at, mut stream| {
+            read_head(&mut stream);
+            if at == 0 {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+                read_head(&mut stream);
+                return;
+            }
+            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
+            let mut body = [0; 4];
+            stream.read_exact(&mut body).unwrap();
+            stream
+                .write_all(&[&b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"[..], &body].concat())
+                .unwrap();
+        });
+        let pool = Pool::new(settings());
+        assert_eq!(text_of(pool.send(address, get("/")).await).await, "");
+        let put = http::Request::put("/").header("host", "a").header("expect", "100-continue");
+        assert_eq!(text_of(pool.send(address, put.body(Body::from("body")).unwrap()).await).await, "body");
+    });
+}
+
+#[test]
+fn a_fresh_connection_that_is_closed_is_not_replaced() {
+    run(async {
+        let (tell, told) = mpsc::channel();
+        let address = origin(move |at, mut stream| {
+            read_head(&mut stream);
+            tell.send(at).unwrap();
+        });
+        let error = Pool::new(settings()).send(address, get("/")).await.unwrap_err();
+        assert!(matches!(error.kind, SendErrorKind::Closed { .. }), "{error}");
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [0]);
+    });
+}
+
+#[test]
+fn an_answer_that_leaves_open_where_it_ends_is_refused_and_its_connection_closed() {
+    for (method, fields) in [
+        ("GET", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+        ("GET", "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n"),
+        ("HEAD", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("GET", "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
+        ("HEAD", "Content-Length: 5\r\nContent-Length: 6\r\n\r\n"),
+        ("GET", "Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello"),
+        ("GET", "Content-Length: 5, 5\r\n\r\nhello"),
+        ("GET", "Content-Length: +5\r\n\r\nhello"),
+        ("GET", "Content-Length: -1\r\n\r\n"),
+        ("GET", "Content-Length: 0x5\r\n\r\nhello"),
+        ("GET", "Content-Length: 99999999999999999999\r\n\r\nhello"),
+        ("HEAD", "Content-Length:\r\n\r\n"),
+        ("GET", "Transfer-Encoding: gzip\r\n\r\nhello"),
+        ("GET", "Transfer-Encoding: identity\r\n\r\nhello"),
+        ("GET", "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
+        ("GET", "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+        ("GET", "Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
+        ("GET", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("GET", "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n"),
+        ("GET", "Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
+    ] {
+        run(async {
+            let address = origin(move |at, mut stream| {
+                read_head(&mut stream);
+                if at > 0 {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nsound").unwrap();
+                    return;
+                }
+                stream.write_all(format!("HTTP/1.1 200 OK\r\n{fields}").as_bytes()).unwrap();
+                // Nobody else is served before this connection is closed.
+                while stream.read(&mut [0]).is_ok_and(|length| length > 0) {}
+            });
+            let pool = Pool::new(settings());
+            let request = http::Request::builder().method(method).uri("/").header("host", "a");
+            let request = request.body(Body::empty()).unwrap();
+            let error = within(pool.send(address, request)).await.unwrap_err();
+            assert!(matches!(error.kind, SendErrorKind::Protocol { .. }), "{fields:?}: {error}");
+            assert_eq!(text_of(within(pool.send(address, get("/"))).await).await, "sound", "{fields:?}");
+        });
+    }
+}
+
+#[test]
+fn bytes_behind_an_answer_are_never_taken_for_the_next_one() {
+    run(async {
+        let address = origin(|at, mut stream| {
+            read_head(&mut stream);
+            let answer = |text: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{text}");
+            let planted = if at == 0 { answer("false") } else { String::new() };
+            stream.write_all((answer("sound") + &planted).as_bytes()).unwrap();
+            while stream.read(&mut [0]).is_ok_and(|length| length > 0) {}
+        });
+        let pool = Pool::new(settings());
+        for _ in 0..2 {
+            assert_eq!(text_of(within(pool.send(address, get("/"))).await).await, "sound");
+        }
+    });
+}
+
+#[test]
+fn a_body_of_unknown_length_goes_along_whatever_the_method() {
+    run(async {
+        let server = start(limits(), |request, _| echo(request));
+        for method in ["GET", "POST", "DELETE"] {
+            let request = http::Request::builder().method(method).uri("/").header("host", "a");
+            let body = Body::stream(stream::iter([Ok(Bytes::from_static(b"query"))]));
+            let answer = Pool::new(settings()).send(server.address, request.body(body).unwrap()).await;
+            assert_eq!(text_of(answer).await, "query", "{method}");
+        }
     });
 }
 

@@ -32,6 +32,48 @@ async fn named(name: &'static str) -> Member {
 }
 
 #[test]
+fn a_key_that_is_only_hashed_may_be_long() {
+    run(async || {
+        let members = [Member::echo().await, Member::echo().await];
+        let proxy = Proxy::start(Hash, "{path}", &members.each_ref()).await;
+        let path = "x".repeat(20_000);
+        for _ in 0..4 {
+            let (head, echoed) = proxy.get(&path).await;
+            assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+            assert!(echoed.starts_with(&format!("GET /at/{path} ")), "the path has changed");
+            assert_eq!(
+                peer::fields(&echoed, "protoplex-key").len(),
+                0,
+                "it would not fit a member's own limits"
+            );
+        }
+        let mut reached = members.each_ref().map(|member| member.connections.get());
+        reached.sort_unstable();
+        assert_eq!(reached, [0, 1]);
+    });
+}
+
+#[test]
+fn a_get_that_meets_the_end_of_a_used_connection_is_sent_once_more() {
+    run(async || {
+        let member = Member::start(async |mut peer| {
+            peer.head().await;
+            peer.ok("served").await;
+            // The next request is read, and the connection closed.
+            peer.head().await;
+        })
+        .await;
+        let proxy = Proxy::start(Spread, "", &[&member]).await;
+        for _ in 0..3 {
+            assert_eq!(proxy.get("x").await.1, "served");
+        }
+        assert_eq!(member.connections.get(), 3);
+        let unsafe_to_repeat = "POST /at/x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+        assert_problem(&proxy.ask(unsafe_to_repeat).await, "502", "upstream-failed");
+    });
+}
+
+#[test]
 fn a_key_from_a_form_leaves_the_form_as_it_was() {
     run(async || {
         let member = Member::echo().await;
@@ -123,9 +165,15 @@ fn members_that_can_not_be_reached_are_a_502() {
 
 #[test]
 fn an_answer_that_is_none_is_a_502() {
-    for answer in
-        ["", "ICY 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"]
-    {
+    for answer in [
+        "",
+        "ICY 200 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nx",
+        "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+    ] {
         run(async || {
             let member = Member::start(async move |mut peer| {
                 peer.head().await;

@@ -4,7 +4,8 @@ use proto::Placement::Owned;
 
 use super::*;
 
-const MISDIRECTED: &str = "HTTP/1.1 421 Misdirected Request\r\nContent-Length: 0\r\n\r\n";
+const MISDIRECTED: &str =
+    "HTTP/1.1 421 Misdirected Request\r\nProtoplex-Misdirected: not-owner\r\nContent-Length: 0\r\n\r\n";
 
 /// Denies every key, after it has read the bodies whole or not at all.
 async fn denying(reads_body: bool) -> Member {
@@ -60,6 +61,42 @@ fn a_421_is_answered_by_one_new_question_and_the_same_request() {
 }
 
 #[test]
+fn a_421_that_does_not_deny_the_key_is_an_answer_like_others() {
+    run(async || {
+        let owner = Member::start(async |mut peer| {
+            while !peer.head().await.is_empty() {
+                peer.say("HTTP/1.1 421 Misdirected Request\r\nContent-Length: 4\r\n\r\nmine").await;
+            }
+        })
+        .await;
+        let proxy = Proxy::start(Owned, "k", &[]).await;
+        proxy.seed.owners("k", &[(owner.address, 1)]);
+        for _ in 0..2 {
+            let (head, body) = proxy.get("x").await;
+            assert!(head.starts_with("HTTP/1.1 421 "), "{head}");
+            assert_eq!(body, "mine");
+        }
+        assert_eq!(proxy.seed.asked().len(), 1, "its owner is not in doubt");
+    });
+}
+
+#[test]
+fn that_a_key_was_denied_is_between_members_and_us() {
+    run(async || {
+        let member = Member::start(async |mut peer| {
+            peer.head().await;
+            peer.say(MISDIRECTED).await;
+            peer.until_closed().await;
+        })
+        .await;
+        let proxy = Proxy::start(proto::Placement::Spread, "", &[&member]).await;
+        let (head, _) = proxy.get("x").await;
+        assert!(head.starts_with("HTTP/1.1 421 "), "{head}");
+        assert_eq!(peer::fields(&head, "protoplex-misdirected").len(), 0);
+    });
+}
+
+#[test]
 fn a_421_in_the_middle_of_a_body_is_followed_by_all_of_it() {
     run(async || {
         let before = Member::start(async |mut peer| {
@@ -107,6 +144,17 @@ fn two_owners_that_deny_a_key_are_a_503() {
         proxy.seed.owners("k", &[(denying.address, 1), (denying.address, 2)]);
         assert_problem(&proxy.get("x").await, "503", "key-moving");
         assert_eq!(proxy.seed.asked().len(), 2);
+    });
+}
+
+#[test]
+fn a_key_that_is_too_long_to_be_owned_is_a_400_that_says_so() {
+    run(async || {
+        let proxy = Proxy::start(Owned, "{rest}", &[]).await;
+        let answer = proxy.get(&"x".repeat(1_025)).await;
+        assert_problem(&answer, "400", "no-key");
+        assert!(answer.1.contains("longer than 1024 bytes"), "{}", answer.1);
+        assert_eq!(proxy.seed.asked().len(), 0);
     });
 }
 
