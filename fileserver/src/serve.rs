@@ -158,6 +158,7 @@ fn listeners(context: &Context, config: &Config) -> Result<(Vec<Listener>, Membe
         pool: POOL.to_owned(),
         address: address.to_string(),
         zone: context.common().zone.clone(),
+        instance: context.instance().to_owned(),
     };
     let plain = context.listeners(HTTP).into_iter().chain(own).map(|socket| Listener { socket, tls: None });
     let mut listeners: Vec<_> = plain.collect();

@@ -12,7 +12,7 @@ use protoplex_wire::proto::{
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::cluster::{Errand, Handle};
 
@@ -37,7 +37,7 @@ pub(crate) fn limited<T>(message: T) -> Request<T> {
 }
 
 /// Takes and keeps the row for as long as this future runs. Without a datastore it tries for ever.
-pub(crate) async fn lead(holder: String, mut datastore: Datastore, cluster: Handle) {
+pub(crate) async fn lead(holder: String, address: String, mut datastore: Datastore, cluster: Handle) {
     let mut complaint = String::new();
     loop {
         let wait = match turn(&holder, &mut datastore, &cluster).await {
@@ -48,9 +48,16 @@ pub(crate) async fn lead(holder: String, mut datastore: Datastore, cluster: Hand
             Err(status) => {
                 if complaint != status.message() {
                     complaint = status.message().to_owned();
+                    let away = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
                     tracing::warn!(
+                        datastore = address,
                         reason = complaint,
-                        "the datastore does not let this seed lead; trying again"
+                        "{}; trying again",
+                        if away {
+                            "can't reach the datastore"
+                        } else {
+                            "the datastore does not let this seed lead"
+                        }
                     );
                 }
                 RETRY
