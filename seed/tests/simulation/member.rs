@@ -141,10 +141,15 @@ impl World {
         let Purpose::Unseeded { asked_at } = purpose else {
             return;
         };
-        let unseeded = matches!(reply, Reply::Held(false)) || self.plant == Plant::AlwaysUnseeded;
+        let Reply::Held(left) = reply else {
+            return;
+        };
+        let unseeded = left.is_zero() || self.plant == Plant::AlwaysUnseeded;
         self.with_member(machine, |member, now| {
             if unseeded {
                 member.holder.unseeded(asked_at, now);
+            } else {
+                member.holder.seeded(asked_at, left, now);
             }
         });
     }

@@ -92,7 +92,7 @@ impl Shared {
     }
 
     /// As [`Self::with_holder`], for inputs after which the lease's task and waiting requests have to look again.
-    fn tell_holder(&self, tell: impl FnOnce(&mut Holder, BootTime)) {
+    pub(super) fn tell_holder(&self, tell: impl FnOnce(&mut Holder, BootTime)) {
         self.with_holder(tell);
         self.holder_changed.send_replace(());
     }

@@ -66,7 +66,12 @@ async fn ask_datastore(shared: Rc<Shared>) {
         Ok(Ok(lease)) if !lease.get_ref().held => {
             shared.with_holder(|holder, now| holder.unseeded(asked_at, now));
         }
-        Ok(Ok(lease)) => debug!(seed = lease.get_ref().holder, "a seed leads, but does not answer here"),
+        Ok(Ok(lease)) => {
+            let lease = lease.into_inner();
+            debug!(seed = lease.holder, "a seed leads, but does not answer here");
+            let left = Duration::from_millis(lease.left_ms.into());
+            shared.tell_holder(|holder, now| holder.seeded(asked_at, left, now));
+        }
         Ok(Err(status)) => debug!(reason = status.message(), "cannot ask the datastore"),
         Err(_) => debug!("the datastore does not answer"),
     }
