@@ -230,12 +230,14 @@ fn assets(messages: Streaming<PutBuildRequest>) -> impl Stream<Item = StoreResul
         match next(&mut messages).await? {
             Some(Message::Asset(asset)) => Ok(Some((asset, messages))),
             Some(Message::Host(_)) => Err(StoreError::Invalid("a build has one host".to_owned())),
-            None => Ok(None),
+            Some(Message::End(_)) => Ok(None),
+            // Whoever sent it may have died, or its client.
+            None => Err(StoreError::Invalid("the build was cut before its end".to_owned())),
         }
     })
 }
 
-/// The next message of a build; `None` where the client has sent all of it.
+/// The next message of a build; `None` at the end of the stream.
 async fn next(messages: &mut Streaming<PutBuildRequest>) -> StoreResult<Option<Message>> {
     let request = timeout(ASSET_TIMEOUT, messages.message())
         .await
@@ -244,7 +246,7 @@ async fn next(messages: &mut Streaming<PutBuildRequest>) -> StoreResult<Option<M
     match request {
         Some(PutBuildRequest { message: Some(message) }) => Ok(Some(message)),
         Some(PutBuildRequest { message: None }) => {
-            Err(StoreError::Invalid("a message is neither host nor asset".to_owned()))
+            Err(StoreError::Invalid("a message is neither host nor asset nor end".to_owned()))
         }
         None => Ok(None),
     }

@@ -129,6 +129,7 @@ fn listeners(context: &Context, config: &Config) -> Result<(Vec<Listener>, Membe
         pool: POOL.to_owned(),
         address: address.to_string(),
         zone: context.common().zone.clone(),
+        instance: context.instance().to_owned(),
     };
     let own = own.into_iter().map(|socket| Listener { socket, tls: None });
     let listeners = public::listeners(context, &config.certificate)?.into_iter().chain(own).collect();

@@ -73,6 +73,7 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
         pool: POOL.to_owned(),
         address: socket.local_addr()?.to_string(),
         zone: common.zone.clone(),
+        instance: context.instance().to_owned(),
     };
     info!(member = member.id, address = member.address, "serving");
     let who = Follower {

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::followers::{Followers, Outgoing};
 use crate::nodes::{JoinId, Nodes};
-use crate::ownership::{Action, LinkId, Ownership, Timing};
+use crate::ownership::{Action, Ending, LinkId, Ownership, Timing};
 use crate::routes::Routes;
 use crate::snapshot;
 
@@ -147,8 +147,8 @@ impl Cluster {
             Action::Broadcast(position, message) => self.followers.broadcast(position, &message),
             Action::Welcome(link) => self.welcome(link),
             Action::Close(link, why) => {
-                tracing::debug!(link, why, "a follower's link is closed");
-                self.followers.close(link, why);
+                tracing::debug!(link, %why, "a follower's link is closed");
+                self.followers.close(link, &why);
             }
             Action::Record(link, member, revision) => {
                 if self.errands.try_send(Errand::Record { link, member, revision }).is_err() {
@@ -186,7 +186,7 @@ impl Cluster {
     }
 
     pub(crate) fn unfollow(&mut self, link: LinkId) {
-        self.followers.close(link, "closed");
+        self.followers.close(link, &Ending::Away("closed"));
         self.core.closed(link);
     }
 
@@ -238,11 +238,12 @@ impl Cluster {
 
     // ---- nodes ----
 
-    /// A node's parent has joined; answers the term.
-    pub(crate) fn join(&mut self, link: JoinId, hello: JoinHello, now: BootTime) -> u64 {
-        tracing::info!(who = hello.node, kind = hello.kind, "a node joined");
-        self.nodes.joined(link, hello, now);
-        self.core.position().term
+    /// A node's parent joins; answers the term, or why it can't.
+    pub(crate) fn join(&mut self, link: JoinId, hello: JoinHello, now: BootTime) -> Result<u64, String> {
+        let (who, kind) = (hello.node.clone(), hello.kind.clone());
+        self.nodes.join(link, hello, now)?;
+        tracing::info!(who, kind, "a node joined");
+        Ok(self.core.position().term)
     }
 
     pub(crate) fn node_state(&mut self, link: JoinId, state: NodeState, now: BootTime) {

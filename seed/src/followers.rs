@@ -6,7 +6,7 @@ use protoplex_wire::proto::{FollowReply, Position, ResetOwners, follow_reply::Me
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use crate::ownership::LinkId;
+use crate::ownership::{Ending, LinkId};
 
 /// Messages that may wait for one follower; one that is slower is cut off, and learns what it missed when it returns.
 pub(crate) const MAX_WAITING_MESSAGES: usize = 65_536;
@@ -110,14 +110,18 @@ impl Followers {
     }
 
     /// Ends the link after what was sent, with its reason.
-    pub(crate) fn close(&mut self, link: LinkId, why: &str) {
+    pub(crate) fn close(&mut self, link: LinkId, why: &Ending) {
         if let Some(follower) = self.links.remove(&link) {
+            let status = match why {
+                Ending::Away(why) => Status::unavailable(*why),
+                Ending::Refused(why) => Status::failed_precondition(&**why),
+            };
             // One that is too slow for even this learns of the end by the end.
-            let _ = follower.outgoing.messages.try_send(Err(Status::unavailable(why)));
+            let _ = follower.outgoing.messages.try_send(Err(status));
         }
     }
 
-    pub(crate) fn close_all(&mut self, why: &str) {
+    pub(crate) fn close_all(&mut self, why: &Ending) {
         for link in self.links.keys().copied().collect::<Vec<_>>() {
             self.close(link, why);
         }

@@ -12,7 +12,7 @@ use protoplex_wire::proto::{
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::cluster::{Errand, Handle};
 
@@ -37,7 +37,7 @@ pub(crate) fn limited<T>(message: T) -> Request<T> {
 }
 
 /// Takes and keeps the row for as long as this future runs. Without a datastore it tries for ever.
-pub(crate) async fn lead(holder: String, mut datastore: Datastore, cluster: Handle) {
+pub(crate) async fn lead(holder: String, address: String, mut datastore: Datastore, cluster: Handle) {
     let mut complaint = String::new();
     loop {
         let wait = match turn(&holder, &mut datastore, &cluster).await {
@@ -48,9 +48,16 @@ pub(crate) async fn lead(holder: String, mut datastore: Datastore, cluster: Hand
             Err(status) => {
                 if complaint != status.message() {
                     complaint = status.message().to_owned();
+                    let away = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
                     tracing::warn!(
+                        datastore = address,
                         reason = complaint,
-                        "the datastore does not let this seed lead; trying again"
+                        "{}; trying again",
+                        if away {
+                            "can't reach the datastore"
+                        } else {
+                            "the datastore does not let this seed lead"
+                        }
                     );
                 }
                 RETRY
@@ -88,8 +95,8 @@ async fn turn(holder: &str, datastore: &mut Datastore, cluster: &Handle) -> Resu
     {
         return Ok(Duration::ZERO);
     }
-    // From when it was asked for: what the datastore took since is gone from the row's life.
-    Ok((ttl / 3).saturating_sub(BootTime::now().since(sent_at)))
+    // Counted as the lease is: an answer that took long, from a datastore that only just started, leaves little of it.
+    Ok((sent_at + ttl / 3).since(BootTime::now()))
 }
 
 /// Handlers, builds and members as the datastore holds them.

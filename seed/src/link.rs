@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::cluster::{Cluster, Handle};
 use crate::followers::{MAX_WAITING_MESSAGES, Outgoing};
 use crate::leader::Datastore;
-use crate::ownership::{Joining, LinkId, Question, Timing};
+use crate::ownership::{Ending, Joining, LinkId, Question, Timing};
 
 /// Links of children and side-cars.
 const MAX_FOLLOWERS: usize = 10_000;
@@ -146,7 +146,8 @@ async fn read_node(
     };
     check_node(&hello)?;
     let joined = cluster.ask(move |cluster, now| cluster.join(link, hello, now)).await;
-    let term = joined.ok_or_else(|| Status::unavailable("the seed is ending"))?;
+    let joined = joined.ok_or_else(|| Status::unavailable("the seed is ending"))?;
+    let term = joined.map_err(Status::failed_precondition)?;
     let heartbeat_ms = u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX);
     let say = |message| replies.try_send(Ok(JoinReply { message: Some(message) }));
     let mut said = say(join_reply::Message::Welcome(JoinWelcome { term, heartbeat_ms }));
@@ -172,6 +173,7 @@ async fn read_node(
 fn check_node(hello: &JoinHello) -> Result<(), Status> {
     check_name("node", &hello.node).map_err(invalid)?;
     check_name("kind", &hello.kind).map_err(invalid)?;
+    check_instance(&hello.instance)?;
     let texts = [&hello.version, &hello.region, &hello.zone, &hello.meta];
     texts.into_iter().chain(&hello.listens).try_for_each(|text| short("a text of the hello", text))
 }
@@ -212,7 +214,8 @@ async fn read_follower(
         };
         if let Err(why) = hand_over(link, message, cluster).await {
             tracing::warn!(link, why, "a follower's link is closed");
-            cluster.tell(move |cluster, _| cluster.followers.close(link, why)).await;
+            let why = Ending::Refused(why.into());
+            cluster.tell(move |cluster, _| cluster.followers.close(link, &why)).await;
             break;
         }
     }
@@ -256,7 +259,15 @@ fn check_member(member: &Member) -> Result<(), Status> {
         return Err(Status::invalid_argument(format!("address {:?}: write IP and port", member.address)));
     }
     short("member id", &member.id)?;
+    check_instance(&member.instance)?;
     short("zone", &member.zone)
+}
+
+fn check_instance(instance: &str) -> Result<(), Status> {
+    if instance.is_empty() {
+        return Err(Status::invalid_argument("nodes and members name their instance"));
+    }
+    short("instance", instance)
 }
 
 /// Gives one message to the cluster, or says what is wrong with it.

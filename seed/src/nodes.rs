@@ -22,11 +22,21 @@ struct Node {
 }
 
 impl Nodes {
-    /// A node says who it is; a newer link takes the place of an older one of the same name.
-    pub(crate) fn joined(&mut self, link: JoinId, hello: JoinHello, now: BootTime) {
+    /// A node says who it is; a newer link takes the place of an older one of the same instance.
+    ///
+    /// Errors, with a text for the operator, where another instance has the name.
+    pub(crate) fn join(&mut self, link: JoinId, hello: JoinHello, now: BootTime) -> Result<(), String> {
         let name = hello.node.clone();
+        let other = self.by_name.get(&name).filter(|node| node.hello.instance != hello.instance);
+        if let Some(Node { hello: JoinHello { pid, meta, .. }, .. }) = other {
+            return Err(format!(
+                "the name {name:?} is taken by another instance (pid {pid}, meta port at {meta}): give this node \
+                 another name with --node"
+            ));
+        }
         let node = Node { link, hello, state: NodeState::default(), joined: now, seen: now };
         self.by_name.insert(name, node);
+        Ok(())
     }
 
     /// A node's state; tells its name where it has begun or ceased to drain.
@@ -66,13 +76,32 @@ mod tests {
         let now = BootTime::now();
         let hello = JoinHello { node: "proxy-1".to_owned(), ..JoinHello::default() };
         let mut nodes = Nodes::default();
-        nodes.joined(1, hello.clone(), now);
-        nodes.joined(2, hello, now);
+        nodes.join(1, hello.clone(), now).unwrap();
+        nodes.join(2, hello, now).unwrap();
         assert_eq!(nodes.left(1), None);
         assert_eq!(nodes.status(now).len(), 1);
         let draining = NodeState { draining: true, ..NodeState::default() };
         assert_eq!(nodes.told(2, draining.clone(), now), Some(("proxy-1", true)));
         assert_eq!(nodes.told(2, draining, now), None);
         assert_eq!(nodes.left(2).as_deref(), Some("proxy-1"));
+    }
+
+    #[test]
+    fn a_name_is_had_by_one_instance_at_a_time() {
+        let now = BootTime::now();
+        let hello = |instance: &str| JoinHello {
+            node: "live-1".to_owned(),
+            instance: instance.to_owned(),
+            meta: format!("127.0.0.1:{}", instance.len()),
+            ..JoinHello::default()
+        };
+        let mut nodes = Nodes::default();
+        nodes.join(1, hello("a"), now).unwrap();
+        let why = nodes.join(2, hello("bb"), now).unwrap_err();
+        assert!(why.contains("127.0.0.1:1") && why.contains("--node"), "{why}");
+        let draining = NodeState { draining: true, ..NodeState::default() };
+        assert_eq!(nodes.told(2, draining, now), None, "it drains nobody else");
+        nodes.left(1);
+        nodes.join(3, hello("bb"), now).unwrap();
     }
 }

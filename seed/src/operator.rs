@@ -90,13 +90,9 @@ impl Operator for Console {
         let handler = request.into_inner();
         let checked = self.ask(move |cluster, _| cluster.routes.check(handler)).await?;
         let handler = checked.map_err(refusal)?;
-        tracing::info!(
-            handler = handler.name,
-            host = handler.host,
-            path = handler.path,
-            "a handler is added"
-        );
+        let Handler { name, host, path, .. } = handler.clone();
         call(self.datastore.clone().put_handler(limited(handler))).await?;
+        tracing::info!(handler = name, host, path, "a handler was added");
         Ok(Response::new(HandlerChange { table_version: self.reload().await? }))
     }
 
@@ -107,8 +103,9 @@ impl Operator for Console {
         self.leading().await?;
         let _turn = self.changes.lock().await;
         let name = request.into_inner().name;
-        tracing::info!(handler = name, "a handler is removed");
-        call(self.datastore.clone().remove_handler(limited(RemoveStoredHandlerRequest { name }))).await?;
+        let request = RemoveStoredHandlerRequest { name: name.clone() };
+        call(self.datastore.clone().remove_handler(limited(request))).await?;
+        tracing::info!(handler = name, "a handler was removed");
         Ok(Response::new(HandlerChange { table_version: self.reload().await? }))
     }
 
@@ -144,7 +141,7 @@ impl Operator for Console {
             host = build.host,
             version = build.version,
             assets = build.assets,
-            "a build is deployed"
+            "a build was deployed"
         );
         let _turn = self.changes.lock().await;
         self.reload().await?;
@@ -156,29 +153,28 @@ impl Operator for Console {
     }
 }
 
-/// Hands the assets on as they come. Where the client fails, an empty message makes the datastore refuse them all: the
-/// mere end of the stream would pass for the end of the build.
+/// Hands the assets on as they come, and the end only if the client has sent it: without it the datastore keeps nothing.
 async fn forward(
     mut messages: Streaming<DeployRequest>,
     assets: mpsc::Sender<PutBuildRequest>,
 ) -> Result<(), Status> {
     loop {
-        let (message, failed) = match next(&mut messages).await {
-            Ok(Some(deploy_request::Message::Asset(asset))) => {
-                (Some(put_build_request::Message::Asset(asset)), None)
+        let (message, last) = match next(&mut messages).await? {
+            Some(deploy_request::Message::Asset(asset)) => (put_build_request::Message::Asset(asset), false),
+            Some(deploy_request::Message::End(end)) => (put_build_request::Message::End(end), true),
+            Some(deploy_request::Message::Header(_)) => {
+                return Err(Status::invalid_argument("a deployment has one header"));
             }
-            Ok(Some(deploy_request::Message::Header(_))) => {
-                (None, Some(Status::invalid_argument("a deployment has one header")))
+            None => {
+                return Err(Status::invalid_argument(
+                    "the deployment was cut before its end: nothing is deployed",
+                ));
             }
-            Ok(None) => return Ok(()),
-            Err(status) => (None, Some(status)),
         };
-        let taken = assets.send(PutBuildRequest { message }).await.is_ok();
-        match failed {
-            Some(status) => return Err(status),
-            None if taken => {}
-            // The datastore has answered already.
-            None => return Ok(()),
+        let taken = assets.send(PutBuildRequest { message: Some(message) }).await.is_ok();
+        // Where it takes no more, the datastore has answered already.
+        if last || !taken {
+            return Ok(());
         }
     }
 }
@@ -186,7 +182,7 @@ async fn forward(
 async fn next(messages: &mut Streaming<DeployRequest>) -> Result<Option<deploy_request::Message>, Status> {
     let silent = |_| Status::deadline_exceeded(format!("no asset came for {} s", ASSET_TIMEOUT.as_secs()));
     let request = timeout(ASSET_TIMEOUT, messages.message()).await.map_err(silent)??;
-    let empty = || Status::invalid_argument("a message is neither header nor asset");
+    let empty = || Status::invalid_argument("a message is neither header nor asset nor end");
     request.map(|request| request.message.ok_or_else(empty)).transpose()
 }
 

@@ -10,6 +10,8 @@
 //!  new term: Expected ──────── hello ───────▲  └──── window over ────────▲
 //! ```
 //!
+//! A lease is its member's by id *and instance*: names are given by people, and may be given twice.
+//!
 //! `now` must be read after the input was received, and a lead's `until` counted from before its request was sent.
 
 mod assigning;
@@ -19,7 +21,9 @@ mod members;
 mod term;
 mod view;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::fmt;
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
@@ -74,7 +78,7 @@ impl Default for Limits {
 /// A member's hello, complete with the keys that it reports.
 #[derive(Clone, Debug)]
 pub struct Joining {
-    /// The node that runs it: of its name there is only one process.
+    /// The node that runs it, for [`Ownership::set_draining`].
     pub node: String,
     /// Who joins.
     pub member: Member,
@@ -103,6 +107,30 @@ pub struct Question {
     pub refuted_epoch: u64,
 }
 
+/// Why a link is closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// This seed can't serve it now; later, it or another seed may.
+    Away(&'static str),
+    /// The member is none, or is one no more: its operator should know.
+    Refused(Cow<'static, str>),
+}
+
+impl Ending {
+    fn refused(why: &'static str) -> Self {
+        Self::Refused(Cow::Borrowed(why))
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Away(why) => f.write_str(why),
+            Self::Refused(why) => f.write_str(why),
+        }
+    }
+}
+
 /// What the shell has to do, in this order.
 #[derive(Clone, Debug)]
 pub enum Action {
@@ -113,7 +141,7 @@ pub enum Action {
     /// The hello on this link is accepted: welcome it.
     Welcome(LinkId),
     /// Close this link, once what was sent before is out, for this reason.
-    Close(LinkId, &'static str),
+    Close(LinkId, Ending),
     /// Write the member's row, then call [`Ownership::recorded`] with this link.
     Record(LinkId, Member, u64),
     /// Remove the member's row (pool, id), unless it is of a higher revision.

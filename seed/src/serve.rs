@@ -27,7 +27,7 @@ use crate::config::{self, Config};
 use crate::leader;
 use crate::link::Links;
 use crate::operator::Console;
-use crate::ownership::{Limits, Ownership, Timing};
+use crate::ownership::{Ending, Limits, Ownership, Timing};
 use crate::snapshot;
 
 /// What a follower may send at once: a chunk of a thousand keys of the longest kind.
@@ -58,7 +58,7 @@ pub enum RunError {
 
 /// What a seed is started with.
 pub struct Start {
-    /// Its name in the leader's row: of this name there is only one process.
+    /// Its name in the leader's row, of which there is only one process: it takes its own row anew at once.
     pub node: String,
     /// The datastore, "host:port".
     pub datastore: String,
@@ -72,7 +72,7 @@ pub struct Start {
 pub async fn run(config: Config, identity: Identity, context: Context) -> Result<(), RunError> {
     let listener = context.listeners(config::SOCKET).pop().ok_or(RunError::NoSocket)?;
     let start = Start {
-        node: context.node().to_owned(),
+        node: format!("{}/{}", context.node(), context.instance()),
         datastore: config.datastore,
         snapshot: snapshot::file(&context.common().data),
         max_keys: config.max_keys,
@@ -95,11 +95,12 @@ pub async fn serve(
         .max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
     let timing = Timing::default();
     let (errands, errands_to_run) = tokio::sync::mpsc::channel(MAX_ERRANDS);
-    let (cluster, task) = Cluster::new(remember(&start).await, timing, start.datastore, errands).task();
+    let core = remember(&start).await;
+    let (cluster, task) = Cluster::new(core, timing, start.datastore.clone(), errands).task();
     let task = tokio::spawn(task);
 
     let mut tasks = JoinSet::new();
-    tasks.spawn(leader::lead(start.node, datastore.clone(), cluster.clone()));
+    tasks.spawn(leader::lead(start.node, start.datastore, datastore.clone(), cluster.clone()));
     tasks.spawn(leader::run_errands(errands_to_run, datastore.clone(), cluster.clone()));
     tasks.spawn(keep_snapshot(start.snapshot.clone(), cluster.clone()));
 
@@ -111,7 +112,7 @@ pub async fn serve(
     let ended = async {
         drain.await;
         ending.send_replace(true);
-        cluster.tell(|cluster, _| cluster.followers.close_all("the seed is ending")).await;
+        cluster.tell(|cluster, _| cluster.followers.close_all(&Ending::Away("the seed is ending"))).await;
     };
     let server = Server::builder()
         .tls_config(identity.server_tls())?

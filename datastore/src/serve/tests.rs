@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use futures_util::{StreamExt, stream};
 use protoplex_wire::identity::TrustedChannel;
 use protoplex_wire::proto::datastore_client::DatastoreClient;
-use protoplex_wire::proto::{Member, StoredFile, TokenRefusal};
+use protoplex_wire::proto::{BuildEnd, Member, StoredFile, TokenRefusal};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
@@ -51,6 +51,10 @@ impl Node {
 
 fn host(host: &str) -> PutBuildRequest {
     PutBuildRequest { message: Some(Message::Host(host.to_owned())) }
+}
+
+fn end() -> PutBuildRequest {
+    PutBuildRequest { message: Some(Message::End(BuildEnd {})) }
 }
 
 fn asset(path: &str, bytes: usize) -> PutBuildRequest {
@@ -210,7 +214,7 @@ async fn without_tls_there_is_no_answer() {
 async fn a_build_goes_in_and_out_with_the_largest_assets() {
     let node = Node::start().await;
     let mut client = node.client();
-    let messages = stream::iter([host("*"), asset("/b", MAX_ASSET_BYTES), asset("/a", 1)]);
+    let messages = stream::iter([host("*"), asset("/b", MAX_ASSET_BYTES), asset("/a", 1), end()]);
     let build = client.put_build(messages).await.unwrap().into_inner();
     assert_eq!((build.assets, build.bytes), (2, MAX_ASSET_BYTES as u64 + 1));
     let mut assets =
@@ -235,9 +239,11 @@ async fn a_build_out_of_order_is_refused() {
         vec![],
         vec![asset("/a", 1)],
         vec![host("*")],
-        vec![host("*"), asset("/a", 1), host("*")],
+        vec![host("*"), end()],
+        vec![host("*"), asset("/a", 1)],
+        vec![host("*"), asset("/a", 1), host("*"), end()],
         vec![host("*"), asset("/a", 1), none],
-        vec![host("*"), asset("/a", MAX_ASSET_BYTES + 1)],
+        vec![host("*"), asset("/a", MAX_ASSET_BYTES + 1), end()],
     ];
     for messages in table {
         let refused = client.put_build(stream::iter(messages)).await.unwrap_err();
@@ -261,7 +267,8 @@ async fn a_client_that_goes_away_leaves_no_build() {
     assert!(deployment.await.unwrap_err().is_cancelled());
     // The next one waits until the first is known to be gone, and is whole.
     let mut client = node.client();
-    let build = client.put_build(stream::iter([host("*"), asset("/b", 1)])).await.unwrap().into_inner();
+    let build =
+        client.put_build(stream::iter([host("*"), asset("/b", 1), end()])).await.unwrap().into_inner();
     let routes = client.load_routes(LoadRoutesRequest {}).await.unwrap().into_inner();
     assert_eq!(routes.builds, vec![build]);
 }
@@ -277,6 +284,7 @@ async fn a_drain_answers_what_is_in_flight() {
         sent.send(()).unwrap();
         last.await.unwrap()
     }));
+    let messages = messages.chain(stream::iter([end()]));
     let mut deploying = client.clone();
     let deployment = tokio::spawn(async move { deploying.put_build(messages).await });
     more.await.unwrap();

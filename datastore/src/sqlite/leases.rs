@@ -45,14 +45,16 @@ pub(super) async fn peek(store: &SqliteStore, name: &str) -> StoreResult<PeekLea
     let Some(lease) = leases.get_mut(name) else {
         return Ok(PeekLeaseReply::default());
     };
-    let held = !lease.left(BootTime::now()).is_zero();
+    let left = lease.left(BootTime::now());
+    let held = !left.is_zero();
     if !held && !lease.grant.ended {
         // Whoever asks may act on the answer, so it must stay true.
         let ended = Grant { ended: true, ..lease.grant.clone() };
         save(&store.writer, name, &ended).await?;
         lease.grant = ended;
     }
-    Ok(PeekLeaseReply { held, term: lease.grant.term, holder: lease.grant.holder.clone() })
+    let left_ms = if held { milliseconds(left).saturating_add(1) } else { 0 };
+    Ok(PeekLeaseReply { held, term: lease.grant.term, holder: lease.grant.holder.clone(), left_ms })
 }
 
 async fn save(writer: &SqlitePool, name: &str, grant: &Grant) -> StoreResult<()> {

@@ -62,15 +62,17 @@ pub(super) async fn put_member(writer: &SqlitePool, request: &PutMemberRequest) 
         return Err(StoreError::Invalid("a member needs a pool and an id".to_owned()));
     };
     sqlx::query(
-        "INSERT INTO members (pool, id, address, zone, revision) VALUES (?, ?, ?, ?, ?)
+        "INSERT INTO members (pool, id, address, zone, instance, revision) VALUES (?, ?, ?, ?, ?, ?)
          ON CONFLICT (pool, id) DO UPDATE SET
-             address = excluded.address, zone = excluded.zone, revision = excluded.revision
+             address = excluded.address, zone = excluded.zone, instance = excluded.instance,
+             revision = excluded.revision
          WHERE revision <= excluded.revision",
     )
     .bind(&member.pool)
     .bind(&member.id)
     .bind(&member.address)
     .bind(&member.zone)
+    .bind(&member.instance)
     .bind(exact("revision", request.revision)?)
     .execute(writer)
     .await?;
@@ -105,7 +107,7 @@ pub(super) async fn load(readers: &SqlitePool) -> StoreResult<LoadRoutesReply> {
     .try_map(|row: SqliteRow| build(&row))
     .fetch_all(&mut *snapshot)
     .await?;
-    let members = sqlx::query("SELECT pool, id, address, zone FROM members ORDER BY pool, id")
+    let members = sqlx::query("SELECT pool, id, address, zone, instance FROM members ORDER BY pool, id")
         .try_map(member)
         .fetch_all(&mut *snapshot)
         .await?;
@@ -134,6 +136,7 @@ fn member(row: SqliteRow) -> Result<Member, sqlx::Error> {
         pool: row.try_get("pool")?,
         address: row.try_get("address")?,
         zone: row.try_get("zone")?,
+        instance: row.try_get("instance")?,
     })
 }
 

@@ -101,7 +101,7 @@ async fn a_crash_keeps_what_was_acknowledged_and_nothing_else() {
     // So large that SQLite has to write it before its commit.
     sqlx::query(
         "INSERT INTO members
-         SELECT hex(randomblob(500)), value, '', '', 0
+         SELECT hex(randomblob(500)), value, '', '', 0, ''
          FROM (WITH RECURSIVE n(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n LIMIT 20000) SELECT value FROM n)",
     )
     .execute(&mut *change)
@@ -158,11 +158,27 @@ async fn a_newer_schema_is_refused() {
     store.close().await;
     let before = fs::read(database.file()).unwrap();
     let error = database.refusal().await;
-    assert!(matches!(error, OpenError::Newer { found: 9999, known: 1, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Newer { found: 9999, known: 2, .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("protoplex.db: its schema is version 9999"), "{text}");
     assert!(text.contains("Start the newer version"), "{text}");
     assert!(fs::read(database.file()).unwrap() == before, "nothing was changed");
+}
+
+#[tokio::test]
+async fn a_member_of_the_first_schema_is_kept_and_is_of_no_known_instance() {
+    let database = Sqlite::new();
+    let store = database.open().await;
+    for statement in [
+        "ALTER TABLE members DROP COLUMN instance",
+        "DELETE FROM _sqlx_migrations WHERE version > 1",
+        "INSERT INTO members (pool, id, address, zone, revision) VALUES ('rooms', 'live-1:0', 'a', 'z', 7)",
+    ] {
+        sqlx::query(statement).execute(&store.writer).await.unwrap();
+    }
+    store.close().await;
+    let members = database.open().await.load_routes().await.unwrap().members;
+    assert_eq!((members[0].id.as_str(), members[0].instance.as_str()), ("live-1:0", ""));
 }
 
 /// A file with some content, closed.

@@ -9,7 +9,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use protoplex_wire::identity::TrustedChannel;
 use protoplex_wire::proto::operator_client::OperatorClient;
-use protoplex_wire::proto::{Asset, Build, DeployHeader, DeployRequest, deploy_request};
+use protoplex_wire::proto::{Asset, Build, BuildEnd, DeployHeader, DeployRequest, deploy_request};
 use serde::Serialize;
 
 use crate::cli::{Common, Deploy};
@@ -62,7 +62,8 @@ pub(crate) async fn send(
     assets: Vec<Asset>,
 ) -> Result<Build, tonic::Status> {
     let header = deploy_request::Message::Header(DeployHeader { host: host.to_owned() });
-    let messages = std::iter::once(header).chain(assets.into_iter().map(deploy_request::Message::Asset));
+    let assets = assets.into_iter().map(deploy_request::Message::Asset);
+    let messages = std::iter::once(header).chain(assets).chain([deploy_request::Message::End(BuildEnd {})]);
     let requests = messages.map(|message| DeployRequest { message: Some(message) }).collect::<Vec<_>>();
     Ok(operator.deploy(tokio_stream::iter(requests)).await?.into_inner())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use protoplex_wire::follow::{Follower, Link};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, new_instance};
 use protoplex_wire::pattern::MAX_NAME_BYTES;
 use protoplex_wire::proto::Member;
 use reqwest::Url;
@@ -94,7 +94,7 @@ impl Sidecar {
 
     /// Ends when the server is no longer healthy, with the reason.
     async fn while_healthy(&self, link: &Link) -> String {
-        let mut connection = link.connection();
+        let (mut connection, mut refusal) = (link.connection(), link.refusal());
         let mut ticks = interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failures = 0;
@@ -111,7 +111,15 @@ impl Sidecar {
                 },
                 _ = connection.changed() => {
                     let joined = *connection.borrow_and_update();
-                    self.say(if joined { "joined" } else { "no seed" }, "");
+                    // Where the seed has said why, that is told below.
+                    if joined || refusal.borrow().is_none() {
+                        self.say(if joined { "joined" } else { "no seed" }, "");
+                    }
+                }
+                _ = refusal.changed() => {
+                    if let Some(reason) = &*refusal.borrow_and_update() {
+                        self.say("refused", reason);
+                    }
                 }
             }
         }
@@ -131,6 +139,7 @@ impl Sidecar {
             "joined" => println!("{id} is a member of pool {pool}, at {address}"),
             "left" => println!("{id} has left pool {pool}{because}"),
             "waiting" => println!("waiting for {address}{because}"),
+            "refused" => println!("{id} is no member of pool {pool}{because}"),
             _ => println!("the seed at {} is away: its proxies go on with what they know", self.seed),
         }
     }
@@ -163,6 +172,8 @@ impl Backend {
             pool: command.pool.clone(),
             address: address.to_string(),
             zone: command.zone.clone().unwrap_or_default(),
+            // Nothing of a side-car outlives its process.
+            instance: new_instance(),
         };
         let client = reqwest::Client::builder().timeout(CHECK_TIMEOUT).no_proxy().build()?;
         Ok(Self { member, address, health, client })

@@ -11,7 +11,6 @@ use protoplex_wire::identity::Identity;
 use protoplex_wire::join;
 use protoplex_wire::proto::JoinHello;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::watch;
 
 use crate::cli::{Common, Single};
 use crate::settings::Settings;
@@ -72,7 +71,7 @@ pub(crate) fn run(
     let identity = identity(kind, &settings)?;
     runtime(kind)?.block_on(async {
         let (hello, state) = (hello(kind, &bound, &told, capacity), bound.state());
-        let joined = join::hold(identity.clone(), told.seed.clone(), hello, state, watch::Sender::new(false));
+        let joined = join::hold(identity.clone(), told.seed.clone(), hello, state);
         tokio::select! {
             code = serve(kind, bound, &settings, &told, identity) => Ok(code),
             Err(error) = joined => Err(anyhow::anyhow!("seed_address {:?} can't be used: {error}", told.seed)),
@@ -158,5 +157,6 @@ fn hello(kind: Kind, bound: &Bound, told: &NodeCommon, capacity: u32) -> JoinHel
         started_at_ms: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_millis() as i64),
+        instance: bound.instance().to_owned(),
     }
 }

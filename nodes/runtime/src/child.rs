@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub struct Child {
     hello: Hello,
     sockets: Vec<TcpListener>,
     parent: UnixStream,
+    /// Open until the process ends, see [`crate::running`].
+    instance: OwnedFd,
 }
 
 /// Whether this process is a child of a node. To be asked first thing in `main`, before arguments are looked at.
@@ -40,10 +43,10 @@ pub fn from_environment() -> io::Result<Option<Child>> {
     let Some(parent) = control::inherited(control::CHILD)? else {
         return Ok(None);
     };
-    let (hello, sockets) = control::receive(&parent)?;
+    let (hello, sockets, instance) = control::receive(&parent)?;
     // Its name would be that of the link it was started by, "exe". Without this tools show that.
     let _ = fs::write("/proc/self/comm", NAME);
-    Ok(Some(Child { hello, sockets, parent }))
+    Ok(Some(Child { hello, sockets, parent, instance }))
 }
 
 impl Child {
@@ -78,28 +81,31 @@ impl Child {
                 return ExitCode::FAILURE;
             }
         };
-        let code = LocalSet::new().block_on(&runtime, self.serve(main));
+        let Self { hello, sockets, parent, instance } = self;
+        let code = LocalSet::new().block_on(&runtime, serve(hello, sockets, parent, main));
         // What still runs on a blocking thread was cut, and is not waited for.
         runtime.shutdown_background();
+        // Whoever holds it may still serve; from here on this process doesn't.
+        drop(instance);
         code
     }
+}
 
-    async fn serve<F, E>(self, main: F) -> ExitCode
-    where
-        F: AsyncFnOnce(Context) -> Result<(), E>,
-        E: Display,
-    {
-        let timing = self.hello.common.timing.clone();
-        let (trigger, drain) = Drain::new();
-        let context = Context::new(self.hello, self.sockets, drain);
-        let orders = match Orders::of_child(self.parent, context.report()) {
-            Ok(orders) => orders,
-            Err(error) => {
-                error!(%error, "no control socket");
-                return ExitCode::FAILURE;
-            }
-        };
-        // The parent has let the grace pass before it tells its children.
-        orders::follow(&orders, main(context), &timing, Duration::ZERO, || {}, trigger).await
-    }
+async fn serve<F, E>(hello: Hello, sockets: Vec<TcpListener>, parent: UnixStream, main: F) -> ExitCode
+where
+    F: AsyncFnOnce(Context) -> Result<(), E>,
+    E: Display,
+{
+    let timing = hello.common.timing.clone();
+    let (trigger, drain) = Drain::new();
+    let context = Context::new(hello, sockets, drain);
+    let orders = match Orders::of_child(parent, context.report()) {
+        Ok(orders) => orders,
+        Err(error) => {
+            error!(%error, "no control socket");
+            return ExitCode::FAILURE;
+        }
+    };
+    // The parent has let the grace pass before it tells its children.
+    orders::follow(&orders, main(context), &timing, Duration::ZERO, || {}, trigger).await
 }

@@ -59,6 +59,11 @@ impl Context {
         &self.0.hello.common
     }
 
+    /// Which node of its name this is: the same for all its children, and after a restart on its data directory.
+    pub fn instance(&self) -> &str {
+        &self.0.hello.instance
+    }
+
     /// The [`crate::parent::Spec::child_config`].
     ///
     /// # Errors

@@ -164,6 +164,11 @@ impl Bound {
         &self.running.addresses
     }
 
+    /// Which node of its name this is: the same after a restart on its data directory.
+    pub fn instance(&self) -> &str {
+        &self.claim.instance().id
+    }
+
     /// The node's state as the seed is told it, see `protoplex_wire::join`. Changes of state wake receivers;
     /// load and uptimes are kept fresh without waking them.
     pub fn state(&self) -> watch::Receiver<NodeState> {
@@ -174,7 +179,9 @@ impl Bound {
     pub async fn run(mut self) -> ExitCode {
         let timing = self.spec.common.timing.clone();
         let policy = Policy::new(timing.drain_timeout() + STOP_MARGIN);
-        let programs = self.hellos().map(|(hello, sockets)| Program::child(&hello, sockets));
+        let instance = Arc::clone(&self.claim.instance().hold);
+        let programs =
+            self.hellos().map(|(hello, sockets)| Program::child(&hello, sockets, Arc::clone(&instance)));
         let children = programs.map(|program| Process::start(program, policy.clone())).collect();
         let service = match self.serve(Body::Children(children)) {
             Ok(service) => service,
@@ -204,13 +211,14 @@ impl Bound {
 
     /// What each child is told, with its sockets.
     pub(crate) fn hellos(&mut self) -> impl Iterator<Item = (Hello, Vec<TcpListener>)> {
-        let spec = &self.spec;
+        let (spec, instance) = (&self.spec, &self.claim.instance().id);
         (0..).zip(self.sockets.drain(..)).map(|(index, Sockets { names, sockets })| {
             let hello = Hello {
                 kind: spec.kind.to_owned(),
                 index,
                 children: spec.children,
                 common: spec.common.clone(),
+                instance: instance.clone(),
                 config: spec.child_config.clone(),
                 sockets: names,
             };

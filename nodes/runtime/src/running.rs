@@ -1,16 +1,19 @@
 //! The folder `run` of a data directory: which nodes run on it, and where they listen.
 //!
 //! `NODE.lock` is locked for as long as the node's parent lives and holds its pid. `NODE.json` is there from when its
-//! sockets are bound until it ends in good order; it says nothing unless the lock is held.
+//! sockets are bound until it ends in good order; it says nothing unless the lock is held. `NODE.instance` tells the
+//! seed that a node which was started again is the one that it knows.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use protoplex_wire::identity::new_instance;
 use serde::{Deserialize, Serialize};
 
 use crate::start::StartCause;
@@ -55,6 +58,63 @@ pub struct Address {
     pub address: SocketAddr,
 }
 
+/// Differs for each boot of each machine.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Which node of a name this is: the id stays the same while a node is restarted on its data directory, on the same
+/// boot of the same machine, and none of its earlier processes is left. A copied directory, or an orphaned child that
+/// goes on, makes it another one: then leases that are still held have to end first.
+#[derive(Clone, Debug)]
+pub(crate) struct Instance {
+    pub(crate) id: String,
+    /// Locked for as long as any process, the node's children included, has it open.
+    pub(crate) hold: Arc<File>,
+}
+
+impl Instance {
+    /// Only for who holds the node's lock.
+    fn take(path: &Path) -> io::Result<Self> {
+        let open =
+            || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let mut file = open()?;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        while let Err(refusal) = file.try_lock() {
+            match refusal {
+                TryLockError::WouldBlock if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+                // Theirs is the old file, however long they have it open.
+                TryLockError::WouldBlock => {
+                    fs::remove_file(path)?;
+                    file = open()?;
+                }
+                TryLockError::Error(source) => return Err(source),
+            }
+        }
+        let id = Self::id(&mut file)?;
+        Ok(Self { id, hold: Arc::new(file) })
+    }
+
+    /// The id in the file, or a new one where there is none or where it was copied from elsewhere.
+    fn id(file: &mut File) -> io::Result<String> {
+        let about = file.metadata()?;
+        // Without the boot's id nothing is known again.
+        let boot = fs::read_to_string(BOOT_ID).unwrap_or_else(|_| new_instance());
+        let here = format!("{} {}:{}", boot.trim(), about.dev(), about.ino());
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        let known = std::str::from_utf8(&text).ok().and_then(|text| text.strip_suffix('\n'));
+        match known.and_then(|known| known.split_once(' ')) {
+            Some((id, there)) if there == here && !id.is_empty() => Ok(id.to_owned()),
+            _ => {
+                let id = new_instance();
+                file.set_len(0)?;
+                file.rewind()?;
+                file.write_all(format!("{id} {here}\n").as_bytes())?;
+                Ok(id)
+            }
+        }
+    }
+}
+
 /// A name that this process has in a data directory, until this is dropped or the process ends however it may.
 #[derive(Debug)]
 pub struct Claim {
@@ -62,12 +122,18 @@ pub struct Claim {
     _lock: File,
     announcement: PathBuf,
     orphaned: bool,
+    instance: Instance,
 }
 
 impl Claim {
     /// Whether who had this name before did not end in good order, so that children of it may still be about.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.orphaned
+    }
+
+    /// Which node of its name this is.
+    pub(crate) fn instance(&self) -> &Instance {
+        &self.instance
     }
 
     /// Tells everyone where the node listens.
@@ -113,7 +179,9 @@ pub fn claim(data: &Path, node: &str) -> Result<Claim, StartCause> {
     lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
     let announcement = folder.join(format!("{node}.json"));
     let orphaned = announcement.exists();
-    Ok(Claim { _lock: lock, announcement, orphaned })
+    let file = folder.join(format!("{node}.instance"));
+    let instance = Instance::take(&file).map_err(|source| StartCause::Data { path: file, source })?;
+    Ok(Claim { _lock: lock, announcement, orphaned, instance })
 }
 
 /// Why [`claim`] would fail now, where it would because the name is taken.

@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use thiserror::Error;
 
@@ -21,11 +20,6 @@ pub struct StartError {
 impl StartError {
     pub(crate) fn unless_empty(causes: Vec<StartCause>) -> Result<(), Self> {
         if causes.is_empty() { Ok(()) } else { Err(Self { causes }) }
-    }
-
-    /// The code to exit with, [`REFUSED`].
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(REFUSED)
     }
 }
 

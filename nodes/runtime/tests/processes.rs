@@ -134,17 +134,30 @@ fn children_of_a_killed_parent_finish_and_end_and_a_new_parent_takes_its_place()
     let arguments = Arguments { timing: (0, 20_000), ..Arguments::default() };
     let mut node = Node::start(&arguments);
     let children = [node.child(0).pid.unwrap(), node.child(1).pid.unwrap()];
+    let instance = |node: &Node| {
+        let text = std::fs::read_to_string(node.run_file("fixture-1.instance")).unwrap();
+        text.split(' ').next().unwrap().to_owned()
+    };
+    let first = instance(&node);
     let mut client = Client::connect(node.http());
     let (_, busy) = client.ask("first").unwrap();
     node.signal(Signal::KILL);
     node.wait();
-    let next =
-        Node::start(&Arguments { listen: node.http().to_string(), data: Some(node.data()), ..arguments });
+    let arguments = Arguments { listen: node.http().to_string(), data: Some(node.data()), ..arguments };
+    let mut next = Node::start(&arguments);
+    let second = instance(&next);
+    assert_ne!(second, first, "who may still serve keeps what it holds");
     until("the idle one ends", || children.into_iter().filter(|pid| lives(*pid)).eq([busy]));
     assert_eq!(client.ask("last").expect("what is in flight is finished").1, busy);
     drop(client);
     until("the busy one ends", || !lives(busy));
     assert!(next.is_ready());
+
+    let children = [next.child(0).pid.unwrap(), next.child(1).pid.unwrap()];
+    next.signal(Signal::KILL);
+    next.wait();
+    until("its children end", || !children.into_iter().any(lives));
+    assert_eq!(instance(&Node::start(&arguments)), second, "none of them is left");
 }
 
 #[test]

@@ -5,6 +5,8 @@
 mod conversation;
 mod lease;
 mod questions;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -26,6 +28,8 @@ use crate::proto::seed_client::SeedClient;
 use crate::proto::{
     Asset, Build, FetchBuildRequest, FollowRequest, Leave, Member, Position, Release, Table, follow_request,
 };
+
+pub(crate) use conversation::is_refusal;
 
 /// How long a question for an owner may take, and how long it is worth asking after the seed was lost.
 const LOCATE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -85,12 +89,13 @@ struct Shared {
     position: Cell<Position>,
     table: watch::Sender<Rc<Table>>,
     builds: watch::Sender<Rc<Builds>>,
-    datastore: watch::Sender<Option<DatastoreClient<TrustedChannel>>>,
+    datastore: RefCell<Option<DatastoreClient<TrustedChannel>>>,
     owners: RefCell<Owners>,
     questions: RefCell<Questions>,
     outgoing: RefCell<Option<mpsc::Sender<FollowRequest>>>,
     lost_since: Cell<Option<Instant>>,
     connected: watch::Sender<bool>,
+    refusal: watch::Sender<Option<String>>,
     holder: RefCell<Option<Holder>>,
     holder_changed: watch::Sender<()>,
     /// Asks the conversation to end this link and open another.
@@ -115,12 +120,13 @@ impl Link {
             position: Cell::default(),
             table: watch::Sender::new(Rc::default()),
             builds: watch::Sender::new(Rc::default()),
-            datastore: watch::Sender::new(None),
+            datastore: RefCell::default(),
             owners: RefCell::default(),
             questions: RefCell::default(),
             outgoing: RefCell::default(),
             lost_since: Cell::new(Some(Instant::now())),
             connected: watch::Sender::new(false),
+            refusal: watch::Sender::new(None),
             holder: RefCell::new(holder),
             holder_changed: watch::Sender::new(()),
             close: Notify::new(),
@@ -165,21 +171,15 @@ impl Link {
         self.shared.connected.subscribe()
     }
 
+    /// Follows why the seed refuses this follower, or has closed its link: a text for the operator. `None` once the
+    /// seed has welcomed it.
+    pub fn refusal(&self) -> watch::Receiver<Option<String>> {
+        self.shared.refusal.subscribe()
+    }
+
     /// The datastore that the seed named; `None` before the first welcome.
     pub fn datastore(&self) -> Option<DatastoreClient<TrustedChannel>> {
         self.shared.datastore.borrow().clone()
-    }
-
-    /// Waits until the seed has named the datastore.
-    pub async fn datastore_known(&self) -> DatastoreClient<TrustedChannel> {
-        let mut datastore = self.shared.datastore.subscribe();
-        loop {
-            if let Some(client) = datastore.borrow_and_update().clone() {
-                return client;
-            }
-            // The sender lives in `self`, so this can't fail.
-            let _ = datastore.changed().await;
-        }
     }
 
     /// The assets of a build.

@@ -21,6 +21,8 @@ use tonic::{Request, Status};
 const SERVER_NAME: &str = "node.protoplex.internal";
 /// Bytes of randomness in the cluster token and in the live key.
 const SECRET_BYTES: usize = 32;
+/// Bytes of randomness that tell processes of one name apart.
+const INSTANCE_BYTES: usize = 16;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A peer that doesn't answer a ping within [`KEEP_ALIVE_TIMEOUT`] is gone, whatever TCP still believes.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -132,6 +134,12 @@ impl Identity {
     pub fn live_key(&self) -> &[u8] {
         &self.inner.live_key
     }
+}
+
+/// A new id for a process, or for a data directory: see `instance` of [`crate::proto::Member`].
+#[must_use]
+pub fn new_instance() -> String {
+    URL_SAFE_NO_PAD.encode(rand::random::<[u8; INSTANCE_BYTES]>())
 }
 
 /// Adds the cluster token to each call.

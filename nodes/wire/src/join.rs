@@ -9,6 +9,7 @@ use tonic::Status;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
+use crate::follow::is_refusal;
 use crate::identity::{Identity, TrustedChannel};
 use crate::proto::seed_client::SeedClient;
 use crate::proto::{JoinHello, JoinRequest, NodeState, join_reply, join_request};
@@ -19,36 +20,46 @@ const OUTGOING: usize = 4;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Holds the link for as long as this future runs: reconnects for ever, with jittered back-off.
-///
-/// `joined` is true while the seed knows this node.
 pub async fn hold(
     identity: Identity,
     seed: String,
     hello: JoinHello,
     mut state: watch::Receiver<NodeState>,
-    joined: watch::Sender<bool>,
 ) -> Result<(), tonic::transport::Error> {
     let client = SeedClient::new(identity.channel(&seed)?);
-    let mut backoff = Backoff::default();
+    let mut link = Progress::default();
     loop {
-        match converse(client.clone(), &hello, &mut state, &joined, &mut backoff).await {
+        let ended = converse(client.clone(), &hello, &mut state, &mut link).await;
+        let joined = std::mem::take(&mut link.joined);
+        match ended {
             Ok(()) => debug!(%seed, "the seed closed the link"),
-            Err(status) if joined.send_replace(false) => {
-                warn!(%seed, reason = status.message(), "lost the seed")
+            Err(status) if is_refusal(&status) => {
+                if link.refusal != status.message() {
+                    link.refusal = status.message().to_owned();
+                    warn!(%seed, reason = link.refusal, "the seed refuses this node");
+                }
             }
+            Err(status) if joined => warn!(%seed, reason = status.message(), "lost the seed"),
             Err(status) => debug!(%seed, reason = status.message(), "no seed"),
         }
-        joined.send_replace(false);
-        tokio::time::sleep(backoff.next_delay()).await;
+        tokio::time::sleep(link.backoff.next_delay()).await;
     }
+}
+
+/// How far this link and those before it have come.
+#[derive(Default)]
+struct Progress {
+    backoff: Backoff,
+    joined: bool,
+    /// What was last complained of.
+    refusal: String,
 }
 
 async fn converse(
     mut client: SeedClient<TrustedChannel>,
     hello: &JoinHello,
     state: &mut watch::Receiver<NodeState>,
-    joined: &watch::Sender<bool>,
-    backoff: &mut Backoff,
+    link: &mut Progress,
 ) -> Result<(), Status> {
     let (outgoing, requests) = mpsc::channel(OUTGOING);
     let closed = |_| Status::unavailable("the link broke");
@@ -63,8 +74,9 @@ async fn converse(
                 let Some(reply) = reply else { return Ok(()) };
                 if let Some(join_reply::Message::Welcome(welcome)) = reply?.message {
                     info!(term = welcome.term, "joined");
-                    joined.send_replace(true);
-                    backoff.reset();
+                    link.joined = true;
+                    link.refusal.clear();
+                    link.backoff.reset();
                     heartbeat = tokio::time::interval(Duration::from_millis(welcome.heartbeat_ms.max(100).into()));
                 }
                 continue;

@@ -56,6 +56,7 @@ impl Proxy {
             pool: "rooms".to_owned(),
             address: member.address.to_string(),
             zone: String::new(),
+            instance: String::new(),
         });
         let handler = proto::Handler {
             name: "test".to_owned(),

@@ -2,6 +2,8 @@
 
 use protoplex_wire::proto::{Invalidate, ResetOwners};
 
+use tonic::Code;
+
 use super::*;
 
 fn at(term: u64, sequence: u64) -> Position {
@@ -84,7 +86,13 @@ fn a_closed_link_says_why_after_what_was_sent() {
     let (outgoing, mut received, _ended) = link(2);
     followers.open(1, outgoing, at(0, 0), String::new());
     followers.send(1, invalid(1));
-    followers.close(1, "left");
+    followers.close(1, &Ending::Refused("left".into()));
     assert!(received.try_recv().unwrap().is_ok());
-    assert_eq!(received.try_recv().unwrap().unwrap_err().message(), "left");
+    let refused = received.try_recv().unwrap().unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, "left"));
+
+    let (outgoing, mut received, _ended) = link(1);
+    followers.open(2, outgoing, at(0, 0), String::new());
+    followers.close_all(&Ending::Away("the seed is ending"));
+    assert_eq!(received.try_recv().unwrap().unwrap_err().code(), Code::Unavailable);
 }

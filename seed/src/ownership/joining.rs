@@ -4,7 +4,7 @@ use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{Member, MemberGone, OwnedKey, Renewed, Revoked, follow_reply::Message};
 
 use super::members::{MemberIndex, Presence};
-use super::{Action, Joining, LinkId, Ownership};
+use super::{Action, Ending, Joining, LinkId, Ownership};
 
 /// A hello whose member's row is being written.
 pub(super) struct PendingJoin {
@@ -18,7 +18,11 @@ impl Ownership {
     /// A member says hello on a new link.
     pub fn hello(&mut self, link: LinkId, joining: Joining, now: BootTime) {
         self.advance(now);
-        if let Err(why) = self.admissible(&joining) {
+        let admissible = self.admissible(&joining).and_then(|()| match self.rival(&joining) {
+            Some(rival) => Err(taken(rival)),
+            None => Ok(()),
+        });
+        if let Err(why) = admissible {
             self.actions.push_back(Action::Close(link, why));
             return;
         }
@@ -41,8 +45,8 @@ impl Ownership {
             return;
         };
         let accepted = match self.admissible(&joining) {
-            _ if !open => Err("closed"),
-            _ if !written => Err("the datastore did not take the member; try again"),
+            _ if !open => Err(Ending::Away("closed")),
+            _ if !written => Err(Ending::refused("the datastore did not take the member; it tries again")),
             admissible => admissible,
         };
         let Err(why) = accepted else {
@@ -59,20 +63,20 @@ impl Ownership {
         }
     }
 
-    /// May this hello be accepted? A later attempt of the same incarnation may always; while a lease runs, another
-    /// incarnation only where it is later and of the same node, whose earlier process is dead then.
-    fn admissible(&self, joining: &Joining) -> Result<(), &'static str> {
+    /// May this hello be accepted? While a member's lease runs, or may still run from an earlier term, only one of the
+    /// same instance, and only a later one: then whoever said hello before it is dead, or is the same process.
+    fn admissible(&self, joining: &Joining) -> Result<(), Ending> {
         if self.lead_until.is_none() {
-            return Err("this seed does not lead");
+            return Err(Ending::Away("this seed does not lead"));
         }
-        match self.members.find(&joining.member.pool, &joining.member.id).map(|index| &self.members[index]) {
+        let Member { pool, id, instance, .. } = &joining.member;
+        match self.members.find(pool, id).map(|index| &self.members[index]) {
+            Some(slot) if slot.presence != Presence::Gone && slot.member.instance != *instance => {
+                Err(taken(&slot.member))
+            }
             Some(slot) if slot.is_live() => {
                 if (joining.incarnation, joining.attempt) <= (slot.incarnation, slot.attempt) {
-                    Err("a later hello of this member was accepted already")
-                } else if joining.incarnation != slot.incarnation && *joining.node != *slot.node {
-                    Err(
-                        "another node holds the lease of this member id; its lease must end, or use another id",
-                    )
+                    Err(Ending::refused("a later hello of this member was accepted already"))
                 } else {
                     Ok(())
                 }
@@ -81,10 +85,18 @@ impl Ownership {
             _ if self.members.iter().filter(|(_, slot)| slot.is_live()).count()
                 >= self.limits.max_members =>
             {
-                Err("the seed has as many members as its limit max_members allows")
+                Err(Ending::refused("the seed has as many members as its limit max_members allows"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Another instance of this member whose row is being written: a second one must not write over it, since the row
+    /// tells the next term whom to wait for.
+    fn rival(&self, joining: &Joining) -> Option<&Member> {
+        let Member { pool, id, instance, .. } = &joining.member;
+        let mut others = self.pending.values().map(|join| &join.joining.member);
+        others.find(|other| other.pool == *pool && other.id == *id && other.instance != *instance)
     }
 
     fn accept(&mut self, link: LinkId, joining: Joining, now: BootTime) {
@@ -99,7 +111,8 @@ impl Ownership {
         slot.recorded = true;
         slot.member = member;
         if let Some(old) = self.members.unlink(index) {
-            self.actions.push_back(Action::Close(old, "the member has joined on another link"));
+            self.actions
+                .push_back(Action::Close(old, Ending::refused("the member has joined on another link")));
         }
         if restarted {
             self.broadcast_gone(index);
@@ -150,7 +163,7 @@ impl Ownership {
         let Some(index) = self.members.by_link(link) else {
             return;
         };
-        self.actions.push_back(Action::Close(link, "left"));
+        self.actions.push_back(Action::Close(link, Ending::refused("the member has left")));
         self.retire(index);
     }
 
@@ -197,4 +210,14 @@ impl Ownership {
             Message::MemberGone(MemberGone { sequence: position.sequence, pool, member: id })
         });
     }
+}
+
+/// For the operator of the second of two processes that were given one name.
+fn taken(by: &Member) -> Ending {
+    let Member { id, address, .. } = by;
+    let text = format!(
+        "the name {id:?} is taken by another instance, at {address}: give this one another name (--node, or --id with \
+         `protoplex join`); if that one is gone for good, this one gets the name when its lease ends, in a few seconds"
+    );
+    Ending::Refused(text.into())
 }

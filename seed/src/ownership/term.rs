@@ -4,7 +4,7 @@ use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{LeaseLost, Member, ResetOwners, follow_reply::Message};
 
 use super::members::Presence;
-use super::{Action, Ownership, RETRY};
+use super::{Action, Ending, Ownership, RETRY};
 
 impl Ownership {
     /// This seed has taken the leader's row anew: a new term begins. `durable` are the members found in the datastore
@@ -44,12 +44,12 @@ impl Ownership {
         self.lead_until = None;
         self.recovery_ends = None;
         for link in self.pending.iter().filter(|(_, join)| join.open).map(|(link, _)| *link) {
-            self.actions.push_back(Action::Close(link, why));
+            self.actions.push_back(Action::Close(link, Ending::Away(why)));
         }
         self.pending.clear();
         for index in self.members.indices(|_| true) {
             if let Some(link) = self.members.unlink(index) {
-                self.actions.push_back(Action::Close(link, why));
+                self.actions.push_back(Action::Close(link, Ending::Away(why)));
             }
             let slot = &mut self.members[index];
             slot.presence = Presence::Gone;
@@ -89,7 +89,7 @@ impl Ownership {
         for index in self.members.indices(|slot| slot.lease_ends().is_some_and(|ends| now >= ends)) {
             if let Some(link) = self.members[index].link {
                 self.send(link, Message::LeaseLost(LeaseLost {}));
-                self.actions.push_back(Action::Close(link, "the lease has ended"));
+                self.actions.push_back(Action::Close(link, Ending::refused("the lease has ended")));
             }
             self.retire(index);
         }

@@ -27,7 +27,8 @@ fn leader(max_keys: usize) -> Ownership {
 fn joining(node: &str, zone: &str, incarnation: u64, keys: &[(&str, u64)]) -> Joining {
     let (id, pool) = (format!("{node}:0"), "rooms".to_owned());
     let keys = keys.iter().map(|(key, epoch)| OwnedKey { key: (*key).to_owned(), epoch: *epoch }).collect();
-    let member = Member { id, pool, zone: zone.to_owned(), address: "127.0.0.1:1".to_owned() };
+    let [zone, address, instance] = [zone, "127.0.0.1:1", node].map(ToOwned::to_owned);
+    let member = Member { id, pool, zone, address, instance };
     Joining { node: node.to_owned(), member, incarnation, attempt: 1, keys }
 }
 
@@ -62,8 +63,10 @@ fn locate(core: &mut Ownership, question: Question, now: BootTime) -> Result<(St
     }
 }
 
-fn closed(actions: &[Action]) -> Option<&'static str> {
-    actions.iter().find_map(|action| if let Action::Close(_, why) = action { Some(*why) } else { None })
+fn closed(actions: &[Action]) -> Option<String> {
+    actions
+        .iter()
+        .find_map(|action| if let Action::Close(_, why) = action { Some(why.to_string()) } else { None })
 }
 
 #[test]
@@ -97,19 +100,67 @@ fn a_refuted_epoch_is_replaced_once_however_many_refute_it() {
     assert_eq!(locate(&mut core, question("1", "", first), at(1)).unwrap().1, second);
 }
 
+/// A second process of a node's name: on another machine, say, with a copy of the folder `cluster`.
+fn namesake(node: &str, incarnation: u64) -> Joining {
+    let mut joining = joining(node, "", incarnation, &[]);
+    joining.member.instance = "another".to_owned();
+    joining.member.address = "127.0.0.1:2".to_owned();
+    joining
+}
+
 #[test]
-fn another_node_with_the_same_member_id_waits_for_the_leases_end() {
+fn another_instance_of_a_name_waits_for_the_leases_end_and_is_told_what_to_do() {
     let mut core = leader(100);
     join(&mut core, 1, joining("live-1", "", 5, &[]), at(0));
-    let mut impostor = joining("live-1", "", 9, &[]);
-    impostor.node = "live-7".to_owned();
-    let refused = join(&mut core, 2, impostor.clone(), at(1));
-    assert!(closed(&refused).unwrap().contains("another node holds"));
+    core.hello(2, namesake("live-1", 9), at(1));
+    let refused = actions(&mut core);
+    let why = closed(&refused).unwrap();
+    assert!(why.contains("taken by another instance, at 127.0.0.1:1") && why.contains("--node"), "{why}");
+    assert_eq!(refused.len(), 1, "its row is not written: {refused:?}");
     assert!(
         closed(&join(&mut core, 3, joining("live-1", "", 4, &[]), at(1))).unwrap().contains("later hello")
     );
-    assert!(closed(&join(&mut core, 4, impostor, at(5_000))).is_some_and(|why| why == "the lease has ended"));
+    assert_eq!(
+        closed(&join(&mut core, 4, namesake("live-1", 9), at(5_000))).as_deref(),
+        Some("the lease has ended")
+    );
     assert_eq!(locate(&mut core, question("1", "", 0), at(5_001)).unwrap().0, "live-1:0");
+    let why = closed(&join(&mut core, 5, joining("live-1", "", 10, &[]), at(5_002))).unwrap();
+    assert!(why.contains("at 127.0.0.1:2"), "now the name is the other one's: {why}");
+}
+
+#[test]
+fn another_instance_is_not_the_member_that_a_new_term_expects() {
+    let mut core = Ownership::new(Timing::default(), Limits::default());
+    core.lead(4, hour(at(0)), vec![joining("live-1", "", 1, &[]).member], at(0));
+    join(&mut core, 2, joining("live-2", "", 1, &[]), at(1));
+    assert!(closed(&join(&mut core, 3, namesake("live-1", 9), at(1))).unwrap().contains("another instance"));
+    core.locate(question("1", "", 0), at(2));
+    assert!(actions(&mut core).is_empty(), "it may still be served by the one that is expected");
+    assert_eq!(closed(&join(&mut core, 4, joining("live-1", "", 1, &[("1", 7)]), at(3))), None);
+    assert_eq!(locate(&mut core, question("1", "", 0), at(4)), Ok(("live-1:0".to_owned(), 7)));
+}
+
+#[test]
+fn a_row_of_before_instances_were_known_is_nobodys() {
+    let mut core = Ownership::new(Timing::default(), Limits::default());
+    let row = Member { instance: String::new(), ..joining("live-1", "", 1, &[]).member };
+    core.lead(4, hour(at(0)), vec![row], at(0));
+    let hello = joining("live-1", "", 1, &[("1", 7)]);
+    assert!(closed(&join(&mut core, 3, hello.clone(), at(4_999))).unwrap().contains("another instance"));
+    assert_eq!(closed(&join(&mut core, 4, hello, at(5_000))), None);
+}
+
+#[test]
+fn of_two_instances_that_come_at_once_the_second_does_not_write_over_the_firsts_row() {
+    let mut core = leader(100);
+    core.hello(1, joining("live-1", "", 1, &[]), at(0));
+    core.hello(2, namesake("live-1", 9), at(1));
+    let told = actions(&mut core);
+    assert!(matches!(&told[0], Action::Record(1, _, _)), "{told:?}");
+    assert!(closed(&told[1..]).unwrap().contains("another instance"), "{told:?}");
+    core.recorded(1, true, at(2));
+    assert!(matches!(&actions(&mut core)[..], [Action::Welcome(1), ..]));
 }
 
 #[test]
@@ -162,7 +213,7 @@ fn a_lead_that_has_lapsed_is_not_taken_up_again() {
         (renewed, closed(&actions(&mut core)))
     };
     assert_eq!(core_of(at(2_001)), (true, None));
-    assert_eq!(core_of(at(2_000)), (false, Some("the seed's own lease has ended")));
+    assert_eq!(core_of(at(2_000)), (false, Some("the seed's own lease has ended".to_owned())));
     assert_eq!(locate(&mut core, question("1", "", 0), at(2_001)), Err("the seed does not lead".to_owned()));
 }
 

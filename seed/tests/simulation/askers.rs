@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use protoplex_seed::ownership::{LinkId, Question};
-use protoplex_wire::proto::{follow_reply::Message, located};
+use protoplex_wire::proto::{Owner, follow_reply::Message, located};
 
 use crate::network::{Machine, Packet};
 use crate::world::{Event, KEYS, MS, POOL, World};
@@ -14,7 +14,7 @@ pub(crate) struct Asker {
     tries: usize,
     key: usize,
     question: u64,
-    cache: BTreeMap<usize, (Machine, u64)>,
+    cache: BTreeMap<usize, Owner>,
     refuted: BTreeMap<usize, u64>,
     waiting: BTreeMap<u64, usize>,
 }
@@ -34,7 +34,9 @@ impl World {
         }
         asker.key = (asker.key + 1) % KEYS;
         let key = asker.key;
-        if let Some((member, epoch)) = asker.cache.get(&key).copied() {
+        if let Some(owner) = asker.cache.get(&key) {
+            let member = owner.address.parse().expect("members' addresses are their machines");
+            let epoch = owner.epoch;
             let (time, deadline) = (self.arrival(), self.now + 500 * MS);
             self.at(time, Event::Probe { asker: machine, member, key, epoch, deadline });
         } else if let Some(link) = asker.link {
@@ -66,8 +68,7 @@ impl World {
             Packet::Reply(Message::Located(answer)) => {
                 match (asker.waiting.remove(&answer.id), answer.result) {
                     (Some(key), Some(located::Result::Owner(owner))) => {
-                        let member = owner.address.parse().expect("members' addresses are their machines");
-                        asker.cache.insert(key, (member, owner.epoch));
+                        asker.cache.insert(key, owner);
                     }
                     (_, Some(located::Result::Unavailable(away))) => {
                         leave = away.reason == "the seed does not lead"
@@ -79,7 +80,7 @@ impl World {
                 asker.cache.retain(|key, _| key.to_string() != gone.key);
             }
             Packet::Reply(Message::MemberGone(gone)) => {
-                asker.cache.retain(|_, (member, _)| format!("live-{member}:0") != gone.member);
+                asker.cache.retain(|_, owner| owner.member != gone.member);
             }
             Packet::Reply(Message::ResetOwners(_)) => asker.cache.clear(),
             _ => {}
@@ -92,7 +93,7 @@ impl World {
 
     pub(crate) fn probed(&mut self, machine: Machine, key: usize, epoch: u64, served: bool) {
         let asker = &mut self.askers[Self::asker_slot(machine)];
-        if !served && asker.cache.get(&key).is_some_and(|(_, cached)| *cached == epoch) {
+        if !served && asker.cache.get(&key).is_some_and(|owner| owner.epoch == epoch) {
             asker.cache.remove(&key);
             asker.refuted.insert(key, epoch);
         }

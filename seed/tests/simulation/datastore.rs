@@ -17,8 +17,12 @@ pub(crate) enum Request {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
-    Taken { granted: bool, term: u64 },
-    Held(bool),
+    Taken {
+        granted: bool,
+        term: u64,
+    },
+    /// For how long, if nothing renews it; zero where nobody does.
+    Held(Duration),
     Loaded(Vec<Member>),
     Done,
 }
@@ -35,7 +39,7 @@ impl Datastore {
     pub(crate) fn execute(&mut self, request: Request, now: BootTime) -> Reply {
         match request {
             Request::Take { holder, term, ttl } => self.take(holder, term, ttl, now),
-            Request::Peek => Reply::Held(now < self.expires),
+            Request::Peek => Reply::Held(self.expires.since(now)),
             Request::Load => Reply::Loaded(self.members.values().map(|(member, _)| member.clone()).collect()),
             Request::Put { member, revision } => {
                 let key = (member.pool.clone(), member.id.clone());

@@ -1,10 +1,10 @@
 //! What goes wrong: processes stop, die and come back, links break, machines can't reach each other, members let go.
 
-use crate::Faults;
 use crate::member::MemberProcess;
 use crate::network::{Machine, Packet, Time};
 use crate::seed::SeedProcess;
 use crate::world::{DATASTORE, Event, KEYS, MS, QUIET_FROM, SECOND, World};
+use crate::{Faults, Plant};
 
 impl World {
     /// A process begins to run.
@@ -17,7 +17,11 @@ impl World {
             let hints = self.disks[machine - 1].clone();
             self.seeds[machine - 1] = Some(SeedProcess::new(self.plant, hints));
         } else if self.member_machines().contains(&machine) {
-            self.members[Self::member_slot(machine)] = Some(MemberProcess::new(now));
+            let slot = Self::member_slot(machine);
+            let name = self.names[slot];
+            let told_apart = self.plant != Plant::NameOnly;
+            let instance = if told_apart { self.instances[slot].clone() } else { format!("live-{name}") };
+            self.members[slot] = Some(MemberProcess::new(name, instance, now));
         }
         let generation = self.machines[machine].generation;
         self.at(self.now, Event::Timer { machine, generation });
@@ -70,7 +74,7 @@ impl World {
         let members = self.member_machines();
         let member = members.start + self.random.below(members.len() as u64) as usize;
         let anyone = self.random.below(members.end as u64) as usize;
-        match self.random.below(12) {
+        match self.random.below(15) {
             0 | 1 => self.pause(anyone, length),
             2 => self.kill(seed, length),
             3 => self.kill(member, length),
@@ -80,6 +84,11 @@ impl World {
             8 => self.break_links(),
             9 => members.for_each(|member| self.part(member, seed, length)),
             10 => self.give_up_a_key(member),
+            11 => self.lose_data(member, length),
+            12 | 13 => {
+                let other = members.start + self.random.below(members.len() as u64) as usize;
+                self.take_name(member, other, length);
+            }
             _ => self.leave(member, length),
         }
     }
@@ -90,6 +99,26 @@ impl World {
             1 => self.kill(1, length),
             _ => self.break_links(),
         }
+    }
+
+    /// The process comes back on an empty data directory.
+    fn lose_data(&mut self, machine: Machine, down: Time) {
+        let instance = &mut self.instances[Self::member_slot(machine)];
+        instance.push('+');
+        self.kill(machine, down);
+    }
+
+    /// For a while this machine's process runs with the name of another one, which goes on with it too.
+    fn take_name(&mut self, machine: Machine, other: Machine, length: Time) {
+        self.trace(|| format!("{machine} takes the name of {other} for {length} us"));
+        self.rename(machine, other);
+        let time = (self.now + length).min(QUIET_FROM);
+        self.at(time, Event::Rename { machine, name: machine });
+    }
+
+    pub(crate) fn rename(&mut self, machine: Machine, name: Machine) {
+        self.names[Self::member_slot(machine)] = name;
+        self.kill(machine, MS);
     }
 
     fn pause(&mut self, machine: Machine, length: Time) {

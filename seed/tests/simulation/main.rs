@@ -40,6 +40,8 @@ pub(crate) enum Plant {
     LeadOn,
     /// A member goes on whatever the datastore says of the seed's row.
     AlwaysUnseeded,
+    /// The seed tells processes apart by their name alone: each process of a name is of one instance.
+    NameOnly,
 }
 
 /// Which faults there are.
@@ -57,12 +59,12 @@ fn run(seed: u64, faults: Faults, plant: Plant) -> World {
     world
 }
 
-/// Runs the seed again, with its trace.
-fn explain(seed: u64, faults: Faults, plant: Plant) -> String {
+/// Runs the seed again, with the last lines of its trace.
+fn explain(seed: u64, faults: Faults, plant: Plant, lines: usize) -> String {
     let mut world = World::new(seed, faults, plant, true);
     world.run();
     let verdict = world.verdict.as_ref().map_or("no failure", |verdict| verdict.0.as_str());
-    format!("{}\nseed {seed} ({faults:?}, {plant:?}): {verdict}", world.last_events(120))
+    format!("{}\nseed {seed} ({faults:?}, {plant:?}): {verdict}", world.last_events(lines))
 }
 
 fn count() -> u64 {
@@ -72,7 +74,8 @@ fn count() -> u64 {
 
 fn all_pass(faults: Faults) {
     if let Ok(seed) = std::env::var("PROTOPLEX_SIMULATION") {
-        println!("{}", explain(seed.parse().expect("PROTOPLEX_SIMULATION is a number"), faults, Plant::None));
+        let seed = seed.parse().expect("PROTOPLEX_SIMULATION is a number");
+        println!("{}", explain(seed, faults, Plant::None, usize::MAX));
         return;
     }
     let started = Instant::now();
@@ -80,7 +83,7 @@ fn all_pass(faults: Faults) {
     for seed in 0..count() {
         let world = run(seed, faults, Plant::None);
         if let Some(Verdict(why)) = &world.verdict {
-            panic!("{}\n{why}", explain(seed, faults, Plant::None));
+            panic!("{}\n{why}", explain(seed, faults, Plant::None, 120));
         }
         steps += world.steps;
         served += world.served;
@@ -117,6 +120,11 @@ fn it_finds_a_seed_that_reassigns_before_the_lease_ends() {
 #[test]
 fn it_finds_a_new_term_that_waits_for_nobody() {
     assert!(found(Plant::NoRecovery, 200).is_some());
+}
+
+#[test]
+fn it_finds_two_processes_of_one_name_that_are_taken_for_one() {
+    assert!(found(Plant::NameOnly, 200).is_some());
 }
 
 #[test]

@@ -11,6 +11,10 @@ use crate::world::{Event, MS, POOL, Purpose, World};
 use crate::{HEARTBEAT, LEASE, Plant};
 
 pub(crate) struct MemberProcess {
+    /// Whose name it was started with: its own machine's, or by mistake another one's.
+    name: Machine,
+    /// Of its data directory.
+    instance: String,
     pub(crate) holder: Holder,
     pub(crate) link: Option<LinkId>,
     /// True time of the next attempt to connect.
@@ -20,8 +24,8 @@ pub(crate) struct MemberProcess {
 }
 
 impl MemberProcess {
-    pub(crate) fn new(now: BootTime) -> Self {
-        Self { holder: Holder::new(now), link: None, next_connect: 0, tries: 0, timer: 0 }
+    pub(crate) fn new(name: Machine, instance: String, now: BootTime) -> Self {
+        Self { name, instance, holder: Holder::new(now), link: None, next_connect: 0, tries: 0, timer: 0 }
     }
 }
 
@@ -87,12 +91,13 @@ impl World {
             member.holder.keys().map(|(key, epoch)| OwnedKey { key: key.to_owned(), epoch }).collect();
         keys.sort_by(|a, b| a.key.cmp(&b.key));
         let joining = Joining {
-            node: format!("live-{machine}"),
+            node: format!("live-{}", member.name),
             member: Member {
-                id: format!("live-{machine}:0"),
+                id: format!("live-{}:0", member.name),
                 pool: POOL.into(),
                 address: machine.to_string(),
                 zone: String::new(),
+                instance: member.instance.clone(),
             },
             incarnation: member.holder.incarnation(),
             attempt: member.holder.attempt(),
@@ -136,10 +141,15 @@ impl World {
         let Purpose::Unseeded { asked_at } = purpose else {
             return;
         };
-        let unseeded = matches!(reply, Reply::Held(false)) || self.plant == Plant::AlwaysUnseeded;
+        let Reply::Held(left) = reply else {
+            return;
+        };
+        let unseeded = left.is_zero() || self.plant == Plant::AlwaysUnseeded;
         self.with_member(machine, |member, now| {
             if unseeded {
                 member.holder.unseeded(asked_at, now);
+            } else {
+                member.holder.seeded(asked_at, left, now);
             }
         });
     }

@@ -78,6 +78,11 @@ pub(crate) enum Event {
     },
     Fault,
     Start(Machine),
+    /// The process is started again, with this machine's name.
+    Rename {
+        machine: Machine,
+        name: Machine,
+    },
 }
 
 pub(crate) struct MachineState {
@@ -100,6 +105,10 @@ pub(crate) struct World {
     pub(crate) seeds: Vec<Option<SeedProcess>>,
     pub(crate) disks: Vec<Vec<Hint>>,
     pub(crate) members: Vec<Option<MemberProcess>>,
+    /// Whose name each member's process is started with.
+    pub(crate) names: Vec<Machine>,
+    /// What each member's data directory makes it.
+    pub(crate) instances: Vec<String>,
     pub(crate) askers: Vec<Asker>,
     pub(crate) connections: Vec<Connection>,
     pub(crate) partitions: BTreeMap<(Machine, Machine), Time>,
@@ -139,6 +148,8 @@ impl World {
             seeds: (0..SEEDS).map(|_| None).collect(),
             disks: vec![Vec::new(); SEEDS],
             members: (0..MEMBERS).map(|_| None).collect(),
+            names: (1 + SEEDS..1 + SEEDS + MEMBERS).collect(),
+            instances: (1 + SEEDS..1 + SEEDS + MEMBERS).map(|machine| format!("data-{machine}")).collect(),
             askers: (0..ASKERS).map(|_| Asker::default()).collect(),
             connections: Vec::new(),
             partitions: BTreeMap::new(),
@@ -297,6 +308,7 @@ impl World {
             Event::Probed { asker, .. } => (*asker, 0),
             Event::Fault => return self.fault(),
             Event::Start(machine) => return self.start(*machine),
+            Event::Rename { machine, name } => return self.rename(*machine, *name),
         };
         if let Some(until) =
             self.stopped_until(machine).max(Some(partition).filter(|until| *until > self.now))

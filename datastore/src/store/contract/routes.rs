@@ -59,7 +59,8 @@ pub(crate) async fn one_of_two_concurrent_handlers_wins(database: &impl Database
 }
 
 fn member(id: &str, address: &str) -> Member {
-    Member { id: id.to_owned(), pool: "rooms".to_owned(), address: address.to_owned(), zone: "a".to_owned() }
+    let [id, pool, zone, instance] = [id, "rooms", "a", address].map(ToOwned::to_owned);
+    Member { id, pool, address: address.to_owned(), zone, instance }
 }
 
 pub(crate) async fn the_higher_revision_of_a_member_stays(database: &impl Database) {

@@ -76,6 +76,7 @@ impl Cluster {
                 pool: POOL.to_owned(),
                 address: address.clone(),
                 zone: String::new(),
+                instance: member.to_owned(),
             }),
         };
         let link = Link::open(&self.identity, &self.seed_address, who).unwrap();

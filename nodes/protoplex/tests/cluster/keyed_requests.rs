@@ -1,8 +1,10 @@
 //! Two servers of the user's own behind a handler: one key, one server, WebSockets too, until that server dies.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -117,6 +119,34 @@ fn one_key_has_one_server_and_only_the_keys_of_a_dead_server_move() {
         (way["members"].as_array()?.len() == 2).then_some(())
     });
     assert!((0..20).map(owner).all(|name| name == "b"));
+}
+
+#[test]
+fn a_second_side_car_of_one_name_says_why_it_is_no_member_until_the_first_has_gone() {
+    let cluster = start();
+    let port = Port::take();
+    let _server = server(&port, "a");
+    let first = join(&cluster, &port);
+    add_rooms(&cluster, 1);
+
+    let backend = format!("http://{}", port.address());
+    let mut command = cluster.command(&["join", "--pool", "rooms", "--backend", &backend]);
+    let mut second = Killed(command.stdout(Stdio::piped()).spawn().unwrap());
+    let (say, said) = mpsc::channel();
+    let lines = BufReader::new(second.0.stdout.take().unwrap()).lines();
+    let reader = thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| say.send(line)));
+    let next = || said.recv_timeout(Duration::from_secs(20)).expect("it says something");
+    let why = next();
+    assert!(why.contains("is no member of pool rooms: the name"), "{why}");
+    assert!(why.contains("taken by another instance") && why.contains("--id"), "{why}");
+
+    // Killed, it leaves nothing but its lease.
+    drop(first);
+    let killed = Instant::now();
+    assert!(next().contains("is a member of pool rooms"), "the same reason is not said again");
+    assert!(killed.elapsed() < 2 * LEASE, "joined after {:?}", killed.elapsed());
+    drop((said, second));
+    let _ = reader.join();
 }
 
 #[test]

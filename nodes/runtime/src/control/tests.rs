@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -29,6 +30,7 @@ fn hello(sockets: &[&str], config: serde_json::Value) -> Hello {
             timing: Timing::default(),
             telemetry: Settings::default(),
         },
+        instance: "i".to_owned(),
         config,
         sockets: sockets.iter().map(ToString::to_string).collect(),
     }
@@ -76,10 +78,12 @@ fn a_socket_that_was_sent_goes_on_listening_with_what_waits_in_it() {
     client.write_all(b"hi").unwrap();
     let (ours, theirs) = StdUnixStream::pair().unwrap();
     let config = serde_json::json!({ "text": "é".repeat(30_000) });
-    let mut parcel = Parcel::new(&hello(&["http"], config.clone()), vec![socket]);
+    let hold = Arc::new(tempfile::tempfile().unwrap());
+    hold.lock().unwrap();
+    let mut parcel = Parcel::new(&hello(&["http"], config.clone()), vec![socket], hold);
     parcel.send(&ours).unwrap();
     parcel.close();
-    let (hello, sockets) = receive(&theirs).unwrap();
+    let (hello, sockets, _hold) = receive(&theirs).unwrap();
     assert_eq!((hello.index, hello.config), (1, config));
     let mut greeting = [0; 2];
     sockets[0].accept().unwrap().0.read_exact(&mut greeting).unwrap();

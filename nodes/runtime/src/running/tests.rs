@@ -66,3 +66,38 @@ fn a_data_directory_that_is_none_is_refused() {
     let told = claim(Path::new("/dev/null"), "a").unwrap_err().to_string();
     assert_eq!(told, "/dev/null/run/a.lock: Not a directory (os error 20)");
 }
+
+#[test]
+fn a_node_that_is_started_again_is_the_same_and_a_copy_of_its_data_directory_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (here, there) = (folder.path().join("here"), folder.path().join("there"));
+    let claim = |data: &Path| claim(data, "live-1").unwrap().instance().id.clone();
+    let first = claim(&here);
+    assert_eq!(claim(&here), first);
+    let other = super::claim(&here, "live-2").unwrap();
+    assert_ne!(other.instance().id, first, "another node");
+
+    fs::create_dir_all(there.join("run")).unwrap();
+    fs::copy(here.join("run/live-1.instance"), there.join("run/live-1.instance")).unwrap();
+    assert_ne!(claim(&there), first);
+    assert_eq!(claim(&here), first, "the copy changes nothing for it");
+
+    for text in ["", "\n", "torn", "x y z", "\u{0}"] {
+        fs::write(here.join("run/live-1.instance"), text).unwrap();
+        assert_ne!(claim(&here), first, "{text:?}");
+    }
+}
+
+#[test]
+fn an_orphaned_child_that_goes_on_makes_the_next_process_another_instance() {
+    let folder = tempfile::tempdir().unwrap();
+    let parent = claim(folder.path(), "live-1").unwrap();
+    let first = parent.instance().id.clone();
+    let child = Arc::clone(&parent.instance().hold);
+    drop(parent);
+    let next = claim(folder.path(), "live-1").unwrap();
+    assert_ne!(next.instance().id, first);
+    let second = next.instance().id.clone();
+    drop((child, next));
+    assert_eq!(claim(folder.path(), "live-1").unwrap().instance().id, second);
+}

@@ -36,12 +36,16 @@ impl Program {
     }
 
     /// A child of a node: this executable, even where another file has taken its place on disk.
-    pub(crate) fn child(hello: &Hello, sockets: Vec<std::net::TcpListener>) -> Self {
+    pub(crate) fn child(
+        hello: &Hello,
+        sockets: Vec<std::net::TcpListener>,
+        instance: std::sync::Arc<std::fs::File>,
+    ) -> Self {
         Self {
             name: format!("{}:{}", hello.common.node, hello.index),
             executable: PathBuf::from("/proc/self/exe"),
             arguments: Vec::new(),
-            parcel: Some(Parcel::new(hello, sockets)),
+            parcel: Some(Parcel::new(hello, sockets, instance)),
         }
     }
 

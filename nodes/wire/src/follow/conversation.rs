@@ -33,24 +33,25 @@ pub(super) async fn keep_open(shared: Rc<Shared>) {
     let mut backoff = Backoff::default();
     while !shared.left.get() {
         let ended = converse(&shared, &mut backoff).await;
+        if !shared.left.get() {
+            match ended {
+                Ok(()) => debug!("the link to the seed ended"),
+                Err(status) if is_refusal(&status) => shared.refused(status.message()),
+                Err(status) => debug!(reason = status.message(), "no link to the seed"),
+            }
+        }
         shared.disconnected();
         if shared.left.get() {
             return;
-        }
-        match ended {
-            Ok(()) => debug!("the link to the seed ended"),
-            Err(status) if refused(&status) => {
-                warn!(reason = status.message(), "the seed refuses this follower");
-            }
-            Err(status) => debug!(reason = status.message(), "no link to the seed"),
         }
         sleep(backoff.next_delay()).await;
     }
 }
 
-/// Is it the follower's own fault, so that trying again alone won't help?
-fn refused(status: &Status) -> bool {
-    matches!(status.code(), Code::InvalidArgument | Code::Unauthenticated | Code::ResourceExhausted)
+/// Does the seed say what its operator has to change, so that trying again alone may not help?
+pub(crate) fn is_refusal(status: &Status) -> bool {
+    let own_fault = [Code::InvalidArgument, Code::Unauthenticated, Code::ResourceExhausted];
+    status.code() == Code::FailedPrecondition || own_fault.contains(&status.code())
 }
 
 async fn converse(shared: &Shared, backoff: &mut Backoff) -> Result<(), Status> {
@@ -66,6 +67,10 @@ async fn converse(shared: &Shared, backoff: &mut Backoff) -> Result<(), Status> 
     else {
         return Err(Status::internal("the seed's first message is no welcome"));
     };
+    if shared.left.get() {
+        // It has left while it was greeted. The end of this link makes the seed give it no key.
+        return Ok(());
+    }
     shared.welcomed(&welcome, outgoing);
     backoff.reset();
 
@@ -87,7 +92,7 @@ impl Shared {
     }
 
     /// As [`Self::with_holder`], for inputs after which the lease's task and waiting requests have to look again.
-    fn tell_holder(&self, tell: impl FnOnce(&mut Holder, BootTime)) {
+    pub(super) fn tell_holder(&self, tell: impl FnOnce(&mut Holder, BootTime)) {
         self.with_holder(tell);
         self.holder_changed.send_replace(());
     }
@@ -127,7 +132,7 @@ impl Shared {
         }
         info!(term = position.term, "following the seed");
         match self.identity.channel(&welcome.datastore) {
-            Ok(channel) => drop(self.datastore.send_replace(Some(DatastoreClient::new(channel)))),
+            Ok(channel) => drop(self.datastore.replace(Some(DatastoreClient::new(channel)))),
             Err(error) => warn!(address = welcome.datastore, %error, "the seed names no usable datastore"),
         }
         let lease = Duration::from_millis(welcome.lease_ms.into());
@@ -136,6 +141,7 @@ impl Shared {
 
         *self.outgoing.borrow_mut() = Some(outgoing);
         self.lost_since.set(None);
+        self.refusal.send_if_modified(|refusal| refusal.take().is_some());
         self.connected.send_replace(true);
         let unanswered = self.questions.borrow_mut().unanswered();
         for question in unanswered {
@@ -149,10 +155,22 @@ impl Shared {
             self.lost_since.set(Some(Instant::now()));
         }
         let lost = self.connected.send_if_modified(|connected| std::mem::replace(connected, false));
-        if lost && !self.left.get() {
+        if lost && !self.left.get() && self.refusal.borrow().is_none() {
             warn!("lost the seed: going on with what is known");
         }
         self.tell_holder(|holder, _| holder.disconnected());
+    }
+
+    /// Tells the operator, once for each reason.
+    fn refused(&self, reason: &str) {
+        let news = self.refusal.send_if_modified(|refusal| {
+            let news = refusal.as_deref() != Some(reason);
+            *refusal = Some(reason.to_owned());
+            news
+        });
+        if news {
+            warn!(reason, "the seed refuses this follower");
+        }
     }
 
     /// Takes in one message; the order in which they come is the order in which they hold.

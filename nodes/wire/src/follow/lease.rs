@@ -18,9 +18,13 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 pub(super) async fn keep(shared: Rc<Shared>) {
     let mut changes = shared.holder_changed.subscribe();
-    while !shared.left.get() {
+    loop {
         while let Some(step) = shared.with_holder(|holder, now| holder.poll(now)).flatten() {
             act(&shared, step);
+        }
+        // Only now: whoever leaves is told that it owns nothing any more, as at any other loss.
+        if shared.left.get() {
+            return;
         }
         let next = shared.with_holder(|holder, now| holder.next_poll().map(|next| next.since(now))).flatten();
         let wait = async {
@@ -39,7 +43,7 @@ pub(super) async fn keep(shared: Rc<Shared>) {
 fn act(shared: &Rc<Shared>, step: Step) {
     match step {
         Step::Lost(lost) => {
-            if lost == Lost::All {
+            if lost == Lost::All && !shared.left.get() {
                 warn!("no key is served until the seed assigns some anew");
             }
             // Nobody may care, as in a side-car.
@@ -62,7 +66,12 @@ async fn ask_datastore(shared: Rc<Shared>) {
         Ok(Ok(lease)) if !lease.get_ref().held => {
             shared.with_holder(|holder, now| holder.unseeded(asked_at, now));
         }
-        Ok(Ok(lease)) => debug!(seed = lease.get_ref().holder, "a seed leads, but does not answer here"),
+        Ok(Ok(lease)) => {
+            let lease = lease.into_inner();
+            debug!(seed = lease.holder, "a seed leads, but does not answer here");
+            let left = Duration::from_millis(lease.left_ms.into());
+            shared.tell_holder(|holder, now| holder.seeded(asked_at, left, now));
+        }
         Ok(Err(status)) => debug!(reason = status.message(), "cannot ask the datastore"),
         Err(_) => debug!("the datastore does not answer"),
     }

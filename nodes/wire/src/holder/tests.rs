@@ -109,6 +109,25 @@ fn the_datastore_is_asked_in_the_last_two_seconds_again_and_again() {
     assert_eq!(holder.check("a", 7, at(7_251)), Fence::Misdirected, "the answer came after the end");
 }
 
+/// Found by the simulation (seed 4738 of the claim that a seed that dies moves no key).
+#[test]
+fn a_seeds_row_that_ends_just_before_the_lease_is_not_missed() {
+    let mut holder = owner();
+    holder.disconnected();
+    assert_eq!(steps(&mut holder, at(4_200)), [Step::AskDatastore]);
+    holder.seeded(at(4_200), Duration::from_millis(150), at(4_220));
+    assert_eq!(holder.next_poll(), Some(at(4_350)), "when the row ends");
+    assert_eq!(steps(&mut holder, at(4_350)), [Step::AskDatastore]);
+    holder.seeded(at(4_350), Duration::from_millis(1), at(4_370));
+    assert_eq!(holder.next_poll(), Some(at(4_395)), "their clock runs slower, and ours is not to flood them");
+    assert_eq!(steps(&mut holder, at(4_395)), [Step::AskDatastore]);
+    holder.unseeded(at(4_395), at(4_420));
+    assert_eq!(holder.check("a", 7, at(4_500)), Fence::Owned);
+
+    holder.seeded(at(7_000), Duration::from_secs(600), at(7_001));
+    assert_eq!(holder.next_poll(), Some(at(7_251)), "a row may end sooner than was said");
+}
+
 #[test]
 fn a_member_without_a_lease_gains_none_from_an_absent_seed() {
     let mut holder = Holder::new(at(0));

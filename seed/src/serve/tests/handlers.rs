@@ -2,8 +2,9 @@
 
 use futures_util::stream;
 use protoplex_wire::proto::{
-    Asset, DeployHeader, DeployRequest, ExplainRequest, Handler, JoinHello, JoinRequest, ListHandlersRequest,
-    NodeState, RemoveHandlerRequest, deploy_request, join_reply, join_request, seed_client::SeedClient,
+    Asset, BuildEnd, DeployHeader, DeployRequest, ExplainRequest, Handler, JoinHello, JoinRequest,
+    ListHandlersRequest, NodeState, RemoveHandlerRequest, deploy_request, join_reply, join_request,
+    seed_client::SeedClient,
 };
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -89,6 +90,10 @@ fn header(host: &str) -> DeployRequest {
     DeployRequest { message: Some(deploy_request::Message::Header(DeployHeader { host: host.to_owned() })) }
 }
 
+fn end() -> DeployRequest {
+    DeployRequest { message: Some(deploy_request::Message::End(BuildEnd {})) }
+}
+
 fn asset(path: &str, text: &str) -> DeployRequest {
     let (path, identity) = (path.to_owned(), text.as_bytes().to_vec());
     let asset = Asset { path, identity, content_type: "text/html".to_owned(), ..Asset::default() };
@@ -104,7 +109,8 @@ async fn a_build_is_pushed_and_fetched_and_a_broken_one_changes_nothing() {
             let seed = rig.start_seed().await;
             leads(&seed).await;
             let follower = rig.follow("fileserver-1", false);
-            let messages = vec![header("Example.com"), asset("/index.html", "hello"), asset("/a.html", "a")];
+            let messages =
+                vec![header("Example.com"), asset("/index.html", "hello"), asset("/a.html", "a"), end()];
             let build = rig.operator().deploy(stream::iter(messages)).await.unwrap().into_inner();
             assert_eq!((build.host.as_str(), build.assets), ("example.com", 2));
             until("the build is known", async || follower.builds().current.contains(&build).then_some(()))
@@ -115,7 +121,11 @@ async fn a_build_is_pushed_and_fetched_and_a_broken_one_changes_nothing() {
             for (messages, words) in [
                 (vec![asset("/index.html", "x")], "begins with its header"),
                 (vec![header("a b")], "host \"a b\""),
-                (vec![header("example.com"), asset("/b.html", "b"), header("example.com")], "one header"),
+                (
+                    vec![header("example.com"), asset("/b.html", "b"), header("example.com"), end()],
+                    "one header",
+                ),
+                (vec![header("example.com"), asset("/b.html", "b")], "cut before its end"),
                 (vec![header("example.com"), asset("/b.html", "b"), DeployRequest::default()], "neither"),
             ] {
                 let status = rig.operator().deploy(stream::iter(messages)).await.unwrap_err();
@@ -136,7 +146,8 @@ async fn nodes_that_join_are_shown_until_they_part() {
     leads(&seed).await;
     let mut client = SeedClient::new(rig.identity.channel(&rig.seed.to_string()).unwrap());
     let (say, said) = mpsc::channel(4);
-    let hello = JoinHello { node: "proxy-1".to_owned(), kind: "proxy".to_owned(), ..JoinHello::default() };
+    let [node, kind, instance] = ["proxy-1", "proxy", "a"].map(ToOwned::to_owned);
+    let hello = JoinHello { node, kind, instance, ..JoinHello::default() };
     say.send(JoinRequest { message: Some(join_request::Message::Hello(hello.clone())) }).await.unwrap();
     let mut replies = client.join(ReceiverStream::new(said)).await.unwrap().into_inner();
     let first = replies.message().await.unwrap().unwrap().message.unwrap();
@@ -145,7 +156,17 @@ async fn nodes_that_join_are_shown_until_they_part() {
     say.send(JoinRequest { message: Some(join_request::Message::State(state.clone())) }).await.unwrap();
     assert!(matches!(replies.message().await.unwrap().unwrap().message, Some(join_reply::Message::Seen(_))));
     let nodes = rig.status().await.nodes;
-    assert_eq!((&nodes[0].node, &nodes[0].state), (&Some(hello), &Some(state)));
+    assert_eq!((&nodes[0].node, &nodes[0].state), (&Some(hello.clone()), &Some(state)));
+
+    let (say_second, said) = mpsc::channel(4);
+    let namesake = JoinHello { instance: "b".to_owned(), ..hello.clone() };
+    say_second.send(JoinRequest { message: Some(join_request::Message::Hello(namesake)) }).await.unwrap();
+    let refused =
+        client.join(ReceiverStream::new(said)).await.unwrap().into_inner().message().await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("taken by another instance"), "{refused:?}");
+    let nodes: Vec<_> = rig.status().await.nodes.into_iter().map(|status| status.node).collect();
+    assert_eq!(nodes, [Some(hello)], "the first is there as before");
     drop((say, replies));
     until("it is gone", async || rig.status().await.nodes.is_empty().then_some(())).await;
 

@@ -112,6 +112,46 @@ async fn keys_of_a_member_that_leaves_move_at_once_and_only_those() {
 }
 
 #[tokio::test]
+async fn a_second_process_of_a_name_is_refused_with_what_to_do_until_the_first_has_left() {
+    LocalSet::new()
+        .run_until(async {
+            let rig = Rig::new();
+            let _datastore = rig.start_datastore().await;
+            let seed = rig.start_seed().await;
+            let (one, asker) = (rig.follow("live-1", true), rig.follow("proxy-1", false));
+            members(&asker, 1).await;
+            let before = locate_all(&asker, 5).await;
+            let two = rig.follow_as("live-1", "copied", true);
+            until("it is told why", async || {
+                let refusal = two.refusal().borrow().clone().unwrap_or_default();
+                (refusal.contains("taken by another instance") && refusal.contains("--node")).then_some(())
+            })
+            .await;
+
+            // To the next term both come, and only the one whom it expects is taken for the first.
+            seed.kill();
+            until("all have noticed", async || (!one.connected() && !asker.connected()).then_some(())).await;
+            let seed = rig.start_seed().await;
+            leads(&seed).await;
+            until("it is back", async || {
+                let status = rig.status().await;
+                (status.keys == 5 && !status.recovering).then_some(())
+            })
+            .await;
+            assert_eq!(locate_all(&rig.follow("proxy-2", false), 5).await, before);
+            for (key, (_, epoch)) in before.iter().enumerate() {
+                assert!(one.admit(&key.to_string(), *epoch).await);
+            }
+            assert!(!two.connected());
+
+            one.leave().await;
+            until("the name is free", async || two.connected().then_some(())).await;
+            assert_eq!(*two.refusal().borrow(), None);
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_released_key_and_a_refuted_epoch_get_new_epochs() {
     LocalSet::new()
         .run_until(async {

@@ -110,11 +110,17 @@ impl Rig {
 
     /// A child's link; with an id it is a member of `rooms`.
     pub(super) fn follow(&self, node: &str, member: bool) -> Link {
+        self.follow_as(node, node, member)
+    }
+
+    /// As [`Self::follow`], of this instance of the node.
+    pub(super) fn follow_as(&self, node: &str, instance: &str, member: bool) -> Link {
         let member = member.then(|| Member {
             id: format!("{node}:0"),
             pool: "rooms".to_owned(),
             address: "127.0.0.1:9".to_owned(),
             zone: String::new(),
+            instance: instance.to_owned(),
         });
         let (node, kind) = (node.to_owned(), "live".to_owned());
         let who = Follower { node, child: 0, kind, zone: String::new(), member };

@@ -1,0 +1,390 @@
+//! The link against a server on loopback, over TLS and with the cluster's token: each test plays the seed.
+
+use std::pin::Pin;
+use std::time::Instant;
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::LocalSet;
+use tokio::time::timeout;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::*;
+use crate::proto::seed_server::{Seed, SeedServer};
+use crate::proto::{
+    Assigned, FollowHello, FollowReply, FollowWelcome, Invalidate, JoinReply, JoinRequest, Locate, Located,
+    MemberGone, Owned, OwnedKey, Owner as Named, ResetOwners, follow_reply, located,
+};
+use follow_reply::Message as Reply;
+use follow_request::Message as Said;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// One link, from the seed's side. Dropping it ends the link.
+struct Conversation {
+    requests: Streaming<FollowRequest>,
+    replies: mpsc::Sender<Result<FollowReply, Status>>,
+}
+
+impl Conversation {
+    async fn next(&mut self) -> Option<Said> {
+        let next = timeout(DEADLINE, self.requests.message()).await.expect("the follower says something");
+        next.ok().flatten().map(|request| request.message.unwrap())
+    }
+
+    async fn hello(&mut self) -> FollowHello {
+        match self.next().await {
+            Some(Said::Hello(hello)) => hello,
+            other => panic!("no hello: {other:?}"),
+        }
+    }
+
+    /// What a member reports, the mark of the end left out.
+    async fn report(&mut self) -> Vec<OwnedKey> {
+        let mut all = Vec::new();
+        loop {
+            match self.next().await {
+                Some(Said::Owned(Owned { keys, last })) => {
+                    all.extend(keys);
+                    if last {
+                        return all;
+                    }
+                }
+                other => panic!("no report: {other:?}"),
+            }
+        }
+    }
+
+    /// The next question; renewals go unanswered.
+    async fn question(&mut self) -> Locate {
+        loop {
+            match self.next().await {
+                Some(Said::Locate(question)) => return question,
+                Some(Said::Renew(_)) => {}
+                other => panic!("no question: {other:?}"),
+            }
+        }
+    }
+
+    async fn say(&self, message: Reply) {
+        self.replies.send(Ok(FollowReply { message: Some(message) })).await.unwrap();
+    }
+
+    async fn welcome(&self, term: u64, sequence: u64) {
+        let welcome = FollowWelcome {
+            position: Some(Position { term, sequence }),
+            lease_ms: 5_000,
+            heartbeat_ms: 1_000,
+            datastore: "127.0.0.1:1".to_owned(),
+        };
+        self.say(Reply::Welcome(welcome)).await;
+    }
+
+    async fn answer(&self, question: &Locate, port: u16, epoch: u64) {
+        let owner = Named { member: "live-1:0".to_owned(), address: format!("127.0.0.1:{port}"), epoch };
+        let result = Some(located::Result::Owner(owner));
+        self.say(Reply::Located(Located { id: question.id, result })).await;
+    }
+
+    async fn invalidate(&self, sequence: u64, key: &str) {
+        let (pool, key) = ("rooms".to_owned(), key.to_owned());
+        self.say(Reply::Invalidate(Invalidate { sequence, pool, key })).await;
+    }
+
+    async fn close(self, status: Status) {
+        self.replies.send(Err(status)).await.unwrap();
+    }
+}
+
+struct Stage {
+    opened: mpsc::Sender<Conversation>,
+}
+
+#[tonic::async_trait]
+impl Seed for Stage {
+    type JoinStream = Replies<JoinReply>;
+    type FollowStream = Replies<FollowReply>;
+    type FetchBuildStream = Replies<Asset>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<FollowRequest>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let (replies, stream) = mpsc::channel(64);
+        let opened = self.opened.send(Conversation { requests: request.into_inner(), replies });
+        opened.await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn join(&self, _: Request<Streaming<JoinRequest>>) -> Result<Response<Self::JoinStream>, Status> {
+        Err(Status::unimplemented("only followers come here"))
+    }
+
+    async fn fetch_build(
+        &self,
+        _: Request<FetchBuildRequest>,
+    ) -> Result<Response<Self::FetchBuildStream>, Status> {
+        Err(Status::unimplemented("there are no builds"))
+    }
+}
+
+struct Rig {
+    link: Link,
+    opened: mpsc::Receiver<Conversation>,
+    _data: TempDir,
+}
+
+impl Rig {
+    async fn start(member: bool) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let identity = Identity::open_or_create(&data.path().join("cluster")).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (sender, opened) = mpsc::channel(1);
+        let service = SeedServer::with_interceptor(Stage { opened: sender }, identity.guard());
+        let server = Server::builder().tls_config(identity.server_tls()).unwrap().add_service(service);
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+
+        let [node, kind, zone] = ["live-1", "live", "a"].map(ToOwned::to_owned);
+        let member = member.then(|| Member {
+            id: "live-1:0".to_owned(),
+            pool: "rooms".to_owned(),
+            address: "127.0.0.1:9".to_owned(),
+            zone: zone.clone(),
+            instance: "i".to_owned(),
+        });
+        let link = Link::open(&identity, &address, Follower { node, child: 0, kind, zone, member }).unwrap();
+        Self { link, opened, _data: data }
+    }
+
+    async fn next(&mut self) -> Conversation {
+        timeout(DEADLINE, self.opened.recv()).await.expect("it connects").unwrap()
+    }
+
+    /// The next link, up to its welcome.
+    async fn welcomed(&mut self, term: u64, sequence: u64) -> (Conversation, FollowHello) {
+        let mut conversation = self.next().await;
+        let hello = conversation.hello().await;
+        conversation.welcome(term, sequence).await;
+        self.connected(true).await;
+        (conversation, hello)
+    }
+
+    async fn connected(&self, is: bool) {
+        let mut connection = self.link.connection();
+        timeout(DEADLINE, connection.wait_for(|connected| *connected == is)).await.unwrap().unwrap();
+    }
+
+    /// Asks for a key, answered by the seed.
+    async fn locate(&self, seed: &mut Conversation, key: &str, port: u16, epoch: u64) -> Owner {
+        let (asked, ()) = tokio::join!(self.link.locate("rooms", key), async {
+            let question = seed.question().await;
+            assert_eq!(question.key, key);
+            seed.answer(&question, port, epoch).await;
+        });
+        asked.unwrap()
+    }
+}
+
+async fn play<F: Future<Output = ()>>(test: F) {
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_seed_that_is_away_is_tried_less_and_less_often_and_what_is_known_goes_on() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, hello) = rig.welcomed(3, 10).await;
+        assert_eq!((hello.node.as_str(), hello.zone.as_str(), hello.member), ("live-1", "a", None));
+        assert_eq!(hello.since, Some(Position::default()), "one that is new has seen nothing");
+        let owner = rig.locate(&mut seed, "1", 1001, 7).await;
+        seed.invalidate(11, "2").await;
+        let also = rig.locate(&mut seed, "3", 1001, 8).await;
+        drop(seed);
+        rig.connected(false).await;
+        assert_eq!(rig.link.locate("rooms", "1").await, Ok(owner.clone()));
+
+        // Five attempts that are not welcomed: each wait is at least half of a bound that doubles from 50 ms.
+        let away = Instant::now();
+        for _ in 0..5 {
+            let mut refusing = rig.next().await;
+            assert_eq!(refusing.hello().await.since, Some(Position { term: 3, sequence: 11 }));
+        }
+        let (_seed, hello) = rig.welcomed(3, 11).await;
+        assert!(away.elapsed() >= Duration::from_millis(25 + 50 + 100 + 200 + 400), "{:?}", away.elapsed());
+        assert_eq!(hello.since, Some(Position { term: 3, sequence: 11 }), "what it missed is told by this");
+        assert_eq!(rig.link.locate("rooms", "1").await, Ok(owner));
+        assert_eq!(rig.link.locate("rooms", "3").await, Ok(also));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_holds_until_the_invalidation_behind_it_and_one_in_front_of_it_changes_nothing() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, _) = rig.welcomed(1, 0).await;
+        // In one go, so that the link has both before anybody asks again.
+        let (asked, ()) = tokio::join!(rig.link.locate("rooms", "1"), async {
+            let question = seed.question().await;
+            seed.answer(&question, 1001, 7).await;
+            seed.invalidate(1, "1").await;
+            seed.invalidate(2, "other").await;
+        });
+        assert_eq!(asked.unwrap().epoch, 7, "whoever asked before is answered");
+        // The answer of another key comes behind the invalidation: the link has taken that in by now.
+        rig.locate(&mut seed, "2", 1001, 8).await;
+        assert_eq!(rig.locate(&mut seed, "1", 1002, 9).await.epoch, 9, "asked anew");
+
+        let (asked, ()) = tokio::join!(rig.link.locate("rooms", "3"), async {
+            let question = seed.question().await;
+            seed.invalidate(3, "3").await;
+            seed.answer(&question, 1003, 10).await;
+        });
+        let known = asked.unwrap();
+        assert_eq!(rig.link.locate("rooms", "3").await, Ok(known), "the answer is the newer word");
+
+        let gone = MemberGone { sequence: 4, pool: "rooms".to_owned(), member: "live-1:0".to_owned() };
+        seed.say(Reply::MemberGone(gone)).await;
+        rig.locate(&mut seed, "4", 1004, 11).await;
+        assert_eq!(rig.locate(&mut seed, "3", 1005, 12).await.epoch, 12, "with its member its keys are gone");
+
+        rig.link.refute("rooms", "3", 12);
+        let (asked, question) = tokio::join!(rig.link.locate("rooms", "3"), async {
+            let question = seed.question().await;
+            seed.answer(&question, 1005, 13).await;
+            question
+        });
+        assert_eq!((asked.unwrap().epoch, question.refuted_epoch), (13, 12));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_open_question_is_asked_again_on_the_next_link_and_a_reset_forgets_every_owner() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, _) = rig.welcomed(3, 10).await;
+        let old = rig.locate(&mut seed, "1", 1001, 7).await;
+        let asking = tokio::task::spawn_local({
+            let link = rig.link.clone();
+            async move { link.locate("rooms", "2").await }
+        });
+        let asked = seed.question().await;
+        drop(seed);
+        rig.connected(false).await;
+        let (mut seed, _) = rig.welcomed(4, 0).await;
+        assert_eq!(seed.question().await, asked);
+        assert_eq!(rig.link.locate("rooms", "1").await, Ok(old), "nobody has said otherwise yet");
+        let position = Position { term: 4, sequence: 2 };
+        seed.say(Reply::ResetOwners(ResetOwners { position: Some(position) })).await;
+        seed.answer(&asked, 1002, 8).await;
+        assert_eq!(asking.await.unwrap().unwrap().epoch, 8);
+        assert_eq!(rig.locate(&mut seed, "1", 1003, 9).await.epoch, 9, "asked anew");
+        drop(seed);
+        let (_seed, hello) = rig.welcomed(4, 2).await;
+        assert_eq!(hello.since, Some(position));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_member_that_comes_back_reports_what_it_owns() {
+    play(async {
+        let mut rig = Rig::start(true).await;
+        let (mut seed, first) = rig.welcomed(1, 0).await;
+        assert_eq!(first.member.unwrap().instance, "i");
+        assert_eq!(seed.report().await, []);
+        seed.say(Reply::Assigned(Assigned { key: "1".to_owned(), epoch: 7 })).await;
+        assert!(rig.link.admit("1", 7).await);
+        drop(seed);
+        rig.connected(false).await;
+        assert_eq!(rig.link.check("1", 7), Fence::Owned, "the lease goes on without a link");
+        let (mut seed, second) = rig.welcomed(1, 0).await;
+        assert_eq!((second.incarnation, second.attempt), (first.incarnation, first.attempt + 1));
+        assert_eq!(seed.report().await, [OwnedKey { key: "1".to_owned(), epoch: 7 }]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reason_for_which_the_seed_closes_reaches_the_operator_once() {
+    play(async {
+        let mut rig = Rig::start(true).await;
+        let mut refusal = rig.link.refusal();
+        let taken = || Status::failed_precondition("the name is taken");
+        // Refused twice at the hello, for one reason; then welcomed; then displaced.
+        for round in 0..2 {
+            let mut seed = rig.next().await;
+            seed.hello().await;
+            seed.close(taken()).await;
+            if round == 0 {
+                timeout(DEADLINE, refusal.changed()).await.unwrap().unwrap();
+                assert_eq!(refusal.borrow_and_update().as_deref(), Some("the name is taken"));
+            }
+        }
+        let mut seed = rig.next().await;
+        assert!(!refusal.has_changed().unwrap(), "the second time is no news");
+        seed.hello().await;
+        seed.welcome(1, 0).await;
+        rig.connected(true).await;
+        assert_eq!(*refusal.borrow_and_update(), None);
+
+        seed.close(Status::failed_precondition("the member has joined on another link")).await;
+        rig.connected(false).await;
+        assert_eq!(refusal.borrow_and_update().as_deref(), Some("the member has joined on another link"));
+        let (seed, _) = rig.welcomed(1, 0).await;
+        assert_eq!(*refusal.borrow_and_update(), None);
+
+        seed.close(Status::unavailable("the seed is ending")).await;
+        rig.connected(false).await;
+        assert_eq!(*refusal.borrow_and_update(), None, "a seed that goes away has refused nobody");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_leaves_is_told_that_it_owns_nothing_and_comes_back_no_more() {
+    play(async {
+        let mut rig = Rig::start(true).await;
+        let mut lost = rig.link.lost_keys().unwrap();
+        let (mut seed, _) = rig.welcomed(1, 0).await;
+        seed.report().await;
+        seed.say(Reply::Assigned(Assigned { key: "1".to_owned(), epoch: 7 })).await;
+        assert!(rig.link.admit("1", 7).await);
+        let leaving = async {
+            while !matches!(seed.next().await, Some(Said::Leave(_))) {}
+            seed.close(Status::failed_precondition("the member has left")).await;
+        };
+        tokio::join!(rig.link.leave(), leaving);
+        assert_eq!(timeout(DEADLINE, lost.recv()).await.unwrap(), Some(Lost::All));
+        assert_eq!(rig.link.check("1", 7), Fence::Misdirected);
+        assert!(!rig.link.connected());
+        assert_eq!(*rig.link.refusal().borrow(), None, "it was its own wish");
+        // The tasks of the link have ended, and what they shared is the test's alone.
+        while Rc::strong_count(&rig.link.shared) > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_leaves_while_it_is_greeted_is_no_member() {
+    play(async {
+        let mut rig = Rig::start(true).await;
+        let mut seed = rig.next().await;
+        seed.hello().await;
+        seed.report().await;
+        rig.link.leave().await;
+        seed.welcome(1, 0).await;
+        assert_eq!(seed.next().await, None, "it ends the link");
+        assert!(!rig.link.connected());
+    })
+    .await;
+}
