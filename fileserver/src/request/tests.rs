@@ -146,6 +146,7 @@ impl Bench {
             path: path.clone(),
             size: Some(size),
             upload: upload.clone(),
+            watch: String::new(),
         };
         datastore.begin_upload(begin).await.unwrap();
         let file = StoredFile {
