@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::app_files::AppFiles;
 use crate::cache::{Cache, sweep};
 use crate::config::{Config, Storage};
+use crate::inflate::Inflates;
 use crate::progress::Live;
 use crate::publish::Publisher;
 use crate::registrations::Registrations;
@@ -134,6 +135,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         s3_files: S3Files::new(source, staging, Rc::clone(&registrations)),
         vhost_files: VhostFiles::new(move || datastore.datastore(), registrations),
         uploads: Rc::clone(&uploads),
+        inflates: Inflates::default(),
     });
 
     let app_files = Rc::clone(&fileserver.app_files);
