@@ -31,6 +31,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::cache::Cache;
+use crate::credential::Credentials;
 use crate::object::Meta;
 use crate::progress::Live;
 use crate::registrations::Registrations;
@@ -89,7 +90,7 @@ impl Bench {
         let tasks = Tasks::default();
         let pool = Pool::new(Settings::default());
         let registrations =
-            Registrations::new(link, pool, tasks.clone(), draining.clone());
+            Registrations::new(link, pool, Credentials::new(&identity), tasks.clone(), draining.clone());
         let staging = Staging::open(&folder.path().join("staging")).unwrap();
         let there = Rc::new(Cell::new(true));
         let reach = |client: &Client| {
