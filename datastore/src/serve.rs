@@ -100,6 +100,10 @@ struct Service<S> {
 
 #[tonic::async_trait]
 impl<S: Store> Datastore for Service<S> {
+    async fn check_upload(&self, request: Request<BeginUploadRequest>) -> Answer<BeginUploadReply> {
+        answer(self.store.check_upload(request.into_inner()).await)
+    }
+
     async fn begin_upload(&self, request: Request<BeginUploadRequest>) -> Answer<BeginUploadReply> {
         answer(self.store.begin_upload(request.into_inner()).await)
     }

@@ -68,6 +68,10 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
+    async fn check_upload(&self, request: BeginUploadRequest) -> StoreResult<BeginUploadReply> {
+        uploads::check(&self.readers, &request, unix_time_ms()).await
+    }
+
     async fn begin_upload(&self, request: BeginUploadRequest) -> StoreResult<BeginUploadReply> {
         uploads::begin(self, &request, unix_time_ms()).await
     }

@@ -23,9 +23,17 @@ pub type StoreResult<T> = Result<T, StoreError>;
 /// The messages are those of `datastore.proto`, which says what each field means. Dropping a future leaves the change
 /// either made or not made; repeating the call is safe, or tells [`StoreError::AlreadyExists`].
 pub trait Store: Send + Sync + 'static {
+    /// What [`Self::begin_upload`] would answer, without taking anything: an upload's own id is not looked at. A path
+    /// that ends in a slash stands for any file below it.
+    fn check_upload(
+        &self,
+        request: BeginUploadRequest,
+    ) -> impl Future<Output = StoreResult<BeginUploadReply>> + Send;
+
     /// Checks a token and takes one of its uses and its quota, under the upload's id.
     ///
-    /// The reservation lasts until the upload is completed or aborted, at most [`UPLOAD_LIFE_MS`]. Repeated with the
+    /// The reservation lasts until the upload is completed or aborted, at most [`UPLOAD_LIFE_MS`]. For as long as the
+    /// upload is known, its public id (`watch`) is its token's: no other token's upload may go by it. Repeated with the
     /// same id, it answers with the same reservation. A token that doesn't open the upload is a refusal in the reply,
     /// not an error.
     fn begin_upload(

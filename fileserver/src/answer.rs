@@ -6,8 +6,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY,
+    CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Method, Response, StatusCode};
 
@@ -17,6 +18,11 @@ use crate::range::{Ranges, parse};
 
 /// Parts boundaries are random, so that no body can contain one on purpose.
 const BOUNDARY_BYTES: usize = 16;
+/// The most raw bytes that are made and thrown away for the sake of a range, where a body is stored as gzip: some
+/// seconds of one processor, less than proxies wait for.
+pub(crate) const MAX_SKIP_BYTES: u64 = 1 << 30;
+/// The most that is made and thrown away between the ranges of one request.
+const MAX_GAP_BYTES: u64 = 1 << 20;
 
 /// A file as it can be had.
 #[derive(Debug)]
@@ -30,6 +36,10 @@ pub(crate) struct Offer<'a> {
     pub(crate) size: u64,
     /// The codings that are ready besides identity, the best first, and the size of each.
     pub(crate) coded: &'a [(Coding, u64)],
+    /// Whether any raw byte can be read without those before it.
+    pub(crate) seekable: bool,
+    /// Whether a browser that shows it as a page is to run nothing of it, as it comes from whoever may upload.
+    pub(crate) sandboxed: bool,
 }
 
 /// What of the body belongs to the answer.
@@ -71,6 +81,11 @@ pub(crate) fn answer(method: &Method, headers: &HeaderMap, offer: &Offer) -> (Re
         Some(Ok(field)) if ranged && range_counts(headers, &identity) => parse(field, offer.size),
         _ => Ranges::Ignored,
     };
+    let ranges = match ranges {
+        // What would cost more than it is worth may be ignored (RFC 9110 section 14.2).
+        Ranges::Satisfiable(ranges) if !offer.seekable && !is_near(&ranges) => Ranges::Ignored,
+        ranges => ranges,
+    };
     let present: Vec<Coding> = offer.coded.iter().map(|(coding, _)| *coding).collect();
     let coding = if ranges == Ranges::Ignored { choose(headers, &present) } else { Coding::Identity };
     let current = validators(offer, coding);
@@ -107,6 +122,12 @@ pub(crate) fn answer(method: &Method, headers: &HeaderMap, offer: &Offer) -> (Re
     }
 }
 
+/// Whether ranges can be reached from the start without throwing too much away.
+fn is_near(ranges: &[Range<u64>]) -> bool {
+    let gaps: u64 = ranges.windows(2).map(|pair| pair[1].start - pair[0].end).sum();
+    ranges.first().is_none_or(|first| first.start <= MAX_SKIP_BYTES) && gaps <= MAX_GAP_BYTES
+}
+
 /// Fields that a 200 has and a 304 repeats (RFC 9110 section 15.4.5).
 fn describe(headers: &mut HeaderMap, offer: &Offer, current: &Validators) {
     set(headers, ETAG, &current.tag);
@@ -119,6 +140,15 @@ fn describe(headers: &mut HeaderMap, offer: &Offer, current: &Validators) {
     set(headers, CACHE_CONTROL, offer.cache_control);
     set(headers, ACCEPT_RANGES, "bytes");
     set(headers, X_CONTENT_TYPE_OPTIONS, "nosniff");
+    // Browsers show no PDF in a sandbox, and what is in one runs in their viewer, of no origin, in any case.
+    if offer.sandboxed && !is_pdf(offer.content_type) {
+        set(headers, CONTENT_SECURITY_POLICY, "sandbox");
+    }
+}
+
+fn is_pdf(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default();
+    essence.trim().eq_ignore_ascii_case("application/pdf")
 }
 
 /// The head of an answer that has no file, and must not live long.

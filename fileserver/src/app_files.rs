@@ -62,6 +62,11 @@ impl AppFiles {
         .cloned()
     }
 
+    /// Whether a host has an app.
+    pub(crate) fn has(&self, host: &VirtualHost) -> bool {
+        self.0.borrow().iter().any(|build| host.matches(&build.host))
+    }
+
     /// Those of the current builds that are not held here yet.
     pub(crate) fn missing<'a>(&self, current: &'a [Build]) -> Vec<&'a Build> {
         let held = self.0.borrow();
@@ -118,6 +123,8 @@ impl Asset {
             cache_control: self.cache_control,
             size: self.identity.len() as u64,
             coded: &coded,
+            seekable: true,
+            sandboxed: false,
         };
         let (head, selection) = answer(&request.method, &request.headers, &offer);
         head.map(|()| self.body(selection))

@@ -7,7 +7,7 @@ use futures_util::stream;
 use protoplex_http::{Body, BodyError};
 
 use crate::answer::{Piece, Selection};
-use crate::inflate::Inflate;
+use crate::inflate::{Inflate, Inflates, Turn};
 use crate::negotiate::Coding;
 use crate::object::Encoding;
 use crate::storage::StorageError;
@@ -18,14 +18,16 @@ pub(crate) struct Content {
     body: StoredBody,
     /// Between the stored and the raw bytes, where they differ and raw ones are wanted, and how many it has made.
     inflate: Option<(Inflate, u64)>,
+    /// Where it is so.
+    turn: Option<Turn>,
     /// Raw bytes that were made beyond the last span.
     made: Bytes,
     pieces: VecDeque<Piece>,
 }
 
 impl Content {
-    /// What was selected of a stored body.
-    pub(crate) fn new(body: StoredBody, selection: Selection) -> Self {
+    /// What was selected of a stored body; none while too many are uncompressed.
+    pub(crate) fn new(body: StoredBody, selection: Selection, inflates: &Inflates) -> Option<Self> {
         let meta = body.meta();
         let (pieces, raw) = match selection {
             Selection::Nothing => (Vec::new(), false),
@@ -33,8 +35,11 @@ impl Content {
             Selection::Whole(_) => (vec![Piece::Span(0..meta.stored_size)], false),
             Selection::Pieces(pieces) => (pieces, true),
         };
-        let inflate = (raw && meta.encoding == Encoding::Gzip).then(|| (Inflate::new(), 0));
-        Self { body, inflate, made: Bytes::new(), pieces: pieces.into() }
+        let (inflate, turn) = match raw && meta.encoding == Encoding::Gzip {
+            true => (Some((Inflate::new(), 0)), Some(inflates.begin(first_byte(&pieces))?)),
+            false => (None, None),
+        };
+        Some(Self { body, inflate, turn, made: Bytes::new(), pieces: pieces.into() })
     }
 
     /// As the body of an answer. A failure on the way breaks it off, which the client sees.
@@ -78,6 +83,9 @@ impl Content {
                 usize::try_from(at - start).map_or(self.made.len(), |skip| skip.min(self.made.len()));
             drop(self.made.split_to(skipped));
             if !self.made.is_empty() {
+                if let Some(turn) = &mut self.turn {
+                    turn.arrived();
+                }
                 let length = usize::try_from(most).map_or(self.made.len(), |most| most.min(self.made.len()));
                 return Ok(self.made.split_to(length));
             }
@@ -85,6 +93,15 @@ impl Content {
             *position += self.made.len() as u64;
         }
     }
+}
+
+/// Where the first span begins.
+fn first_byte(pieces: &[Piece]) -> u64 {
+    let mut spans = pieces.iter().filter_map(|piece| match piece {
+        Piece::Span(span) => Some(span.start),
+        Piece::Text(_) => None,
+    });
+    spans.next().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Makes raw bytes of a body that is stored as gzip, step by step on the blocking pool, in bounded memory.
 
+use std::sync::Arc;
+
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::{Decompress, FlushDecompress, Status};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::disk::{READ_MAX_BYTES, blocking};
 use crate::storage::StorageError;
@@ -9,6 +12,54 @@ use crate::stored::StoredBody;
 
 /// The window of any gzip stream, as a power of two (RFC 1951 section 2).
 const WINDOW_BITS: u8 = 15;
+
+/// Bodies of a child that are made raw at once. Each takes about 300 KiB of memory.
+const MAX_INFLATES: usize = 256;
+/// Of them, those on the way to a range: until they are there, each keeps a processor busy.
+const MAX_SKIPS: usize = 4;
+/// What is thrown away without being counted among them, in bytes: it takes some milliseconds.
+const FREE_SKIP_BYTES: u64 = 4 << 20;
+
+/// How much of its processors and memory a child spends on bodies that go out in another form than they are stored in.
+#[derive(Debug, Clone)]
+pub(crate) struct Inflates {
+    running: Arc<Semaphore>,
+    skipping: Arc<Semaphore>,
+}
+
+/// Leave to make a body raw.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _running: OwnedSemaphorePermit,
+    /// Until the first byte that is wanted.
+    skipping: Option<OwnedSemaphorePermit>,
+}
+
+impl Default for Inflates {
+    fn default() -> Self {
+        let [running, skipping] = [MAX_INFLATES, MAX_SKIPS].map(|permits| Arc::new(Semaphore::new(permits)));
+        Self { running, skipping }
+    }
+}
+
+impl Inflates {
+    /// Leave to make a body raw of which the first `skip` bytes are thrown away; none while there are too many.
+    pub(crate) fn begin(&self, skip: u64) -> Option<Turn> {
+        let running = self.running.clone().try_acquire_owned().ok()?;
+        let skipping = match skip {
+            ..=FREE_SKIP_BYTES => None,
+            _ => Some(self.skipping.clone().try_acquire_owned().ok()?),
+        };
+        Some(Turn { _running: running, skipping })
+    }
+}
+
+impl Turn {
+    /// What is made from here on is sent.
+    pub(crate) fn arrived(&mut self) {
+        self.skipping = None;
+    }
+}
 
 /// A gzip stream somewhere in its middle. It goes forward only.
 pub(crate) struct Inflate {

@@ -12,6 +12,7 @@ mod path;
 mod request;
 
 mod app_files;
+mod credential;
 mod refusal;
 mod registrations;
 mod s3_files;

@@ -1,21 +1,19 @@
 //! Brings events and invalidations to the live nodes that own their topics.
 
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderName, StatusCode};
-use jsonwebtoken::{EncodingKey, Header, encode};
 use protoplex_http::upstream::{Pool, SendError};
 use protoplex_http::{Body, BodyError, Request};
 use protoplex_runtime::drain::Tasks;
 use protoplex_wire::follow::{Link, LocateError};
-use protoplex_wire::identity::Identity;
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::credential::Credentials;
 use crate::progress::{Event, Invalidation, Notice, Notices};
 use crate::registrations::shard;
 
@@ -30,8 +28,6 @@ const LASTING: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(250);
 /// An invalidation is answered once its registrants have dropped their entries, for which live gives them 500 ms.
 const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a token for one publication is good: enough for clocks that differ.
-const TOKEN_LIFE: Duration = Duration::from_secs(300);
 /// What is read of live's answer, in bytes, so that its connection can be used again.
 const MAX_ANSWER_BYTES: u64 = 16 * 1024;
 
@@ -39,7 +35,7 @@ const MAX_ANSWER_BYTES: u64 = 16 * 1024;
 pub(crate) struct Publisher {
     link: Link,
     pool: Rc<Pool>,
-    signing: EncodingKey,
+    credentials: Rc<Credentials>,
     tasks: Tasks,
 }
 
@@ -60,21 +56,9 @@ enum PublishError {
     Request(#[from] http::Error),
 }
 
-/// The claims of a Mercure publisher (Mercure section 6).
-#[derive(Serialize)]
-struct Claims {
-    mercure: Mercure,
-    exp: u64,
-}
-
-#[derive(Serialize)]
-struct Mercure {
-    publish: [&'static str; 1],
-}
-
 impl Publisher {
-    pub(crate) fn new(link: Link, pool: Rc<Pool>, identity: &Identity, tasks: Tasks) -> Rc<Self> {
-        Rc::new(Self { link, pool, signing: EncodingKey::from_secret(identity.live_key()), tasks })
+    pub(crate) fn new(link: Link, pool: Rc<Pool>, credentials: Rc<Credentials>, tasks: Tasks) -> Rc<Self> {
+        Rc::new(Self { link, pool, credentials, tasks })
     }
 
     /// Delivers what the pipeline hands over, for as long as there is a pipeline.
@@ -113,7 +97,8 @@ impl Publisher {
             .append_pair("topic", &event.topic)
             .append_pair("data", &event.cloud_event)
             .finish();
-        self.post(&event.topic, "/.well-known/mercure", form.into()).await
+        let credential = self.credentials.publisher(&event.topic)?;
+        self.post(&event.topic, "/.well-known/mercure", &credential, form.into()).await
     }
 
     /// Tells when every name is told. One that fails leaves the question unanswered, and its asker asks again.
@@ -122,7 +107,11 @@ impl Publisher {
         let told = names.iter().map(|name| async move {
             let query: String = form_urlencoded::byte_serialize(name.as_bytes()).collect();
             let target = format!("/.well-known/protoplex/invalidate?name={query}");
-            match timeout_at(end, self.post(&shard(name), &target, Bytes::new())).await {
+            let post = async {
+                let credential = self.credentials.node()?;
+                self.post(&shard(name), &target, &credential, Bytes::new()).await
+            };
+            match timeout_at(end, post).await {
                 Ok(Ok(())) => true,
                 Ok(Err(error)) => {
                     tracing::warn!(name, "stale entries may be left: {error}");
@@ -138,20 +127,26 @@ impl Publisher {
     }
 
     /// Posts to the owner of a key; where it isn't the owner any more, once more to the new one.
-    async fn post(&self, key: &str, target: &str, body: Bytes) -> Result<(), PublishError> {
-        let status = self.post_once(key, target, body.clone()).await?;
+    async fn post(&self, key: &str, target: &str, credential: &str, body: Bytes) -> Result<(), PublishError> {
+        let status = self.post_once(key, target, credential, body.clone()).await?;
         let status = match status {
-            StatusCode::MISDIRECTED_REQUEST => self.post_once(key, target, body).await?,
+            StatusCode::MISDIRECTED_REQUEST => self.post_once(key, target, credential, body).await?,
             status => status,
         };
         if status.is_success() { Ok(()) } else { Err(PublishError::Status(status)) }
     }
 
-    async fn post_once(&self, key: &str, target: &str, body: Bytes) -> Result<StatusCode, PublishError> {
+    async fn post_once(
+        &self,
+        key: &str,
+        target: &str,
+        credential: &str,
+        body: Bytes,
+    ) -> Result<StatusCode, PublishError> {
         let owner = self.link.locate(POOL, key).await?;
         let request: Request = http::Request::post(target)
             .header(HOST, owner.address.to_string())
-            .header(AUTHORIZATION, format!("Bearer {}", self.token()?))
+            .header(AUTHORIZATION, credential)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(PROTOPLEX_KEY, key)
             .header(PROTOPLEX_EPOCH, owner.epoch)
@@ -163,12 +158,6 @@ impl Publisher {
         }
         response.into_body().collect(MAX_ANSWER_BYTES).await?;
         Ok(status)
-    }
-
-    fn token(&self) -> Result<String, jsonwebtoken::errors::Error> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let claims = Claims { mercure: Mercure { publish: ["*"] }, exp: (now + TOKEN_LIFE).as_secs() };
-        encode(&Header::default(), &claims, &self.signing)
     }
 }
 

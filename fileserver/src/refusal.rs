@@ -37,6 +37,9 @@ pub(crate) enum Refusal {
     /// Ours: the storage.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// Ours: too much is uncompressed at the moment.
+    #[error("too many bodies are uncompressed at the moment for clients that take no gzip, or want a part")]
+    Busy,
     /// Ours: a file that is recorded is not in the storage.
     #[error("the file is recorded, but the storage does not have it")]
     Missing,
@@ -56,6 +59,7 @@ impl Refusal {
             Self::Site(SiteError::Away(_)) => (StatusCode::SERVICE_UNAVAILABLE, "datastore-unavailable"),
             Self::Site(SiteError::Damaged) => (StatusCode::BAD_GATEWAY, "datastore-damaged"),
             Self::Storage(error) => (error.status(), "storage-unavailable"),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::Missing => (StatusCode::BAD_GATEWAY, "body-missing"),
             Self::Underway => (StatusCode::SERVICE_UNAVAILABLE, "body-underway"),
         };

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use http::header::{CONNECTION, HOST, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, UPGRADE};
 use http::{HeaderName, StatusCode};
 use protoplex_http::upgrade::{Upgraded, of_answer};
 use protoplex_http::upstream::{Pool, SendError};
@@ -24,6 +24,8 @@ use tokio::time::{sleep, timeout};
 
 pub(crate) use shard::Registration;
 use shard::{Asked, Shard};
+
+use crate::credential::Credentials;
 
 /// The pool whose members own the shards.
 const POOL: &str = "live";
@@ -70,6 +72,7 @@ pub(crate) struct Registrations {
 struct Way {
     link: Link,
     pool: Rc<Pool>,
+    credentials: Rc<Credentials>,
 }
 
 /// Why there is no connection to a shard's owner.
@@ -81,6 +84,8 @@ enum RegistrationError {
     Send(#[from] SendError),
     #[error("live answered {0}")]
     Status(StatusCode),
+    #[error("the token can't be signed: {0}")]
+    Sign(#[from] jsonwebtoken::errors::Error),
     #[error("the request can't be made: {0}")]
     Request(#[from] http::Error),
     #[error("the connection failed: {0}")]
@@ -90,9 +95,15 @@ enum RegistrationError {
 }
 
 impl Registrations {
-    pub(crate) fn new(link: Link, pool: Rc<Pool>, tasks: Tasks, drain: Drain) -> Rc<Self> {
+    pub(crate) fn new(
+        link: Link,
+        pool: Rc<Pool>,
+        credentials: Rc<Credentials>,
+        tasks: Tasks,
+        drain: Drain,
+    ) -> Rc<Self> {
         let shards = (0..SHARDS).map(|_| Rc::default()).collect();
-        Rc::new(Self { way: Way { link, pool }, shards, tasks, drain })
+        Rc::new(Self { way: Way { link, pool, credentials }, shards, tasks, drain })
     }
 
     /// Registers a name. To be called before the look-up whose answer is to be cached; none where nothing may be.
@@ -146,6 +157,7 @@ impl Way {
         let owner = self.link.locate(POOL, key).await?;
         let request: Request = http::Request::get(PATH)
             .header(HOST, owner.address.to_string())
+            .header(AUTHORIZATION, self.credentials.node()?)
             .header(CONNECTION, "upgrade")
             .header(UPGRADE, PROTOCOL)
             .header(PROTOPLEX_KEY, key)

@@ -12,6 +12,7 @@ use crate::answer::{Offer, answer};
 use crate::app_files::AppFiles;
 use crate::content::Content;
 use crate::host::VirtualHost;
+use crate::inflate::Inflates;
 use crate::negotiate::Coding;
 use crate::object::Encoding;
 use crate::path::FilePath;
@@ -36,6 +37,7 @@ pub(crate) struct Fileserver {
     pub(crate) s3_files: S3Files,
     pub(crate) vhost_files: VhostFiles,
     pub(crate) uploads: Rc<Uploads>,
+    pub(crate) inflates: Inflates,
 }
 
 impl Handler for Fileserver {
@@ -73,7 +75,7 @@ impl Fileserver {
             return Ok(response);
         }
         match self.vhost_files.find(&host, &path).await? {
-            Some(site) => self.by_site(head, &site).await,
+            Some(site) => self.by_site(head, &host, &site).await,
             None => Err(Refusal::NotFound { host, path }),
         }
     }
@@ -92,11 +94,14 @@ impl Fileserver {
             cache_control: REFERENCE_LIFE,
             size: body.meta().size,
             coded: &coded(&body),
+            seekable: body.meta().encoding == Encoding::Identity,
+            // References are shown on every host.
+            sandboxed: true,
         };
-        Ok(Some(send(head, &offer, body)))
+        self.send(head, &offer, body).map(Some)
     }
 
-    async fn by_site(&self, head: &Parts, site: &Site) -> Result<Response, Refusal> {
+    async fn by_site(&self, head: &Parts, host: &VirtualHost, site: &Site) -> Result<Response, Refusal> {
         count("site");
         let body = match self.s3_files.open(&site.reference).await {
             Err(StorageError::NotFound) if site.stored => return Err(Refusal::Missing),
@@ -110,8 +115,18 @@ impl Fileserver {
             cache_control: SITE_LIFE,
             size: body.meta().size,
             coded: &coded(&body),
+            seekable: body.meta().encoding == Encoding::Identity,
+            // A host without an app is a site of its own, made of what is uploaded to it; a host with one is the app's,
+            // and who may upload there is its guest.
+            sandboxed: self.app_files.has(host),
         };
-        Ok(send(head, &offer, body))
+        self.send(head, &offer, body)
+    }
+
+    fn send(&self, head: &Parts, offer: &Offer, body: StoredBody) -> Result<Response, Refusal> {
+        let (answer, selection) = answer(&head.method, &head.headers, offer);
+        let content = Content::new(body, selection, &self.inflates).ok_or(Refusal::Busy)?;
+        Ok(answer.map(|()| content.into_body()))
     }
 }
 
@@ -126,11 +141,6 @@ fn coded(body: &StoredBody) -> Vec<(Coding, u64)> {
         Encoding::Identity => Vec::new(),
         Encoding::Gzip => vec![(Coding::Gzip, body.meta().stored_size)],
     }
-}
-
-fn send(head: &Parts, offer: &Offer, body: StoredBody) -> Response {
-    let (answer, selection) = answer(&head.method, &head.headers, offer);
-    answer.map(|()| Content::new(body, selection).into_body())
 }
 
 fn options() -> Response {

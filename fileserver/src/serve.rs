@@ -20,6 +20,8 @@ use tokio::time::{sleep, timeout};
 use crate::app_files::AppFiles;
 use crate::cache::{Cache, sweep};
 use crate::config::{Config, Storage};
+use crate::credential::Credentials;
+use crate::inflate::Inflates;
 use crate::progress::Live;
 use crate::publish::Publisher;
 use crate::registrations::Registrations;
@@ -92,7 +94,14 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         Link::open(&identity, &common.seed, who).map_err(|error| ServeError::Seed(error.to_string()))?;
 
     let (tasks, drain) = (Tasks::default(), context.drain());
-    let registrations = Registrations::new(link.clone(), Rc::clone(&pool), tasks.clone(), drain.clone());
+    let credentials = Credentials::new(&identity);
+    let registrations = Registrations::new(
+        link.clone(),
+        Rc::clone(&pool),
+        Rc::clone(&credentials),
+        tasks.clone(),
+        drain.clone(),
+    );
     let staging = Staging::open(&common.data.join("staging"))?;
     let (bodies, source) = storage(&config, common, &tasks).await?;
     let (live, notices) = Live::new(&format!("/{}/{}", context.node(), context.index()));
@@ -105,10 +114,11 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         s3_files: S3Files::new(source, staging, Rc::clone(&registrations)),
         vhost_files: VhostFiles::new(move || datastore.datastore(), registrations),
         uploads: Rc::clone(&uploads),
+        inflates: Inflates::default(),
     });
 
     let app_files = Rc::clone(&fileserver.app_files);
-    let publisher = Publisher::new(link.clone(), pool, &identity, tasks.clone());
+    let publisher = Publisher::new(link.clone(), pool, credentials, tasks.clone());
     tasks.spawn(publisher.deliver(notices));
     tasks.spawn(async move { uploads.look_after().await });
     // Requests that wait at the sockets of a child that died should find the app in its successor too.

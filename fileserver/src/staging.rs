@@ -62,8 +62,29 @@ pub(crate) enum Step {
     Resumable(Checkpoint),
     /// The body is whole, named and forced to the disk; the datastore may have recorded it.
     Committing(Staged),
+    /// A tus upload that was recorded and is on its way to the storage: its client may be told so.
+    Recorded(Staged),
     /// A tus upload that was recorded; kept so that a client that missed the answer learns of it.
     Finished(Finished),
+}
+
+impl Journal {
+    /// Where the path shows what is uploaded.
+    pub(crate) fn url(&self) -> String {
+        format!("{}{}", self.origin, self.url_path)
+    }
+}
+
+impl Step {
+    /// Who may ask about the upload and go on with it, where it is one by tus.
+    pub(crate) fn lease(&self) -> Option<&TusLease> {
+        match self {
+            Self::Receiving => None,
+            Self::Resumable(checkpoint) => Some(&checkpoint.lease),
+            Self::Committing(staged) | Self::Recorded(staged) => staged.tus.as_ref(),
+            Self::Finished(finished) => Some(&finished.lease),
+        }
+    }
 }
 
 /// Where a tus upload goes on.

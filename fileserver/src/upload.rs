@@ -2,16 +2,17 @@
 //!
 //! | step | on disk when it is done | after a crash |
 //! | --- | --- | --- |
-//! | token checked ([`steps`]) | journal: receiving | undone, use and quota given back |
+//! | token checked ([`admission`]), use and quota reserved ([`steps`]) | journal: receiving | undone, use and quota given back |
 //! | body received and hashed | body | undone (tus: goes on at the last checkpoint) |
 //! | compressed, where it pays and the content is new | body, gzip | undone |
 //! | staged | journal: committing; the content under its reference | the datastore knows whether it was recorded |
-//! | recorded in the datastore, stale cache entries dropped, 201 | the same | pushed |
+//! | recorded in the datastore, stale cache entries dropped, 201 | the same; tus: journal: recorded | pushed |
 //! | pushed to the storage, marked as stored ([`store`]) | the same | pushed again, which changes nothing |
 //! | removed | nothing | |
 //!
 //! An upload runs in a task of its own: when its client leaves, the request is dropped but the upload ends in order.
 
+mod admission;
 mod answer;
 mod form;
 mod intent;
@@ -83,16 +84,12 @@ impl Uploads {
     }
 
     async fn in_its_own_task(self: &Rc<Self>, request: Request, scheme: Scheme) -> Response {
-        let Ok(permit) = self.in_flight.clone().try_acquire_owned() else {
-            return Refusal::Busy.problem().into_response();
-        };
         let (answer, told) = oneshot::channel();
         let uploads = self.clone();
         self.tasks.spawn(async move {
             let response = uploads.respond(request, scheme).await;
             // Without a receiver the client has left; the upload is stored or undone all the same.
             let _ = answer.send(response);
-            drop(permit);
         });
         told.await.unwrap_or_else(|_| Refusal::Broken.problem().into_response())
     }
@@ -119,7 +116,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 
 /// The wall clock, in Unix milliseconds.
 fn unix_time_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    unix_ms(SystemTime::now())
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

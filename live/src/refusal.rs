@@ -39,6 +39,8 @@ pub(crate) enum Refusal {
     Token(TokenError),
     /// There is no token where one is needed.
     NoToken,
+    /// There is no token of a node where only nodes may come.
+    NotANode,
     /// The token does not cover this.
     NotCovered { claim: &'static str, topic: String },
     /// A page of another origin lets a browser publish with its user's cookie.
@@ -99,6 +101,11 @@ impl Refusal {
                 let detail = "a token is needed: in Authorization, the query's \"authorization\", or the cookie mercureAuthorization";
                 challenge(Problem::new(StatusCode::UNAUTHORIZED, "token-missing", detail), "Bearer")
             }
+            Self::NotANode => {
+                let detail =
+                    "only nodes of this cluster may come here, with a token of theirs in Authorization";
+                challenge(Problem::new(StatusCode::UNAUTHORIZED, "token-missing", detail), "Bearer")
+            }
             Self::NotCovered { claim, topic } => {
                 let detail = format!("the token's claim mercure.{claim} does not cover {topic:?}");
                 let problem = Problem::new(StatusCode::FORBIDDEN, "token-scope", detail);
@@ -149,6 +156,7 @@ fn token_kind(error: TokenError) -> &'static str {
         TokenError::WrongAlgorithm => "token-algorithm",
         TokenError::Forged => "token-forged",
         TokenError::Expired => "token-expired",
+        TokenError::OtherPurpose => "token-purpose",
         TokenError::NotYetValid => "token-not-yet-valid",
     }
 }

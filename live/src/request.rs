@@ -12,6 +12,7 @@ use metrics::counter;
 use protoplex_http::{Body, Exchange, Handler, Request, Response, upgrade};
 use protoplex_wire::follow::Link;
 use protoplex_wire::holder::Fence;
+use protoplex_wire::identity::Identity;
 use tokio::time::Instant;
 
 use crate::channel::Since;
@@ -24,7 +25,7 @@ use crate::refusal::Refusal;
 use crate::registrants::{PROTOCOL, Registrants};
 use crate::subscription::{Pace, Seats, Subscription};
 use crate::tenure::{Tenures, Use};
-use crate::token::{Grant, Verifier};
+use crate::token::{Grant, Nodes, Verifier};
 use crate::{PROTOPLEX_EPOCH, PROTOPLEX_KEY};
 
 /// Where registrants connect.
@@ -38,6 +39,7 @@ pub(crate) struct Live {
     pub(crate) link: Link,
     pub(crate) tenures: Tenures,
     verifier: Verifier,
+    nodes: Nodes,
     elsewhere: Elsewhere,
     seats: Seats,
     registrants: Rc<Registrants>,
@@ -69,11 +71,12 @@ impl Handler for Live {
 }
 
 impl Live {
-    /// `live_key` is the HS256 key of the tokens.
-    pub(crate) fn new(config: Config, link: Link, live_key: &[u8]) -> Self {
+    /// The identity has the keys of the tokens.
+    pub(crate) fn new(config: Config, link: Link, identity: &Identity) -> Self {
         Self {
             tenures: Tenures::new(config.max_channels),
-            verifier: Verifier::new(live_key),
+            verifier: Verifier::new(identity.live_key()),
+            nodes: Nodes::new(&identity.node_key()),
             elsewhere: Elsewhere::new(link.clone(), &config),
             seats: Seats::new(config.max_subscribers),
             registrants: Rc::default(),
@@ -86,7 +89,13 @@ impl Live {
     async fn answer(&self, request: Request, exchange: &Rc<Exchange>) -> Result<Response, Refusal> {
         let tenure = self.fence(request.headers(), exchange).await?;
         let action = route(request.method(), request.uri().path())?;
-        let caller = self.authenticate(&request)?;
+        let caller = match action {
+            Action::Register | Action::Invalidate => {
+                self.authenticate_node(request.headers())?;
+                None
+            }
+            _ => self.authenticate(&request)?,
+        };
         match action {
             Action::Preflight { methods } => Ok(cors::preflight(methods)),
             Action::Subscribe { head_only } => {
@@ -95,7 +104,7 @@ impl Live {
             }
             Action::Publish => self.publish(tenure, request, caller).await,
             Action::Register => self.register(tenure, &request, exchange),
-            Action::Invalidate => self.invalidate(&request, caller).await,
+            Action::Invalidate => self.invalidate(&request).await,
         }
     }
 
@@ -122,6 +131,13 @@ impl Live {
         let Some(credential) = Credential::of(query, request.headers()) else { return Ok(None) };
         let grant = self.verifier.verify(&credential.token).map_err(Refusal::Token)?;
         Ok(Some(Caller { credential, grant }))
+    }
+
+    /// What caches hold is a matter between nodes, whatever an app's own tokens allow: a false word here would empty
+    /// caches, or keep an invalidation waiting.
+    fn authenticate_node(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let credential = Credential::of("", headers).filter(|credential| !credential.from_cookie);
+        self.nodes.verify(&credential.ok_or(Refusal::NotANode)?.token).map_err(Refusal::Token)
     }
 
     async fn subscribe(
@@ -238,13 +254,11 @@ impl Live {
         Ok(upgrade::accept(request, exchange, PROTOCOL, attend))
     }
 
-    async fn invalidate(&self, request: &Request, caller: Option<Caller>) -> Result<Response, Refusal> {
+    async fn invalidate(&self, request: &Request) -> Result<Response, Refusal> {
         let query = request.uri().query().unwrap_or_default();
         let (_, name) = form_urlencoded::parse(query.as_bytes())
             .find(|(field, _)| field == "name")
             .ok_or(Refusal::NoName)?;
-        let grant = caller.ok_or(Refusal::NoToken)?.grant;
-        covered(&[name.to_string()], "publish", |name| grant.may_publish(name))?;
         let outcome = self.registrants.invalidate(&name).await;
         let text =
             serde_json::json!({ "registrants": outcome.registrants, "acked": outcome.acked }).to_string();

@@ -89,7 +89,7 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
 
     // Checked by the parent.
     let limits = config.http.resolve("live.http", &mut Problems::default());
-    let live = Rc::new(Live::new(config, link.clone(), identity.live_key()));
+    let live = Rc::new(Live::new(config, link.clone(), &identity));
     let tasks = Tasks::default();
     tasks.spawn(keep_tenures(Rc::clone(&live), lost_keys, context.drain()));
     tasks.spawn(tell_ready(context.clone(), link));

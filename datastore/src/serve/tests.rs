@@ -85,6 +85,7 @@ fn begin(token: &str, upload: &str) -> BeginUploadRequest {
         path: "/a".to_owned(),
         size: Some(5),
         upload: upload.to_owned(),
+        watch: String::new(),
     }
 }
 

@@ -158,7 +158,7 @@ async fn a_newer_schema_is_refused() {
     store.close().await;
     let before = fs::read(database.file()).unwrap();
     let error = database.refusal().await;
-    assert!(matches!(error, OpenError::Newer { found: 9999, known: 2, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Newer { found: 9999, known: 3, .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("protoplex.db: its schema is version 9999"), "{text}");
     assert!(text.contains("Start the newer version"), "{text}");
@@ -267,6 +267,7 @@ async fn an_abandoned_reservation_is_given_back_after_a_week() {
         path: "/a".to_owned(),
         size: None,
         upload: upload.to_owned(),
+        watch: String::new(),
     };
     let now = unix_time_ms();
     let begin = async |upload: &str, now_ms| uploads::begin(&store, &request(upload), now_ms).await.unwrap();

@@ -15,7 +15,7 @@ use sqlx::{Row, SqliteConnection, SqlitePool};
 use super::{SqliteStore, files, integer};
 use crate::scope;
 use crate::store::{StoreError, StoreResult, UPLOAD_LIFE_MS};
-use crate::token::{self, Presented, SecretDigest, Terms};
+use crate::token::{self, Presented, Refused, SecretDigest, Terms};
 
 /// The longest id of an upload, in bytes.
 const MAX_UPLOAD_ID_BYTES: usize = 128;
@@ -49,6 +49,26 @@ pub(super) async fn create_token(
     Ok(CreateTokenReply { token: new.token, id: new.id })
 }
 
+/// See [`crate::store::Store::check_upload`].
+pub(super) async fn check(
+    readers: &SqlitePool,
+    request: &BeginUploadRequest,
+    now_ms: i64,
+) -> StoreResult<BeginUploadReply> {
+    scope::check_place(&request.host, &request.path)?;
+    let Some(token) = authenticate(readers, &request.token).await? else { return Ok(forged()) };
+    let mut connection = readers.acquire().await?;
+    let terms = terms(&mut connection, &token).await?;
+    let mut request = request.clone();
+    if request.path.ends_with('/') && terms.path_prefix.starts_with(&request.path) {
+        request.path.clone_from(&terms.path_prefix);
+    }
+    match admit(&mut connection, &terms, &request, &token, now_ms).await? {
+        Ok(bytes) => Ok(granted(token, &terms, bytes)),
+        Err(refused) => Ok(refusal(token, refused)),
+    }
+}
+
 /// See [`crate::store::Store::begin_upload`].
 pub(super) async fn begin(
     store: &SqliteStore,
@@ -58,24 +78,21 @@ pub(super) async fn begin(
     check_id(&request.upload)?;
     scope::check_place(&request.host, &request.path)?;
     // Whoever guesses tokens keeps readers busy, but never the writer.
-    let Some(token) = authenticate(&store.readers, &request.token).await? else {
-        return Ok(BeginUploadReply { refusal: TokenRefusal::Forged.into(), ..Default::default() });
-    };
+    let Some(token) = authenticate(&store.readers, &request.token).await? else { return Ok(forged()) };
     let mut change = store.change().await?;
     sweep(&mut change, now_ms).await?;
+    let terms = terms(&mut change, &token).await?;
     let reply = match Upload::find(&mut change, &request.upload).await? {
-        Some(upload) => upload.granted_before(request, token)?,
-        None => match terms(&mut change, &token).await?.admit(request, now_ms) {
+        Some(upload) => {
+            upload.check_granted_before(request, &token)?;
+            granted(token, &terms, upload.reserved_bytes)
+        }
+        None => match admit(&mut change, &terms, request, &token, now_ms).await? {
             Ok(bytes) => {
                 reserve(&mut change, request, &token, bytes, now_ms).await?;
-                BeginUploadReply { max_bytes: bytes, token_id: token, ..Default::default() }
+                granted(token, &terms, bytes)
             }
-            Err(refused) => BeginUploadReply {
-                refusal: refused.refusal.into(),
-                limit_bytes: refused.limit_bytes,
-                token_id: token,
-                ..Default::default()
-            },
+            Err(refused) => refusal(token, refused),
         },
     };
     change.commit().await?;
@@ -136,6 +153,47 @@ pub(super) async fn complete(
     Ok(CompleteUploadReply { file, existed })
 }
 
+fn forged() -> BeginUploadReply {
+    BeginUploadReply { refusal: TokenRefusal::Forged.into(), ..Default::default() }
+}
+
+fn granted(token_id: String, terms: &Terms, max_bytes: u64) -> BeginUploadReply {
+    BeginUploadReply { max_bytes, token_id, expires_at_ms: terms.expires_at_ms, ..Default::default() }
+}
+
+fn refusal(token_id: String, refused: Refused) -> BeginUploadReply {
+    BeginUploadReply {
+        refusal: refused.refusal.into(),
+        limit_bytes: refused.limit_bytes,
+        token_id,
+        ..Default::default()
+    }
+}
+
+/// The token's terms, and that the public id is not another token's.
+async fn admit(
+    connection: &mut SqliteConnection,
+    terms: &Terms,
+    request: &BeginUploadRequest,
+    token: &str,
+    now_ms: i64,
+) -> StoreResult<Result<u64, Refused>> {
+    let bytes = match terms.admit(request, now_ms) {
+        Ok(bytes) if !request.watch.is_empty() => bytes,
+        admitted => return Ok(admitted),
+    };
+    let another: Option<i64> =
+        sqlx::query_scalar("SELECT 1 FROM uploads WHERE watch = ? AND watch <> '' AND token <> ? LIMIT 1")
+            .bind(&request.watch)
+            .bind(token)
+            .fetch_optional(connection)
+            .await?;
+    Ok(match another {
+        Some(_) => Err(Refused { refusal: TokenRefusal::WatchTaken, limit_bytes: 0 }),
+        None => Ok(bytes),
+    })
+}
+
 /// The id of the token, where its secret is right.
 async fn authenticate(readers: &SqlitePool, token: &str) -> StoreResult<Option<String>> {
     let Some(presented) = Presented::parse(token) else {
@@ -183,8 +241,8 @@ async fn reserve(
         .execute(&mut *connection)
         .await?;
     sqlx::query(
-        "INSERT INTO uploads (id, state, token, host, path, reserved_bytes, begun_at_ms)
-         VALUES (?, 'open', ?, ?, ?, ?, ?)",
+        "INSERT INTO uploads (id, state, token, host, path, reserved_bytes, begun_at_ms, watch)
+         VALUES (?, 'open', ?, ?, ?, ?, ?, ?)",
     )
     .bind(&request.upload)
     .bind(token)
@@ -192,6 +250,7 @@ async fn reserve(
     .bind(&request.path)
     .bind(bytes)
     .bind(now_ms)
+    .bind(&request.watch)
     .execute(connection)
     .await?;
     Ok(())
@@ -298,16 +357,16 @@ impl Upload {
         Ok(query.bind(id).fetch_optional(connection).await?)
     }
 
-    /// The answer to a repeated begin.
-    fn granted_before(self, request: &BeginUploadRequest, token: String) -> StoreResult<BeginUploadReply> {
+    /// Whether a repeated begin may have the same answer again.
+    fn check_granted_before(&self, request: &BeginUploadRequest, token: &str) -> StoreResult<()> {
         match self.state {
             State::Aborted => Err(StoreError::Conflict(format!("upload {:?} was aborted", self.id))),
             State::Open
-                if self.token.as_ref() == Some(&token)
+                if self.token.as_deref() == Some(token)
                     && self.host == request.host
                     && self.path == request.path =>
             {
-                Ok(BeginUploadReply { max_bytes: self.reserved_bytes, token_id: token, ..Default::default() })
+                Ok(())
             }
             State::Open | State::Completed => {
                 Err(StoreError::AlreadyExists(format!("there is an upload {:?} already", self.id)))

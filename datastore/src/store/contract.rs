@@ -30,6 +30,9 @@ macro_rules! contract {
         contract! { @tests $database;
             uploads:
                 a_token_opens_what_it_allows
+                a_check_answers_as_a_begin_would_and_takes_nothing
+                a_folder_stands_for_the_files_below_it
+                a_public_id_belongs_to_one_token
                 forged_tokens_are_refused
                 a_token_ends_in_time
                 refusals_tell_the_limit
@@ -126,6 +129,7 @@ fn upload(id: &str, token: &str, size: u64) -> BeginUploadRequest {
         path: "/files/a".to_owned(),
         size: Some(size),
         upload: id.to_owned(),
+        watch: String::new(),
     }
 }
 

@@ -13,6 +13,8 @@ fn offer(coded: &'static [(Coding, u64)]) -> Offer<'static> {
         cache_control: "public, max-age=31536000, immutable",
         size: 100,
         coded,
+        seekable: coded.is_empty(),
+        sandboxed: false,
     }
 }
 
@@ -36,6 +38,46 @@ fn the_whole_has_length_tag_life_and_no_sniffing() {
     assert_eq!(field(&head, &X_CONTENT_TYPE_OPTIONS), "nosniff");
     assert_eq!(field(&head, &ACCEPT_RANGES), "bytes");
     assert_eq!(field(&head, &VARY), "");
+}
+
+#[test]
+fn what_anyone_may_have_uploaded_is_shown_in_a_sandbox() {
+    for (content_type, sandboxed, policy) in [
+        ("text/html", true, "sandbox"),
+        ("text/html", false, ""),
+        ("image/svg+xml", true, "sandbox"),
+        ("application/xhtml+xml", true, "sandbox"),
+        ("application/pdf", true, ""),
+        ("Application/PDF; x=y", true, ""),
+        ("text/html; application/pdf", true, "sandbox"),
+    ] {
+        let offer = Offer { content_type, sandboxed, ..offer(GZIP) };
+        for fields in [&[][..], &[(RANGE, "bytes=0-1")], &[(IF_NONE_MATCH, "\"abc\"")]] {
+            let (head, _) = get(fields, &offer);
+            assert_eq!(field(&head, &CONTENT_SECURITY_POLICY), policy, "{content_type} {fields:?}");
+            assert_eq!(field(&head, &X_CONTENT_TYPE_OPTIONS), "nosniff");
+        }
+    }
+}
+
+#[test]
+fn row_range_that_is_dear_to_reach_gets_the_whole() {
+    let far = MAX_SKIP_BYTES + 1;
+    let table = [
+        (true, format!("bytes={far}-"), StatusCode::PARTIAL_CONTENT),
+        (true, format!("bytes=0-0,{far}-{far}"), StatusCode::PARTIAL_CONTENT),
+        (false, format!("bytes={far}-"), StatusCode::OK),
+        (false, "bytes=-1".to_owned(), StatusCode::OK),
+        (false, format!("bytes={MAX_SKIP_BYTES}-"), StatusCode::PARTIAL_CONTENT),
+        (false, format!("bytes=0-0,{}-", MAX_GAP_BYTES + 2), StatusCode::OK),
+        (false, format!("bytes=0-0,{}-", MAX_GAP_BYTES + 1), StatusCode::PARTIAL_CONTENT),
+    ];
+    for (seekable, asked, status) in table {
+        let coded: &[_] = if seekable { &[] } else { GZIP };
+        let offer = Offer { size: 4 << 30, seekable, ..offer(coded) };
+        let (head, _) = get(&[(RANGE, &asked)], &offer);
+        assert_eq!(head.status(), status, "{asked} {seekable}");
+    }
 }
 
 #[test]

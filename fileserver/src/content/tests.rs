@@ -38,7 +38,7 @@ fn store(bytes: &[u8], size: usize, encoding: Encoding) -> StoredBody {
 }
 
 async fn send(body: StoredBody, selection: Selection) -> Result<Vec<u8>, StorageError> {
-    let mut content = Content::new(body, selection);
+    let mut content = Content::new(body, selection, &Inflates::default()).unwrap();
     let mut sent = Vec::new();
     while let Some(bytes) = content.next().await? {
         assert!(!bytes.is_empty());
@@ -66,6 +66,34 @@ async fn bodies_are_sent_raw_or_as_they_are_stored() {
         std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&sent[..]), &mut unpacked).unwrap();
         assert!(unpacked == raw);
     }
+}
+
+#[tokio::test]
+async fn a_turn_to_skip_ends_with_the_first_byte_that_is_wanted_and_one_to_inflate_with_the_body() {
+    const SIZE: usize = 6 << 20;
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(&vec![b' '; SIZE]).unwrap();
+    let packed = encoder.finish().unwrap();
+    let body = || store(&packed, SIZE, Encoding::Gzip);
+    let inflates = Inflates::default();
+    let begin = |from: u64| {
+        let pieces = vec![Piece::Span(from..SIZE as u64)];
+        Content::new(body(), Selection::Pieces(pieces), &inflates)
+    };
+    let mut contents: Vec<_> = (0..4).map(|_| begin(5 << 20).unwrap()).collect();
+    assert!(begin(5 << 20).is_none(), "four skip at once");
+    assert!(begin(1 << 20).is_some(), "what takes no time is not counted");
+    contents[0].next().await.unwrap().unwrap();
+    assert!(begin(5 << 20).is_some(), "one has arrived");
+    drop(contents);
+
+    let all: Vec<_> = std::iter::from_fn(|| begin(0)).take(1_000).collect();
+    assert_eq!(all.len(), 256);
+    let gzip = Content::new(body(), Selection::Whole(Coding::Gzip), &inflates);
+    assert!(gzip.is_some(), "what goes out as it is stored needs no turn");
+    assert!(Content::new(body(), Selection::Nothing, &inflates).is_some(), "nor does nothing");
+    drop(all);
+    assert!(begin(0).is_some());
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use protoplex_http::upstream::Settings;
 use protoplex_http::{AccessLog, Exchange, Handler, Limits, Listener, Response};
 use protoplex_runtime::drain::Drain;
 use protoplex_wire::follow::Follower;
+use protoplex_wire::identity::{Identity, REGISTRATIONS_AUDIENCE};
 use protoplex_wire::proto::seed_server::{Seed, SeedServer};
 use protoplex_wire::proto::{
     Asset, FetchBuildRequest, FollowReply, FollowRequest, FollowWelcome, JoinReply, JoinRequest, Located,
@@ -159,7 +160,8 @@ fn run(statuses: &[StatusCode], test: impl AsyncFnOnce(Live, Rc<StandInLive>, Id
         let link = Link::open(&identity, &seed, who).unwrap();
         link.connection().wait_for(|connected| *connected).await.unwrap();
         let (live, notices) = Live::new("/fileserver-1/0");
-        let publisher = Publisher::new(link, Pool::new(Settings::default()), &identity, Tasks::default());
+        let credentials = Credentials::new(&identity);
+        let publisher = Publisher::new(link, Pool::new(Settings::default()), credentials, Tasks::default());
         tokio::task::spawn_local(publisher.deliver(notices));
         test(live, node, identity).await;
     }));
@@ -182,7 +184,7 @@ fn events_reach_the_owner_of_their_topic_as_mercure_publications() {
             let key = DecodingKey::from_secret(identity.live_key());
             let claims =
                 jsonwebtoken::decode::<Value>(&received.token, &key, &Validation::new(Algorithm::HS256));
-            assert_eq!(claims.unwrap().claims["mercure"]["publish"][0], "*");
+            assert_eq!(claims.unwrap().claims["mercure"]["publish"], serde_json::json!(["upload/abc"]));
         }
     });
 }
@@ -216,7 +218,7 @@ fn the_last_event_is_tried_again_and_progress_is_not() {
 
 #[test]
 fn an_invalidation_goes_to_the_shard_of_its_name_and_is_done_when_it_is_answered() {
-    run(&[], async |live, node, _| {
+    run(&[], async |live, node, identity| {
         let name = "site:example.com:/a b&c".to_owned();
         assert!(live.invalidate(vec![name.clone()], DEADLINE).await);
         let received = node.received.borrow();
@@ -224,6 +226,10 @@ fn an_invalidation_goes_to_the_shard_of_its_name_and_is_done_when_it_is_answered
         let query = received[0].target.strip_prefix("/.well-known/protoplex/invalidate?").unwrap();
         let query: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         assert_eq!(query, [("name".to_owned(), name)]);
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_audience(&[REGISTRATIONS_AUDIENCE]);
+        let key = DecodingKey::from_secret(&identity.node_key());
+        jsonwebtoken::decode::<Value>(&received[0].token, &key, &validation).unwrap();
     });
 }
 

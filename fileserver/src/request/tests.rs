@@ -31,6 +31,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::cache::Cache;
+use crate::credential::Credentials;
 use crate::object::Meta;
 use crate::progress::Live;
 use crate::registrations::Registrations;
@@ -49,6 +50,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 struct Bench {
     address: SocketAddr,
     app_files: Rc<AppFiles>,
+    inflates: Inflates,
     bodies: Bodies,
     datastore: Client,
     datastore_there: Rc<Cell<bool>>,
@@ -86,8 +88,9 @@ impl Bench {
         let link = Link::open(&identity, &nobody.to_string(), who).unwrap();
         let (drain, draining) = Drain::new();
         let tasks = Tasks::default();
+        let pool = Pool::new(Settings::default());
         let registrations =
-            Registrations::new(link, Pool::new(Settings::default()), tasks.clone(), draining.clone());
+            Registrations::new(link, pool, Credentials::new(&identity), tasks.clone(), draining.clone());
         let staging = Staging::open(&folder.path().join("staging")).unwrap();
         let there = Rc::new(Cell::new(true));
         let reach = |client: &Client| {
@@ -101,17 +104,19 @@ impl Bench {
             s3_files: S3Files::new(source, staging.clone(), Rc::clone(&registrations)),
             vhost_files: VhostFiles::new(reach(&datastore), registrations),
             uploads: Uploads::new(records, staging, Rc::new(bodies.clone()), live, tasks, draining.clone()),
+            inflates: Inflates::default(),
         });
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        let app_files = Rc::clone(&fileserver.app_files);
+        let (app_files, inflates) = (Rc::clone(&fileserver.app_files), fileserver.inflates.clone());
         let listeners = vec![Listener { socket, tls: None }];
         tokio::task::spawn_local(async move {
             protoplex_http::serve(listeners, Limits::default(), AccessLog::off(), draining, fileserver)
                 .await
                 .unwrap();
         });
-        Self { address, app_files, bodies, datastore, datastore_there: there, s3, folder, _drain: drain }
+        let datastore_there = there;
+        Self { address, app_files, inflates, bodies, datastore, datastore_there, s3, folder, _drain: drain }
     }
 
     fn stage(&self, body: &[u8]) -> (Reference, Meta, PathBuf) {
@@ -133,6 +138,10 @@ impl Bench {
 
     /// Records a site in the datastore, as an upload does.
     async fn record(&self, path: &str, reference: &Reference, size: u64) {
+        self.record_as(path, reference, size, "text/css").await;
+    }
+
+    async fn record_as(&self, path: &str, reference: &Reference, size: u64, content_type: &str) {
         let mut datastore = self.datastore.clone();
         let token = CreateTokenRequest {
             host: "*".into(),
@@ -149,6 +158,7 @@ impl Bench {
             path: path.clone(),
             size: Some(size),
             upload: upload.clone(),
+            watch: String::new(),
         };
         datastore.begin_upload(begin).await.unwrap();
         let file = StoredFile {
@@ -162,7 +172,7 @@ impl Bench {
             ..Default::default()
         };
         let complete =
-            CompleteUploadRequest { upload, file: Some(file), host, path, content_type: "text/css".into() };
+            CompleteUploadRequest { upload, file: Some(file), host, path, content_type: content_type.into() };
         datastore.complete_upload(complete).await.unwrap();
     }
 
@@ -325,6 +335,62 @@ fn the_app_comes_first() {
             .adopt(&proto::Build { host: "*".into(), version: 1, ..Default::default() }, vec![asset]);
         let page = bench.get("/").await;
         assert_eq!((page.body(), page.field(CACHE_CONTROL)), (&b"from the app"[..], "public, no-cache"));
+    });
+}
+
+#[test]
+fn what_is_uploaded_can_run_nothing_on_the_apps_origin() {
+    local(async {
+        let bench = Bench::on_directory().await;
+        let reference = bench.put(b"<script>alert(1)</script>").await;
+        bench.record_as("/page.html", &reference, 25, "text/html").await;
+        let policy = async |target: &str| {
+            let answer = bench.get(target).await;
+            assert_eq!((answer.status(), answer.field("x-content-type-options")), (200, "nosniff"));
+            answer.field("content-security-policy").to_owned()
+        };
+        assert_eq!(policy(&format!("/{reference}")).await, "sandbox");
+        assert_eq!(policy("/page.html").await, "", "a site of its own");
+        let asset = proto::Asset {
+            path: "/index.html".into(),
+            content_type: "text/html".into(),
+            identity: b"the app".to_vec(),
+            ..Default::default()
+        };
+        let adopt = |host: &str| {
+            let build = proto::Build { host: host.into(), version: 1, ..Default::default() };
+            bench.app_files.adopt(&build, vec![asset.clone()]);
+        };
+        adopt("other.com");
+        assert_eq!(policy("/page.html").await, "", "the app is elsewhere");
+        adopt("example.com");
+        assert_eq!(policy("/page.html").await, "sandbox", "a guest of the app's");
+        assert_eq!(policy("/").await, "", "the app itself");
+    });
+}
+
+#[test]
+fn row_too_many_ranges_that_are_dear_to_reach_are_503_and_harm_nobody_else() {
+    local(async {
+        let bench = Bench::on_directory().await;
+        let raw = vec![b' '; 8 << 20];
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, &raw).unwrap();
+        let packed = encoder.finish().unwrap();
+        let (reference, meta, path) = bench.stage(&packed);
+        let meta = Meta { size: raw.len() as u64, encoding: Encoding::Gzip, ..meta };
+        meta.write_to(&std::fs::File::options().write(true).open(&path).unwrap()).unwrap();
+        bench.bodies.put(&reference, &meta, &path).await.unwrap();
+        let target = format!("/{reference}");
+        let last = [(RANGE, "bytes=-1")];
+        let turns: Vec<_> = std::iter::from_fn(|| bench.inflates.begin(5 << 20)).collect();
+        assert!(!turns.is_empty());
+        bench.ask(Method::GET, &target, &last).await.is_problem(503, "busy");
+        assert_eq!(bench.ask(Method::GET, &target, &[(RANGE, "bytes=0-0")]).await.status(), 206);
+        assert_eq!(bench.get(&target).await.body().len(), raw.len());
+        assert_eq!(bench.ask(Method::GET, &target, &[(ACCEPT_ENCODING, "gzip")]).await.body(), packed);
+        drop(turns);
+        assert_eq!(bench.ask(Method::GET, &target, &last).await.body(), b" ");
     });
 }
 

@@ -50,7 +50,7 @@ impl Answer {
             content_type: journal.content_type.clone(),
             host: journal.host.clone(),
             path: journal.path.clone(),
-            url: format!("{}{}", journal.origin, journal.url_path),
+            url: journal.url(),
             reference_url: format!("{}/{reference}", journal.origin),
             reference: reference.clone(),
             upload: journal.watch.clone(),

@@ -18,6 +18,7 @@ impl Uploads {
         scheme: Scheme,
     ) -> Result<Answer, Refusal> {
         let intent = Intent::of(head, scheme)?;
+        let _admission = self.admit(&intent.sender, &intent.path, intent.declared).await?;
         self.upload(intent, async || Some(body.chunk().await?.map_err(Refusal::Body))).await
     }
 }

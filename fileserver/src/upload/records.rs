@@ -11,8 +11,10 @@ use protoplex_wire::proto::{
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
 
+use super::intent::Sender;
 use super::refusal::Refusal;
 use super::unix_time_ms;
+use crate::path::FilePath;
 use crate::reference::Reference;
 use crate::staging::{Journal, Staged};
 
@@ -37,6 +39,24 @@ impl Records {
         Self { client: Box::new(client), node: node.to_owned() }
     }
 
+    /// Whether a token opens an upload, and until when; nothing is taken of it.
+    pub(crate) async fn check(
+        &self,
+        sender: &Sender,
+        path: &FilePath,
+        declared: Option<u64>,
+    ) -> Result<BeginUploadReply, Refusal> {
+        let request = BeginUploadRequest {
+            token: sender.token.clone(),
+            host: sender.host.to_string(),
+            path: path.to_string(),
+            size: declared,
+            upload: String::new(),
+            watch: sender.watch.clone(),
+        };
+        granted(self.call(async |mut client| client.check_upload(request).await).await?)
+    }
+
     /// Takes a use and the quota of the token, for as many bytes as the reply says.
     pub(crate) async fn begin(&self, journal: &Journal, token: &str) -> Result<BeginUploadReply, Refusal> {
         let request = BeginUploadRequest {
@@ -45,12 +65,9 @@ impl Records {
             path: journal.path.clone(),
             size: journal.declared,
             upload: journal.upload.clone(),
+            watch: journal.watch.clone(),
         };
-        let reply = self.call(async |mut client| client.begin_upload(request).await).await?;
-        match reply.refusal() {
-            TokenRefusal::None => Ok(reply),
-            refusal => Err(Refusal::Token { refusal, limit_bytes: reply.limit_bytes }),
-        }
+        granted(self.call(async |mut client| client.begin_upload(request).await).await?)
     }
 
     /// Gives use and quota back; an upload that is recorded stays so.
@@ -135,6 +152,13 @@ impl Records {
             Ok(reply) => reply.map(tonic::Response::into_inner),
             Err(_) => Err(Status::deadline_exceeded("no answer in time")),
         }
+    }
+}
+
+fn granted(reply: BeginUploadReply) -> Result<BeginUploadReply, Refusal> {
+    match reply.refusal() {
+        TokenRefusal::None => Ok(reply),
+        refusal => Err(Refusal::Token { refusal, limit_bytes: reply.limit_bytes }),
     }
 }
 

@@ -5,6 +5,7 @@
 //! | receiving | taken back: nothing was promised |
 //! | resumable | waits for its client; whole: recorded; expired: taken back |
 //! | committing | aborted, which changes nothing once it was recorded; then recorded: pushed, else removed |
+//! | committing, recorded (tus) | recorded once more, which changes nothing; aborted only where the datastore has ended it |
 //! | finished | removed when it expires |
 
 use std::rc::Rc;
@@ -70,10 +71,13 @@ impl Uploads {
         match upload.journal.step.clone() {
             Step::Receiving => self.withdraw(&mut upload, INTERRUPTED).await,
             Step::Resumable(checkpoint) if upload.journal.declared == Some(checkpoint.offset) => {
-                self.complete_tus(upload, checkpoint).await;
+                self.go_on(upload).await;
             }
             Step::Resumable(_) => self.withdraw(&mut upload, "expired").await,
-            Step::Committing(staged) => {
+            Step::Committing(staged) | Step::Recorded(staged) if staged.tus.is_some() => {
+                self.go_on(upload).await;
+            }
+            Step::Committing(staged) | Step::Recorded(staged) => {
                 if let Err(refusal) = self.decide(upload, staged).await {
                     tracing::warn!("an interrupted upload has to wait: {refusal}");
                 }
@@ -86,8 +90,15 @@ impl Uploads {
         }
     }
 
+    /// All of a tus upload was promised to its client once it had come.
+    async fn go_on(self: &Rc<Self>, upload: Upload) {
+        if let Err(refusal) = self.complete_tus(upload).await {
+            tracing::warn!("a whole tus upload has to wait: {refusal}");
+        }
+    }
+
     /// Learns from the datastore whether an upload was recorded, once it can't be any more.
-    async fn decide(self: &Rc<Self>, mut upload: Upload, staged: Staged) -> Result<(), Refusal> {
+    pub(super) async fn decide(self: &Rc<Self>, mut upload: Upload, staged: Staged) -> Result<(), Refusal> {
         self.records.abort(&upload.journal.upload).await?;
         let site = self.records.find_site(&upload.journal.host, &upload.journal.path).await?;
         let shown = site.and_then(|site| site.file).filter(|file| file.reference == *staged.reference);
@@ -113,6 +124,6 @@ fn waits_for_its_client(journal: &Journal) -> bool {
             checkpoint.lease.expires_at_ms > now && journal.declared != Some(checkpoint.offset)
         }
         Step::Finished(finished) => finished.lease.expires_at_ms > now,
-        Step::Receiving | Step::Committing(_) => false,
+        Step::Receiving | Step::Committing(_) | Step::Recorded(_) => false,
     }
 }

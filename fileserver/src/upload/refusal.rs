@@ -34,6 +34,12 @@ pub(crate) enum Refusal {
     Body(#[from] BodyError),
     #[error("{0}")]
     Form(#[from] multer::Error),
+    /// Something of a form besides its files is over its limit. The client's fault.
+    #[error("{0}")]
+    FormTooLarge(String),
+    /// The client doesn't come to the point. Its fault, or the network's.
+    #[error("the form did not come to its next file within {0:?}")]
+    FormTooSlow(Duration),
     /// Of the staging folder or of the datastore. Ours.
     #[error("there is no space left to take the upload")]
     DiskFull,
@@ -106,6 +112,8 @@ impl Refusal {
             Self::Body(BodyError::TooSlow(_)) => (StatusCode::REQUEST_TIMEOUT, "body-too-slow"),
             Self::Body(BodyError::ClientGone) => (StatusCode::BAD_REQUEST, "client-gone"),
             Self::Body(_) => (StatusCode::BAD_REQUEST, "bad-body"),
+            Self::FormTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "form-too-large"),
+            Self::FormTooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "form-too-slow"),
             Self::Form(_) => (StatusCode::BAD_REQUEST, "bad-form"),
             Self::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk-full"),
             Self::Disk(_) | Self::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "upload-failed"),
@@ -135,6 +143,11 @@ fn token_refusal(refusal: TokenRefusal) -> (StatusCode, &'static str, &'static s
             StatusCode::PAYLOAD_TOO_LARGE,
             "over-quota",
             "the file is larger than what is left of the token's quota",
+        ),
+        TokenRefusal::WatchTaken => (
+            StatusCode::CONFLICT,
+            "upload-id-taken",
+            "an upload with another token goes by this Upload-Id: choose another, best a random one",
         ),
         TokenRefusal::Forged | TokenRefusal::None => {
             (StatusCode::UNAUTHORIZED, "token-forged", "the token is malformed or unknown")

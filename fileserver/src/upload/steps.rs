@@ -81,7 +81,13 @@ impl Uploads {
     ) -> Result<Recorded, Refusal> {
         let staged = self.shape(upload, content, tus).await?;
         upload.stage(&staged).await?;
+        self.commit(upload, staged).await
+    }
+
+    /// From a staged body to a recorded file. Repeated, it changes nothing and answers the same.
+    pub(super) async fn commit(&self, upload: &mut Upload, staged: Staged) -> Result<Recorded, Refusal> {
         let (file, existed) = self.records.complete(&upload.journal, &staged).await?;
+        upload.note_recorded(&staged).await;
         let invalidated = self.invalidate(&upload.journal, &staged, INVALIDATE_TIMEOUT).await;
         let answer = Answer::new(&upload.journal, &staged.reference, &file, existed);
         Ok(Recorded { staged, answer, invalidated })
@@ -198,7 +204,7 @@ impl Uploads {
     /// next sweep goes on here.
     pub(super) async fn withdraw(&self, upload: &mut Upload, reason: &str) {
         let committing = match std::mem::replace(&mut upload.journal.step, Step::Receiving) {
-            Step::Committing(staged) => Some(staged.reference),
+            Step::Committing(staged) | Step::Recorded(staged) => Some(staged.reference),
             Step::Receiving | Step::Resumable(_) | Step::Finished(_) => None,
         };
         let (slot, journal) = (upload.slot.clone(), upload.journal.clone());
@@ -322,6 +328,20 @@ impl Upload {
     }
 }
 
+impl Upload {
+    /// Says in the journal of a tus upload that it was recorded. Where that fails, it is recorded once more instead.
+    pub(super) async fn note_recorded(&mut self, staged: &Staged) {
+        if staged.tus.is_none() {
+            return;
+        }
+        self.journal.step = Step::Recorded(staged.clone());
+        let (slot, journal) = (self.slot.clone(), self.journal.clone());
+        if let Err(error) = blocking(move || slot.write_journal(&journal)).await {
+            tracing::error!(upload = self.journal.watch, "a journal can't be written: {error}");
+        }
+    }
+}
+
 /// The form in which the datastore has a file; `None` where it is one that we don't know.
 pub(super) fn meta_of(file: &StoredFile) -> Option<Meta> {
     Some(Meta {
@@ -333,6 +353,7 @@ pub(super) fn meta_of(file: &StoredFile) -> Option<Meta> {
     })
 }
 
-fn count(outcome: &'static str) {
+/// Counts an upload by how it ended.
+pub(super) fn count(outcome: &'static str) {
     metrics::counter!("protoplex_fileserver_uploads_total", "outcome" => outcome).increment(1);
 }

@@ -4,10 +4,11 @@
 //! child gets the next request goes on, also after a crash, without reading again what came before.
 
 mod metadata;
+mod whole;
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE, HeaderValue, LOCATION};
 use http::request::Parts;
@@ -21,10 +22,11 @@ use super::answer::Answer;
 use super::intent::{Intent, Sender, bad, bearer, content_type, text, valid_id};
 use super::refusal::{Refusal, header};
 use super::steps::Upload;
-use super::{Uploads, blocking, unix_time_ms};
+use super::{Uploads, blocking, unix_ms, unix_time_ms};
 use crate::digest::{Hashers, Intake, hex};
 use crate::object::Encoding;
-use crate::staging::{Checkpoint, Step, Taken, TusLease};
+use crate::reference::Reference;
+use crate::staging::{Checkpoint, Journal, Slot, Step, Taken, TusLease};
 
 const BASE: &str = "/.well-known/tus";
 const VERSION: &str = "1.0.0";
@@ -43,6 +45,10 @@ const REFERENCE: HeaderName = header("protoplex-reference");
 
 /// How long a client may take to finish an upload.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How much longer than its token an upload may take that began while the token was good.
+const GRACE: Duration = Duration::from_secs(6 * 3600);
+/// When a client may ask again about an upload that is locked.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// What a crash may make a client send again, in bytes.
 const CHECKPOINT_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -81,7 +87,7 @@ impl TusRefusal {
             Self::Offset(offset) => {
                 problem(StatusCode::CONFLICT, "tus-offset").header(UPLOAD_OFFSET, HeaderValue::from(*offset))
             }
-            Self::Locked => problem(StatusCode::LOCKED, "tus-locked"),
+            Self::Locked => problem(StatusCode::LOCKED, "tus-locked").retry_after(RETRY_AFTER),
             Self::Unknown => problem(StatusCode::NOT_FOUND, "tus-unknown"),
             Self::Gone => problem(StatusCode::GONE, "tus-gone"),
             Self::Method => problem(StatusCode::METHOD_NOT_ALLOWED, "tus-method"),
@@ -147,8 +153,9 @@ impl Uploads {
         let metadata = Metadata::parse(text(&head.headers, &UPLOAD_METADATA)?.unwrap_or_default())?;
         let path = metadata.file_path()?;
         let content_type = content_type(metadata.file_type(), &path)?;
+        let admission = self.admit(&sender, &path, Some(declared)).await?;
         let lease = TusLease {
-            expires_at_ms: unix_time_ms() + u64::try_from(LIFE.as_millis()).unwrap_or(u64::MAX),
+            expires_at_ms: unix_ms(ends(SystemTime::now(), admission.token_ends)),
             token_sha256: token_digest(&sender.token),
             metadata: metadata.into_text(),
         };
@@ -165,45 +172,61 @@ impl Uploads {
         let with_upload = text(&head.headers, &CONTENT_TYPE)? == Some(PATCH_TYPE);
         let body = if with_upload { body } else { Body::empty() };
         let (offset, answer) = self.append(upload, checkpoint, body).await?;
-        let mut response =
-            progressed(StatusCode::CREATED, with_upload.then_some(offset), &lease, answer.as_ref());
+        let mut response = progressed(StatusCode::CREATED, with_upload.then_some(offset), &lease);
+        if let Some(answer) = answer {
+            show(&mut response, &answer.reference, &answer.url);
+        }
         insert(&mut response, LOCATION, &location);
         Ok(response)
     }
 
     /// Where a client goes on.
-    async fn offset(&self, head: &Parts, name: &str) -> Result<Response, TusRefusal> {
-        let (staging, wanted) = (self.staging.clone(), name.to_owned());
-        let journal = blocking(move || staging.read(&wanted)).await?.ok_or(TusRefusal::Unknown)?;
-        let (offset, lease) = match journal.step {
+    async fn offset(self: &Rc<Self>, head: &Parts, name: &str) -> Result<Response, TusRefusal> {
+        let journal = self.known(head, name).await?;
+        let mut response = match &journal.step {
             // The offset counts once nobody moves it any more.
-            Step::Resumable(_) => {
+            Step::Resumable(checkpoint) if journal.declared != Some(checkpoint.offset) => {
                 let (_, checkpoint) = self.resume(head, name).await?;
-                (checkpoint.offset, checkpoint.lease)
+                progressed(StatusCode::OK, Some(checkpoint.offset), &checkpoint.lease)
             }
-            Step::Committing(staged) => (staged.meta.size, staged.tus.ok_or(TusRefusal::Unknown)?),
-            Step::Finished(finished) => (finished.size, finished.lease),
-            Step::Receiving => return Err(TusRefusal::Unknown),
+            _ => self.whole(&journal, Some(whole::PATIENCE)).await?,
         };
-        check_token(head, &lease)?;
-        let mut response = progressed(StatusCode::OK, Some(offset), &lease, None);
+        *response.status_mut() = StatusCode::OK;
         if let Some(declared) = journal.declared {
             response.headers_mut().insert(UPLOAD_LENGTH, HeaderValue::from(declared));
         }
-        if !lease.metadata.is_empty() {
+        if let Some(lease) = journal.step.lease().filter(|lease| !lease.metadata.is_empty()) {
             insert(&mut response, UPLOAD_METADATA, &lease.metadata);
         }
         Ok(response)
     }
 
     /// The next part of the body.
-    async fn patch(self: &Rc<Self>, head: &Parts, name: &str, body: Body) -> Result<Response, TusRefusal> {
+    async fn patch(
+        self: &Rc<Self>,
+        head: &Parts,
+        name: &str,
+        mut body: Body,
+    ) -> Result<Response, TusRefusal> {
         if text(&head.headers, &CONTENT_TYPE)? != Some(PATCH_TYPE) {
             return Err(
                 Refusal::Unsupported(format!("a part of a tus upload is sent as {PATCH_TYPE}")).into()
             );
         }
         let offset = number(head, &UPLOAD_OFFSET)?.ok_or_else(|| bad("Upload-Offset is missing"))?;
+        let journal = self.known(head, name).await?;
+        let _place = self.place()?;
+        if !matches!(journal.step, Step::Resumable(_)) {
+            // A client that missed the last answer, or was told that it isn't decided, sends nothing from the end on.
+            let limit_bytes = journal.max_bytes;
+            if offset != limit_bytes {
+                return Err(TusRefusal::Offset(limit_bytes));
+            }
+            if body.chunk().await.is_some() {
+                return Err(Refusal::TooLong { limit_bytes }.into());
+            }
+            return self.whole(&journal, None).await;
+        }
         let (upload, checkpoint) = self.resume(head, name).await?;
         if offset != checkpoint.offset {
             return Err(TusRefusal::Offset(checkpoint.offset));
@@ -214,27 +237,47 @@ impl Uploads {
         }
         let lease = checkpoint.lease.clone();
         let (offset, answer) = self.append(upload, checkpoint, body).await?;
-        Ok(progressed(StatusCode::NO_CONTENT, Some(offset), &lease, answer.as_ref()))
+        let mut response = progressed(StatusCode::NO_CONTENT, Some(offset), &lease);
+        if let Some(answer) = answer {
+            show(&mut response, &answer.reference, &answer.url);
+        }
+        Ok(response)
     }
 
     /// Termination: the client doesn't want it any more.
     async fn terminate(&self, head: &Parts, name: &str) -> Result<Response, TusRefusal> {
+        if !matches!(self.known(head, name).await?.step, Step::Resumable(_)) {
+            return Err(TusRefusal::Gone);
+        }
         let (mut upload, checkpoint) = self.resume(head, name).await?;
         self.withdraw(&mut upload, "terminated").await;
-        Ok(progressed(StatusCode::NO_CONTENT, None, &checkpoint.lease, None))
+        Ok(progressed(StatusCode::NO_CONTENT, None, &checkpoint.lease))
+    }
+
+    /// What is known of an upload, for its own client.
+    async fn known(&self, head: &Parts, name: &str) -> Result<Journal, TusRefusal> {
+        let (staging, name) = (self.staging.clone(), name.to_owned());
+        let journal = blocking(move || staging.read(&name)).await?.ok_or(TusRefusal::Unknown)?;
+        check_token(head, journal.step.lease().ok_or(TusRefusal::Unknown)?)?;
+        Ok(journal)
+    }
+
+    async fn take(&self, name: &str) -> Result<(Slot, Journal), TusRefusal> {
+        let (staging, name) = (self.staging.clone(), name.to_owned());
+        match blocking(move || staging.take(&name)).await? {
+            Taken::Ours(ours) => Ok(*ours),
+            Taken::Busy => Err(TusRefusal::Locked),
+            Taken::Gone => Err(TusRefusal::Unknown),
+        }
     }
 
     /// Takes over an upload that waits for its client, if this is its client.
     async fn resume(&self, head: &Parts, name: &str) -> Result<(Upload, Checkpoint), TusRefusal> {
-        let (staging, name) = (self.staging.clone(), name.to_owned());
-        let (slot, journal) = match blocking(move || staging.take(&name)).await? {
-            Taken::Ours(ours) => *ours,
-            Taken::Busy => return Err(TusRefusal::Locked),
-            Taken::Gone => return Err(TusRefusal::Unknown),
-        };
+        let (slot, journal) = self.take(name).await?;
         let checkpoint = match &journal.step {
             Step::Resumable(checkpoint) => checkpoint.clone(),
-            Step::Committing(_) | Step::Finished(_) => return Err(TusRefusal::Gone),
+            // It came to its end since its journal was looked at.
+            Step::Committing(_) | Step::Recorded(_) | Step::Finished(_) => return Err(TusRefusal::Locked),
             Step::Receiving => return Err(TusRefusal::Unknown),
         };
         check_token(head, &checkpoint.lease)?;
@@ -281,36 +324,6 @@ impl Uploads {
             return Ok((offset, None));
         }
         self.record(upload, intake, checkpoint.lease).await.map(|answer| (offset, Some(answer)))
-    }
-
-    /// Goes on with an upload that was received whole by a process that is no more.
-    pub(super) async fn complete_tus(self: &Rc<Self>, upload: Upload, checkpoint: Checkpoint) {
-        let recorded = async {
-            let intake = upload.intake(checkpoint.offset, restore(&checkpoint)?).await?;
-            self.record(upload, intake, checkpoint.lease).await
-        };
-        if let Err(refusal) = recorded.await {
-            tracing::warn!("a whole tus upload has to wait: {refusal}");
-        }
-    }
-
-    /// Records a whole body. Only a datastore that has ended the upload undoes it: else all of it was promised.
-    async fn record(
-        self: &Rc<Self>,
-        mut upload: Upload,
-        intake: Intake,
-        lease: TusLease,
-    ) -> Result<Answer, Refusal> {
-        let content = upload.whole(intake).await?;
-        match self.keep(&mut upload, content, Some(lease)).await {
-            Ok(recorded) => Ok(self.finish(upload, recorded)),
-            Err(refusal) => {
-                if matches!(refusal, Refusal::Ended(_)) {
-                    self.undo(&mut upload, &refusal).await;
-                }
-                Err(refusal)
-            }
-        }
     }
 }
 
@@ -359,12 +372,7 @@ fn capabilities() -> Response {
     response
 }
 
-fn progressed(
-    status: StatusCode,
-    offset: Option<u64>,
-    lease: &TusLease,
-    answer: Option<&Answer>,
-) -> Response {
+fn progressed(status: StatusCode, offset: Option<u64>, lease: &TusLease) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     if let Some(offset) = offset {
@@ -372,11 +380,20 @@ fn progressed(
     }
     let expires = UNIX_EPOCH + Duration::from_millis(lease.expires_at_ms);
     insert(&mut response, UPLOAD_EXPIRES, &httpdate::fmt_http_date(expires));
-    if let Some(answer) = answer {
-        insert(&mut response, REFERENCE, &answer.reference);
-        insert(&mut response, CONTENT_LOCATION, &answer.url);
-    }
     response
+}
+
+/// Says what became of an upload.
+fn show(response: &mut Response, reference: &Reference, url: &str) {
+    insert(response, REFERENCE, reference);
+    insert(response, CONTENT_LOCATION, url);
+}
+
+/// When an upload that begins now is given up. Its token's end counts when it begins; from then on it has what it needs
+/// to be finished, also where it breaks off, but not for ever.
+fn ends(now: SystemTime, token_ends: Option<SystemTime>) -> SystemTime {
+    let ends = now + LIFE;
+    token_ends.map_or(ends, |token_ends| ends.min(token_ends + GRACE))
 }
 
 /// Our own header values are plain text; one that a client has broken (a strange `Host`) is left out.
@@ -389,4 +406,19 @@ fn insert(response: &mut Response, name: HeaderName, value: &str) {
 fn number(head: &Parts, name: &HeaderName) -> Result<Option<u64>, Refusal> {
     let parse = |number: &str| number.parse().map_err(|_| bad(&format!("{name} is not a number")));
     text(&head.headers, name)?.map(parse).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upload_outlives_its_token_for_a_while_and_no_upload_lives_for_ever() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let hours = |hours: u64| now + Duration::from_secs(3600 * hours);
+        let table = [(None, 24), (Some(1), 7), (Some(17), 23), (Some(18), 24), (Some(1_000_000), 24)];
+        for (token_ends, upload_ends) in table {
+            assert_eq!(ends(now, token_ends.map(hours)), hours(upload_ends), "{token_ends:?}");
+        }
+    }
 }

@@ -54,6 +54,29 @@ fn bad_tokens() {
 }
 
 #[test]
+fn only_a_nodes_own_token_for_registrations_is_one() {
+    let good_claims = json!({"aud": "protoplex:live:registrations", "exp": now() + 60});
+    let nodes = Nodes::new(SECRET);
+    assert_eq!(nodes.verify(&good(&good_claims)), Ok(()));
+    let table = [
+        ("nothing", String::new(), TokenError::Malformed),
+        ("an app's key", signed(Algorithm::HS256, b"live key", &good_claims), TokenError::Forged),
+        ("HS512", signed(Algorithm::HS512, SECRET, &good_claims), TokenError::WrongAlgorithm),
+        (
+            "expired",
+            good(&json!({"aud": "protoplex:live:registrations", "exp": now() - 1})),
+            TokenError::Expired,
+        ),
+        ("for ever", good(&json!({"aud": "protoplex:live:registrations"})), TokenError::Malformed),
+        ("for something else", good(&json!({"aud": "other", "exp": now() + 60})), TokenError::OtherPurpose),
+        ("for anything", good(&json!({"exp": now() + 60})), TokenError::Malformed),
+    ];
+    for (name, token, error) in table {
+        assert_eq!(nodes.verify(&token), Err(error), "{name}");
+    }
+}
+
+#[test]
 fn a_good_token_tells_what_it_allows_and_until_when() {
     let exp = now() + 60;
     let claims = json!({"mercure": {"publish": ["a"], "subscribe": ["b/{id}"], "payload": {}}, "exp": exp, "aud": "any"});

@@ -19,6 +19,8 @@ use tonic::{Request, Status};
 
 /// The name that every node's certificate carries, whatever address the node listens on.
 const SERVER_NAME: &str = "node.protoplex.internal";
+/// Whom a node's token is for that registers with a live node, or invalidates there (RFC 7519 section 4.1.3).
+pub const REGISTRATIONS_AUDIENCE: &str = "protoplex:live:registrations";
 /// Bytes of randomness in the cluster token and in the live key.
 const SECRET_BYTES: usize = 32;
 /// Bytes of randomness that tell processes of one name apart.
@@ -130,9 +132,15 @@ impl Identity {
         Ok(InterceptedService::new(channel, Authorize { value: authorization(&self.inner.token) }))
     }
 
-    /// The HS256 key of the JWTs that publish and subscribe at live nodes.
+    /// The HS256 key of the JWTs that publish and subscribe at live nodes. Apps have it too, where they publish.
     pub fn live_key(&self) -> &[u8] {
         &self.inner.live_key
+    }
+
+    /// The HS256 key of the short-lived JWTs by which nodes know each other where there is no TLS between them. Only who
+    /// has the cluster token has it, and nothing that is signed with it gives the token away.
+    pub fn node_key(&self) -> Vec<u8> {
+        format!("protoplex node {}", self.inner.token).into_bytes()
     }
 }
 
@@ -266,6 +274,8 @@ mod tests {
         assert_eq!(made.inner.token, read.inner.token);
         assert_eq!(made.live_key(), read.live_key());
         assert_eq!(made.live_key().len(), SECRET_BYTES);
+        assert_eq!(made.node_key(), read.node_key());
+        assert_ne!(made.node_key(), made.live_key());
         for entry in fs::read_dir(&folder).unwrap() {
             let mode = entry.unwrap().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "readable by others");

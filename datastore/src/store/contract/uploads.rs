@@ -29,6 +29,68 @@ pub(crate) async fn a_token_opens_what_it_allows(database: &impl Database) {
     assert_eq!(store.find_file(&file.reference).await.unwrap(), Some(file));
 }
 
+pub(crate) async fn a_check_answers_as_a_begin_would_and_takes_nothing(database: &impl Database) {
+    let store = database.open().await;
+    let ends = unix_time_ms() + 3_600_000;
+    let token = token(&*store, |token| {
+        (token.uses, token.quota_bytes, token.expires_at_ms) = (1, 500, ends);
+    })
+    .await;
+    let check = async |id: &str, size| store.check_upload(upload(id, &token, size)).await.unwrap();
+    for _ in 0..3 {
+        let reply = check("", 400).await;
+        assert_eq!((reply.refusal(), reply.max_bytes, reply.expires_at_ms), (TokenRefusal::None, 400, ends));
+    }
+    refused(&check("", 501).await, TokenRefusal::OverQuota);
+    refused(&store.check_upload(upload("", "px_x.y", 1)).await.unwrap(), TokenRefusal::Forged);
+    let begun = store.begin_upload(upload("u1", &token, 400)).await.unwrap();
+    assert_eq!(begun.expires_at_ms, ends);
+    refused(&check("u1", 1).await, TokenRefusal::UsedUp);
+}
+
+pub(crate) async fn a_folder_stands_for_the_files_below_it(database: &impl Database) {
+    let store = database.open().await;
+    for (prefix, folder, opened) in [
+        ("/files/", "/files/", true),
+        ("/files/", "/files/deep/", true),
+        ("/files/deep/a", "/files/", true),
+        ("/files/", "/", true),
+        ("/files/", "/other/", false),
+        ("/files/", "/f", false),
+    ] {
+        let token = token(&*store, |token| token.path_prefix = prefix.to_owned()).await;
+        let request = BeginUploadRequest { path: folder.to_owned(), size: None, ..upload("", &token, 0) };
+        let refusal = store.check_upload(request).await.unwrap().refusal();
+        assert_eq!(refusal == TokenRefusal::None, opened, "{prefix} {folder}: {refusal:?}");
+        assert!(opened || refusal == TokenRefusal::WrongPath);
+    }
+}
+
+pub(crate) async fn a_public_id_belongs_to_one_token(database: &impl Database) {
+    let store = database.open().await;
+    let (one, other) = (token(&*store, |_| {}).await, token(&*store, |_| {}).await);
+    let watched = |id: &str, token: &str, watch: &str| BeginUploadRequest {
+        watch: watch.to_owned(),
+        ..upload(id, token, 1)
+    };
+    granted(store.begin_upload(watched("u1", &one, "mine")).await);
+    for refusal in [
+        store.begin_upload(watched("u2", &other, "mine")).await.unwrap(),
+        store.check_upload(watched("", &other, "mine")).await.unwrap(),
+    ] {
+        refused(&refusal, TokenRefusal::WatchTaken);
+    }
+    granted(store.begin_upload(watched("u2", &one, "mine")).await);
+    granted(store.begin_upload(watched("u3", &other, "theirs")).await);
+    granted(store.begin_upload(watched("u4", &one, "")).await);
+    granted(store.begin_upload(watched("u5", &other, "")).await);
+
+    // Neither its end nor a failure frees it.
+    store.abort_upload("u1").await.unwrap();
+    store.complete_upload(completion(&watched("u2", &one, "mine"), content('a', 1))).await.unwrap();
+    refused(&store.begin_upload(watched("u6", &other, "mine")).await.unwrap(), TokenRefusal::WatchTaken);
+}
+
 pub(crate) async fn forged_tokens_are_refused(database: &impl Database) {
     let store = database.open().await;
     let good = token(&*store, |_| {}).await;

@@ -55,6 +55,21 @@ fn the_type_is_the_declared_one_or_that_of_the_ending() {
 }
 
 #[test]
+fn an_upload_id_is_short_and_may_stand_in_a_topic() {
+    let taken = |id: &str| {
+        let head = head("/a", &[TOKEN, ("upload-id", id)]);
+        Intent::of(&head, Scheme::Http).map(|intent| intent.sender.watch)
+    };
+    let longest = "a".repeat(64);
+    for good in ["x", "A-Z_0-9", "0190e6a4-7a0c-7c2e-9b1d-3f0a5c6d7e8f", &longest] {
+        assert_eq!(taken(good).unwrap(), good);
+    }
+    for bad in ["", " ", "a b", "a/b", "a.b", "*", "{id}", "a#b", "%41", &"a".repeat(65)] {
+        assert!(matches!(taken(bad), Err(Refusal::BadRequest(_))), "{bad:?}");
+    }
+}
+
+#[test]
 fn heads_that_make_no_sense_are_refused() {
     let long = format!("/{}", "a".repeat(10_000));
     let table = [

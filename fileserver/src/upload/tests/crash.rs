@@ -1,11 +1,14 @@
 //! The pipeline is killed between every two of its steps, and a new child goes on in the same folder.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use protoplex_http::Scheme;
+use protoplex_http::{Body, Scheme};
 
 use super::rig::*;
+use super::tus::{create, head, patch};
 use crate::digest::Hashers;
-use crate::staging::Staging;
+use crate::staging::{Staging, Step, Taken};
 use crate::upload::Uploads;
 use crate::upload::intent::Intent;
 use crate::upload::steps::Upload;
@@ -211,5 +214,146 @@ fn what_was_undone_while_the_datastore_was_away_is_given_back_later() {
         assert_eq!(child.send(put("/files/a", &token, b"abc")).await.status, 201);
         child.settle(&machine).await;
         assert!(Staging::open(&machine.staging).unwrap().uploads().unwrap().is_empty());
+    });
+}
+
+/// The steps of a tus upload that a child may get to before it dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum TusReached {
+    Created,
+    Part,
+    Whole,
+    Staged,
+    Recorded,
+    Noted,
+    Pushed,
+    Marked,
+}
+
+const TUS_STEPS: [TusReached; 8] = [
+    TusReached::Created,
+    TusReached::Part,
+    TusReached::Whole,
+    TusReached::Staged,
+    TusReached::Recorded,
+    TusReached::Noted,
+    TusReached::Pushed,
+    TusReached::Marked,
+];
+
+/// Where its client breaks off, until all has come.
+const PART: usize = 100_000;
+
+/// Walks a tus upload to a step and leaves it there; its URL.
+async fn walk_tus(
+    machine: &Machine,
+    child: &Child,
+    token: &str,
+    path: &str,
+    body: &[u8],
+    last: TusReached,
+) -> String {
+    let url = create(child, token, body.len(), path).await;
+    if last == TusReached::Created {
+        return url;
+    }
+    let part = child.send(patch(&url, token, 0, Body::full(body[..PART].to_vec()))).await;
+    assert_eq!(part.status, 204);
+    if last == TusReached::Part {
+        return url;
+    }
+    machine.datastore_there.set(false);
+    let rest = child.send(patch(&url, token, PART, Body::full(body[PART..].to_vec()))).await;
+    assert_eq!(rest.status, 503);
+    machine.datastore_there.set(true);
+    if last > TusReached::Whole {
+        child.run(walk_on(child, url.rsplit('/').next().unwrap(), last)).await;
+    }
+    url
+}
+
+async fn walk_on(child: &Child, name: &str, last: TusReached) -> Option<()> {
+    let uploads = &child.uploads;
+    let until = |step: TusReached| (last > step).then_some(());
+    let Taken::Ours(ours) = uploads.staging.take(name).unwrap() else { panic!("not ours") };
+    let (slot, journal) = *ours;
+    let Step::Resumable(checkpoint) = journal.step.clone() else { panic!("{journal:?}") };
+    let feed = uploads.live.feed(&journal.watch, &journal.path);
+    let mut upload = Upload { slot: Arc::new(slot), journal, feed };
+    let hashers = Hashers::restore(&checkpoint.hashers).unwrap_or_default();
+    let intake = upload.intake(checkpoint.offset, hashers).await.unwrap();
+    let content = upload.whole(intake).await.unwrap();
+    let staged = uploads.shape(&upload, content, Some(checkpoint.lease)).await.unwrap();
+    upload.stage(&staged).await.unwrap();
+    until(TusReached::Staged)?;
+    uploads.records.complete(&upload.journal, &staged).await.unwrap();
+    until(TusReached::Recorded)?;
+    upload.note_recorded(&staged).await;
+    until(TusReached::Noted)?;
+    uploads.bodies.put(&staged.reference, &staged.meta, &upload.slot.form_path(staged.kept?)).await.unwrap();
+    until(TusReached::Pushed)?;
+    uploads.records.mark_stored(&staged.reference).await.unwrap();
+    None
+}
+
+#[test]
+fn a_tus_upload_killed_at_any_step_keeps_what_its_client_was_promised() {
+    run(async |machine| {
+        for (number, last) in TUS_STEPS.into_iter().enumerate() {
+            for sweep_first in [true, false] {
+                let path = format!("/files/{number}-{sweep_first}.txt");
+                let body = [text(300_000 + number), path.clone().into_bytes()].concat();
+                let size = body.len().to_string();
+                let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
+                let child = machine.child();
+                let url = walk_tus(&machine, &child, &token, &path, &body, last).await;
+                drop(child);
+
+                let successor = machine.child();
+                if sweep_first {
+                    successor.run(successor.uploads.sweep()).await.unwrap();
+                }
+                let asked = successor.send(head(&url, &token)).await;
+                assert_eq!(asked.status, 200, "{last:?} {sweep_first} {asked:?}");
+                let come = [0, PART].get(number).copied();
+                assert_eq!(asked.header("upload-offset"), come.unwrap_or(body.len()).to_string(), "{last:?}");
+                if let Some(come) = come {
+                    let rest = patch(&url, &token, come, Body::full(body[come..].to_vec()));
+                    assert_eq!(successor.send(rest).await.status, 204, "{last:?}");
+                }
+                // Whoever was told of the full offset finds the file.
+                let reference = machine.site(&path).await.unwrap().file.unwrap().reference;
+                // The push of a process that is no more is for the sweep.
+                successor.run(successor.uploads.sweep()).await.unwrap();
+                successor.heard("upload.finished").await;
+                successor.heard("file.stored").await;
+                let again = successor.send(head(&url, &token)).await;
+                assert_eq!((again.status.as_u16(), again.header("upload-offset")), (200, &*size), "{last:?}");
+                assert_eq!(again.header("protoplex-reference"), reference, "{last:?}");
+                assert_eq!(machine.stored(&reference).await, body, "{last:?}");
+                assert!(!successor.kinds().contains(&"upload.failed".to_owned()), "{last:?}");
+                let used = successor.send(put("/files/more", &token, b"x")).await;
+                assert_eq!(used.problem(), "token-used-up", "its one use was taken once: {last:?}");
+            }
+        }
+        assert_eq!(machine.listed().await, 2 * TUS_STEPS.len(), "each is recorded once");
+    });
+}
+
+#[test]
+fn a_whole_tus_upload_that_the_datastore_has_ended_is_taken_back() {
+    run(async |machine| {
+        for last in [TusReached::Whole, TusReached::Staged] {
+            let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
+            let child = machine.child();
+            let body = text(300_000);
+            let url = walk_tus(&machine, &child, &token, "/files/a.txt", &body, last).await;
+            let upload = url.rsplit('/').next().unwrap();
+            child.run(child.uploads.records.abort(upload)).await.unwrap();
+            assert_eq!(child.send(head(&url, &token)).await.status, 410, "{last:?}");
+            child.heard("upload.failed").await;
+            assert!(machine.nothing_is_staged(), "{last:?}");
+            assert!(machine.site("/files/a.txt").await.is_none());
+        }
     });
 }

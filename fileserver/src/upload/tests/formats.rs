@@ -1,5 +1,8 @@
 //! The answer of a raw upload, and forms.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use bytes::Bytes;
 use futures_util::stream;
 use protoplex_http::{Body, BodyError, Request};
@@ -19,6 +22,134 @@ fn form(target: &str, token: &str, parts: &[(&str, &str, &str)]) -> Request {
     }
     body += &format!("--{BOUNDARY}--\r\n");
     sent_in_pieces(target, token, body.into_bytes())
+}
+
+/// A form's body that begins so and goes on so for ever, and how many bytes of it were taken.
+fn endless(start: &str, more: &'static [u8]) -> (Body, Rc<Cell<usize>>) {
+    let taken = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&taken);
+    let pieces = std::iter::once(Bytes::copy_from_slice(start.as_bytes()))
+        .chain(std::iter::repeat(Bytes::from_static(more)));
+    let pieces = pieces.map(move |piece| {
+        counted.set(counted.get() + piece.len());
+        Ok::<_, BodyError>(piece)
+    });
+    (Body::stream(stream::iter(pieces)), taken)
+}
+
+fn form_request(target: &str, token: &str, body: Body) -> Request {
+    let builder = request("POST", target, token);
+    builder.header("content-type", format!("multipart/form-data; boundary={BOUNDARY}")).body(body).unwrap()
+}
+
+/// Places of a child that no upload has.
+fn places(child: &Child) -> usize {
+    child.uploads.in_flight.available_permits()
+}
+
+const ENDLESS: [(&str, &str, &[u8]); 5] = [
+    ("before the first part", "", &[b'x'; 4096]),
+    ("a part's head", "------boundary\r\nContent-Disposition: ", &[b'x'; 4096]),
+    ("a boundary's padding", "------boundary", &[b' '; 4096]),
+    ("a field", "------boundary\r\nContent-Disposition: form-data; name=\"comment\"\r\n\r\n", &[b'x'; 4096]),
+    ("fields", "", b"------boundary\r\nContent-Disposition: form-data; name=\"comment\"\r\n\r\ntext\r\n"),
+];
+
+#[test]
+fn row_endless_form_with_a_token_that_opens_nothing_is_refused_before_its_body_is_read() {
+    run(async |machine| {
+        let good = machine.token(Terms::default()).await;
+        let expired = machine.token(Terms { expires_at_ms: 1, ..Terms::default() }).await;
+        let elsewhere = machine.token(Terms { path_prefix: "/elsewhere/", ..Terms::default() }).await;
+        let child = machine.child();
+        let free = places(&child);
+        let forged = format!("{good}x");
+        for (token, status, problem) in [
+            ("px_a.b", 401, "token-forged"),
+            (&forged, 401, "token-forged"),
+            (&expired, 401, "token-expired"),
+            (&elsewhere, 403, "token-wrong-path"),
+        ] {
+            for (case, start, more) in ENDLESS {
+                let (body, taken) = endless(start, more);
+                let answer = child.send(form_request("/in/", token, body)).await;
+                assert_eq!((answer.status.as_u16(), answer.problem()), (status, problem), "{case}");
+                assert_eq!(taken.get(), 0, "{case}");
+            }
+        }
+        assert!(machine.nothing_is_staged());
+        assert_eq!(places(&child), free);
+    });
+}
+
+#[test]
+fn row_endless_form_with_a_good_token_is_cut_after_a_bounded_number_of_bytes() {
+    run(async |machine| {
+        let token = machine.token(Terms::default()).await;
+        let child = machine.child();
+        let free = places(&child);
+        for (case, start, more) in ENDLESS {
+            let (body, taken) = endless(start, more);
+            let answer = child.send(form_request("/in/", &token, body)).await;
+            assert_eq!((answer.status.as_u16(), answer.problem()), (413, "form-too-large"), "{case}");
+            assert!(answer.text("detail").starts_with("the form has "), "{case}: {answer:?}");
+            assert!(taken.get() < 128 << 10, "{case}: {} bytes were taken", taken.get());
+            assert!(machine.nothing_is_staged(), "{case}");
+            assert_eq!(places(&child), free, "{case}");
+        }
+        let parts = [("name=\"f\"; filename=\"one\"", "", "first")];
+        assert_eq!(child.send(form("/in/", &token, &parts)).await.status, 201);
+        child.settle(&machine).await;
+    });
+}
+
+#[test]
+fn row_form_after_whose_first_file_comes_an_endless_head_keeps_that_file_alone() {
+    run(async |machine| {
+        let token = machine.token(Terms::default()).await;
+        let child = machine.child();
+        let start = "------boundary\r\nContent-Disposition: form-data; name=\"f\"; filename=\"a\"\r\n\r\nwhole\r\n\
+                     ------boundary\r\nContent-Disposition: ";
+        let (body, taken) = endless(start, &[b'x'; 4096]);
+        let answer = child.send(form_request("/in/", &token, body)).await;
+        assert_eq!((answer.status.as_u16(), answer.problem()), (413, "form-too-large"));
+        assert_eq!(answer.json["stored"][0]["path"], "/in/a");
+        assert!(taken.get() < 128 << 10);
+        child.settle(&machine).await;
+        assert_eq!(machine.listed().await, 1);
+    });
+}
+
+#[test]
+fn row_clients_without_a_good_token_take_no_place_from_others() {
+    run(async |machine| {
+        let token = machine.token(Terms::default()).await;
+        let child = machine.child();
+        let crowd = (0..300).map(|_| {
+            let (body, _) = endless("", b"x");
+            child.send(form_request("/in/", "px_a.b", body))
+        });
+        let crowd = futures_util::future::join_all(crowd);
+        let (answers, stored) = tokio::join!(crowd, child.send(put("/in/a", &token, b"good")));
+        assert!(answers.iter().all(|answer| answer.status == 401), "none of them was even counted as busy");
+        assert_eq!(stored.status, 201);
+        child.settle(&machine).await;
+    });
+}
+
+#[test]
+fn row_form_with_too_many_files_keeps_those_that_it_may_have() {
+    run(async |machine| {
+        let token = machine.token(Terms::default()).await;
+        let child = machine.child();
+        let names: Vec<_> = (0..101).map(|n| format!("name=\"f\"; filename=\"{n}\"")).collect();
+        let parts: Vec<_> = names.iter().map(|name| (name.as_str(), "", "same")).collect();
+        let answer = child.send(form("/in/", &token, &parts)).await;
+        assert_eq!((answer.status.as_u16(), answer.problem()), (400, "bad-upload"));
+        assert_eq!(answer.text("detail"), "a form may have at most 100 files");
+        assert_eq!(answer.json["stored"].as_array().unwrap().len(), 100);
+        child.settle(&machine).await;
+    });
 }
 
 fn sent_in_pieces(target: &str, token: &str, body: Vec<u8>) -> Request {

@@ -7,9 +7,12 @@ use std::rc::Rc;
 use protoplex_http::{AccessLog, Exchange, Handler, Limits, Listener, Request, Response};
 use protoplex_runtime::drain::{Drain, Trigger};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::rig::*;
+use super::tus::{create, head, patch};
 use crate::upload::Uploads;
 
 struct Door(Rc<Uploads>);
@@ -139,6 +142,79 @@ fn row_client_killed_mid_way() {
         assert_eq!(machine.listed().await, 0);
         assert_eq!(child.send(put("/files/a", &token, b"the use was given back")).await.status, 201);
         child.settle(&machine).await;
+    });
+}
+
+/// Begins a part that says it has all of the body, and sends this much of it.
+async fn begin_patch(address: &str, url: &str, token: &str, declared: usize, sent: &[u8]) -> TcpStream {
+    let mut client = TcpStream::connect(address.strip_prefix("http://").unwrap()).await.unwrap();
+    let head = format!(
+        "PATCH {url} HTTP/1.1\r\nHost: example.com\r\nAuthorization: Bearer {token}\r\nTus-Resumable: 1.0.0\r\n\
+         Upload-Offset: 0\r\nContent-Type: application/offset+octet-stream\r\nContent-Length: {declared}\r\n\r\n"
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(sent).await.unwrap();
+    client
+}
+
+/// Asks until nobody works on the upload any more.
+async fn offset(child: &Child, url: &str, token: &str) -> usize {
+    let start = std::time::Instant::now();
+    loop {
+        let answer = child.send(head(url, token)).await;
+        match answer.status.as_u16() {
+            200 => return answer.header("upload-offset").parse().unwrap(),
+            423 => assert!(start.elapsed().as_secs() < 20, "locked for ever"),
+            _ => panic!("{answer:?}"),
+        }
+    }
+}
+
+#[test]
+fn row_tus_client_vanishes_in_the_middle_of_a_part_and_goes_on_where_it_was() {
+    run(async |machine| {
+        let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
+        let child = machine.child();
+        let (address, _open) = serve(&child);
+        let body = text(700_000);
+        let url = create(&child, &token, body.len(), "/files/a").await;
+        let client = child.run(begin_patch(&address, &url, &token, body.len(), &body[..300_000])).await;
+        child.heard("upload.progress").await;
+        drop(client);
+        assert_eq!(offset(&child, &url, &token).await, 300_000, "every byte that came counts");
+        assert!(machine.site("/files/a").await.is_none());
+        let answer = child.send(patch(&url, &token, 300_000, body[300_000..].to_vec().into())).await;
+        assert_eq!(answer.status, 204);
+        child.heard("file.stored").await;
+        assert_eq!(machine.stored(answer.header("protoplex-reference")).await, body);
+        assert!(!child.kinds().contains(&"upload.failed".to_owned()));
+    });
+}
+
+#[test]
+fn row_tus_part_shorter_than_its_content_length_is_no_whole_part() {
+    run(async |machine| {
+        let token = machine.token(Terms::default()).await;
+        let child = machine.child();
+        let (address, _open) = serve(&child);
+        let body = text(400_000);
+        let url = create(&child, &token, body.len(), "/files/a").await;
+        let told = child
+            .run(async {
+                let mut client = begin_patch(&address, &url, &token, body.len(), &body[..399_999]).await;
+                client.shutdown().await.unwrap();
+                let mut told = String::new();
+                client.read_to_string(&mut told).await.unwrap();
+                told
+            })
+            .await;
+        assert!(!told.contains(" 204 "), "{told}");
+        assert_eq!(offset(&child, &url, &token).await, 399_999);
+        assert!(machine.site("/files/a").await.is_none(), "one byte is missing");
+        let answer = child.send(patch(&url, &token, 399_999, body[399_999..].to_vec().into())).await;
+        assert_eq!(answer.status, 204);
+        child.heard("file.stored").await;
+        assert_eq!(machine.stored(answer.header("protoplex-reference")).await, body);
     });
 }
 

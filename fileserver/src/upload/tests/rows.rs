@@ -178,6 +178,46 @@ fn row_client_gone_whose_request_is_dropped_at_once() {
 }
 
 #[test]
+fn row_upload_id_of_another_token_is_refused_and_its_watchers_hear_nothing() {
+    run(async |machine| {
+        let (mine, theirs) = (machine.token(Terms::default()).await, machine.token(Terms::default()).await);
+        let child = machine.child();
+        let named = |method: &str, target: &str, token: &str| {
+            request(method, target, token).header("upload-id", "shared").header("content-length", 1)
+        };
+        assert_eq!(
+            child.send(named("PUT", "/files/a", &mine).body(Body::full("x")).unwrap()).await.status,
+            201
+        );
+        child.heard("file.stored").await;
+        let heard = child.kinds();
+        let form = ("content-type", "multipart/form-data; boundary=b");
+        let tus = |builder: http::request::Builder| {
+            let path = "path L2ZpbGVzL2I=";
+            builder
+                .header("tus-resumable", "1.0.0")
+                .header("upload-length", 1)
+                .header("upload-metadata", path)
+        };
+        for request in [
+            named("PUT", "/files/b", &theirs),
+            named("POST", "/files/", &theirs).header(form.0, form.1),
+            tus(named("POST", "/.well-known/tus", &theirs)),
+        ] {
+            let answer = child.send(request.body(untouchable()).unwrap()).await;
+            assert_eq!((answer.status.as_u16(), answer.problem()), (409, "upload-id-taken"));
+        }
+        assert_eq!(child.kinds(), heard);
+        // The same token may come again with it: after a failure it does.
+        assert_eq!(
+            child.send(named("PUT", "/files/c", &mine).body(Body::full("y")).unwrap()).await.status,
+            201
+        );
+        child.settle(&machine).await;
+    });
+}
+
+#[test]
 fn row_zero_bytes() {
     run(async |machine| {
         let token = machine.token(Terms::default()).await;

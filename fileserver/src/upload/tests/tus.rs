@@ -9,27 +9,27 @@ use protoplex_http::{Body, Request};
 use super::rig::*;
 use crate::staging::{Staging, Step, Taken};
 
-fn tus(method: &str, target: &str, token: &str) -> Builder {
+pub(super) fn tus(method: &str, target: &str, token: &str) -> Builder {
     request(method, target, token).header("tus-resumable", "1.0.0")
 }
 
-fn creation(token: &str, length: usize, path: &str) -> Builder {
+pub(super) fn creation(token: &str, length: usize, path: &str) -> Builder {
     tus("POST", "/.well-known/tus", token)
         .header("upload-length", length)
         .header("upload-metadata", format!("path {},other", STANDARD.encode(path)))
 }
 
-fn patch(target: &str, token: &str, offset: usize, body: Body) -> Request {
+pub(super) fn patch(target: &str, token: &str, offset: usize, body: Body) -> Request {
     let builder = tus("PATCH", target, token).header("upload-offset", offset);
     builder.header("content-type", "application/offset+octet-stream").body(body).unwrap()
 }
 
-fn head(target: &str, token: &str) -> Request {
+pub(super) fn head(target: &str, token: &str) -> Request {
     tus("HEAD", target, token).body(Body::empty()).unwrap()
 }
 
 /// Creates an upload; the path of its URL.
-async fn create(child: &Child, token: &str, length: usize, path: &str) -> String {
+pub(super) async fn create(child: &Child, token: &str, length: usize, path: &str) -> String {
     let answer = child.send(creation(token, length, path).body(Body::empty()).unwrap()).await;
     assert_eq!(answer.status, 201, "{answer:?}");
     assert!(!answer.header("upload-expires").is_empty());
@@ -181,6 +181,71 @@ fn what_arrived_whole_is_recorded_although_its_child_died() {
         assert_eq!(successor.heard("upload.finished").await["data"]["path"], "/files/a");
         assert_eq!(successor.send(head(&url, &token)).await.header("upload-offset"), "5");
         assert!(machine.site("/files/a").await.unwrap().file.unwrap().stored);
+    });
+}
+
+#[test]
+fn a_client_that_missed_the_end_may_send_nothing_more_and_is_told_of_it() {
+    run(async |machine| {
+        let token = machine.token(Terms::default()).await;
+        let child = machine.child();
+        let url = create(&child, &token, 5, "/files/a").await;
+        let first = child.send(patch(&url, &token, 0, Body::full("hello"))).await;
+        let reference = first.header("protoplex-reference").to_owned();
+        for while_it_is in ["on its way to the storage", "stored"] {
+            let again = child.send(patch(&url, &token, 5, Body::empty())).await;
+            assert_eq!((again.status.as_u16(), again.header("upload-offset")), (204, "5"), "{while_it_is}");
+            assert_eq!(again.header("protoplex-reference"), reference);
+            assert_eq!(again.header("content-location"), "http://example.com/files/a");
+            let asked = child.send(head(&url, &token)).await;
+            assert_eq!((asked.status.as_u16(), asked.header("protoplex-reference")), (200, &*reference));
+            assert_eq!(child.send(patch(&url, &token, 3, Body::empty())).await.status, 409);
+            assert_eq!(child.send(patch(&url, &token, 5, Body::full("more"))).await.status, 413);
+            child.heard("file.stored").await;
+        }
+    });
+}
+
+/// The regression of `upload/recover.rs` by which an upload was taken back whose client had been told that all of it
+/// was there.
+#[test]
+fn a_whole_upload_is_locked_until_it_is_recorded_and_never_taken_back() {
+    run(async |machine| {
+        let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
+        let child = machine.child();
+        let url = create(&child, &token, 5, "/files/a").await;
+        machine.datastore_there.set(false);
+        assert_eq!(child.send(patch(&url, &token, 0, Body::full("hello"))).await.status, 503);
+        let asked = child.send(head(&url, &token)).await;
+        assert_eq!((asked.status.as_u16(), asked.header("retry-after")), (423, "2"), "not at its end");
+        assert_eq!(asked.header("upload-offset"), "");
+        assert_eq!(child.send(patch(&url, &token, 5, Body::empty())).await.status, 503);
+        child.run(child.uploads.sweep()).await.unwrap();
+        assert!(!machine.nothing_is_staged(), "what was promised is kept");
+        machine.datastore_there.set(true);
+        let asked = child.send(head(&url, &token)).await;
+        assert_eq!((asked.status.as_u16(), asked.header("upload-offset")), (200, "5"));
+        assert_eq!(
+            asked.header("protoplex-reference"),
+            machine.site("/files/a").await.unwrap().file.unwrap().reference
+        );
+        child.heard("file.stored").await;
+        assert!(!child.kinds().contains(&"upload.failed".to_owned()));
+    });
+}
+
+#[test]
+fn an_upload_may_take_six_hours_longer_than_its_token() {
+    run(async |machine| {
+        let now = std::time::SystemTime::now();
+        let ends = now + std::time::Duration::from_secs(3600);
+        let expires_at_ms = crate::upload::unix_ms(ends).try_into().unwrap();
+        let token = machine.token(Terms { expires_at_ms, ..Terms::default() }).await;
+        let child = machine.child();
+        let answer = child.send(creation(&token, 5, "/files/a").body(Body::empty()).unwrap()).await;
+        let told = httpdate::parse_http_date(answer.header("upload-expires")).unwrap();
+        let grace = told.duration_since(ends).unwrap_or_default().as_secs();
+        assert!((6 * 3600 - 2..=6 * 3600).contains(&grace), "{grace} s");
     });
 }
 

@@ -9,7 +9,7 @@ use protoplex_http::{AccessLog, Limits, Listener, serve};
 use protoplex_runtime::config::Problems;
 use protoplex_runtime::drain::{Drain, Trigger};
 use protoplex_wire::follow::{Follower, Link};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, REGISTRATIONS_AUDIENCE};
 use protoplex_wire::proto::Member;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -86,7 +86,7 @@ impl Cluster {
         let mut problems = Problems::default();
         let config = config.resolve(&mut problems);
         problems.finish().unwrap();
-        let live = Rc::new(Live::new(config, link, self.identity.live_key()));
+        let live = Rc::new(Live::new(config, link, &self.identity));
         let (trigger, drain) = Drain::new();
         tokio::task::spawn_local(keep_tenures(Rc::clone(&live), lost_keys, drain.clone()));
         let listeners = vec![Listener { socket, tls: None }];
@@ -105,6 +105,17 @@ impl Cluster {
     pub(super) fn sign(&self, claims: &Value) -> String {
         let key = EncodingKey::from_secret(self.identity.live_key());
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).unwrap()
+    }
+
+    /// An `Authorization` header of a node.
+    pub(super) fn node_token(&self) -> String {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let claims = json!({ "aud": REGISTRATIONS_AUDIENCE, "exp": now + 60 });
+        let key = EncodingKey::from_secret(&self.identity.node_key());
+        format!(
+            "Authorization: Bearer {}",
+            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
+        )
     }
 
     /// An `Authorization` header that publishes and subscribes everywhere.

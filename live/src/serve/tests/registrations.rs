@@ -15,11 +15,12 @@ const SHARD: &str = "invalidate/7";
 struct Registrant(BufReader<TcpStream>);
 
 impl Registrant {
-    async fn connect(node: &Node, epoch: u64) -> Self {
+    async fn connect(cluster: &Cluster, node: &Node, epoch: u64) -> Self {
         let mut connection = TcpStream::connect(&node.address).await.unwrap();
         let request = format!(
             "GET /.well-known/protoplex/registrations HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
-             Upgrade: protoplex-registrations\r\nProtoplex-Key: {SHARD}\r\nProtoplex-Epoch: {epoch}\r\n\r\n"
+             Upgrade: protoplex-registrations\r\nProtoplex-Key: {SHARD}\r\nProtoplex-Epoch: {epoch}\r\n{}\r\n\r\n",
+            cluster.node_token()
         );
         connection.write_all(request.as_bytes()).await.unwrap();
         let mut registrant = Self(BufReader::new(connection));
@@ -54,7 +55,7 @@ impl Registrant {
 
 async fn invalidate(cluster: &Cluster, node: &Node, epoch: u64, name: &str) -> Answer {
     let target = format!("/.well-known/protoplex/invalidate?name={name}");
-    node.send(&target, SHARD, epoch, &["-X", "POST", "-H", &cluster.all()]).await
+    node.send(&target, SHARD, epoch, &["-X", "POST", "-H", &cluster.node_token()]).await
 }
 
 #[tokio::test]
@@ -62,8 +63,10 @@ async fn an_invalidation_is_answered_when_every_registrant_has_acknowledged() {
     with_cluster(async |cluster| {
         let node = cluster.node("live-1:0", Raw::default()).await;
         let epoch = cluster.seed.assign(SHARD, "live-1:0");
-        let (mut one, mut two) =
-            (Registrant::connect(&node, epoch).await, Registrant::connect(&node, epoch).await);
+        let (mut one, mut two) = (
+            Registrant::connect(cluster, &node, epoch).await,
+            Registrant::connect(cluster, &node, epoch).await,
+        );
         one.register("site:h:/p").await;
         two.register("site:h:/p").await;
         two.register("file:x").await;
@@ -90,7 +93,7 @@ async fn a_registrant_that_does_not_acknowledge_is_cut() {
     with_cluster(async |cluster| {
         let node = cluster.node("live-1:0", Raw::default()).await;
         let epoch = cluster.seed.assign(SHARD, "live-1:0");
-        let mut silent = Registrant::connect(&node, epoch).await;
+        let mut silent = Registrant::connect(cluster, &node, epoch).await;
         silent.register("x").await;
         let answer = invalidate(cluster, &node, epoch, "x").await;
         assert_eq!(counts(&answer.body), json!({"acked": 0, "registrants": 1}));
@@ -109,7 +112,7 @@ async fn a_misbehaving_registrant_is_cut() {
         let epoch = cluster.seed.assign(SHARD, "live-1:0");
         let long = format!("{{\"register\":\"{}\"}}", "x".repeat(100_000));
         for line in ["not json", "{}", r#"{"register":""}"#, r#"{"ack":99}"#, &long] {
-            let mut registrant = Registrant::connect(&node, epoch).await;
+            let mut registrant = Registrant::connect(cluster, &node, epoch).await;
             registrant.register("x").await;
             registrant.say(line).await;
             assert_eq!(registrant.hear().await, None, "{}", &line[..line.len().min(40)]);
@@ -125,7 +128,7 @@ async fn a_lost_shard_cuts_its_registrants() {
     with_cluster(async |cluster| {
         let node = cluster.node("live-1:0", Raw::default()).await;
         let epoch = cluster.seed.assign(SHARD, "live-1:0");
-        let mut registrant = Registrant::connect(&node, epoch).await;
+        let mut registrant = Registrant::connect(cluster, &node, epoch).await;
         registrant.register("x").await;
         cluster.seed.revoke(SHARD);
         let mut rest = Vec::new();
@@ -140,14 +143,15 @@ async fn who_may_invalidate_and_register() {
     with_cluster(async |cluster| {
         let node = cluster.node("live-1:0", Raw::default()).await;
         let epoch = cluster.seed.assign(SHARD, "live-1:0");
+        let mut registrant = Registrant::connect(cluster, &node, epoch).await;
+        registrant.register("x").await;
         let target = "/.well-known/protoplex/invalidate?name=x";
-        let subscriber = format!("Authorization: Bearer {}", cluster.token(json!({ "subscribe": ["*"] })));
+        let registrations = "/.well-known/protoplex/registrations";
+        let of_a_node = cluster.node_token();
         let table: &[(&str, &[&str], u16, &str)] = &[
-            (target, &["-X", "POST"], 401, "token-missing"),
-            (target, &["-X", "POST", "-H", &subscriber], 403, "token-scope"),
-            ("/.well-known/protoplex/invalidate", &["-X", "POST"], 400, "malformed"),
-            (target, &[], 405, "method"),
-            ("/.well-known/protoplex/registrations", &["-X", "POST"], 405, "method"),
+            ("/.well-known/protoplex/invalidate", &["-X", "POST", "-H", &of_a_node], 400, "malformed"),
+            (target, &["-H", &of_a_node], 405, "method"),
+            (registrations, &["-X", "POST", "-H", &of_a_node], 405, "method"),
         ];
         for (target, arguments, status, problem) in table {
             let answer = node.send(target, SHARD, epoch, arguments).await;
@@ -157,8 +161,60 @@ async fn who_may_invalidate_and_register() {
                 "{target} {arguments:?}"
             );
         }
-        let answer = node.send("/.well-known/protoplex/registrations", SHARD, epoch, &[]).await;
+        let answer = node.send(registrations, SHARD, epoch, &["-H", &of_a_node]).await;
         assert_eq!(answer.status, 426);
+        // None of it came to the registrant: the next word that it gets is the true one.
+        let (answer, ()) = tokio::join!(invalidate(cluster, &node, epoch, "x"), async {
+            let id = registrant.told("x").await;
+            registrant.say(&json!({ "ack": id }).to_string()).await;
+        });
+        assert_eq!(counts(&answer.body), json!({"acked": 1, "registrants": 1}));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn row_registrations_and_invalidations_without_a_nodes_token_are_refused() {
+    with_cluster(async |cluster| {
+        let node = cluster.node("live-1:0", Raw::default()).await;
+        let epoch = cluster.seed.assign(SHARD, "live-1:0");
+        let subscriber = format!("Authorization: Bearer {}", cluster.token(json!({ "subscribe": ["*"] })));
+        let of_an_app = cluster.all();
+        let of_a_node = cluster.node_token();
+        let (_, bare) = of_a_node.split_once("Bearer ").unwrap();
+        let (signed, signature) = bare.rsplit_once('.').unwrap();
+        let first = if signature.starts_with('A') { 'B' } else { 'A' };
+        let changed = format!("Authorization: Bearer {signed}.{first}{}", &signature[1..]);
+        let cookie = format!("Cookie: mercureAuthorization={bare}");
+        let upgrade = ["-H", "Connection: Upgrade", "-H", "Upgrade: protoplex-registrations"];
+        let in_query = |target: &str| {
+            let separator = if target.contains('?') { '&' } else { '?' };
+            format!("{target}{separator}authorization={bare}")
+        };
+        let places: [(&str, &[&str]); 2] = [
+            ("/.well-known/protoplex/invalidate?name=x", &["-X", "POST"]),
+            ("/.well-known/protoplex/registrations", &upgrade),
+        ];
+        for (target, arguments) in places {
+            let table: &[(&str, &str, &[&str], &str)] = &[
+                ("none", target, &[], "token-missing"),
+                ("in a cookie", target, &["-H", &cookie], "token-missing"),
+                ("in the query", &in_query(target), &[], "token-missing"),
+                ("a subscriber's", target, &["-H", &subscriber], "token-forged"),
+                ("an app's that may publish everything", target, &["-H", &of_an_app], "token-forged"),
+                ("a changed one", target, &["-H", &changed], "token-forged"),
+                ("no token", target, &["-H", "Authorization: Bearer x"], "token-malformed"),
+            ];
+            for (case, target, more, problem) in table {
+                let answer = node.send(target, SHARD, epoch, &[arguments, *more].concat()).await;
+                assert_eq!((answer.status, answer.problem().as_str()), (401, *problem), "{case} {target}");
+                assert!(answer.header("www-authenticate").unwrap().starts_with("Bearer"), "{case}");
+            }
+        }
+        // And a node's token opens nothing else.
+        let form = ["-H", &of_a_node, "-d", "topic=x&data=y"];
+        let answer = node.send("/.well-known/mercure", SHARD, epoch, &form).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (401, "token-forged"));
     })
     .await;
 }

@@ -64,14 +64,16 @@ impl Welcome<'_> {
     }
 
     fn commands(&self, http: &str, token: &str) -> [Vec<String>; 4] {
+        // An id belongs to the token that used it first, and each `up` has a token of its own.
+        let id = format!("first-{:08x}", rand::random::<u32>());
         let program = std::env::current_exe().unwrap_or_else(|_| "protoplex".into());
         let program = format!("{} --data {}", quoted(&program), quoted(self.data));
         [
             vec![format!("curl {http}/")],
             vec![
-                format!("curl -N '{http}/.well-known/mercure?topic=upload/first'"),
+                format!("curl -N '{http}/.well-known/mercure?topic=upload/{id}'"),
                 format!(
-                    "curl -T big.iso -H 'Authorization: Bearer {}' -H 'Upload-Id: first' {http}/files/big.iso",
+                    "curl -T big.iso -H 'Authorization: Bearer {}' -H 'Upload-Id: {id}' {http}/files/big.iso",
                     token
                 ),
             ],

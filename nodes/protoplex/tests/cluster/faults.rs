@@ -16,12 +16,12 @@ use crate::{get, noise, put, start};
 /// How long an owner holds its keys without a word from a seed.
 const LEASE: Duration = Duration::from_secs(5);
 
-fn kill(pid: u64) {
+pub(crate) fn kill(pid: u64) {
     signal(u32::try_from(pid).unwrap(), Signal::KILL);
 }
 
 /// Who owns the topic, once its channel is in use.
-fn owner(cluster: &Cluster, topic: &str) -> String {
+pub(crate) fn owner(cluster: &Cluster, topic: &str) -> String {
     let url = format!("{}/.well-known/mercure?topic={topic}", cluster.http());
     drop(Events::open(&url, &[]));
     cluster.json(&["route", &url])["member"].as_str().unwrap().to_owned()

@@ -4,6 +4,7 @@
 
 mod browser;
 mod command_line;
+mod crashes;
 mod downloads;
 mod edge_input;
 mod faults;
