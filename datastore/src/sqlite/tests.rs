@@ -170,6 +170,8 @@ async fn a_member_of_the_first_schema_is_kept_and_is_of_no_known_instance() {
     let database = Sqlite::new();
     let store = database.open().await;
     for statement in [
+        "DROP INDEX uploads_by_watch",
+        "ALTER TABLE uploads DROP COLUMN watch",
         "ALTER TABLE members DROP COLUMN instance",
         "DELETE FROM _sqlx_migrations WHERE version > 1",
         "INSERT INTO members (pool, id, address, zone, revision) VALUES ('rooms', 'live-1:0', 'a', 'z', 7)",
