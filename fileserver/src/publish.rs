@@ -1,5 +1,6 @@
 //! Brings events and invalidations to the live nodes that own their topics.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderName, StatusCode};
 use protoplex_http::upstream::{Pool, SendError};
 use protoplex_http::{Body, BodyError, Request};
-use protoplex_runtime::drain::Tasks;
+use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_wire::follow::{Link, LocateError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -25,6 +26,8 @@ const PROTOPLEX_EPOCH: HeaderName = HeaderName::from_static("protoplex-epoch");
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an event other than progress is tried.
 const LASTING: Duration = Duration::from_secs(30);
+/// How long it is still tried once this child drains: where a whole cluster ends, nobody is left to take it.
+const LASTING_IN_DRAIN: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(250);
 /// An invalidation is answered once its registrants have dropped their entries, for which live gives them 500 ms.
 const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,6 +40,7 @@ pub(crate) struct Publisher {
     pool: Rc<Pool>,
     credentials: Rc<Credentials>,
     tasks: Tasks,
+    drain: Drain,
 }
 
 /// Why something was not delivered.
@@ -57,8 +61,14 @@ enum PublishError {
 }
 
 impl Publisher {
-    pub(crate) fn new(link: Link, pool: Rc<Pool>, credentials: Rc<Credentials>, tasks: Tasks) -> Rc<Self> {
-        Rc::new(Self { link, pool, credentials, tasks })
+    pub(crate) fn new(
+        link: Link,
+        pool: Rc<Pool>,
+        credentials: Rc<Credentials>,
+        tasks: Tasks,
+        drain: Drain,
+    ) -> Rc<Self> {
+        Rc::new(Self { link, pool, credentials, tasks, drain })
     }
 
     /// Delivers what the pipeline hands over, for as long as there is a pipeline.
@@ -77,18 +87,27 @@ impl Publisher {
     /// One upload's events, one after the other.
     async fn follow(&self, mut events: mpsc::Receiver<Event>) {
         while let Some(event) = events.recv().await {
-            let end = Instant::now() + if event.lasting { LASTING } else { Duration::ZERO };
+            let mut given_up = pin!(self.given_up(event.lasting));
             loop {
                 match timeout(ATTEMPT_TIMEOUT, self.publish(&event)).await {
                     Ok(Ok(())) => break,
                     Ok(Err(error)) => tracing::debug!(topic = event.topic, "event not delivered: {error}"),
                     Err(_) => tracing::debug!(topic = event.topic, "event not delivered in time"),
                 }
-                if Instant::now() + PAUSE >= end {
-                    break;
+                // Both arms are cancel-safe.
+                tokio::select! {
+                    biased;
+                    () = &mut given_up => break,
+                    () = sleep(PAUSE) => {}
                 }
-                sleep(PAUSE).await;
             }
+        }
+    }
+
+    /// Ends when an event that could not be delivered until then is let go.
+    async fn given_up(&self, lasting: bool) {
+        if lasting && timeout(LASTING, self.drain.started()).await.is_ok() {
+            sleep(LASTING_IN_DRAIN).await;
         }
     }
 

@@ -118,7 +118,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     });
 
     let app_files = Rc::clone(&fileserver.app_files);
-    let publisher = Publisher::new(link.clone(), pool, credentials, tasks.clone());
+    let publisher = Publisher::new(link.clone(), pool, credentials, tasks.clone(), drain.clone());
     tasks.spawn(publisher.deliver(notices));
     tasks.spawn(async move { uploads.look_after().await });
     // Requests that wait at the sockets of a child that died should find the app in its successor too.

@@ -9,7 +9,7 @@ use futures_util::{Stream, stream};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use protoplex_http::upstream::Settings;
 use protoplex_http::{AccessLog, Exchange, Handler, Limits, Listener, Response};
-use protoplex_runtime::drain::Drain;
+use protoplex_runtime::drain::{Drain, Trigger};
 use protoplex_wire::follow::Follower;
 use protoplex_wire::identity::{Identity, REGISTRATIONS_AUDIENCE};
 use protoplex_wire::proto::seed_server::{Seed, SeedServer};
@@ -128,6 +128,14 @@ impl StandInLive {
 
 /// Runs a test with a pipeline's end, and the live node at the other.
 fn run(statuses: &[StatusCode], test: impl AsyncFnOnce(Live, Rc<StandInLive>, Identity)) {
+    run_until_drained(statuses, async |live, node, identity, _, _| test(live, node, identity).await);
+}
+
+/// As [`run`]; the trigger ends the live node, and the tasks are those of the publisher, which is told to drain by it too.
+fn run_until_drained(
+    statuses: &[StatusCode],
+    test: impl AsyncFnOnce(Live, Rc<StandInLive>, Identity, Trigger, Tasks),
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(LocalSet::new().run_until(async {
         let folder = tempfile::tempdir().unwrap();
@@ -136,10 +144,15 @@ fn run(statuses: &[StatusCode], test: impl AsyncFnOnce(Live, Rc<StandInLive>, Id
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let node = Rc::new(StandInLive { statuses: statuses.to_vec().into(), ..StandInLive::default() });
-        let (_trigger, drain) = Drain::new();
+        let (trigger, drain) = Drain::new();
         let listeners = vec![Listener { socket, tls: None }];
-        let served =
-            protoplex_http::serve(listeners, Limits::default(), AccessLog::off(), drain, Rc::clone(&node));
+        let served = protoplex_http::serve(
+            listeners,
+            Limits::default(),
+            AccessLog::off(),
+            drain.clone(),
+            Rc::clone(&node),
+        );
         tokio::task::spawn_local(served);
 
         let listener = AsyncListener::bind("127.0.0.1:0").await.unwrap();
@@ -161,9 +174,11 @@ fn run(statuses: &[StatusCode], test: impl AsyncFnOnce(Live, Rc<StandInLive>, Id
         link.connection().wait_for(|connected| *connected).await.unwrap();
         let (live, notices) = Live::new("/fileserver-1/0");
         let credentials = Credentials::new(&identity);
-        let publisher = Publisher::new(link, Pool::new(Settings::default()), credentials, Tasks::default());
+        let tasks = Tasks::default();
+        let pool = Pool::new(Settings::default());
+        let publisher = Publisher::new(link, pool, credentials, tasks.clone(), drain);
         tokio::task::spawn_local(publisher.deliver(notices));
-        test(live, node, identity).await;
+        test(live, node, identity, trigger, tasks).await;
     }));
 }
 
@@ -213,6 +228,21 @@ fn the_last_event_is_tried_again_and_progress_is_not() {
             .map(|received| serde_json::from_str::<Value>(&received.form[1].1).unwrap()["type"].clone())
             .collect();
         assert_eq!(kinds, ["upload.progress", "upload.finished", "upload.finished"]);
+    });
+}
+
+#[test]
+fn a_last_event_that_nobody_takes_does_not_hold_up_a_drain() {
+    run_until_drained(&[StatusCode::SERVICE_UNAVAILABLE; 1000], async |live, node, _, trigger, tasks| {
+        let feed = live.feed("abc", "/a");
+        feed.finished(Value::Null);
+        drop(feed);
+        node.until_received(1).await;
+        let drained = Instant::now();
+        trigger.pull();
+        tasks.finished().await;
+        let took = drained.elapsed();
+        assert!((LASTING_IN_DRAIN..LASTING / 2).contains(&took), "{took:?}");
     });
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use protoplex_runtime::signals::StopSignals;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::{Identity, new_instance};
 use protoplex_wire::pattern::MAX_NAME_BYTES;
@@ -16,6 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::cli::{Common, Join};
 use crate::cluster::Cluster;
+use crate::output;
 
 /// Checks in a row that must fail before the server is taken out.
 const FAILURES_TO_LEAVE: u32 = 2;
@@ -45,16 +47,16 @@ struct Sidecar {
 
 impl Sidecar {
     async fn run(self) -> anyhow::Result<()> {
-        let mut ended = std::pin::pin!(stop_signal()?);
+        let mut stop = StopSignals::take()?;
         loop {
             tokio::select! {
                 () = self.until_healthy() => {}
-                () = &mut ended => return Ok(()),
+                _ = stop.next() => return Ok(()),
             }
             let link = Link::open(&self.identity, &self.seed, self.follower())?;
             let reason = tokio::select! {
                 reason = self.while_healthy(&link) => reason,
-                () = &mut ended => {
+                _ = stop.next() => {
                     link.leave().await;
                     self.say("left", "");
                     return Ok(());
@@ -125,23 +127,22 @@ impl Sidecar {
         }
     }
 
+    /// One line, at once; whether anybody reads it changes nothing.
     fn say(&self, state: &str, reason: &str) {
         let Member { id, pool, address, .. } = &self.backend.member;
-        if self.json {
-            println!(
-                "{}",
-                json!({"member": id, "pool": pool, "address": address, "state": state, "reason": reason})
-            );
-            return;
-        }
         let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-        match state {
-            "joined" => println!("{id} is a member of pool {pool}, at {address}"),
-            "left" => println!("{id} has left pool {pool}{because}"),
-            "waiting" => println!("waiting for {address}{because}"),
-            "refused" => println!("{id} is no member of pool {pool}{because}"),
-            _ => println!("the seed at {} is away: its proxies go on with what they know", self.seed),
-        }
+        let line = match state {
+            _ if self.json => {
+                json!({"member": id, "pool": pool, "address": address, "state": state, "reason": reason})
+                    .to_string()
+            }
+            "joined" => format!("{id} is a member of pool {pool}, at {address}"),
+            "left" => format!("{id} has left pool {pool}{because}"),
+            "waiting" => format!("waiting for {address}{because}"),
+            "refused" => format!("{id} is no member of pool {pool}{because}"),
+            _ => format!("the seed at {} is away: its proxies go on with what they know", self.seed),
+        };
+        let _ = output::write(format!("{line}\n").as_bytes());
     }
 }
 
@@ -201,16 +202,4 @@ impl Backend {
 fn node_name(member: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     format!("join-{}", member.chars().map(plain).collect::<String>()).chars().take(MAX_NAME_BYTES).collect()
-}
-
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
 }
