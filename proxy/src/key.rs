@@ -111,16 +111,18 @@ fn value<'a>(part: &'a KeyPart, facts: &'a Facts<'a>) -> Result<Option<Cow<'a, s
     Ok(value.filter(|text| !text.is_empty()))
 }
 
-/// Percent-decoded, but for `%2F`: as for patterns and members, it is no slash between two segments.
+/// Percent-decoded, but for `%2F`, which, as for patterns and members, is no slash between two segments, and for `%25`, so
+/// that two paths that mean different things never have one key.
 fn decoded(path: &str) -> Result<Cow<'_, str>, str::Utf8Error> {
     let decode = |piece| percent_decode_str(piece).decode_utf8();
-    let is_slash = |at: usize| {
-        path.as_bytes().get(at + 1..at + 3).is_some_and(|digits| digits.eq_ignore_ascii_case(b"2f"))
+    let kept = |at: usize| {
+        let digits = path.as_bytes().get(at + 1..at + 3)?;
+        ["%2F", "%25"].into_iter().find(|kept| kept.as_bytes()[1..].eq_ignore_ascii_case(digits))
     };
     let (mut whole, mut from) = (String::new(), 0);
-    for (at, _) in path.match_indices('%').filter(|(at, _)| is_slash(*at)) {
+    for (at, kept) in path.match_indices('%').filter_map(|(at, _)| Some((at, kept(at)?))) {
         whole.push_str(&decode(&path[from..at])?);
-        whole.push_str("%2F");
+        whole.push_str(kept);
         from = at + 3;
     }
     let last = decode(&path[from..])?;

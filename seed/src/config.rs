@@ -2,14 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use protoplex_runtime::config::{Common, Problems};
+use protoplex_runtime::config::{Common, Problems, connectable};
 use protoplex_runtime::parent::Spec;
 use serde::{Deserialize, Serialize};
 
 /// The name of its socket.
 pub(crate) const SOCKET: &str = "grpc";
-/// Where the datastore listens unless it is told otherwise.
-const DATASTORE: &str = "127.0.0.1:8060";
 
 /// The section as written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,7 +15,7 @@ const DATASTORE: &str = "127.0.0.1:8060";
 pub struct Raw {
     /// Where other nodes and commands reach it; not for the public.
     pub listen: SocketAddr,
-    /// Where every node reaches the datastore, `host:port`; its usual port on this machine if it is left out.
+    /// Where every node reaches the datastore, `host:port`; where it listens on this machine if it is left out.
     pub datastore: Option<String>,
     /// Keys that it knows at once, owned or remembered.
     pub max_keys: usize,
@@ -38,10 +36,10 @@ pub struct Config {
 }
 
 impl Raw {
-    /// Checks the section; what is wrong goes to `problems`.
-    pub fn resolve(self, problems: &mut Problems) -> Config {
-        let Self { listen, datastore, max_keys } = self;
-        let datastore = datastore.unwrap_or_else(|| DATASTORE.to_owned());
+    /// Checks the section; what is wrong goes to `problems`. `datastore` is where this machine's datastore listens.
+    pub fn resolve(self, datastore: SocketAddr, problems: &mut Problems) -> Config {
+        let Self { listen, datastore: told, max_keys } = self;
+        let datastore = told.unwrap_or_else(|| reached(datastore, listen, problems));
         let has_port = datastore
             .rsplit_once(':')
             .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0));
@@ -53,6 +51,19 @@ impl Raw {
         }
         Config { listen, datastore, max_keys }
     }
+}
+
+/// How nodes reach a datastore that listens there, on the machine of a seed that listens on `seed`.
+fn reached(datastore: SocketAddr, seed: SocketAddr, problems: &mut Problems) -> String {
+    if datastore.port() == 0 {
+        problems.add("datastore.listen", "needs a port of its own, since others have to find it");
+    }
+    if !seed.ip().is_loopback() && (datastore.ip().is_loopback() || datastore.ip().is_unspecified()) {
+        let reason =
+            "must be given where other machines reach the seed: it tells them all where the datastore is";
+        problems.add("seed.datastore", reason);
+    }
+    connectable(datastore).to_string()
 }
 
 /// The node, for the runtime: one process, one socket.

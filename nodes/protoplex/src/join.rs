@@ -70,7 +70,7 @@ impl Sidecar {
     fn follower(&self) -> Follower {
         let member = &self.backend.member;
         Follower {
-            node: node_name(&member.id),
+            node: node_name(&member.instance, &member.id),
             child: 0,
             kind: "backend".to_owned(),
             zone: member.zone.clone(),
@@ -198,8 +198,10 @@ impl Backend {
     }
 }
 
-/// "rooms/127.0.0.1:3000" → "join-rooms-127-0-0-1-3000": a side-car counts as a node of its own.
-fn node_name(member: &str) -> String {
+/// A side-car counts as a node of its own, which no other is taken for: "rooms/127.0.0.1:3000" →
+/// "join-0f3a9c24-rooms-127-0-0-1-3000".
+fn node_name(instance: &str, member: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    format!("join-{}", member.chars().map(plain).collect::<String>()).chars().take(MAX_NAME_BYTES).collect()
+    let name: String = format!("{instance:.8}-{member}").chars().map(plain).collect();
+    format!("join-{name}").chars().take(MAX_NAME_BYTES).collect()
 }

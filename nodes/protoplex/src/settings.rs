@@ -1,9 +1,11 @@
 //! The whole of `protoplex.toml`, with environment and flags laid over it, checked.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use protoplex_runtime::config::{self, Common as NodeCommon, ConfigError, Problems, Setting, Timing};
+use protoplex_runtime::config::{
+    self, Common as NodeCommon, ConfigError, Problems, Setting, Timing, connectable,
+};
 use protoplex_runtime::telemetry;
 use serde::Deserialize;
 
@@ -84,6 +86,8 @@ pub(crate) struct Settings {
     pub data: PathBuf,
     /// Where nodes and commands reach the seed.
     pub seed_address: String,
+    /// Where they reach one of this machine.
+    pub own_seed: String,
     /// How nodes drain.
     pub drain: Timing,
     region: String,
@@ -112,20 +116,21 @@ impl Settings {
     /// As [`Self::load`], over the defaults of the command.
     pub(crate) fn load_over(defaults: &[Setting], common: &Common) -> anyhow::Result<Self> {
         let flags = flags(common);
-        let (mut raw, mut problems): (Raw, Problems) =
+        let (raw, mut problems): (Raw, Problems) =
             config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
         // On one machine nobody should have to say twice where something listens.
-        raw.seed.datastore.get_or_insert_with(|| reached(raw.datastore.listen));
+        let own_seed = connectable(raw.seed.listen).to_string();
         let settings = Self {
             // As commands that are printed are run from elsewhere.
             data: std::path::absolute(raw.data)?,
-            seed_address: raw.seed_address.unwrap_or_else(|| reached(raw.seed.listen)),
+            seed_address: raw.seed_address.unwrap_or_else(|| own_seed.clone()),
+            own_seed,
             drain: raw.drain,
             region: raw.region,
             zone: raw.zone,
             log: raw.log,
             meta: raw.meta,
-            seed: raw.seed.resolve(&mut problems),
+            seed: raw.seed.resolve(raw.datastore.listen, &mut problems),
             datastore: raw.datastore,
             proxy: raw.proxy.resolve(&mut problems),
             fileserver: raw.fileserver.resolve(&mut problems),
@@ -179,17 +184,6 @@ fn flags(common: &Common) -> Vec<Setting> {
         texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), toml::Value::String(text?))));
     flags.extend(texts);
     flags
-}
-
-/// How a process of this machine reaches what listens there.
-fn reached(listen: SocketAddr) -> String {
-    let mut address = listen;
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
-    }
-    address.to_string()
 }
 
 /// "proxy.children=4" → a dotted key and its value.

@@ -42,13 +42,17 @@ const KINDS: [Kind; 5] = [Kind::Datastore, Kind::Seed, Kind::Live, Kind::Fileser
 
 /// Runs the command until Ctrl-C or SIGTERM.
 pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
-    if common.seed.is_some() {
-        let advice = "`up` runs a seed of its own; --set seed.listen=HOST:PORT says where";
-        return Err(Usage(advice.to_owned()).into());
-    }
     let mut common = common.clone();
     common.set.extend(command.settings());
     let settings = Settings::load_over(&Up::defaults(), &common)?;
+    if settings.seed_address != settings.own_seed {
+        return Err(Usage(format!(
+            "`up` runs a seed of its own, at {}, and its nodes would look for one at {}: leave seed_address and --seed \
+             out, or let it listen there with seed.listen",
+            settings.own_seed, settings.seed_address
+        ))
+        .into());
+    }
     let _claim = running::claim(&settings.data, "cluster").map_err(StartError::from)?;
     let specs: Vec<_> = KINDS
         .into_iter()

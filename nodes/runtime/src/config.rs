@@ -4,7 +4,7 @@ mod layers;
 mod wording;
 
 use std::fmt::Display;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -129,6 +129,15 @@ pub fn loopback(port: u16) -> Vec<SocketAddr> {
     let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
     let v6 = has_ipv6.then(|| (Ipv6Addr::LOCALHOST, port).into());
     [(Ipv4Addr::LOCALHOST, port).into()].into_iter().chain(v6).collect()
+}
+
+/// How a process of this machine reaches what listens there: an unspecified address is reached on the loopback.
+pub fn connectable(listen: SocketAddr) -> SocketAddr {
+    let loopback = match listen.ip() {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    if listen.ip().is_unspecified() { SocketAddr::new(loopback, listen.port()) } else { listen }
 }
 
 /// A dotted key and its value.

@@ -19,7 +19,7 @@ use crate::control::{Hello, Report};
 use crate::meta;
 use crate::node::{Body, Node};
 use crate::orders::Orders;
-use crate::running::{self, Address, Claim, Running};
+use crate::running::{self, Address, Claim, Instance, Running};
 use crate::sockets;
 use crate::start::{StartCause, StartError};
 use crate::supervisor::{Policy, Process, Program};
@@ -91,9 +91,11 @@ impl Spec {
                 .map_or(0, |since| since.as_millis() as u64),
             addresses,
         };
+        // Late, so that orphans have had the time to go.
+        let instance = claim.instance()?;
         claim.announce(&running)?;
         let state = watch::Sender::new(NodeState::default());
-        Ok(Bound { spec: self, started: Instant::now(), running, claim, meta, sockets, state })
+        Ok(Bound { spec: self, started: Instant::now(), running, claim, instance, meta, sockets, state })
     }
 
     /// All addresses with a port of the configuration's choice, and what for.
@@ -153,6 +155,7 @@ pub struct Bound {
     started: Instant,
     running: Running,
     claim: Claim,
+    instance: Instance,
     meta: TcpListener,
     sockets: Vec<Sockets>,
     state: watch::Sender<NodeState>,
@@ -166,7 +169,7 @@ impl Bound {
 
     /// Which node of its name this is: the same after a restart on its data directory.
     pub fn instance(&self) -> &str {
-        &self.claim.instance().id
+        &self.instance.id
     }
 
     /// The node's state as the seed is told it, see `protoplex_wire::join`. Changes of state wake receivers;
@@ -179,7 +182,7 @@ impl Bound {
     pub async fn run(mut self) -> ExitCode {
         let timing = self.spec.common.timing.clone();
         let policy = Policy::new(timing.drain_timeout() + STOP_MARGIN);
-        let instance = Arc::clone(&self.claim.instance().hold);
+        let instance = Arc::clone(&self.instance.hold);
         let programs =
             self.hellos().map(|(hello, sockets)| Program::child(&hello, sockets, Arc::clone(&instance)));
         let children = programs.map(|program| Process::start(program, policy.clone())).collect();
@@ -211,7 +214,7 @@ impl Bound {
 
     /// What each child is told, with its sockets.
     pub(crate) fn hellos(&mut self) -> impl Iterator<Item = (Hello, Vec<TcpListener>)> {
-        let (spec, instance) = (&self.spec, &self.claim.instance().id);
+        let (spec, instance) = (&self.spec, &self.instance.id);
         (0..).zip(self.sockets.drain(..)).map(|(index, Sockets { names, sockets })| {
             let hello = Hello {
                 kind: spec.kind.to_owned(),

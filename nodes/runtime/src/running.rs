@@ -122,7 +122,6 @@ pub struct Claim {
     _lock: File,
     announcement: PathBuf,
     orphaned: bool,
-    instance: Instance,
 }
 
 impl Claim {
@@ -132,8 +131,9 @@ impl Claim {
     }
 
     /// Which node of its name this is.
-    pub(crate) fn instance(&self) -> &Instance {
-        &self.instance
+    pub(crate) fn instance(&self) -> Result<Instance, StartCause> {
+        let path = self.announcement.with_extension("instance");
+        Instance::take(&path).map_err(|source| StartCause::Data { path, source })
     }
 
     /// Tells everyone where the node listens.
@@ -179,9 +179,7 @@ pub fn claim(data: &Path, node: &str) -> Result<Claim, StartCause> {
     lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
     let announcement = folder.join(format!("{node}.json"));
     let orphaned = announcement.exists();
-    let file = folder.join(format!("{node}.instance"));
-    let instance = Instance::take(&file).map_err(|source| StartCause::Data { path: file, source })?;
-    Ok(Claim { _lock: lock, announcement, orphaned, instance })
+    Ok(Claim { _lock: lock, announcement, orphaned })
 }
 
 /// Why [`claim`] would fail now, where it would because the name is taken.

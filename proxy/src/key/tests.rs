@@ -96,7 +96,7 @@ fn an_encoded_slash_stays_one() {
     for (path, expected) in [
         ("/room/a%2Fb/c", "a%2Fb+c+/room/a%2Fb/c"),
         ("/room/a%2fb/%2f", "a%2Fb+%2F+/room/a%2Fb/%2F"),
-        ("/room/%c3%ab%2f%C3%AB/c%252F", "ë%2Fë+c%2F+/room/ë%2Fë/c%2F"),
+        ("/room/%c3%ab%2f%C3%AB/c%252F", "ë%2Fë+c%252F+/room/ë%2Fë/c%252F"),
     ] {
         assert_eq!(key("{room}+{rest}+{path}", &Sent { path, ..PLAIN }).as_deref(), Ok(expected));
     }

@@ -3,7 +3,7 @@
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{Member, MemberGone, OwnedKey, Renewed, Revoked, follow_reply::Message};
 
-use super::members::{MemberIndex, Presence};
+use super::members::{MemberIndex, Presence, Slot};
 use super::{Action, Ending, Joining, LinkId, Ownership};
 
 /// A hello whose member's row is being written.
@@ -46,7 +46,7 @@ impl Ownership {
         };
         let accepted = match self.admissible(&joining) {
             _ if !open => Err(Ending::Away("closed")),
-            _ if !written => Err(Ending::refused("the datastore did not take the member; it tries again")),
+            _ if !written => Err(Ending::Away("the datastore did not take the member")),
             admissible => admissible,
         };
         let Err(why) = accepted else {
@@ -70,6 +70,12 @@ impl Ownership {
             return Err(Ending::Away("this seed does not lead"));
         }
         let Member { pool, id, instance, .. } = &joining.member;
+        // A node of a name that is taken must not come in by a child that the other one does not have.
+        let namesake =
+            |slot: &&Slot| slot.is_live() && *slot.node == joining.node && slot.member.instance != *instance;
+        if let Some(slot) = self.members.iter().map(|(_, slot)| slot).find(namesake) {
+            return Err(taken(&slot.member));
+        }
         match self.members.find(pool, id).map(|index| &self.members[index]) {
             Some(slot) if slot.presence != Presence::Gone && slot.member.instance != *instance => {
                 Err(taken(&slot.member))

@@ -130,6 +130,17 @@ fn another_instance_of_a_name_waits_for_the_leases_end_and_is_told_what_to_do() 
 }
 
 #[test]
+fn another_instance_gets_in_by_no_child_that_the_first_does_not_have() {
+    let mut core = leader(100);
+    join(&mut core, 1, joining("live-1", "", 1, &[]), at(0));
+    let mut third = namesake("live-1", 2);
+    third.member.id = "live-1:2".to_owned();
+    let why = closed(&join(&mut core, 2, third.clone(), at(4_999))).unwrap();
+    assert!(why.contains("another instance"), "{why}");
+    assert_eq!(closed(&join(&mut core, 3, third, at(5_001))), None, "the first one's lease is over");
+}
+
+#[test]
 fn another_instance_is_not_the_member_that_a_new_term_expects() {
     let mut core = Ownership::new(Timing::default(), Limits::default());
     core.lead(4, hour(at(0)), vec![joining("live-1", "", 1, &[]).member], at(0));

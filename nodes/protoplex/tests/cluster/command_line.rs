@@ -73,6 +73,9 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         (&["upload", "--token", "x", "a", "b", "http://localhost/one"], "URL that ends in /"),
         (&["upload", "--token", "x", "a", "localhost"], "says where to upload"),
         (&["up", "--seed", "10.0.0.1:8050"], "seed.listen"),
+        (&["up", "--set", "seed_address=10.0.0.1:8050"], "seed.listen"),
+        (&["check", "--set", "datastore.listen=127.0.0.1:0"], "datastore.listen: needs a port"),
+        (&["check", "--set", "seed.listen=0.0.0.0:8050"], "seed.datastore: must be given"),
         (&["seed", "--children", "2"], "--children"),
     ];
     for (arguments, says) in cases {

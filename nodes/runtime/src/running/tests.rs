@@ -71,11 +71,11 @@ fn a_data_directory_that_is_none_is_refused() {
 fn a_node_that_is_started_again_is_the_same_and_a_copy_of_its_data_directory_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let (here, there) = (folder.path().join("here"), folder.path().join("there"));
-    let claim = |data: &Path| claim(data, "live-1").unwrap().instance().id.clone();
+    let claim = |data: &Path| claim(data, "live-1").unwrap().instance().unwrap().id;
     let first = claim(&here);
     assert_eq!(claim(&here), first);
     let other = super::claim(&here, "live-2").unwrap();
-    assert_ne!(other.instance().id, first, "another node");
+    assert_ne!(other.instance().unwrap().id, first, "another node");
 
     fs::create_dir_all(there.join("run")).unwrap();
     fs::copy(here.join("run/live-1.instance"), there.join("run/live-1.instance")).unwrap();
@@ -92,12 +92,12 @@ fn a_node_that_is_started_again_is_the_same_and_a_copy_of_its_data_directory_is_
 fn an_orphaned_child_that_goes_on_makes_the_next_process_another_instance() {
     let folder = tempfile::tempdir().unwrap();
     let parent = claim(folder.path(), "live-1").unwrap();
-    let first = parent.instance().id.clone();
-    let child = Arc::clone(&parent.instance().hold);
+    let Instance { id: first, hold: child } = parent.instance().unwrap();
     drop(parent);
     let next = claim(folder.path(), "live-1").unwrap();
-    assert_ne!(next.instance().id, first);
-    let second = next.instance().id.clone();
-    drop((child, next));
-    assert_eq!(claim(folder.path(), "live-1").unwrap().instance().id, second);
+    let second = next.instance().unwrap();
+    assert_ne!(second.id, first);
+    let id = second.id.clone();
+    drop((child, second, next));
+    assert_eq!(claim(folder.path(), "live-1").unwrap().instance().unwrap().id, id);
 }
