@@ -82,11 +82,13 @@ pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
 }
 
 /// Prepares an upstream's response for the client: removes hop-by-hop fields (keeping a granted upgrade),
-/// adds Via and X-Request-Id.
+/// adds Via and X-Request-Id, speaks in this hop's version.
 pub fn response(response: &mut Response, exchange: &Exchange) {
     let granted = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let upgrade = response.headers().get(UPGRADE).filter(|_| granted).cloned();
     let version = response.version();
+    // Ours, not the upstream's (RFC 9112 section 2.3); a client of an older one is answered in its own.
+    *response.version_mut() = Version::HTTP_11;
     let headers = response.headers_mut();
     remove_hop_by_hop(headers);
     if let Some(protocol) = upgrade {

@@ -36,12 +36,27 @@ function uploadAll(files) {
     token.focus();
     return;
   }
-  for (const file of files) upload(file);
+  for (const file of files) {
+    const id = crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2);
+    waiting.push({ file, id, view: row(file, id) });
+  }
+  startWaiting();
 }
 
-async function upload(file) {
-  const id = crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2);
-  const view = row(file, id);
+// Each upload takes two connections, and over HTTP/1.1 a browser opens six to one host: more at once would wait for each
+// other for ever.
+const AT_ONCE = 2;
+const waiting = [];
+let running = 0;
+
+function startWaiting() {
+  while (running < AT_ONCE && waiting.length) {
+    running += 1;
+    upload(waiting.shift()).finally(() => { running -= 1; startWaiting(); });
+  }
+}
+
+async function upload({ file, id, view }) {
   const events = await watch(id, view);
   try {
     const answer = await fetch("/files/" + encodeURIComponent(file.name), {

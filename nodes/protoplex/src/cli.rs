@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Uri};
 use protoplex_runtime::config::Setting;
 use reqwest::Url;
 use thiserror::Error;
@@ -164,11 +164,11 @@ pub(crate) struct Parent {
 #[derive(Debug, Args)]
 pub(crate) struct Join {
     /// Pool to join; handlers send requests to pools
-    #[arg(long)]
+    #[arg(long, value_parser = units::name)]
     pub pool: String,
     /// The server, as in http://127.0.0.1:3000
-    #[arg(long, value_name = "URL")]
-    pub backend: String,
+    #[arg(long, value_name = "URL", value_parser = units::backend)]
+    pub backend: Url,
     /// Its name in the pool [default: POOL/HOST:PORT]; the same name gets the same keys back
     #[arg(long)]
     pub id: Option<String>,
@@ -237,8 +237,8 @@ pub(crate) enum Placement {
 #[derive(Debug, Args)]
 pub(crate) struct Route {
     /// The request's URL
-    #[arg(value_parser = units::url)]
-    pub url: Url,
+    #[arg(value_parser = units::request_url)]
+    pub url: Uri,
     /// A header of the request, may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = units::header)]
     pub headers: Vec<(HeaderName, HeaderValue)>,
@@ -271,16 +271,16 @@ pub(crate) struct TokenCreate {
     #[arg(long, default_value = "/", value_parser = units::path)]
     pub path: String,
     /// Largest file
-    #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = units::size)]
+    #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = units::some_size)]
     pub max_size: u64,
     /// Most bytes of all its files together [default: no quota]
-    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    #[arg(long, value_name = "SIZE", value_parser = units::some_size)]
     pub quota: Option<u64>,
     /// How many uploads [default: any number]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub uses: Option<u32>,
     /// How long it is valid, as in 30m, 12h, 7d
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = units::life)]
     pub expires: Duration,
 }
 

@@ -1,6 +1,7 @@
 //! How the operator's commands reach a running cluster.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use protoplex_runtime::running;
@@ -9,11 +10,14 @@ use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::operator_client::OperatorClient;
 use protoplex_wire::proto::{ClusterStatus, StatusRequest};
 use thiserror::Error;
-use tonic::{Code, Status};
+use tokio::time::timeout;
+use tonic::{Code, Response, Status};
 
-use crate::cli::Common;
+use crate::cli::{Common, Usage};
 use crate::settings::Settings;
 
+/// How long a call may take: one that goes on for longer has nobody at its other end.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer that a command takes, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
@@ -60,8 +64,7 @@ impl Cluster {
 
     /// What runs where.
     pub(crate) async fn status(&self) -> anyhow::Result<ClusterStatus> {
-        let status = self.operator()?.status(StatusRequest {}).await;
-        Ok(status.map_err(|status| self.explain(status))?.into_inner())
+        self.answer(self.operator()?.status(StatusRequest {})).await
     }
 
     /// Where the seed is looked for.
@@ -72,6 +75,22 @@ impl Cluster {
     /// The cluster's identity.
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The answer to a call, or in the operator's words why there is none.
+    pub(crate) async fn answer<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> anyhow::Result<T> {
+        match timeout(CALL_TIMEOUT, call).await {
+            Ok(answer) => Ok(answer.map_err(|status| self.explain(status))?.into_inner()),
+            Err(_) => Err(Unreachable(format!(
+                "no answer from the seed at {}, or from its datastore, within {} s",
+                self.seed,
+                CALL_TIMEOUT.as_secs()
+            ))
+            .into()),
+        }
     }
 
     /// Says in the operator's words what a call failed of.
@@ -86,6 +105,7 @@ impl Cluster {
                 "the cluster at {} does not know this data directory's token; --data names the right one",
                 self.seed
             ))),
+            Code::InvalidArgument => Usage(status.message().to_owned()).into(),
             _ => anyhow::anyhow!("{}", status.message()),
         }
     }

@@ -12,7 +12,7 @@ use protoplex_wire::proto::operator_client::OperatorClient;
 use protoplex_wire::proto::{Asset, Build, BuildEnd, DeployHeader, DeployRequest, deploy_request};
 use serde::Serialize;
 
-use crate::cli::{Common, Deploy};
+use crate::cli::{Common, Deploy, Usage};
 use crate::cluster::Cluster;
 use crate::output::{plural, print};
 use crate::units::show_size;
@@ -38,8 +38,13 @@ struct Deployed {
 
 /// Runs the command.
 pub(crate) async fn run(common: &Common, command: Deploy) -> anyhow::Result<()> {
+    if !command.folder.is_dir() {
+        return Err(Usage(format!("{} is no folder", command.folder.display())).into());
+    }
     let assets = tokio::task::spawn_blocking(move || read_folder(&command.folder)).await??;
     let cluster = Cluster::find(common)?;
+    // A large build may be long on its way, but not to nobody.
+    cluster.status().await?;
     let build = send(cluster.operator()?, &command.host, assets).await.map_err(|s| cluster.explain(s))?;
     let deployed = Deployed {
         host: build.host,

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::cli::{Common, Files};
 use crate::cluster::Cluster;
-use crate::output::{columns, plural, print};
+use crate::output::{columns, plural, print, tell};
 use crate::units::show_size;
 
 #[derive(Serialize)]
@@ -34,16 +34,22 @@ pub(crate) async fn run(common: &Common, command: Files) -> anyhow::Result<()> {
         after: String::new(),
     };
     let mut rows = Vec::new();
-    loop {
-        let reply = datastore.list_files(request.clone()).await.map_err(|s| cluster.explain(s))?.into_inner();
+    let more = loop {
+        let reply = cluster.answer(datastore.list_files(request.clone())).await?;
         rows.extend(reply.sites.into_iter().map(FileRow::from));
-        if reply.next.is_empty() || rows.len() >= limit as usize {
-            break;
+        if rows.len() >= limit as usize {
+            break rows.len() > limit as usize || !reply.next.is_empty();
+        }
+        if reply.next.is_empty() {
+            break false;
         }
         request.after = reply.next;
-    }
+    };
     rows.truncate(limit as usize);
     print(common.json, &rows, |rows| table(rows))?;
+    if more {
+        tell(&format!("protoplex: there are more than these {limit}; --limit says how many are listed"));
+    }
     Ok(())
 }
 

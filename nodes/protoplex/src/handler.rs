@@ -31,9 +31,8 @@ pub(crate) async fn run(common: &Common, command: Handler) -> anyhow::Result<()>
         Handler::List => list(common, &cluster).await,
         Handler::Remove { name } => {
             let request = proto::RemoveHandlerRequest { name: name.clone() };
-            let changed =
-                cluster.operator()?.remove_handler(request).await.map_err(|s| cluster.explain(s))?;
-            let changed = Changed { handler: &name, table_version: changed.into_inner().table_version };
+            let changed = cluster.answer(cluster.operator()?.remove_handler(request)).await?;
+            let changed = Changed { handler: &name, table_version: changed.table_version };
             print(common.json, &changed, |c| {
                 format!("Removed handler {} (table version {})", c.handler, c.table_version)
             })?;
@@ -56,8 +55,8 @@ async fn add(common: &Common, cluster: &Cluster, new: HandlerAdd) -> anyhow::Res
         pool: new.pool,
         placement: placement.into(),
     };
-    let changed = cluster.operator()?.add_handler(handler).await.map_err(|s| cluster.explain(s))?;
-    let changed = Changed { handler: &new.name, table_version: changed.into_inner().table_version };
+    let changed = cluster.answer(cluster.operator()?.add_handler(handler)).await?;
+    let changed = Changed { handler: &new.name, table_version: changed.table_version };
     print(common.json, &changed, |c| {
         format!("Added handler {} (table version {})", c.handler, c.table_version)
     })?;
@@ -65,8 +64,8 @@ async fn add(common: &Common, cluster: &Cluster, new: HandlerAdd) -> anyhow::Res
 }
 
 async fn list(common: &Common, cluster: &Cluster) -> anyhow::Result<()> {
-    let reply = cluster.operator()?.list_handlers(proto::ListHandlersRequest {}).await;
-    let handlers = reply.map_err(|s| cluster.explain(s))?.into_inner().handlers;
+    let handlers =
+        cluster.answer(cluster.operator()?.list_handlers(proto::ListHandlersRequest {})).await?.handlers;
     let rows: Vec<_> = handlers.into_iter().map(HandlerRow::from).collect();
     print(common.json, &rows, |rows| {
         let head = ["NAME", "HOST", "PATH", "KEY", "POOL", "PLACEMENT"].map(str::to_owned);

@@ -24,16 +24,20 @@ pub(crate) fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Rows in columns as wide as their widest cell, two spaces apart.
+/// No column is made wider than this for the sake of a few long cells.
+const MAX_COLUMN: usize = 64;
+
+/// Rows in columns as wide as their widest cell, two spaces apart. What could lead a terminal astray is escaped.
 pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| harmless(cell))).collect();
     let mut widths = [0; N];
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(cell.chars().count().min(MAX_COLUMN));
         }
     }
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
             line.push_str(&format!("{cell:width$}  "));
@@ -42,6 +46,15 @@ pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Names come from strangers: control characters move a terminal's cursor, and bidirectional ones the reader's eye.
+fn harmless(text: &str) -> String {
+    let bidirectional =
+        |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let astray = |c: char| c.is_control() || bidirectional(c);
+    let escape = |c: char| if astray(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
 }
 
 /// A file size, a count: `1 file`, `2 files`.
@@ -57,5 +70,9 @@ mod tests {
     fn columns_are_aligned_and_end_clean() {
         let rows = [["a".into(), "bb".into()], ["ccc".into(), String::new()]];
         assert_eq!(columns(&rows), "a    bb\nccc\n");
+        let rows = [["a\u{202e}\u{1b}[2J".into(), "b".into()]];
+        assert_eq!(columns(&rows), "a\\u{202e}\\u{1b}[2J  b\n");
+        let rows = [["x".repeat(1000), "b".into()], ["y".into(), "b".into()]];
+        assert_eq!(columns(&rows).lines().nth(1).unwrap().len(), MAX_COLUMN + 3);
     }
 }

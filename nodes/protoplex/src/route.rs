@@ -42,7 +42,7 @@ async fn explain(cluster: &Cluster, request: Route) -> anyhow::Result<Way> {
     let Route { url, headers, client_ip } = request;
     let headers: HeaderMap = headers.into_iter().collect();
     let mut way = Way {
-        host: url.host_str().context("the URL has no host")?.to_ascii_lowercase(),
+        host: url.host().context("the URL has no host")?.to_ascii_lowercase(),
         path: url.path().to_owned(),
         ..Way::default()
     };
@@ -103,7 +103,7 @@ async fn explain(cluster: &Cluster, request: Route) -> anyhow::Result<Way> {
 
 async fn owner(cluster: &Cluster, way: &mut Way) -> anyhow::Result<()> {
     let question = ExplainRequest { pool: way.pool.clone(), key: way.key.clone() };
-    let told = cluster.operator()?.explain(question).await.map_err(|s| cluster.explain(s))?.into_inner();
+    let told = cluster.answer(cluster.operator()?.explain(question)).await?;
     way.why = match told.owner {
         Some(owner) => {
             way.member = owner.member;
@@ -122,8 +122,7 @@ async fn owner(cluster: &Cluster, way: &mut Way) -> anyhow::Result<()> {
 
 /// The routing table as a proxy gets it.
 async fn sent_table(cluster: &Cluster) -> anyhow::Result<proto::Table> {
-    let handlers = cluster.operator()?.list_handlers(ListHandlersRequest {}).await;
-    let handlers = handlers.map_err(|s| cluster.explain(s))?.into_inner();
+    let handlers = cluster.answer(cluster.operator()?.list_handlers(ListHandlersRequest {})).await?;
     let pools = cluster.status().await?.pools.into_iter().map(|pool| proto::Pool {
         name: pool.name,
         members: pool.members.into_iter().filter_map(|status| status.member).collect(),

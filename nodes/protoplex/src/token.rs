@@ -2,9 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use protoplex_wire::identity::TrustedChannel;
 use protoplex_wire::proto::CreateTokenRequest;
-use protoplex_wire::proto::datastore_client::DatastoreClient;
 use serde::Serialize;
 
 use crate::cli::{Common, TokenCreate};
@@ -29,17 +27,14 @@ pub(crate) struct Created {
 /// Runs the command.
 pub(crate) async fn run(common: &Common, command: TokenCreate) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
-    let created = create(cluster.datastore().await?, command).await.map_err(|s| cluster.explain(s))?;
+    let created = create(&cluster, command).await?;
     // Alone on its line, so that TOKEN=$(protoplex token create …) works.
     print(common.json, &created, |created| created.token.clone())?;
     Ok(())
 }
 
 /// Creates a token at the datastore.
-pub(crate) async fn create(
-    mut datastore: DatastoreClient<TrustedChannel>,
-    wanted: TokenCreate,
-) -> Result<Created, tonic::Status> {
+pub(crate) async fn create(cluster: &Cluster, wanted: TokenCreate) -> anyhow::Result<Created> {
     let expires_at_ms = unix_ms(SystemTime::now()) + millis(wanted.expires);
     let request = CreateTokenRequest {
         host: wanted.host.clone(),
@@ -49,7 +44,7 @@ pub(crate) async fn create(
         uses: wanted.uses.unwrap_or(0),
         expires_at_ms,
     };
-    let reply = datastore.create_token(request).await?.into_inner();
+    let reply = cluster.answer(cluster.datastore().await?.create_token(request)).await?;
     Ok(Created { token: reply.token, id: reply.id, host: wanted.host, path: wanted.path, expires_at_ms })
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Uri};
+use protoplex_wire::pattern::check_name;
 use reqwest::Url;
 
 /// "64MiB", "1.5 GB", "1000" → bytes.
@@ -27,17 +28,36 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
+/// As [`size`], but not nothing: a limit of 0 would be taken for none.
+pub(crate) fn some_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        0 => Err("must be more than 0; leave it out for no limit of its own".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// How long something is valid: from a second to ten years.
+pub(crate) fn life(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(3_653 * 86_400);
+    let life = duration(text)?;
+    if (Duration::from_secs(1)..=LONGEST).contains(&life) {
+        Ok(life)
+    } else {
+        Err("must be from 1s to ten years".to_owned())
+    }
+}
+
 /// "500ms", "10s", "30m", "12h", "7d" → a time.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text)?;
     let seconds = match unit {
         "ms" => 0.001,
-        "s" | "" => 1.0,
+        "s" => 1.0,
         "m" | "min" => 60.0,
         "h" => 3_600.0,
         "d" => 86_400.0,
         _ => {
-            return Err(format!("{unit:?} is no unit of time; write for example 500ms, 30s, 15m, 12h or 7d"));
+            return Err(format!("{unit:?} is no unit of time: write for example 500ms, 30s, 15m, 12h or 7d"));
         }
     };
     Duration::try_from_secs_f64(number * seconds).map_err(|_| "too long".to_owned())
@@ -52,6 +72,28 @@ pub(crate) fn url(text: &str) -> Result<Url, String> {
     } else {
         Err("write http:// or https://, and a host".to_owned())
     }
+}
+
+/// A request's URL as a client would send it: unlike [`url`] it leaves the path as it is.
+pub(crate) fn request_url(text: &str) -> Result<Uri, String> {
+    url(text)?;
+    text.parse().map_err(|error: http::uri::InvalidUri| error.to_string())
+}
+
+/// A server that requests are relayed to as they came.
+pub(crate) fn backend(text: &str) -> Result<Url, String> {
+    let url = url(text)?;
+    let bare = url.scheme() == "http" && url.path() == "/" && url.query().is_none();
+    if bare {
+        Ok(url)
+    } else {
+        Err("write http://HOST:PORT without a path: requests are relayed as they came".to_owned())
+    }
+}
+
+/// The name of a pool.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    check_name("pool", text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// "Name: value" of a request.

@@ -37,8 +37,12 @@ const TOKEN_MAX_BYTES: u64 = 64 << 30;
 /// Below this path it lets files be uploaded.
 const FILES: &str = "/files/";
 
-/// In the order in which they start; they end in the reverse order, so that each still finds what it needs.
+/// In the order in which they start.
 const KINDS: [Kind; 5] = [Kind::Datastore, Kind::Seed, Kind::Live, Kind::Fileserver, Kind::Proxy];
+/// In the order in which they end, so that each still finds what it needs. A live node ends with the proxy: only it can
+/// end the streams that the proxy relays, which by themselves never do.
+const ENDS: [&[Kind]; 4] =
+    [&[Kind::Proxy, Kind::Live], &[Kind::Fileserver], &[Kind::Seed], &[Kind::Datastore]];
 
 /// Runs the command until Ctrl-C or SIGTERM.
 pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
@@ -68,7 +72,10 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
         let outcome = tokio::select! {
             outcome = nodes.serve(&common, &settings) => outcome,
             _ = stop.next() => {
-                output::tell("\nDraining. Ctrl-C again ends everything at once.");
+                let patience = settings.drain.drain_timeout().as_secs();
+                output::tell(&format!(
+                    "\nDraining: what is under way has up to {patience} s. Ctrl-C again ends everything at once."
+                ));
                 Ok(ExitCode::SUCCESS)
             }
         };
@@ -120,8 +127,7 @@ impl Nodes {
             uses: None,
             expires: TOKEN_LIFE,
         };
-        let token =
-            token::create(cluster.datastore().await?, wanted).await.map_err(|s| cluster.explain(s))?;
+        let token = token::create(&cluster, wanted).await?;
         Ok(welcome.text(&token.token, common.json)?)
     }
 
@@ -152,9 +158,10 @@ impl Nodes {
 
     async fn drain(&self, stop: &mut StopSignals) {
         let in_order = async {
-            for (_, process) in self.nodes.iter().rev() {
-                process.drain();
-                process.ended().await;
+            for kinds in ENDS {
+                let together: Vec<_> = self.nodes.iter().filter(|(kind, _)| kinds.contains(kind)).collect();
+                together.iter().for_each(|(_, process)| process.drain());
+                futures_util::future::join_all(together.iter().map(|(_, process)| process.ended())).await;
             }
         };
         tokio::select! {

@@ -113,6 +113,14 @@ impl Events {
         }
     }
 
+    /// The exit code of curl once the stream has ended by itself: 0 where it was complete.
+    ///
+    /// # Panics
+    /// When it doesn't end within half a minute.
+    pub fn ended(mut self) -> Option<i32> {
+        crate::until("the stream has ended", || self.process.try_wait().expect("it is our child")).code()
+    }
+
     fn next_line(&self) -> String {
         self.lines.recv_timeout(Duration::from_secs(30)).expect("the stream goes on")
     }

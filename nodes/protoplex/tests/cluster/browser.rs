@@ -106,6 +106,26 @@ async fn drop_file(
     assert!(link.attr("href").await?.unwrap_or_default().ends_with("/files/holiday.bin"));
     let got = crate::get(&format!("{}/files/holiday.bin", cluster.http()), &[]);
     assert!(got.body == noise(42, FILE_BYTES), "other bytes came back");
+    drop_many(browser, cluster).await
+}
+
+/// More files than a browser opens connections to one host.
+async fn drop_many(
+    browser: &WebDriver,
+    cluster: &protoplex_testkit::cluster::Cluster,
+) -> WebDriverResult<()> {
+    let files = (0..8).map(|n| {
+        let file = cluster.folder().join(format!("one-of-{n}.bin"));
+        std::fs::write(&file, noise(n, 100_000)).unwrap();
+        file.to_str().unwrap().to_owned()
+    });
+    let files = files.collect::<Vec<_>>().join("\n");
+    browser.find(By::Id("file")).await?.send_keys(files).await?;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while browser.find_all(By::Css("#uploads li.done")).await?.len() < 9 {
+        assert!(tokio::time::Instant::now() < deadline, "not all files are stored");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     Ok(())
 }
 

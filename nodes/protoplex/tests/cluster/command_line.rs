@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::process::Stdio;
 
+use protoplex_testkit::cluster::signal;
 use protoplex_testkit::ports::Port;
+use rustix::process::Signal;
 
 use crate::{noise, plan, start};
 
@@ -67,6 +69,13 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         (&["check", "--set", "nonsense"][..], "KEY=VALUE"),
         (&["check", "--set", "a b=1"], "KEY=VALUE"),
         (&["route", "localhost:8080"], "http://"),
+        (&["join", "--pool", "a b", "--backend", "http://127.0.0.1:1"], "pool"),
+        (&["join", "--pool", "a", "--backend", "http://127.0.0.1:1/path"], "without a path"),
+        (&["token", "create", "--uses", "0"], "--uses"),
+        (&["token", "create", "--quota", "0"], "more than 0"),
+        (&["token", "create", "--expires", "0s"], "from 1s"),
+        (&["token", "create", "--expires", "5"], "unit of time"),
+        (&["deploy", "/nonexistent"], "is no folder"),
         (&["route", "http://localhost/", "-H", "no header"], "NAME: VALUE"),
         (&["token", "create", "--path", "files"], "did you mean /files?"),
         (&["upload", "--token", "x", here, "http://localhost/"], "is a folder"),
@@ -121,6 +130,18 @@ fn a_cluster_that_is_not_there_is_exit_code_3_with_advice() {
     let (code, _, error) = protoplex(&["status"]);
     assert_eq!(code, Some(3));
     assert!(error.contains("start the cluster there first"), "{error}");
+}
+
+#[test]
+fn a_seed_that_takes_connections_and_says_nothing_is_exit_code_3_in_time() {
+    let cluster = start();
+    let seed = u32::try_from(cluster.node("seed-1")["pid"].as_u64().unwrap()).unwrap();
+    signal(seed, Signal::STOP);
+    let output = cluster.run(&["status"]);
+    signal(seed, Signal::CONT);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(error.contains("no answer from the seed"), "{error}");
 }
 
 #[test]
@@ -205,19 +226,21 @@ fn status_and_route_explain_what_runs_where() {
     assert_eq!((way["handler"].as_str(), way["key"].as_str()), (Some("files"), Some("/files/x")));
     let none = cluster.json(&["route", &format!("{}/.well-known/mercure", cluster.http())]);
     assert!(none["why"].as_str().unwrap().contains("400"), "{none}");
+    let dots = cluster.json(&["route", &format!("{}/room/../x", cluster.http())]);
+    assert!(dots["why"].as_str().unwrap().contains("400"), "{dots}");
 }
 
 #[test]
 fn a_handler_that_can_not_work_is_refused_in_words() {
     let cluster = start();
     let refused = [
-        (&["handler", "add", "x", "--path", "no-slash", "--key", "k", "--pool", "p"][..], "/"),
-        (&["handler", "add", "x", "--path", "/a/{b}", "--key", "{c}", "--pool", "p"], "c"),
-        (&["handler", "add", "files", "--path", "/other", "--key", "k", "--pool", "p"], "files"),
+        (&["handler", "add", "x", "--path", "no-slash", "--key", "k", "--pool", "p"][..], 2, "/"),
+        (&["handler", "add", "x", "--path", "/a/{b}", "--key", "{c}", "--pool", "p"], 2, "c"),
+        (&["handler", "add", "files", "--path", "/other", "--key", "k", "--pool", "p"], 1, "files"),
     ];
-    for (arguments, says) in refused {
+    for (arguments, code, says) in refused {
         let output = cluster.run(arguments);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
         assert!(text(&output.stderr).contains(says), "{says} in {}", text(&output.stderr));
     }
 }

@@ -13,6 +13,8 @@ use rustix::process::Signal;
 
 use crate::{get, noise, put, start};
 
+/// How long what is under way may take at the end, unless it is configured otherwise.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an owner holds its keys without a word from a seed.
 const LEASE: Duration = Duration::from_secs(5);
 
@@ -141,6 +143,16 @@ fn row_connections_that_wait_for_a_dead_child_are_served_by_its_successor() {
         connection.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
+}
+
+#[test]
+fn ctrl_c_waits_for_no_watcher_and_ends_its_stream_in_good_order() {
+    let mut cluster = start();
+    let watcher = Events::open(&format!("{}/.well-known/mercure?topic=upload/x", cluster.http()), &[]);
+    let asked = Instant::now();
+    assert_eq!(cluster.stop(), Some(0));
+    assert!(asked.elapsed() < DRAIN_TIMEOUT / 2, "it took {:?}", asked.elapsed());
+    assert_eq!(watcher.ended(), Some(0), "curl calls the answer complete");
 }
 
 #[test]
