@@ -144,6 +144,7 @@ impl Cluster {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Send(link, message) => self.followers.send(link, message),
+            Action::Share(link, message) => self.followers.share(link, &message),
             Action::Broadcast(position, message) => self.followers.broadcast(position, &message),
             Action::Welcome(link) => self.welcome(link),
             Action::Close(link, why) => {
@@ -181,8 +182,15 @@ impl Cluster {
         self.followers.welcome(link, greeting, position, self.core.recovering());
     }
 
-    pub(crate) fn follow(&mut self, link: LinkId, outgoing: Outgoing, since: Position, zone: String) {
-        self.followers.open(link, outgoing, since, zone);
+    pub(crate) fn follow(
+        &mut self,
+        link: LinkId,
+        outgoing: Outgoing,
+        since: Position,
+        node: &str,
+        zone: String,
+    ) {
+        self.followers.open(link, outgoing, since, node, zone);
     }
 
     pub(crate) fn unfollow(&mut self, link: LinkId) {

@@ -1,6 +1,8 @@
 //! Who follows, what each is sent, and the recent invalidations that one who comes back may have missed.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use protoplex_wire::proto::{FollowReply, Position, ResetOwners, follow_reply::Message};
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +25,7 @@ pub(crate) struct Outgoing {
 struct Follower {
     outgoing: Outgoing,
     since: Position,
+    node: Arc<str>,
     zone: String,
     /// Gets what all get; a member only after its hello is accepted.
     welcomed: bool,
@@ -41,14 +44,36 @@ enum Missed {
 #[derive(Default)]
 pub(crate) struct Followers {
     links: HashMap<LinkId, Follower>,
+    /// The links of each node's children.
+    nodes: HashMap<Arc<str>, Vec<LinkId>>,
     recent: VecDeque<(Position, Message)>,
     /// Links that were cut off, to be told to the core.
     cut: Vec<LinkId>,
 }
 
 impl Followers {
-    pub(crate) fn open(&mut self, link: LinkId, outgoing: Outgoing, since: Position, zone: String) {
-        self.links.insert(link, Follower { outgoing, since, zone, welcomed: false });
+    pub(crate) fn open(
+        &mut self,
+        link: LinkId,
+        outgoing: Outgoing,
+        since: Position,
+        node: &str,
+        zone: String,
+    ) {
+        let node: Arc<str> = node.into();
+        self.nodes.entry(Arc::clone(&node)).or_default().push(link);
+        self.links.insert(link, Follower { outgoing, since, node, zone, welcomed: false });
+    }
+
+    fn remove(&mut self, link: LinkId) -> Option<Follower> {
+        let follower = self.links.remove(&link)?;
+        if let Entry::Occupied(mut siblings) = self.nodes.entry(Arc::clone(&follower.node)) {
+            siblings.get_mut().retain(|sibling| *sibling != link);
+            if siblings.get().is_empty() {
+                siblings.remove();
+            }
+        }
+        Some(follower)
     }
 
     /// From now on it gets what all get. Sends first `greeting`, then what it has missed.
@@ -85,8 +110,21 @@ impl Followers {
         let Some(follower) = self.links.get(&link) else { return };
         let reply = FollowReply { message: Some(message) };
         if follower.outgoing.messages.try_send(Ok(reply)).is_err() {
-            self.links.remove(&link);
+            self.remove(link);
             self.cut.push(link);
+        }
+    }
+
+    /// Sends it to the other welcomed children of this one's node.
+    pub(crate) fn share(&mut self, link: LinkId, message: &Message) {
+        let Some(siblings) = self.links.get(&link).and_then(|follower| self.nodes.get(&follower.node)) else {
+            return;
+        };
+        let welcomed = |sibling: &LinkId| {
+            *sibling != link && self.links.get(sibling).is_some_and(|follower| follower.welcomed)
+        };
+        for sibling in siblings.iter().copied().filter(welcomed).collect::<Vec<_>>() {
+            self.send(sibling, message.clone());
         }
     }
 
@@ -111,7 +149,7 @@ impl Followers {
 
     /// Ends the link after what was sent, with its reason.
     pub(crate) fn close(&mut self, link: LinkId, why: &Ending) {
-        if let Some(follower) = self.links.remove(&link) {
+        if let Some(follower) = self.remove(link) {
             let status = match why {
                 Ending::Away(why) => Status::unavailable(*why),
                 Ending::Refused(why) => Status::failed_precondition(&**why),

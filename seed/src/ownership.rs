@@ -136,6 +136,8 @@ impl fmt::Display for Ending {
 pub enum Action {
     /// Send it on this link.
     Send(LinkId, Message),
+    /// Send it to the other followers of this link's node.
+    Share(LinkId, Message),
     /// Send it to all followers, and keep it for those that come back.
     Broadcast(Position, Message),
     /// The hello on this link is accepted: welcome it.

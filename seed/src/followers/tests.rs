@@ -1,6 +1,6 @@
 //! What a follower that returns is told, and what becomes of a slow one.
 
-use protoplex_wire::proto::{Invalidate, ResetOwners};
+use protoplex_wire::proto::{Invalidate, Known, ResetOwners};
 
 use tonic::Code;
 
@@ -55,7 +55,7 @@ fn one_that_returns_gets_what_it_missed_or_forgets_everything() {
 fn the_greeting_comes_before_what_was_missed_and_nothing_before_the_welcome() {
     let mut followers = followers();
     let (outgoing, mut received, _ended) = link(8);
-    followers.open(1, outgoing, at(1, 9), "a".into());
+    followers.open(1, outgoing, at(1, 9), "proxy-1", "a".into());
     followers.broadcast(at(2, 8), &invalid(8));
     followers.welcome(1, vec![invalid(100)], at(2, 8), false);
     followers.broadcast(at(2, 9), &invalid(9));
@@ -70,7 +70,7 @@ fn the_greeting_comes_before_what_was_missed_and_nothing_before_the_welcome() {
 fn a_slow_follower_is_cut_off_and_its_reader_ends() {
     let mut followers = Followers::default();
     let (outgoing, mut received, mut ended) = link(1);
-    followers.open(1, outgoing, at(0, 0), String::new());
+    followers.open(1, outgoing, at(0, 0), "proxy-1", String::new());
     followers.send(1, invalid(1));
     assert!(followers.take_cut().is_empty());
     followers.send(1, invalid(2));
@@ -84,7 +84,7 @@ fn a_slow_follower_is_cut_off_and_its_reader_ends() {
 fn a_closed_link_says_why_after_what_was_sent() {
     let mut followers = Followers::default();
     let (outgoing, mut received, _ended) = link(2);
-    followers.open(1, outgoing, at(0, 0), String::new());
+    followers.open(1, outgoing, at(0, 0), "proxy-1", String::new());
     followers.send(1, invalid(1));
     followers.close(1, &Ending::Refused("left".into()));
     assert!(received.try_recv().unwrap().is_ok());
@@ -92,7 +92,33 @@ fn a_closed_link_says_why_after_what_was_sent() {
     assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, "left"));
 
     let (outgoing, mut received, _ended) = link(1);
-    followers.open(2, outgoing, at(0, 0), String::new());
+    followers.open(2, outgoing, at(0, 0), "proxy-1", String::new());
     followers.close_all(&Ending::Away("the seed is ending"));
     assert_eq!(received.try_recv().unwrap().unwrap_err().code(), Code::Unavailable);
+}
+
+#[test]
+fn what_is_shared_reaches_the_other_welcomed_children_of_the_node_alone() {
+    let mut followers = Followers::default();
+    let mut received: Vec<_> = [(1, "proxy-1"), (2, "proxy-1"), (3, "proxy-1"), (4, "proxy-2")]
+        .into_iter()
+        .map(|(number, node)| {
+            let (outgoing, messages, _ended) = link(8);
+            followers.open(number, outgoing, at(0, 0), node, String::new());
+            if number != 3 {
+                followers.welcome(number, Vec::new(), at(1, 0), false);
+            }
+            messages
+        })
+        .collect();
+    let told = Message::Known(Known { pool: "rooms".into(), key: "1".into(), owner: None });
+    followers.share(1, &told);
+    let counts: Vec<_> = received.iter_mut().map(|messages| messages.try_recv().is_ok()).collect();
+    assert_eq!(counts, [false, true, false, false]);
+    followers.close(2, &Ending::Away("closed"));
+    followers.share(1, &told);
+    followers.close(1, &Ending::Away("closed"));
+    followers.close(3, &Ending::Away("closed"));
+    followers.close(4, &Ending::Away("closed"));
+    assert!(followers.nodes.is_empty(), "no node is remembered without children");
 }

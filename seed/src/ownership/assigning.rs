@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
-    Assigned, Invalidate, Located, Owner, Unavailable, follow_reply::Message, located,
+    Assigned, Invalidate, Known, Located, Owner, Unavailable, follow_reply::Message, located,
 };
 
 use super::keys::Record;
 use super::members::{MemberIndex, Slot};
-use super::{LinkId, Ownership, Question, RETRY};
+use super::{Action, LinkId, Ownership, Question, RETRY};
 
 impl Ownership {
     /// Answers with [`Message::Located`], after the owner's [`Message::Assigned`] where the key had none.
@@ -153,7 +153,10 @@ impl Ownership {
     fn answer_owner(&mut self, question: &Question, index: MemberIndex, epoch: u64) {
         let member = &self.members[index].member;
         let owner = Owner { member: member.id.clone(), address: member.address.clone(), epoch };
+        let Question { link, pool, key, .. } = question;
+        let known = Known { pool: pool.clone(), key: key.clone(), owner: Some(owner.clone()) };
         self.answer(question, located::Result::Owner(owner));
+        self.actions.push_back(Action::Share(*link, Message::Known(known)));
     }
 
     pub(super) fn answer_unavailable(&mut self, question: &Question, reason: &str, retry_after: Duration) {

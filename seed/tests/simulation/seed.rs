@@ -58,6 +58,8 @@ impl World {
     fn seed_does(&mut self, machine: Machine, seed: &mut SeedProcess, action: Action, now: BootTime) {
         match action {
             Action::Send(link, message) => self.send(link, false, Packet::Reply(message)),
+            // It saves questions, and what it tells is fenced by its epoch as every answer is.
+            Action::Share(..) => {}
             Action::Broadcast(_, message) => {
                 for link in seed.followers.clone() {
                     self.send(link, false, Packet::Reply(message.clone()));

@@ -16,10 +16,11 @@ use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::holder::Holder;
 use crate::owners::Owner;
+use crate::proto;
 use crate::proto::datastore_client::DatastoreClient;
 use crate::proto::{
-    Build, FollowHello, FollowReply, FollowRequest, FollowWelcome, Located, Owned, OwnedKey, follow_reply,
-    follow_request, located,
+    Build, FollowHello, FollowReply, FollowRequest, FollowWelcome, Known, Located, Owned, OwnedKey,
+    follow_reply, follow_request, located,
 };
 
 /// Messages that may wait for a slow link; past that it is closed and opened anew.
@@ -182,6 +183,7 @@ impl Shared {
             Message::Table(table) => drop(self.table.send_replace(Rc::new(table))),
             Message::Build(build) => self.build(build),
             Message::Located(located) => self.located(located),
+            Message::Known(known) => self.known(known),
             Message::Assigned(it) => self.tell_holder(|holder, now| holder.assigned(&it.key, it.epoch, now)),
             Message::Revoked(it) => self.tell_holder(|holder, _| {
                 for key in it.keys {
@@ -221,15 +223,21 @@ impl Shared {
         self.builds.send_replace(Rc::new(builds));
     }
 
+    /// What a sibling was answered.
+    fn known(&self, Known { pool, key, owner }: Known) {
+        if let Some(owner) = owner.and_then(owner_of) {
+            self.owners.borrow_mut().learn(&pool, &key, owner);
+        }
+    }
+
     fn located(&self, located: Located) {
         let Some((pool, key, waiting)) = self.questions.borrow_mut().close(located.id) else {
             return;
         };
         let answer = match located.result {
-            Some(located::Result::Owner(owner)) => match owner.address.parse() {
-                Ok(address) => Ok(Owner { member: owner.member.into(), address, epoch: owner.epoch }),
-                Err(_) => Err(super::unavailable("the seed named no usable address")),
-            },
+            Some(located::Result::Owner(owner)) => {
+                owner_of(owner).ok_or_else(|| super::unavailable("the seed named no usable address"))
+            }
             Some(located::Result::Unavailable(why)) => {
                 let retry_after = Duration::from_millis(why.retry_after_ms.into());
                 Err(LocateError { reason: why.reason, retry_after })
@@ -244,4 +252,10 @@ impl Shared {
             let _ = waiter.send(answer.clone());
         }
     }
+}
+
+/// Nothing where its address is none.
+fn owner_of(owner: proto::Owner) -> Option<Owner> {
+    let proto::Owner { member, address, epoch } = owner;
+    Some(Owner { member: member.into(), address: address.parse().ok()?, epoch })
 }
