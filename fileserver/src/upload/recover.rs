@@ -5,7 +5,8 @@
 //! | receiving | taken back: nothing was promised |
 //! | resumable | waits for its client; whole: recorded; expired: taken back |
 //! | committing | aborted, which changes nothing once it was recorded; then recorded: pushed, else removed |
-//! | committing, recorded (tus) | recorded once more, which changes nothing; aborted only where the datastore has ended it |
+//! | committing (tus) | recorded once more, which changes nothing; aborted only where the datastore has ended it |
+//! | recorded (tus) | pushed: its client and its watchers were told |
 //! | finished | removed when it expires |
 
 use std::rc::Rc;
@@ -70,9 +71,7 @@ impl Uploads {
         let mut upload = Upload { slot: Arc::new(slot), journal, feed };
         match upload.journal.step.clone() {
             Step::Receiving => self.withdraw(&mut upload, INTERRUPTED).await,
-            Step::Resumable(checkpoint) if upload.journal.declared == Some(checkpoint.offset) => {
-                self.go_on(upload).await;
-            }
+            Step::Resumable(_) if upload.journal.is_whole() => self.go_on(upload).await,
             Step::Resumable(_) => self.withdraw(&mut upload, "expired").await,
             Step::Committing(staged) | Step::Recorded(staged) if staged.tus.is_some() => {
                 self.go_on(upload).await;
@@ -120,9 +119,7 @@ impl Uploads {
 fn waits_for_its_client(journal: &Journal) -> bool {
     let now = unix_time_ms();
     match &journal.step {
-        Step::Resumable(checkpoint) => {
-            checkpoint.lease.expires_at_ms > now && journal.declared != Some(checkpoint.offset)
-        }
+        Step::Resumable(checkpoint) => checkpoint.lease.expires_at_ms > now && !journal.is_whole(),
         Step::Finished(finished) => finished.lease.expires_at_ms > now,
         Step::Receiving | Step::Committing(_) | Step::Recorded(_) => false,
     }

@@ -181,6 +181,11 @@ impl Machine {
         Some(unpack(&meta, &file))
     }
 
+    /// Empties the staging folder.
+    pub(super) fn forget_staging(&self) {
+        fs::remove_dir_all(&self.staging).unwrap();
+    }
+
     /// Waits until neither an upload nor a content is left in the staging folder.
     pub(super) async fn until_nothing_is_staged(&self) {
         until("nothing is staged", || self.nothing_is_staged()).await;
