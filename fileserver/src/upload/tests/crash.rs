@@ -102,7 +102,7 @@ fn an_upload_killed_at_any_step_is_whole_or_was_never_there() {
             drop(child);
 
             let successor = machine.child();
-            successor.run(successor.uploads.sweep()).await.unwrap();
+            successor.sweep().await;
             successor.settle(&machine).await;
             match machine.site(&path).await {
                 Some(site) => {
@@ -143,7 +143,7 @@ fn a_known_content_killed_at_any_step_stays_whole() {
             child.run(walk(&child, intent(&token, "/files/again.txt", &body), &body, last)).await;
             drop(child);
             let successor = machine.child();
-            successor.run(successor.uploads.sweep()).await.unwrap();
+            successor.sweep().await;
             successor.settle(&machine).await;
             assert_eq!(machine.stored(first.text("reference")).await, body, "{last:?}");
         }
@@ -172,10 +172,10 @@ fn an_upload_whose_owner_lives_is_left_alone() {
         let child = machine.child();
         let upload = child.run(child.uploads.begin(intent(&token, "/files/a", b"abc"))).await.unwrap();
         let other = machine.child();
-        other.run(other.uploads.sweep()).await.unwrap();
+        other.sweep().await;
         assert!(!machine.nothing_is_staged());
         drop(upload);
-        other.run(other.uploads.sweep()).await.unwrap();
+        other.sweep().await;
         assert!(machine.nothing_is_staged());
     });
 }
@@ -204,10 +204,10 @@ fn a_datastore_that_does_not_say_whether_it_recorded_decides_when_it_is_back() {
             .await;
         assert_eq!(refusal.kind(), "upload-undecided");
         drop(upload);
-        child.run(child.uploads.sweep()).await.unwrap();
+        child.sweep().await;
         assert!(!machine.nothing_is_staged(), "nothing is decided while the datastore is away");
         there.set(true);
-        child.run(child.uploads.sweep()).await.unwrap();
+        child.sweep().await;
         assert!(machine.nothing_is_staged());
         child.heard("upload.failed").await;
         assert_eq!(child.send(put("/files/a", &token, b"again")).await.status, 201);
@@ -226,7 +226,7 @@ fn what_was_undone_while_the_datastore_was_away_is_given_back_later() {
         drop(upload);
         assert!(!machine.nothing_is_staged());
         machine.datastore_there.set(true);
-        child.run(child.uploads.sweep()).await.unwrap();
+        child.sweep().await;
         assert!(machine.nothing_is_staged());
         assert_eq!(child.send(put("/files/a", &token, b"abc")).await.status, 201);
         child.settle(&machine).await;
@@ -353,7 +353,7 @@ fn a_tus_upload_killed_at_any_step_keeps_what_its_client_was_promised() {
                     before.iter().chain(&*after).filter(|event| event["type"] == "upload.finished").count()
                 };
                 if sweep_first {
-                    successor.run(successor.uploads.sweep()).await.unwrap();
+                    successor.sweep().await;
                 }
                 let asked = successor.send(head(&url, &token)).await;
                 assert_eq!(asked.status, 200, "{last:?} {sweep_first} {asked:?}");
@@ -366,7 +366,7 @@ fn a_tus_upload_killed_at_any_step_keeps_what_its_client_was_promised() {
                 // Whoever was told of the full offset finds the file.
                 let reference = machine.site(&path).await.unwrap().file.unwrap().reference;
                 // The push of a process that is no more is for the sweep.
-                successor.run(successor.uploads.sweep()).await.unwrap();
+                successor.sweep().await;
                 successor.run(until("upload.finished", || finished() > 0)).await;
                 successor.heard("file.stored").await;
                 let again = successor.send(head(&url, &token)).await;
@@ -425,7 +425,7 @@ fn a_tus_upload_killed_while_its_body_is_dropped_is_taken_back() {
             assert_eq!(successor.send(head(&url, &token)).await.status, 404, "{last:?}");
             let more = patch(&url, &token, PART, Body::full(body[PART..].to_vec()));
             assert_eq!(successor.send(more).await.status, 404, "{last:?}");
-            successor.run(successor.uploads.sweep()).await.unwrap();
+            successor.sweep().await;
             successor.heard("upload.failed").await;
             assert!(machine.nothing_is_staged(), "{last:?}");
             assert!(machine.site("/files/a.txt").await.is_none(), "{last:?}");
@@ -457,7 +457,7 @@ fn a_body_that_is_shorter_than_its_journal_says_is_never_recorded() {
                 drop((upload, child));
 
                 let successor = machine.child();
-                successor.run(successor.uploads.sweep()).await.unwrap();
+                successor.sweep().await;
                 let offset = if last == TusReached::Part { PART } else { body.len() };
                 let more = patch(&url, &token, offset, Body::full(body[offset..].to_vec()));
                 let answer = successor.send(more).await;
@@ -466,5 +466,43 @@ fn a_body_that_is_shorter_than_its_journal_says_is_never_recorded() {
                 machine.forget_staging();
             }
         }
+    });
+}
+
+/// The regression of `upload/recover.rs` by which files that were answered with 201 waited for their way to the storage
+/// until others had been compressed.
+#[test]
+fn what_is_recorded_is_pushed_while_all_that_may_be_recorded_at_once_is() {
+    run(async |machine| {
+        let token = machine.token(Terms::default()).await;
+        let child = machine.child();
+        let body = text(200_000);
+        let url = walk_tus(&machine, &child, &token, "/files/tus.txt", &body, TusReached::Whole).await;
+        child.run(walk(&child, intent(&token, "/files/raw", b"raw"), b"raw", Reached::Recorded)).await;
+        drop(child);
+
+        let successor = machine.child();
+        let uploads = &successor.uploads;
+        let all = u32::try_from(uploads.recordings.available_permits()).unwrap();
+        let places = uploads.recordings.clone().acquire_many_owned(all).await.unwrap();
+        successor.run(uploads.sweep()).await.unwrap();
+        successor.heard("file.stored").await;
+        assert!(machine.site("/files/raw").await.unwrap().file.unwrap().stored);
+        assert_eq!(successor.send(head(&url, &token)).await.status, 423);
+        assert!(machine.site("/files/tus.txt").await.is_none());
+        // What had no place is recorded as soon as there is one.
+        drop(places);
+        successor
+            .run(until("both are finished", || {
+                successor.kinds().iter().filter(|kind| *kind == "upload.finished").count() == 2
+            }))
+            .await;
+        let reference = machine.site("/files/tus.txt").await.unwrap().file.unwrap().reference;
+        successor
+            .run(until("it is stored", || {
+                successor.kinds().iter().filter(|kind| *kind == "file.stored").count() == 2
+            }))
+            .await;
+        assert_eq!(machine.stored(&reference).await, body);
     });
 }

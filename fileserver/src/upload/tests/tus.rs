@@ -114,7 +114,7 @@ fn a_part_that_breaks_off_counts_as_far_as_it_came() {
         assert!(!child.kinds().contains(&"upload.failed".to_owned()));
         drop(child);
         let successor = machine.child();
-        successor.run(successor.uploads.sweep()).await.unwrap();
+        successor.sweep().await;
         assert_eq!(successor.send(head(&url, &token)).await.header("upload-offset"), "400000");
         let answer = successor.send(patch(&url, &token, 400_000, Body::full(body[400_000..].to_vec()))).await;
         successor.heard("file.stored").await;
@@ -153,7 +153,7 @@ fn a_child_killed_in_the_middle_of_a_part_leaves_the_last_checkpoint() {
         drop(child);
 
         let successor = machine.child();
-        successor.run(successor.uploads.sweep()).await.unwrap();
+        successor.sweep().await;
         assert_eq!(successor.send(head(&url, &token)).await.header("upload-offset"), (32 << 20).to_string());
         let answer =
             successor.send(patch(&url, &token, 32 << 20, Body::full(body[32 << 20..].to_vec()))).await;
@@ -181,7 +181,7 @@ fn what_arrived_whole_is_recorded_although_its_child_died() {
         drop(child);
         machine.datastore_there.set(true);
         let successor = machine.child();
-        successor.run(successor.uploads.sweep()).await.unwrap();
+        successor.sweep().await;
         successor.heard("file.stored").await;
         assert_eq!(successor.heard("upload.finished").await["data"]["path"], "/files/a");
         assert_eq!(successor.send(head(&url, &token)).await.header("upload-offset"), "5");
@@ -246,7 +246,7 @@ fn a_whole_upload_is_locked_until_it_is_recorded_and_never_taken_back() {
         child.run(stage(&mut upload, checkpoint)).await;
         drop(upload);
         elsewhere().await;
-        child.run(child.uploads.sweep()).await.unwrap();
+        child.sweep().await;
         assert!(!machine.nothing_is_staged(), "what was promised is kept");
         machine.datastore_there.set(true);
         let asked = child.send(head(&url, &token)).await;
@@ -398,12 +398,12 @@ fn an_upload_that_nobody_finishes_expires() {
         let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
         let child = machine.child();
         let url = create(&child, &token, 10, "/files/a").await;
-        child.run(child.uploads.sweep()).await.unwrap();
+        child.sweep().await;
         assert_eq!(child.send(head(&url, &token)).await.status, 200, "not yet");
         expire(&machine, &url);
         assert_eq!(child.send(head(&url, &token)).await.status, 410);
         assert_eq!(child.send(patch(&url, &token, 0, Body::full("hello"))).await.status, 410);
-        child.run(child.uploads.sweep()).await.unwrap();
+        child.sweep().await;
         assert!(machine.nothing_is_staged());
         create(&child, &token, 10, "/files/a").await;
     });

@@ -51,6 +51,8 @@ impl Uploads {
         name: &str,
         patience: Option<Duration>,
     ) -> Result<Reference, TusRefusal> {
+        // There are many: this one's turn comes with the next question, or with a sweep.
+        let place = self.recordings.clone().try_acquire_owned().map_err(|_| TusRefusal::Locked)?;
         let (slot, journal) = self.take(name).await?;
         if matches!(journal.step, Step::Receiving | Step::Finished(_)) {
             return Err(TusRefusal::Locked);
@@ -62,6 +64,7 @@ impl Uploads {
         self.tasks.spawn(async move {
             // Without a receiver its client asks again.
             let _ = told.send(uploads.complete_tus(upload).await);
+            drop(place);
         });
         let answer = match patience {
             Some(patience) => timeout(patience, answer).await.map_err(|_| TusRefusal::Locked)?,
