@@ -10,6 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::request::Parts;
 use protoplex_http::{Body, Response};
+use protoplex_wire::follow::Builds;
 use protoplex_wire::proto::{self, Build};
 use sha2::{Digest, Sha256};
 
@@ -29,8 +30,10 @@ const HASHED_ASSET: &str = "public, max-age=31536000, immutable";
 const DIGEST_MIN_CHARS: usize = 8;
 
 /// The builds of a child.
-#[derive(Default)]
-pub(crate) struct AppFiles(RefCell<Vec<Rc<Current>>>);
+pub(crate) struct AppFiles {
+    held: RefCell<Vec<Rc<Current>>>,
+    known: Box<dyn Fn() -> Option<Rc<Builds>>>,
+}
 
 /// The build that is current for a host pattern.
 struct Current {
@@ -50,9 +53,14 @@ pub(crate) struct Asset {
 }
 
 impl AppFiles {
+    /// No builds yet; `known` are those that the seed has told of, once it has told of all.
+    pub(crate) fn new(known: impl Fn() -> Option<Rc<Builds>> + 'static) -> Self {
+        Self { held: RefCell::default(), known: Box::new(known) }
+    }
+
     /// The asset of that name in the build whose pattern fits the host best. A folder's is its `index.html`.
     pub(crate) fn find(&self, host: &VirtualHost, path: &FilePath) -> Option<Rc<Asset>> {
-        let builds = self.0.borrow();
+        let builds = self.held.borrow();
         let build = builds.iter().find(|build| host.matches(&build.host))?;
         let name = path.as_str();
         match name.ends_with('/') {
@@ -62,14 +70,15 @@ impl AppFiles {
         .cloned()
     }
 
-    /// Whether a host has an app.
-    pub(crate) fn has(&self, host: &VirtualHost) -> bool {
-        self.0.borrow().iter().any(|build| host.matches(&build.host))
+    /// Whether a host has an app, be it fetched or not; `None` where nobody has told yet.
+    pub(crate) fn has(&self, host: &VirtualHost) -> Option<bool> {
+        let builds = (self.known)()?;
+        Some(builds.current.iter().any(|build| build.version > 0 && host.matches(&build.host)))
     }
 
     /// Those of the current builds that are not held here yet.
     pub(crate) fn missing<'a>(&self, current: &'a [Build]) -> Vec<&'a Build> {
-        let held = self.0.borrow();
+        let held = self.held.borrow();
         let is_held =
             |build: &Build| held.iter().any(|held| held.version == build.version && held.host == build.host);
         current.iter().filter(|build| build.version > 0 && !is_held(build)).collect()
@@ -82,7 +91,7 @@ impl AppFiles {
         let assets =
             assets.into_iter().map(|asset| (asset.path.clone(), Rc::new(Asset::new(asset, modified))));
         let current = Current { host: build.host.clone(), version: build.version, assets: assets.collect() };
-        let mut builds = self.0.borrow_mut();
+        let mut builds = self.held.borrow_mut();
         builds.retain(|held| held.host != build.host);
         builds.push(Rc::new(current));
         // Names before patterns, longer patterns before shorter ones.
@@ -92,7 +101,7 @@ impl AppFiles {
     /// Drops the builds of patterns that have none any more.
     pub(crate) fn retain(&self, current: &[Build]) {
         let has_build = |host: &str| current.iter().any(|build| build.version > 0 && build.host == host);
-        self.0.borrow_mut().retain(|held| has_build(&held.host));
+        self.held.borrow_mut().retain(|held| has_build(&held.host));
     }
 }
 

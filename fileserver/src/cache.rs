@@ -120,7 +120,9 @@ impl Cache {
         let (file, place) = (file.to_owned(), place(&self.0.folder, reference));
         let linked = blocking(move || {
             place.parent().map_or(Ok(()), fs::create_dir_all)?;
-            fs::hard_link(file, place)
+            fs::hard_link(file, &place)?;
+            // The body may have waited long to be stored: that it came here just now is what eviction goes by.
+            File::open(place)?.set_modified(SystemTime::now())
         });
         match linked.await {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {

@@ -7,7 +7,7 @@ use futures_util::stream;
 use protoplex_http::{Body, BodyError};
 
 use crate::answer::{Piece, Selection};
-use crate::inflate::{Inflate, Inflates, Turn};
+use crate::inflate::{AT_ONCE_MAX_BYTES, Inflate, Inflates, Turn};
 use crate::negotiate::Coding;
 use crate::object::Encoding;
 use crate::storage::StorageError;
@@ -16,18 +16,28 @@ use crate::stored::StoredBody;
 /// What is left to send of an answer.
 pub(crate) struct Content {
     body: StoredBody,
-    /// Between the stored and the raw bytes, where they differ and raw ones are wanted, and how many it has made.
-    inflate: Option<(Inflate, u64)>,
-    /// Where it is so.
-    turn: Option<Turn>,
-    /// Raw bytes that were made beyond the last span.
-    made: Bytes,
+    /// Between the stored and the raw bytes, where they differ and raw ones are wanted.
+    raw: Option<Raw>,
     pieces: VecDeque<Piece>,
+}
+
+/// Raw bytes of a body that is stored in another form.
+struct Raw {
+    /// How more of them are made; `None` where all are.
+    making: Option<(Inflate, Turn)>,
+    /// Those that were made beyond the last span.
+    made: Bytes,
+    /// Where they end in the raw body.
+    end: u64,
 }
 
 impl Content {
     /// What was selected of a stored body; none while too many are uncompressed.
-    pub(crate) fn new(body: StoredBody, selection: Selection, inflates: &Inflates) -> Option<Self> {
+    pub(crate) async fn new(
+        mut body: StoredBody,
+        selection: Selection,
+        inflates: &Inflates,
+    ) -> Result<Option<Self>, StorageError> {
         let meta = body.meta();
         let (pieces, raw) = match selection {
             Selection::Nothing => (Vec::new(), false),
@@ -35,11 +45,18 @@ impl Content {
             Selection::Whole(_) => (vec![Piece::Span(0..meta.stored_size)], false),
             Selection::Pieces(pieces) => (pieces, true),
         };
-        let (inflate, turn) = match raw && meta.encoding == Encoding::Gzip {
-            true => (Some((Inflate::new(), 0)), Some(inflates.begin(first_byte(&pieces))?)),
-            false => (None, None),
+        let raw = match meta.size {
+            _ if !raw || meta.encoding == Encoding::Identity => None,
+            ..=AT_ONCE_MAX_BYTES => {
+                let made = Inflate::new().whole(&mut body).await?;
+                Some(Raw { making: None, end: made.len() as u64, made })
+            }
+            _ => {
+                let Some(turn) = inflates.begin(first_byte(&pieces)).await else { return Ok(None) };
+                Some(Raw { making: Some((Inflate::new(), turn)), made: Bytes::new(), end: 0 })
+            }
         };
-        Some(Self { body, inflate, turn, made: Bytes::new(), pieces: pieces.into() })
+        Ok(Some(Self { body, raw, pieces: pieces.into() }))
     }
 
     /// As the body of an answer. A failure on the way breaks it off, which the client sees.
@@ -74,23 +91,34 @@ impl Content {
         }
     }
 
-    /// Bytes at an offset that never goes back: raw bytes that lie before it are made and thrown away.
     async fn read(&mut self, at: u64, most: u64) -> Result<Bytes, StorageError> {
-        let Some((inflate, position)) = &mut self.inflate else { return self.body.read(at, most).await };
+        match &mut self.raw {
+            Some(raw) => raw.read(&mut self.body, at, most).await,
+            None => self.body.read(at, most).await,
+        }
+    }
+}
+
+impl Raw {
+    /// Bytes at an offset that never goes back: those that lie before it are made and thrown away.
+    async fn read(&mut self, body: &mut StoredBody, at: u64, most: u64) -> Result<Bytes, StorageError> {
         loop {
-            let start = *position - self.made.len() as u64;
+            let start = self.end - self.made.len() as u64;
             let skipped =
                 usize::try_from(at - start).map_or(self.made.len(), |skip| skip.min(self.made.len()));
             drop(self.made.split_to(skipped));
             if !self.made.is_empty() {
-                if let Some(turn) = &mut self.turn {
+                if let Some((_, turn)) = &mut self.making {
                     turn.arrived();
                 }
                 let length = usize::try_from(most).map_or(self.made.len(), |most| most.min(self.made.len()));
                 return Ok(self.made.split_to(length));
             }
-            self.made = inflate.next(&mut self.body).await?;
-            *position += self.made.len() as u64;
+            let Some((inflate, _)) = &mut self.making else {
+                return Err(StorageError::Damaged("it is shorter than its header says".into()));
+            };
+            self.made = inflate.next(body).await?;
+            self.end += self.made.len() as u64;
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Makes raw bytes of a body that is stored as gzip, step by step on the blocking pool, in bounded memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::{Decompress, FlushDecompress, Status};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use crate::disk::{READ_MAX_BYTES, blocking};
 use crate::storage::StorageError;
@@ -13,12 +15,17 @@ use crate::stored::StoredBody;
 /// The window of any gzip stream, as a power of two (RFC 1951 section 2).
 const WINDOW_BITS: u8 = 15;
 
-/// Bodies of a child that are made raw at once. Each takes about 300 KiB of memory.
+/// Bodies of a child that are made raw at the same time, step by step. Each takes about 300 KiB of memory.
 const MAX_INFLATES: usize = 256;
 /// Of them, those on the way to a range: until they are there, each keeps a processor busy.
 const MAX_SKIPS: usize = 4;
 /// What is thrown away without being counted among them, in bytes: it takes some milliseconds.
 const FREE_SKIP_BYTES: u64 = 4 << 20;
+/// Raw bytes up to which a body is made raw at once and whole. It isn't counted: a client that reads it slowly holds no
+/// more memory than with any other body, and nobody else up.
+pub(crate) const AT_ONCE_MAX_BYTES: u64 = 256 * 1024;
+/// How long a request waits while too many bodies are made raw.
+const TURN_WAIT: Duration = Duration::from_secs(2);
 
 /// How much of its processors and memory a child spends on bodies that go out in another form than they are stored in.
 #[derive(Debug, Clone)]
@@ -43,14 +50,18 @@ impl Default for Inflates {
 }
 
 impl Inflates {
-    /// Leave to make a body raw of which the first `skip` bytes are thrown away; none while there are too many.
-    pub(crate) fn begin(&self, skip: u64) -> Option<Turn> {
-        let running = self.running.clone().try_acquire_owned().ok()?;
-        let skipping = match skip {
-            ..=FREE_SKIP_BYTES => None,
-            _ => Some(self.skipping.clone().try_acquire_owned().ok()?),
+    /// Leave to make a body raw of which the first `skip` bytes are thrown away; none where there are too many for as
+    /// long as one waits for it.
+    pub(crate) async fn begin(&self, skip: u64) -> Option<Turn> {
+        let turn = async {
+            // The scarcer first: who waits for it takes nothing from those that skip nothing.
+            let skipping = match skip {
+                ..=FREE_SKIP_BYTES => None,
+                _ => Some(self.skipping.clone().acquire_owned().await.ok()?),
+            };
+            Some(Turn { _running: self.running.clone().acquire_owned().await.ok()?, skipping })
         };
-        Some(Turn { _running: running, skipping })
+        timeout(TURN_WAIT, turn).await.ok().flatten()
     }
 }
 
@@ -76,6 +87,17 @@ impl Inflate {
     pub(crate) fn new() -> Self {
         let engine = Decompress::new_gzip(WINDOW_BITS);
         Self { engine: Some(engine), read: 0, input: Bytes::new(), buffer: BytesMut::new() }
+    }
+
+    /// All of a body.
+    pub(crate) async fn whole(mut self, body: &mut StoredBody) -> Result<Bytes, StorageError> {
+        let size = within(body.meta().size);
+        let mut whole = BytesMut::with_capacity(size);
+        while whole.len() < size {
+            whole.extend_from_slice(&self.next(body).await?);
+        }
+        whole.truncate(size);
+        Ok(whole.freeze())
     }
 
     /// The next raw bytes, at least one. It is an error to ask beyond the end.
@@ -115,7 +137,7 @@ impl Inflate {
     }
 }
 
-/// Of a step that was given no more than fits into memory.
+/// Of what is no more than fits into memory.
 fn within(count: u64) -> usize {
     usize::try_from(count).unwrap_or(READ_MAX_BYTES)
 }

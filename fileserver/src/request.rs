@@ -28,6 +28,8 @@ use crate::vhost_files::{Site, VhostFiles};
 const REFERENCE_LIFE: &str = "public, max-age=31536000, immutable";
 /// A path of a site may get another content, but seldom does.
 const SITE_LIFE: &str = "public, max-age=2592000";
+/// While nobody has told whether the host has an app.
+const UNSURE_LIFE: &str = "no-store";
 /// As much of a reference as its SHA-256 takes tells it from all others.
 const TAG_CHARS: usize = 43;
 
@@ -98,7 +100,7 @@ impl Fileserver {
             // References are shown on every host.
             sandboxed: true,
         };
-        self.send(head, &offer, body).map(Some)
+        self.send(head, &offer, body).await.map(Some)
     }
 
     async fn by_site(&self, head: &Parts, host: &VirtualHost, site: &Site) -> Result<Response, Refusal> {
@@ -108,24 +110,25 @@ impl Fileserver {
             Err(StorageError::NotFound) => return Err(Refusal::Underway),
             body => body?,
         };
+        let has_app = self.app_files.has(host);
         let offer = Offer {
             tag: &site.reference[..TAG_CHARS],
             modified: Some(site.modified),
             content_type: &site.content_type,
-            cache_control: SITE_LIFE,
+            cache_control: if has_app.is_some() { SITE_LIFE } else { UNSURE_LIFE },
             size: body.meta().size,
             coded: &coded(&body),
             seekable: body.meta().encoding == Encoding::Identity,
             // A host without an app is a site of its own, made of what is uploaded to it; a host with one is the app's,
             // and who may upload there is its guest.
-            sandboxed: self.app_files.has(host),
+            sandboxed: has_app != Some(false),
         };
-        self.send(head, &offer, body)
+        self.send(head, &offer, body).await
     }
 
-    fn send(&self, head: &Parts, offer: &Offer, body: StoredBody) -> Result<Response, Refusal> {
+    async fn send(&self, head: &Parts, offer: &Offer<'_>, body: StoredBody) -> Result<Response, Refusal> {
         let (answer, selection) = answer(&head.method, &head.headers, offer);
-        let content = Content::new(body, selection, &self.inflates).ok_or(Refusal::Busy)?;
+        let content = Content::new(body, selection, &self.inflates).await?.ok_or(Refusal::Busy)?;
         Ok(answer.map(|()| content.into_body()))
     }
 }

@@ -108,9 +108,11 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let datastore = link.clone();
     let records = Records::new(context.node(), move || datastore.datastore());
     let uploads = Uploads::new(records, staging.clone(), Rc::new(bodies), live, tasks.clone(), drain.clone());
-    let datastore = link.clone();
+    let (datastore, told) = (link.clone(), link.clone());
+    // The seed tells of every build before it sends its table.
+    let known_builds = move || (told.table().version > 0).then(|| told.builds());
     let fileserver = Rc::new(Fileserver {
-        app_files: Rc::default(),
+        app_files: Rc::new(AppFiles::new(known_builds)),
         s3_files: S3Files::new(source, staging, Rc::clone(&registrations)),
         vhost_files: VhostFiles::new(move || datastore.datastore(), registrations),
         uploads: Rc::clone(&uploads),

@@ -22,7 +22,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::HasherState;
-use crate::object::{Encoding, Meta};
+use crate::object::{BODY_OFFSET, Encoding, Meta};
 use crate::reference::Reference;
 
 /// A folder without a journal belongs to nobody once it is this old: its upload died while it was made or removed.
@@ -69,6 +69,20 @@ pub(crate) enum Step {
 }
 
 impl Journal {
+    /// Whether all of the body has come.
+    pub(crate) fn is_whole(&self) -> bool {
+        match &self.step {
+            Step::Receiving => false,
+            Step::Resumable(checkpoint) => self.declared == Some(checkpoint.offset),
+            Step::Committing(_) | Step::Recorded(_) | Step::Finished(_) => true,
+        }
+    }
+
+    /// Whether the datastore is known to have the upload: its client may be told of the full offset.
+    pub(crate) fn is_recorded(&self) -> bool {
+        matches!(self.step, Step::Recorded(_) | Step::Finished(_))
+    }
+
     /// Where the path shows what is uploaded.
     pub(crate) fn url(&self) -> String {
         format!("{}{}", self.origin, self.url_path)
@@ -251,9 +265,26 @@ impl Slot {
         self.lock.sync_all()
     }
 
-    /// Opens one of the two forms for reading and writing, making it if need be.
-    pub(crate) fn form(&self, encoding: Encoding) -> io::Result<File> {
+    /// Removes the journal: from here on the upload is nobody's, and its folder is removed by and by.
+    pub(crate) fn drop_journal(&self) -> io::Result<()> {
+        absent_is_fine(fs::remove_file(self.folder.join("journal")))?;
+        self.lock.sync_all()
+    }
+
+    /// Begins one of the two forms, for reading and writing; one that is there is opened as it is.
+    pub(crate) fn make_form(&self, encoding: Encoding) -> io::Result<File> {
         File::options().read(true).write(true).create(true).truncate(false).open(self.form_path(encoding))
+    }
+
+    /// Opens a form of which the journal says that `body_bytes` of its body are here. One that is gone, or shorter, is
+    /// an error: made anew, it would pass zeros for the bytes that were hashed.
+    pub(crate) fn form(&self, encoding: Encoding, body_bytes: u64) -> io::Result<File> {
+        let file = File::options().read(true).write(true).open(self.form_path(encoding))?;
+        if file.metadata()?.len() < BODY_OFFSET + body_bytes {
+            let cut = "a body in the staging folder is shorter than its journal says";
+            return Err(io::Error::new(ErrorKind::InvalidData, cut));
+        }
+        Ok(file)
     }
 
     /// Where a form is.

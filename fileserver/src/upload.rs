@@ -47,6 +47,10 @@ const MAX_IN_FLIGHT: usize = 128;
 /// Bodies of a child that may wait for the storage in memory of their own; more wait on the disk alone.
 const MAX_PUSHES: usize = 32;
 
+/// Whole tus uploads of a child that are recorded at once, aside from those whose last part came just now: each may have
+/// gigabytes to compress.
+const MAX_RECORDINGS: usize = 4;
+
 /// The upload side of one child.
 pub(crate) struct Uploads {
     records: Records,
@@ -57,6 +61,9 @@ pub(crate) struct Uploads {
     drain: Drain,
     in_flight: Arc<Semaphore>,
     pushes: Arc<Semaphore>,
+    recordings: Arc<Semaphore>,
+    /// Whoever has it brings whole uploads to be recorded, one after the other.
+    backlog: Arc<Semaphore>,
 }
 
 /// Whether a request is an upload, rather than a question for a file.
@@ -73,9 +80,9 @@ impl Uploads {
         tasks: Tasks,
         drain: Drain,
     ) -> Rc<Self> {
-        let [in_flight, pushes] =
-            [MAX_IN_FLIGHT, MAX_PUSHES].map(|permits| Arc::new(Semaphore::new(permits)));
-        Rc::new(Self { records, staging, bodies, live, tasks, drain, in_flight, pushes })
+        let [in_flight, pushes, recordings, backlog] =
+            [MAX_IN_FLIGHT, MAX_PUSHES, MAX_RECORDINGS, 1].map(|permits| Arc::new(Semaphore::new(permits)));
+        Rc::new(Self { records, staging, bodies, live, tasks, drain, in_flight, pushes, recordings, backlog })
     }
 
     /// Answers an upload. Dropping the future doesn't end it: its body does, one way or the other.

@@ -18,7 +18,7 @@ fn build(host: &str, version: u64) -> Build {
 }
 
 fn deployed(host: &str, version: u64, page: &str) -> AppFiles {
-    let files = AppFiles::default();
+    let files = AppFiles::new(|| None);
     files.adopt(&build(host, version), vec![asset("/index.html", "text/html; charset=utf-8", page)]);
     files
 }

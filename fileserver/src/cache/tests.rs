@@ -109,7 +109,11 @@ fn what_was_uploaded_is_served_without_a_fetch_once_the_staging_copy_is_gone() {
     local(async {
         let bench = Bench::new(noise(100_000)).await;
         let staged = bench.folder.path().join("staged");
+        let long_ago = SystemTime::now() - Duration::from_secs(24 * 3600);
+        File::open(&staged).unwrap().set_modified(long_ago).unwrap();
         bench.cache.adopt(&bench.reference, &staged).await;
+        let used = fs::metadata(bench.path()).unwrap().modified().unwrap();
+        assert!(used > long_ago + Duration::from_secs(3600), "it would be the first to be evicted");
         fs::remove_file(staged).unwrap();
         assert_eq!(bench.read(&bench.cache).await.unwrap(), bench.body);
         // A second time is as good as once.

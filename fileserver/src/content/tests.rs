@@ -38,7 +38,7 @@ fn store(bytes: &[u8], size: usize, encoding: Encoding) -> StoredBody {
 }
 
 async fn send(body: StoredBody, selection: Selection) -> Result<Vec<u8>, StorageError> {
-    let mut content = Content::new(body, selection, &Inflates::default()).unwrap();
+    let mut content = Content::new(body, selection, &Inflates::default()).await?.unwrap();
     let mut sent = Vec::new();
     while let Some(bytes) = content.next().await? {
         assert!(!bytes.is_empty());
@@ -76,24 +76,37 @@ async fn a_turn_to_skip_ends_with_the_first_byte_that_is_wanted_and_one_to_infla
     let packed = encoder.finish().unwrap();
     let body = || store(&packed, SIZE, Encoding::Gzip);
     let inflates = Inflates::default();
-    let begin = |from: u64| {
+    let begin = async |from: u64| {
         let pieces = vec![Piece::Span(from..SIZE as u64)];
-        Content::new(body(), Selection::Pieces(pieces), &inflates)
+        Content::new(body(), Selection::Pieces(pieces), &inflates).await.unwrap()
     };
-    let mut contents: Vec<_> = (0..4).map(|_| begin(5 << 20).unwrap()).collect();
-    assert!(begin(5 << 20).is_none(), "four skip at once");
-    assert!(begin(1 << 20).is_some(), "what takes no time is not counted");
-    contents[0].next().await.unwrap().unwrap();
-    assert!(begin(5 << 20).is_some(), "one has arrived");
-    drop(contents);
+    let mut contents = Vec::new();
+    for _ in 0..4 {
+        contents.push(begin(5 << 20).await.unwrap());
+    }
+    assert!(begin(5 << 20).await.is_none(), "four skip at once");
+    assert!(begin(1 << 20).await.is_some(), "what takes no time is not counted");
+    let (arrived, waited) = tokio::join!(contents[0].next(), begin(5 << 20));
+    arrived.unwrap().unwrap();
+    assert!(waited.is_some(), "one has arrived");
+    drop((contents, waited));
 
-    let all: Vec<_> = std::iter::from_fn(|| begin(0)).take(1_000).collect();
+    let mut all = Vec::new();
+    while let Some(content) = begin(0).await {
+        all.push(content);
+    }
     assert_eq!(all.len(), 256);
-    let gzip = Content::new(body(), Selection::Whole(Coding::Gzip), &inflates);
+    let gzip = Content::new(body(), Selection::Whole(Coding::Gzip), &inflates).await.unwrap();
     assert!(gzip.is_some(), "what goes out as it is stored needs no turn");
-    assert!(Content::new(body(), Selection::Nothing, &inflates).is_some(), "nor does nothing");
-    drop(all);
-    assert!(begin(0).is_some());
+    let nothing = Content::new(body(), Selection::Nothing, &inflates).await.unwrap();
+    assert!(nothing.is_some(), "nor does nothing");
+    let small = text(5_000);
+    assert!(small.len() > 200_000, "{}", small.len());
+    let pieces = Selection::Pieces(vec![Piece::Span(5..9), Piece::Span(100_000..200_000)]);
+    let small = Content::new(stored(&small, Encoding::Gzip), pieces, &inflates).await.unwrap();
+    assert!(small.is_some(), "nor does what is made at once");
+    let (waited, _) = tokio::join!(begin(0), async { drop(all.pop()) });
+    assert!(waited.is_some(), "one has ended");
 }
 
 #[tokio::test]
@@ -144,7 +157,7 @@ proptest! {
             expected.extend_from_slice(&raw[span]);
         }
         let encoding = if gzip { Encoding::Gzip } else { Encoding::Identity };
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let sent = runtime.block_on(send(stored(&raw, encoding), Selection::Pieces(pieces))).unwrap();
         prop_assert!(sent == expected);
     }

@@ -1,7 +1,7 @@
 //! Downloads over real connections, with a real datastore and storage. The seed is away all the while, so nothing is
 //! registered and nothing about sites is remembered.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use protoplex_datastore::sqlite::SqliteStore;
 use protoplex_http::upstream::{Pool, Settings};
 use protoplex_http::{AccessLog, Limits, Listener};
 use protoplex_runtime::drain::{Drain, Tasks, Trigger};
-use protoplex_wire::follow::{Follower, Link};
+use protoplex_wire::follow::{Builds, Follower, Link};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{
     self, BeginUploadRequest, CompleteUploadRequest, CreateTokenRequest, StoredFile,
@@ -50,6 +50,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 struct Bench {
     address: SocketAddr,
     app_files: Rc<AppFiles>,
+    /// What the seed has told, once it has.
+    known: Rc<RefCell<Option<Rc<Builds>>>>,
     inflates: Inflates,
     bodies: Bodies,
     datastore: Client,
@@ -99,8 +101,10 @@ impl Bench {
         };
         let records = Records::new("fileserver-1", reach(&datastore));
         let (live, _) = Live::new("/fileserver-1/0");
+        let known = Rc::new(RefCell::new(Some(Rc::default())));
+        let told = Rc::clone(&known);
         let fileserver = Rc::new(Fileserver {
-            app_files: Rc::default(),
+            app_files: Rc::new(AppFiles::new(move || told.borrow().clone())),
             s3_files: S3Files::new(source, staging.clone(), Rc::clone(&registrations)),
             vhost_files: VhostFiles::new(reach(&datastore), registrations),
             uploads: Uploads::new(records, staging, Rc::new(bodies.clone()), live, tasks, draining.clone()),
@@ -116,7 +120,18 @@ impl Bench {
                 .unwrap();
         });
         let datastore_there = there;
-        Self { address, app_files, inflates, bodies, datastore, datastore_there, s3, folder, _drain: drain }
+        Self {
+            address,
+            app_files,
+            known,
+            inflates,
+            bodies,
+            datastore,
+            datastore_there,
+            s3,
+            folder,
+            _drain: drain,
+        }
     }
 
     fn stage(&self, body: &[u8]) -> (Reference, Meta, PathBuf) {
@@ -357,15 +372,25 @@ fn what_is_uploaded_can_run_nothing_on_the_apps_origin() {
             identity: b"the app".to_vec(),
             ..Default::default()
         };
-        let adopt = |host: &str| {
-            let build = proto::Build { host: host.into(), version: 1, ..Default::default() };
-            bench.app_files.adopt(&build, vec![asset.clone()]);
+        let build = |host: &str| proto::Build { host: host.into(), version: 1, ..Default::default() };
+        let tell = |hosts: &[&str]| {
+            let current = hosts.iter().map(|host| build(host)).collect();
+            bench.known.replace(Some(Rc::new(Builds { generation: 1, current })));
         };
-        adopt("other.com");
+        tell(&["other.com"]);
         assert_eq!(policy("/page.html").await, "", "the app is elsewhere");
-        adopt("example.com");
+        tell(&["other.com", "example.com"]);
+        assert_eq!(policy("/page.html").await, "sandbox", "a guest of the app's, which is not fetched yet");
+        bench.app_files.adopt(&build("example.com"), vec![asset]);
         assert_eq!(policy("/page.html").await, "sandbox", "a guest of the app's");
         assert_eq!(policy("/").await, "", "the app itself");
+        bench.known.replace(None);
+        assert_eq!(policy("/page.html").await, "sandbox", "nobody has told yet whose host it is");
+        assert_eq!(
+            bench.get("/page.html").await.field(CACHE_CONTROL),
+            "no-store",
+            "that is no lasting answer"
+        );
     });
 }
 
@@ -383,7 +408,10 @@ fn row_too_many_ranges_that_are_dear_to_reach_are_503_and_harm_nobody_else() {
         bench.bodies.put(&reference, &meta, &path).await.unwrap();
         let target = format!("/{reference}");
         let last = [(RANGE, "bytes=-1")];
-        let turns: Vec<_> = std::iter::from_fn(|| bench.inflates.begin(5 << 20)).collect();
+        let mut turns = Vec::new();
+        while let Some(turn) = bench.inflates.begin(5 << 20).await {
+            turns.push(turn);
+        }
         assert!(!turns.is_empty());
         bench.ask(Method::GET, &target, &last).await.is_problem(503, "busy");
         assert_eq!(bench.ask(Method::GET, &target, &[(RANGE, "bytes=0-0")]).await.status(), 206);

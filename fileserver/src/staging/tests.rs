@@ -60,7 +60,7 @@ fn a_content_stays_readable_until_its_last_upload_is_removed() {
     assert_eq!(staging.staged(&content), None);
     let slots = ["one", "two"].map(|upload| {
         let slot = staging.create(&journal(upload)).unwrap();
-        slot.form(Encoding::Identity).unwrap().write_all(b"abc").unwrap();
+        slot.make_form(Encoding::Identity).unwrap().write_all(b"abc").unwrap();
         slot.link(&content, Encoding::Identity).unwrap();
         slot.link(&content, Encoding::Identity).unwrap();
         slot
@@ -83,7 +83,7 @@ fn links_and_removals_of_one_content_do_not_disturb_each_other() {
             threads.spawn(move || {
                 for round in 0..50 {
                     let slot = staging.create(&journal(&format!("{worker}-{round}"))).unwrap();
-                    slot.form(Encoding::Gzip).unwrap();
+                    slot.make_form(Encoding::Gzip).unwrap();
                     slot.link(&reference(7), Encoding::Gzip).unwrap();
                     assert!(slot.object(&reference(7)).1.exists());
                     slot.remove(Some(&reference(7))).unwrap();

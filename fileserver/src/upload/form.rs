@@ -1,26 +1,23 @@
 //! An upload by form (multipart/form-data, RFC 7578): each of its files goes the way of a raw upload.
 
-use std::pin::pin;
+use std::convert::Infallible;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, TryRecvError, channel};
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{Either, select};
-use futures_util::{Stream, stream};
+use futures_util::{FutureExt, stream};
 use http::Method;
 use http::header::CONTENT_TYPE;
 use http::request::Parts as Head;
 use multer::{Field, Multipart};
-use protoplex_http::{Body, BodyError, Response, Scheme};
-use tokio::sync::mpsc;
+use protoplex_http::{Body, Response, Scheme};
 use tokio::time::timeout;
 
 use super::Uploads;
 use super::answer::{Answer, created};
-use super::intent::{Intent, Sender, bad, content_type, file_path, text};
+use super::intent::{Intent, Sender as Uploader, bad, content_type, file_path, text};
 use super::refusal::Refusal;
 use crate::path::FilePath;
 
@@ -59,40 +56,22 @@ impl Uploads {
     async fn files(
         self: &Rc<Self>,
         head: &Head,
-        mut body: Body,
+        body: Body,
         scheme: Scheme,
         stored: &mut Vec<Answer>,
     ) -> Result<(), Refusal> {
-        let sender = Sender::of(head, scheme)?;
+        let sender = Uploader::of(head, scheme)?;
         let boundary = multer::parse_boundary(text(&head.headers, &CONTENT_TYPE)?.unwrap_or_default())?;
         let target = FilePath::parse(head.uri.path()).map_err(|error| bad(&error.to_string()))?;
         let _admission = self.admit(&sender, &target, None).await?;
-        // multer wants a stream that could go to another thread, which a body can't: one piece at a time is handed over.
-        let (pieces, taken) = mpsc::channel(1);
-        let hand_over = async move {
-            while let Some(piece) = body.chunk().await {
-                if pieces.send(piece).await.is_err() {
-                    break;
-                }
-            }
-        };
-        let unparsed = Arc::default();
-        let parts = Parts {
-            multipart: Multipart::new(bounded(taken, Arc::clone(&unparsed)), boundary),
-            unparsed,
-            fields: 0,
-        };
-        match select(pin!(self.parts(head.uri.path(), &sender, parts, stored)), pin!(hand_over)).await {
-            Either::Left((result, _)) => result,
-            Either::Right(((), parts)) => parts.await,
-        }
+        self.parts(head.uri.path(), &sender, Parts::new(body, boundary), stored).await
     }
 
     async fn parts(
         self: &Rc<Self>,
         target: &str,
-        sender: &Sender,
-        mut parts: Parts<'_>,
+        sender: &Uploader,
+        mut parts: Parts,
         stored: &mut Vec<Answer>,
     ) -> Result<(), Refusal> {
         loop {
@@ -116,19 +95,37 @@ impl Uploads {
 }
 
 /// The parts of a form as they come.
-struct Parts<'r> {
-    multipart: Multipart<'r>,
-    /// Bytes that the parser took in since it last gave something out.
-    unparsed: Arc<AtomicUsize>,
+///
+/// multer takes in all that its stream has before it looks at what it holds, and by itself keeps whatever it finds no
+/// end of: the head of a part, and what stands before the first one. So its stream has nothing but what is put into
+/// it, which is a piece of the body each time that multer can't go on with what it holds.
+struct Parts {
+    body: Body,
+    multipart: Multipart<'static>,
+    /// Into multer's stream; none once the body has ended.
+    pieces: Option<Sender<Bytes>>,
+    /// Bytes that multer took in since it last gave something out.
+    unparsed: usize,
     /// Seen so far that were no files.
     fields: usize,
 }
 
-impl<'r> Parts<'r> {
+impl Parts {
+    fn new(body: Body, boundary: String) -> Self {
+        let (pieces, taken) = channel();
+        // Whoever puts a piece in polls afterwards: nobody has to be woken.
+        let stream = stream::poll_fn(move |_| match taken.try_recv() {
+            Ok(piece) => Poll::Ready(Some(Ok::<Bytes, Infallible>(piece))),
+            Err(TryRecvError::Empty) => Poll::Pending,
+            Err(TryRecvError::Disconnected) => Poll::Ready(None),
+        });
+        let multipart = Multipart::new(stream, boundary);
+        Self { body, multipart, pieces: Some(pieces), unparsed: 0, fields: 0 }
+    }
+
     /// The next file and its name. Other fields before it are nobody's business.
-    async fn next_file(&mut self) -> Result<Option<(String, Field<'r>)>, Refusal> {
-        while let Some(mut field) = self.multipart.next_field().await.map_err(cause)? {
-            self.unparsed.store(0, Ordering::Relaxed);
+    async fn next_file(&mut self) -> Result<Option<(String, Field<'static>)>, Refusal> {
+        while let Some(mut field) = self.next_field().await? {
             // A browser sends an empty name where no file was chosen.
             if let Some(name) = field.file_name().filter(|name| !name.is_empty()) {
                 return Ok(Some((name.to_owned(), field)));
@@ -150,52 +147,49 @@ impl<'r> Parts<'r> {
         Ok(None)
     }
 
-    /// The next piece of a part's content.
-    async fn next_piece(&self, field: &mut Field<'_>) -> Result<Option<Bytes>, Refusal> {
-        let piece = field.chunk().await.map_err(cause)?;
-        self.unparsed.store(0, Ordering::Relaxed);
-        Ok(piece)
+    async fn next_field(&mut self) -> Result<Option<Field<'static>>, Refusal> {
+        loop {
+            if let Some(field) = self.multipart.next_field().now_or_never() {
+                self.unparsed = 0;
+                return Ok(field?);
+            }
+            self.take_in().await?;
+        }
     }
-}
 
-/// Gives a body to multer, which by itself keeps in memory whatever it finds no end of: the head of a part, and what
-/// stands before the first one. It gets one piece at a time, and none where it made nothing of the last
-/// [`MAX_PART_HEAD_BYTES`].
-fn bounded(
-    mut pieces: mpsc::Receiver<Result<Bytes, BodyError>>,
-    unparsed: Arc<AtomicUsize>,
-) -> impl Stream<Item = Result<Bytes, Refusal>> {
-    let mut given = false;
-    stream::poll_fn(move |cx| {
-        if std::mem::take(&mut given) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+    /// The next piece of a part's content.
+    async fn next_piece(&mut self, field: &mut Field<'_>) -> Result<Option<Bytes>, Refusal> {
+        loop {
+            if let Some(piece) = field.chunk().now_or_never() {
+                self.unparsed = 0;
+                return Ok(piece?);
+            }
+            self.take_in().await?;
         }
-        if unparsed.load(Ordering::Relaxed) > MAX_PART_HEAD_BYTES {
-            return Poll::Ready(Some(Err(over(&format!(
-                "a part's head of more than {MAX_PART_HEAD_BYTES} bytes"
-            )))));
+    }
+
+    /// Gives multer a piece of the body, or word of its end; unless it made nothing of what it has.
+    async fn take_in(&mut self) -> Result<(), Refusal> {
+        if self.unparsed > MAX_PART_HEAD_BYTES {
+            return Err(over(&format!("a part's head of more than {MAX_PART_HEAD_BYTES} bytes")));
         }
-        let piece = std::task::ready!(pieces.poll_recv(cx));
-        if let Some(Ok(piece)) = &piece {
-            given = true;
-            unparsed.fetch_add(piece.len(), Ordering::Relaxed);
+        let piece = self.body.chunk().await.transpose()?;
+        let Some(pieces) = &self.pieces else { return Err(Refusal::Form(multer::Error::IncompleteStream)) };
+        match piece {
+            Some(piece) => {
+                self.unparsed += piece.len();
+                // multer has the other end as long as this has multer.
+                let _ = pieces.send(piece);
+            }
+            None => self.pieces = None,
         }
-        Poll::Ready(piece.map(|piece| piece.map_err(Refusal::Body)))
-    })
+        Ok(())
+    }
 }
 
 fn over(what: &str) -> Refusal {
     Refusal::FormTooLarge(format!("the form has {what}"))
 }
 
-/// What the body itself failed with, where it was that.
-fn cause(error: multer::Error) -> Refusal {
-    match error {
-        multer::Error::StreamReadFailed(cause) => match cause.downcast::<Refusal>() {
-            Ok(refusal) => *refusal,
-            Err(other) => Refusal::Form(multer::Error::StreamReadFailed(other)),
-        },
-        other => Refusal::Form(other),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -5,9 +5,11 @@
 //! | receiving | taken back: nothing was promised |
 //! | resumable | waits for its client; whole: recorded; expired: taken back |
 //! | committing | aborted, which changes nothing once it was recorded; then recorded: pushed, else removed |
-//! | committing, recorded (tus) | recorded once more, which changes nothing; aborted only where the datastore has ended it |
+//! | committing (tus) | recorded once more, which changes nothing; aborted only where the datastore has ended it |
+//! | recorded (tus) | pushed: its client and its watchers were told |
 //! | finished | removed when it expires |
 
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,30 +41,64 @@ impl Uploads {
     }
 
     /// Goes on with every upload that has no owner.
-    pub(crate) async fn sweep(self: &Rc<Self>) -> std::io::Result<()> {
+    pub(crate) async fn sweep(self: &Rc<Self>) -> io::Result<()> {
         let staging = self.staging.clone();
+        let mut unrecorded = Vec::new();
         for name in blocking(move || staging.uploads()).await? {
             // The rest has its turn when some of these are through.
             if self.pushes.available_permits() == 0 || self.drain.is_draining() {
                 break;
             }
-            let staging = self.staging.clone();
-            let taken = blocking(move || {
-                if staging.read(&name)?.is_some_and(|journal| waits_for_its_client(&journal)) {
-                    return Ok(Taken::Busy);
-                }
-                staging.take(&name)
-            });
-            match taken.await {
-                Ok(Taken::Ours(ours)) => {
-                    let (slot, journal) = *ours;
-                    self.recover(slot, journal).await;
-                }
-                Ok(Taken::Busy | Taken::Gone) => {}
-                Err(error) => tracing::error!("an upload in the staging folder can't be read: {error}"),
+            let (staging, read) = (self.staging.clone(), name.clone());
+            match blocking(move || staging.read(&read)).await {
+                Ok(Some(journal)) if waits_for_its_client(&journal) => {}
+                Ok(Some(journal)) if waits_to_be_recorded(&journal) => unrecorded.push(name),
+                Ok(_) => self.take_up(name).await,
+                Err(error) => unreadable(&error),
             }
         }
+        self.record_all(unrecorded);
         Ok(())
+    }
+
+    /// Has whole tus uploads recorded, beside everything else: that may take long, and what is recorded already waits
+    /// for its push meanwhile. One list at a time; what isn't on it has its turn with a later sweep.
+    fn record_all(self: &Rc<Self>, unrecorded: Vec<String>) {
+        if unrecorded.is_empty() {
+            return;
+        }
+        let Ok(turn) = self.backlog.clone().try_acquire_owned() else { return };
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            for name in unrecorded {
+                let Ok(place) = this.recordings.clone().acquire_owned().await else { break };
+                if this.drain.is_draining() {
+                    break;
+                }
+                let uploads = this.clone();
+                this.tasks.spawn(async move {
+                    uploads.take_up(name).await;
+                    drop(place);
+                });
+            }
+            drop(turn);
+        });
+    }
+
+    /// Goes on with an upload, if nobody does.
+    async fn take_up(self: &Rc<Self>, name: String) {
+        let staging = self.staging.clone();
+        match blocking(move || staging.take(&name)).await {
+            Ok(Taken::Ours(ours)) => {
+                let (slot, journal) = *ours;
+                // Its owner may have come to an end with it just now.
+                if !waits_for_its_client(&journal) {
+                    self.recover(slot, journal).await;
+                }
+            }
+            Ok(Taken::Busy | Taken::Gone) => {}
+            Err(error) => unreadable(&error),
+        }
     }
 
     async fn recover(self: &Rc<Self>, slot: Slot, journal: Journal) {
@@ -70,14 +106,11 @@ impl Uploads {
         let mut upload = Upload { slot: Arc::new(slot), journal, feed };
         match upload.journal.step.clone() {
             Step::Receiving => self.withdraw(&mut upload, INTERRUPTED).await,
-            Step::Resumable(checkpoint) if upload.journal.declared == Some(checkpoint.offset) => {
-                self.go_on(upload).await;
-            }
+            Step::Resumable(_) if upload.journal.is_whole() => self.go_on(upload).await,
             Step::Resumable(_) => self.withdraw(&mut upload, "expired").await,
-            Step::Committing(staged) | Step::Recorded(staged) if staged.tus.is_some() => {
-                self.go_on(upload).await;
-            }
-            Step::Committing(staged) | Step::Recorded(staged) => {
+            Step::Committing(staged) if staged.tus.is_some() => self.go_on(upload).await,
+            Step::Recorded(staged) => self.store(upload, staged, false),
+            Step::Committing(staged) => {
                 if let Err(refusal) = self.decide(upload, staged).await {
                     tracing::warn!("an interrupted upload has to wait: {refusal}");
                 }
@@ -117,12 +150,18 @@ impl Uploads {
     }
 }
 
+fn waits_to_be_recorded(journal: &Journal) -> bool {
+    journal.step.lease().is_some() && journal.is_whole() && !journal.is_recorded()
+}
+
+fn unreadable(error: &io::Error) {
+    tracing::error!("an upload in the staging folder can't be read: {error}");
+}
+
 fn waits_for_its_client(journal: &Journal) -> bool {
     let now = unix_time_ms();
     match &journal.step {
-        Step::Resumable(checkpoint) => {
-            checkpoint.lease.expires_at_ms > now && journal.declared != Some(checkpoint.offset)
-        }
+        Step::Resumable(checkpoint) => checkpoint.lease.expires_at_ms > now && !journal.is_whole(),
         Step::Finished(finished) => finished.lease.expires_at_ms > now,
         Step::Receiving | Step::Committing(_) | Step::Recorded(_) => false,
     }

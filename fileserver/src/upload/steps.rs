@@ -53,7 +53,7 @@ impl Uploads {
     ) -> Result<Answer, Refusal> {
         let mut upload = self.begin(intent).await?;
         match self.take_in(&mut upload, next).await {
-            Ok(recorded) => Ok(self.finish(upload, recorded)),
+            Ok(recorded) => Ok(self.finish(upload, recorded).await),
             Err(refusal) => {
                 self.undo(&mut upload, &refusal).await;
                 Err(refusal)
@@ -87,7 +87,6 @@ impl Uploads {
     /// From a staged body to a recorded file. Repeated, it changes nothing and answers the same.
     pub(super) async fn commit(&self, upload: &mut Upload, staged: Staged) -> Result<Recorded, Refusal> {
         let (file, existed) = self.records.complete(&upload.journal, &staged).await?;
-        upload.note_recorded(&staged).await;
         let invalidated = self.invalidate(&upload.journal, &staged, INVALIDATE_TIMEOUT).await;
         let answer = Answer::new(&upload.journal, &staged.reference, &file, existed);
         Ok(Recorded { staged, answer, invalidated })
@@ -181,10 +180,12 @@ impl Uploads {
     }
 
     /// The client's answer; the way to the storage goes on without it.
-    pub(super) fn finish(self: &Rc<Self>, upload: Upload, recorded: Recorded) -> Answer {
+    pub(super) async fn finish(self: &Rc<Self>, mut upload: Upload, recorded: Recorded) -> Answer {
         count("stored");
         // Strings and numbers alone: this can't fail.
         upload.feed.finished(serde_json::to_value(&recorded.answer).unwrap_or_default());
+        // Last: from then on nobody counts or tells it again.
+        upload.note_recorded(&recorded.staged).await;
         self.store(upload, recorded.staged, recorded.invalidated);
         recorded.answer
     }
@@ -203,20 +204,7 @@ impl Uploads {
     /// Removes an upload and gives back what it had reserved. Where the datastore is away, the journal stays and the
     /// next sweep goes on here.
     pub(super) async fn withdraw(&self, upload: &mut Upload, reason: &str) {
-        let committing = match std::mem::replace(&mut upload.journal.step, Step::Receiving) {
-            Step::Committing(staged) | Step::Recorded(staged) => Some(staged.reference),
-            Step::Receiving | Step::Resumable(_) | Step::Finished(_) => None,
-        };
-        let (slot, journal) = (upload.slot.clone(), upload.journal.clone());
-        let cleared = blocking(move || {
-            if let Some(reference) = committing {
-                slot.unlink(&reference)?;
-            }
-            slot.drop_form(Encoding::Identity)?;
-            slot.drop_form(Encoding::Gzip)?;
-            slot.write_journal(&journal)
-        });
-        let cleared = cleared.await;
+        let cleared = upload.clear().await;
         let aborted = self.records.abort(&upload.journal.upload).await;
         let slot = upload.slot.clone();
         match (cleared, aborted) {
@@ -242,7 +230,10 @@ impl Upload {
     pub(super) async fn intake(&self, offset: u64, hashers: Hashers) -> io::Result<Intake> {
         let slot = self.slot.clone();
         let file = blocking(move || {
-            let file = slot.form(Encoding::Identity)?;
+            let file = match offset {
+                0 => slot.make_form(Encoding::Identity)?,
+                _ => slot.form(Encoding::Identity, offset)?,
+            };
             // What lies behind a checkpoint was not promised and is sent again.
             file.set_len(BODY_OFFSET + offset)?;
             Ok(file)
@@ -283,13 +274,13 @@ impl Upload {
         let slot = self.slot.clone();
         let (size, content_type) = (raw.size, raw.content_type.clone());
         let promising = blocking(move || {
-            let source = slot.form(Encoding::Identity)?;
+            let source = slot.form(Encoding::Identity, size)?;
             let mut head = vec![0; TRIAL_BYTES.min(usize::try_from(size).unwrap_or(TRIAL_BYTES))];
             source.read_exact_at(&mut head, BODY_OFFSET)?;
             if !compress::promises(&content_type, size, &head) {
                 return Ok(None);
             }
-            Ok(Some((Arc::new(source), Arc::new(slot.form(Encoding::Gzip)?))))
+            Ok(Some((Arc::new(source), Arc::new(slot.make_form(Encoding::Gzip)?))))
         });
         let Some((source, target)) = promising.await? else { return Ok(None) };
         let pass = Pass { source, source_at: BODY_OFFSET, size, target, target_at: BODY_OFFSET };
@@ -309,7 +300,7 @@ impl Upload {
         let (slot, journal, staged) = (self.slot.clone(), self.journal.clone(), staged.clone());
         blocking(move || {
             if let Some(kept) = staged.kept {
-                let file = slot.form(kept)?;
+                let file = slot.form(kept, staged.meta.stored_size)?;
                 staged.meta.write_to(&file)?;
                 file.sync_all()?;
             }
@@ -326,9 +317,40 @@ impl Upload {
         })
         .await
     }
-}
 
-impl Upload {
+    /// Drops what was received. What the journal speaks of goes after it says so: whoever goes on with an upload must
+    /// find all that its journal promises.
+    pub(super) async fn clear(&mut self) -> io::Result<()> {
+        let step = std::mem::replace(&mut self.journal.step, Step::Receiving);
+        let (slot, journal) = (self.slot.clone(), self.journal.clone());
+        blocking(move || {
+            let promised = match &step {
+                Step::Receiving | Step::Finished(_) => None,
+                Step::Resumable(_) => Some(Encoding::Identity),
+                Step::Committing(staged) | Step::Recorded(staged) => {
+                    // The journal alone knows of the link.
+                    slot.unlink(&staged.reference)?;
+                    staged.kept
+                }
+            };
+            for form in
+                [Encoding::Identity, Encoding::Gzip].into_iter().filter(|form| Some(*form) != promised)
+            {
+                slot.drop_form(form)?;
+            }
+            if !matches!(step, Step::Receiving) {
+                match slot.write_journal(&journal).map_err(Refusal::from) {
+                    // What takes the room is what is to go. An upload without a journal is nobody's.
+                    Err(Refusal::DiskFull) => slot.drop_journal()?,
+                    Err(Refusal::Disk(error)) => return Err(error),
+                    _ => {}
+                }
+            }
+            promised.map_or(Ok(()), |form| slot.drop_form(form))
+        })
+        .await
+    }
+
     /// Says in the journal of a tus upload that it was recorded. Where that fails, it is recorded once more instead.
     pub(super) async fn note_recorded(&mut self, staged: &Staged) {
         if staged.tus.is_none() {

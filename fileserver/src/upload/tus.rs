@@ -183,13 +183,13 @@ impl Uploads {
     /// Where a client goes on.
     async fn offset(self: &Rc<Self>, head: &Parts, name: &str) -> Result<Response, TusRefusal> {
         let journal = self.known(head, name).await?;
-        let mut response = match &journal.step {
+        let mut response = match journal.is_whole() {
             // The offset counts once nobody moves it any more.
-            Step::Resumable(checkpoint) if journal.declared != Some(checkpoint.offset) => {
+            false => {
                 let (_, checkpoint) = self.resume(head, name).await?;
                 progressed(StatusCode::OK, Some(checkpoint.offset), &checkpoint.lease)
             }
-            _ => self.whole(&journal, Some(whole::PATIENCE)).await?,
+            true => self.whole(&journal, Some(whole::PATIENCE)).await?,
         };
         *response.status_mut() = StatusCode::OK;
         if let Some(declared) = journal.declared {
@@ -216,11 +216,15 @@ impl Uploads {
         let offset = number(head, &UPLOAD_OFFSET)?.ok_or_else(|| bad("Upload-Offset is missing"))?;
         let journal = self.known(head, name).await?;
         let _place = self.place()?;
-        if !matches!(journal.step, Step::Resumable(_)) {
+        if journal.is_whole() {
             // A client that missed the last answer, or was told that it isn't decided, sends nothing from the end on.
             let limit_bytes = journal.max_bytes;
             if offset != limit_bytes {
-                return Err(TusRefusal::Offset(limit_bytes));
+                // The full offset says that it is recorded.
+                return Err(match journal.is_recorded() {
+                    true => TusRefusal::Offset(limit_bytes),
+                    false => TusRefusal::Locked,
+                });
             }
             if body.chunk().await.is_some() {
                 return Err(Refusal::TooLong { limit_bytes }.into());
@@ -249,7 +253,7 @@ impl Uploads {
         if !matches!(self.known(head, name).await?.step, Step::Resumable(_)) {
             return Err(TusRefusal::Gone);
         }
-        let (mut upload, checkpoint) = self.resume(head, name).await?;
+        let (mut upload, checkpoint) = self.take_over(head, name).await?;
         self.withdraw(&mut upload, "terminated").await;
         Ok(progressed(StatusCode::NO_CONTENT, None, &checkpoint.lease))
     }
@@ -271,8 +275,21 @@ impl Uploads {
         }
     }
 
-    /// Takes over an upload that waits for its client, if this is its client.
+    /// Goes on with an upload that waits for more.
     async fn resume(&self, head: &Parts, name: &str) -> Result<(Upload, Checkpoint), TusRefusal> {
+        let (upload, checkpoint) = self.take_over(head, name).await?;
+        if upload.journal.is_whole() {
+            // The last of it came since its journal was looked at, and it isn't recorded.
+            return Err(TusRefusal::Locked);
+        }
+        if checkpoint.lease.expires_at_ms <= unix_time_ms() {
+            return Err(TusRefusal::Gone);
+        }
+        Ok((upload, checkpoint))
+    }
+
+    /// Takes over an upload that nobody works on and that isn't staged, if this is its client.
+    async fn take_over(&self, head: &Parts, name: &str) -> Result<(Upload, Checkpoint), TusRefusal> {
         let (slot, journal) = self.take(name).await?;
         let checkpoint = match &journal.step {
             Step::Resumable(checkpoint) => checkpoint.clone(),
@@ -281,9 +298,6 @@ impl Uploads {
             Step::Receiving => return Err(TusRefusal::Unknown),
         };
         check_token(head, &checkpoint.lease)?;
-        if checkpoint.lease.expires_at_ms <= unix_time_ms() {
-            return Err(TusRefusal::Gone);
-        }
         let feed = self.live.feed(&journal.watch, &journal.path);
         Ok((Upload { slot: Arc::new(slot), journal, feed }, checkpoint))
     }
@@ -332,8 +346,8 @@ impl Upload {
     async fn checkpoint(&mut self, intake: &mut Intake, lease: TusLease) -> Result<(), Refusal> {
         let hashers = intake.settle().await?.save();
         let checkpoint = Checkpoint { offset: intake.received(), hashers, lease };
-        let slot = self.slot.clone();
-        blocking(move || slot.form(Encoding::Identity)?.sync_data()).await?;
+        let (slot, offset) = (self.slot.clone(), checkpoint.offset);
+        blocking(move || slot.form(Encoding::Identity, offset)?.sync_data()).await?;
         Ok(self.save(checkpoint).await?)
     }
 

@@ -28,7 +28,7 @@ use crate::staging::Staging;
 use crate::storage::Bodies;
 use crate::storage::directory::Directory;
 use crate::upload::records::Client;
-use crate::upload::{Records, Uploads};
+use crate::upload::{MAX_RECORDINGS, Records, Uploads};
 
 /// How long a condition may take to come true.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -181,6 +181,11 @@ impl Machine {
         Some(unpack(&meta, &file))
     }
 
+    /// Empties the staging folder.
+    pub(super) fn forget_staging(&self) {
+        fs::remove_dir_all(&self.staging).unwrap();
+    }
+
     /// Waits until neither an upload nor a content is left in the staging folder.
     pub(super) async fn until_nothing_is_staged(&self) {
         until("nothing is staged", || self.nothing_is_staged()).await;
@@ -196,6 +201,14 @@ impl Child {
     /// Runs as the child does: everything that it has spawned goes on meanwhile.
     pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> T {
         self.local.run_until(work).await
+    }
+
+    /// Has the child look through the staging folder, and waits until it has recorded what it found whole.
+    pub(super) async fn sweep(&self) {
+        let free =
+            || [&self.uploads.recordings, &self.uploads.backlog].map(|places| places.available_permits());
+        self.run(self.uploads.sweep()).await.unwrap();
+        self.run(until("all is recorded", || free() == [MAX_RECORDINGS, 1])).await;
     }
 
     /// Has the child do something beside everything else.

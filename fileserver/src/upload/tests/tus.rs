@@ -1,5 +1,7 @@
 //! tus 1.0.0, request by request.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -7,7 +9,10 @@ use http::request::Builder;
 use protoplex_http::{Body, Request};
 
 use super::rig::*;
-use crate::staging::{Staging, Step, Taken};
+use crate::digest::{Hashers, hex};
+use crate::object::{Encoding, Meta};
+use crate::staging::{Checkpoint, Staged, Staging, Step, Taken};
+use crate::upload::steps::Upload;
 
 pub(super) fn tus(method: &str, target: &str, token: &str) -> Builder {
     request(method, target, token).header("tus-resumable", "1.0.0")
@@ -109,7 +114,7 @@ fn a_part_that_breaks_off_counts_as_far_as_it_came() {
         assert!(!child.kinds().contains(&"upload.failed".to_owned()));
         drop(child);
         let successor = machine.child();
-        successor.run(successor.uploads.sweep()).await.unwrap();
+        successor.sweep().await;
         assert_eq!(successor.send(head(&url, &token)).await.header("upload-offset"), "400000");
         let answer = successor.send(patch(&url, &token, 400_000, Body::full(body[400_000..].to_vec()))).await;
         successor.heard("file.stored").await;
@@ -148,7 +153,7 @@ fn a_child_killed_in_the_middle_of_a_part_leaves_the_last_checkpoint() {
         drop(child);
 
         let successor = machine.child();
-        successor.run(successor.uploads.sweep()).await.unwrap();
+        successor.sweep().await;
         assert_eq!(successor.send(head(&url, &token)).await.header("upload-offset"), (32 << 20).to_string());
         let answer =
             successor.send(patch(&url, &token, 32 << 20, Body::full(body[32 << 20..].to_vec()))).await;
@@ -176,7 +181,7 @@ fn what_arrived_whole_is_recorded_although_its_child_died() {
         drop(child);
         machine.datastore_there.set(true);
         let successor = machine.child();
-        successor.run(successor.uploads.sweep()).await.unwrap();
+        successor.sweep().await;
         successor.heard("file.stored").await;
         assert_eq!(successor.heard("upload.finished").await["data"]["path"], "/files/a");
         assert_eq!(successor.send(head(&url, &token)).await.header("upload-offset"), "5");
@@ -219,8 +224,29 @@ fn a_whole_upload_is_locked_until_it_is_recorded_and_never_taken_back() {
         let asked = child.send(head(&url, &token)).await;
         assert_eq!((asked.status.as_u16(), asked.header("retry-after")), (423, "2"), "not at its end");
         assert_eq!(asked.header("upload-offset"), "");
+        let elsewhere = async || {
+            for offset in [0, 3, 6] {
+                let answer = child.send(patch(&url, &token, offset, Body::empty())).await;
+                let told = (answer.status.as_u16(), answer.header("upload-offset"));
+                assert_eq!(told, (423, ""), "from {offset}: {answer:?}");
+            }
+        };
+        elsewhere().await;
         assert_eq!(child.send(patch(&url, &token, 5, Body::empty())).await.status, 503);
-        child.run(child.uploads.sweep()).await.unwrap();
+        elsewhere().await;
+        // So it is once it is staged.
+        let staging = Staging::open(&machine.staging).unwrap();
+        let Taken::Ours(ours) = staging.take(url.rsplit('/').next().unwrap()).unwrap() else {
+            panic!("not ours")
+        };
+        let (slot, journal) = *ours;
+        let Step::Resumable(checkpoint) = journal.step.clone() else { panic!("{journal:?}") };
+        let feed = child.uploads.live.feed(&journal.watch, &journal.path);
+        let mut upload = Upload { slot: Arc::new(slot), journal, feed };
+        child.run(stage(&mut upload, checkpoint)).await;
+        drop(upload);
+        elsewhere().await;
+        child.sweep().await;
         assert!(!machine.nothing_is_staged(), "what was promised is kept");
         machine.datastore_there.set(true);
         let asked = child.send(head(&url, &token)).await;
@@ -231,6 +257,47 @@ fn a_whole_upload_is_locked_until_it_is_recorded_and_never_taken_back() {
         );
         child.heard("file.stored").await;
         assert!(!child.kinds().contains(&"upload.failed".to_owned()));
+    });
+}
+
+/// Stages a body without a thought of its form.
+async fn stage(upload: &mut Upload, checkpoint: Checkpoint) {
+    let hashers = Hashers::restore(&checkpoint.hashers).unwrap_or_default();
+    let intake = upload.intake(checkpoint.offset, hashers).await.unwrap();
+    let content = upload.whole(intake).await.unwrap();
+    let meta = Meta {
+        size: content.size,
+        stored_size: content.size,
+        encoding: Encoding::Identity,
+        content_type: upload.journal.content_type.clone(),
+        stored_sha256: hex(&content.digests.sha256),
+    };
+    let reference = content.digests.reference();
+    let kept = Some(Encoding::Identity);
+    upload.stage(&Staged { reference, meta, kept, tus: Some(checkpoint.lease) }).await.unwrap();
+}
+
+#[test]
+fn a_whole_upload_that_has_expired_is_recorded_by_whatever_request() {
+    run(async |machine| {
+        let token = machine.token(Terms::default()).await;
+        for asking in ["HEAD", "PATCH"] {
+            let child = machine.child();
+            let path = format!("/files/{asking}");
+            let url = create(&child, &token, 5, &path).await;
+            machine.datastore_there.set(false);
+            assert_eq!(child.send(patch(&url, &token, 0, Body::full("hello"))).await.status, 503);
+            machine.datastore_there.set(true);
+            expire(&machine, &url);
+            let answer = match asking {
+                "HEAD" => child.send(head(&url, &token)).await,
+                _ => child.send(patch(&url, &token, 5, Body::empty())).await,
+            };
+            assert!(answer.status.is_success(), "{asking}: {answer:?}");
+            assert_eq!(answer.header("upload-offset"), "5", "{asking}");
+            assert!(machine.site(&path).await.is_some(), "{asking}");
+            child.heard("file.stored").await;
+        }
     });
 }
 
@@ -331,22 +398,27 @@ fn an_upload_that_nobody_finishes_expires() {
         let token = machine.token(Terms { uses: 1, ..Terms::default() }).await;
         let child = machine.child();
         let url = create(&child, &token, 10, "/files/a").await;
-        child.run(child.uploads.sweep()).await.unwrap();
+        child.sweep().await;
         assert_eq!(child.send(head(&url, &token)).await.status, 200, "not yet");
-        let staging = Staging::open(&machine.staging).unwrap();
-        let Taken::Ours(ours) = staging.take(url.rsplit('/').next().unwrap()).unwrap() else {
-            panic!("not ours")
-        };
-        let (slot, mut journal) = *ours;
-        let Step::Resumable(checkpoint) = &mut journal.step else { panic!("{journal:?}") };
-        checkpoint.lease.expires_at_ms = 1;
-        slot.write_journal(&journal).unwrap();
-        drop(slot);
+        expire(&machine, &url);
         assert_eq!(child.send(head(&url, &token)).await.status, 410);
-        child.run(child.uploads.sweep()).await.unwrap();
+        assert_eq!(child.send(patch(&url, &token, 0, Body::full("hello"))).await.status, 410);
+        child.sweep().await;
         assert!(machine.nothing_is_staged());
         create(&child, &token, 10, "/files/a").await;
     });
+}
+
+/// Has the time of an upload be over.
+fn expire(machine: &Machine, url: &str) {
+    let staging = Staging::open(&machine.staging).unwrap();
+    let Taken::Ours(ours) = staging.take(url.rsplit('/').next().unwrap()).unwrap() else {
+        panic!("not ours")
+    };
+    let (slot, mut journal) = *ours;
+    let Step::Resumable(checkpoint) = &mut journal.step else { panic!("{journal:?}") };
+    checkpoint.lease.expires_at_ms = 1;
+    slot.write_journal(&journal).unwrap();
 }
 
 #[test]

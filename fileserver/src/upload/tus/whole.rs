@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::{TusRefusal, progressed, restore, show};
 use crate::digest::Intake;
+use crate::reference::Reference;
 use crate::staging::{Journal, Step, TusLease};
 use crate::upload::Uploads;
 use crate::upload::answer::Answer;
@@ -34,15 +35,14 @@ impl Uploads {
     ) -> Result<Response, TusRefusal> {
         let lease = journal.step.lease().ok_or(TusRefusal::Unknown)?;
         let mut response = progressed(StatusCode::NO_CONTENT, journal.declared, lease);
-        let (reference, url) = match &journal.step {
-            Step::Recorded(staged) => (staged.reference.clone(), journal.url()),
-            Step::Finished(finished) => (finished.reference.clone(), journal.url()),
+        let reference = match &journal.step {
+            Step::Recorded(staged) => staged.reference.clone(),
+            Step::Finished(finished) => finished.reference.clone(),
             Step::Receiving | Step::Resumable(_) | Step::Committing(_) => {
-                let answer = self.record_now(&journal.upload, patience).await?;
-                (answer.reference, answer.url)
+                self.record_now(&journal.upload, patience).await?
             }
         };
-        show(&mut response, &reference, &url);
+        show(&mut response, &reference, &journal.url());
         Ok(response)
     }
 
@@ -50,7 +50,9 @@ impl Uploads {
         self: &Rc<Self>,
         name: &str,
         patience: Option<Duration>,
-    ) -> Result<Answer, TusRefusal> {
+    ) -> Result<Reference, TusRefusal> {
+        // There are many: this one's turn comes with the next question, or with a sweep.
+        let place = self.recordings.clone().try_acquire_owned().map_err(|_| TusRefusal::Locked)?;
         let (slot, journal) = self.take(name).await?;
         if matches!(journal.step, Step::Receiving | Step::Finished(_)) {
             return Err(TusRefusal::Locked);
@@ -62,13 +64,14 @@ impl Uploads {
         self.tasks.spawn(async move {
             // Without a receiver its client asks again.
             let _ = told.send(uploads.complete_tus(upload).await);
+            drop(place);
         });
         let answer = match patience {
             Some(patience) => timeout(patience, answer).await.map_err(|_| TusRefusal::Locked)?,
             None => answer.await,
         };
         match answer.unwrap_or(Err(Refusal::Broken)) {
-            Ok(answer) => Ok(answer),
+            Ok(reference) => Ok(reference),
             Err(Refusal::Ended(_)) => Err(TusRefusal::Gone),
             Err(_) if patience.is_some() => Err(TusRefusal::Locked),
             Err(refusal) => Err(refusal.into()),
@@ -80,24 +83,26 @@ impl Uploads {
     pub(in crate::upload) async fn complete_tus(
         self: &Rc<Self>,
         mut upload: Upload,
-    ) -> Result<Answer, Refusal> {
-        let (staged, recorded) = match upload.journal.step.clone() {
+    ) -> Result<Reference, Refusal> {
+        let staged = match upload.journal.step.clone() {
             Step::Resumable(checkpoint) => {
                 let intake = upload.intake(checkpoint.offset, restore(&checkpoint)?).await?;
-                return self.record(upload, intake, checkpoint.lease).await;
+                return self.record(upload, intake, checkpoint.lease).await.map(|answer| answer.reference);
             }
-            Step::Committing(staged) => {
-                // Its process may have ended before all of this was done.
-                upload.stage(&staged).await?;
-                (staged.clone(), self.commit(&mut upload, staged).await)
+            Step::Committing(staged) => staged,
+            Step::Recorded(staged) => {
+                let reference = staged.reference.clone();
+                self.store(upload, staged, false);
+                return Ok(reference);
             }
-            Step::Recorded(staged) => (staged.clone(), self.commit(&mut upload, staged).await),
             Step::Receiving | Step::Finished(_) => return Err(Refusal::Broken),
         };
-        match recorded {
-            Ok(recorded) => Ok(self.finish(upload, recorded)),
+        // Its process may have ended before all of this was done.
+        upload.stage(&staged).await?;
+        match self.commit(&mut upload, staged.clone()).await {
+            Ok(recorded) => Ok(self.finish(upload, recorded).await.reference),
             Err(refusal @ Refusal::Ended(_)) => {
-                // Ended there, or recorded so long ago that the datastore has forgotten it.
+                // Ended there, or recorded so long ago that the datastore has forgotten that it was this upload.
                 self.decide(upload, staged).await?;
                 Err(refusal)
             }
@@ -114,7 +119,7 @@ impl Uploads {
     ) -> Result<Answer, Refusal> {
         let content = upload.whole(intake).await?;
         match self.keep(&mut upload, content, Some(lease)).await {
-            Ok(recorded) => Ok(self.finish(upload, recorded)),
+            Ok(recorded) => Ok(self.finish(upload, recorded).await),
             Err(refusal) => {
                 if matches!(refusal, Refusal::Ended(_)) {
                     self.undo(&mut upload, &refusal).await;
