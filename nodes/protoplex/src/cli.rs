@@ -93,7 +93,7 @@ pub(crate) enum Command {
     Route(Route),
     /// Make a folder the current app build: its files are served from memory at once, all or nothing
     Deploy(Deploy),
-    /// Upload tokens
+    /// Tokens to upload with, and to publish and subscribe with
     #[command(subcommand)]
     Token(Token),
     /// Upload files with a token, with a progress bar
@@ -260,6 +260,29 @@ pub(crate) struct Deploy {
 pub(crate) enum Token {
     /// Create an upload token; it is shown once
     Create(TokenCreate),
+    /// Create a token (a Mercure JWT) that publishes to channels, or sees their private updates
+    #[command(after_help = "\
+A topic is written as it is, as a URI template (room/{id}), or * for all.
+
+  TOKEN=$(protoplex token live --publish news)
+  curl -H \"Authorization: Bearer $TOKEN\" -d topic=news -d data=hello http://localhost:8080/.well-known/mercure
+
+Services of your own may sign such tokens themselves: HS256 with the key in DATA/cluster/live.key (base64url), and the
+claim {\"mercure\": {\"publish\": [\"news\"], \"subscribe\": []}}.")]
+    Live(TokenLive),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenLive {
+    /// Topic to which it may publish, may be repeated
+    #[arg(long, value_name = "TOPIC", required_unless_present = "subscribe")]
+    pub publish: Vec<String>,
+    /// Topic whose private updates it may see, may be repeated
+    #[arg(long, value_name = "TOPIC")]
+    pub subscribe: Vec<String>,
+    /// How long it is valid, as in 30m, 12h, 7d
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = units::life)]
+    pub expires: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -69,6 +69,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Route(command) => wait(route::run(&common, command))?,
         Command::Deploy(command) => wait(deploy::run(&common, command))?,
         Command::Token(cli::Token::Create(command)) => wait(token::run(&common, command))?,
+        Command::Token(cli::Token::Live(command)) => token::live(&common, command)?,
         Command::Upload(command) => wait(upload::run(&common, command))?,
         Command::Files(command) => wait(files::run(&common, command))?,
     }

@@ -1,11 +1,12 @@
-//! `protoplex token create`.
+//! `protoplex token create|live`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::{EncodingKey, Header, encode};
 use protoplex_wire::proto::CreateTokenRequest;
 use serde::Serialize;
 
-use crate::cli::{Common, TokenCreate};
+use crate::cli::{Common, TokenCreate, TokenLive};
 use crate::cluster::Cluster;
 use crate::output::print;
 
@@ -30,6 +31,42 @@ pub(crate) async fn run(common: &Common, command: TokenCreate) -> anyhow::Result
     let created = create(&cluster, command).await?;
     // Alone on its line, so that TOKEN=$(protoplex token create …) works.
     print(common.json, &created, |created| created.token.clone())?;
+    Ok(())
+}
+
+/// What [`live`] prints.
+#[derive(Serialize)]
+struct Signed {
+    token: String,
+    publish: Vec<String>,
+    subscribe: Vec<String>,
+    /// Unix time in milliseconds.
+    expires_at_ms: i64,
+}
+
+/// The claims of a Mercure token (Mercure section 6).
+#[derive(Serialize)]
+struct Claims<'a> {
+    mercure: Mercure<'a>,
+    exp: i64,
+}
+
+#[derive(Serialize)]
+struct Mercure<'a> {
+    publish: &'a [String],
+    subscribe: &'a [String],
+}
+
+/// Signs a token for channels with the cluster's key, which needs nothing but the data directory.
+pub(crate) fn live(common: &Common, command: TokenLive) -> anyhow::Result<()> {
+    let TokenLive { publish, subscribe, expires } = command;
+    let cluster = Cluster::find(common)?;
+    let expires_at_ms = unix_ms(SystemTime::now()) + millis(expires);
+    let mercure = Mercure { publish: &publish, subscribe: &subscribe };
+    let claims = Claims { mercure, exp: expires_at_ms / 1000 };
+    let key = EncodingKey::from_secret(cluster.identity().live_key());
+    let token = encode(&Header::default(), &claims, &key)?;
+    print(common.json, &Signed { token, publish, subscribe, expires_at_ms }, |signed| signed.token.clone())?;
     Ok(())
 }
 

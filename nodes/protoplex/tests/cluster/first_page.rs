@@ -9,6 +9,19 @@ use protoplex_testkit::until;
 use crate::{get, put, start};
 
 #[test]
+fn a_token_for_a_channel_publishes_to_it_and_to_no_other() {
+    let cluster = start();
+    let url = format!("{}/.well-known/mercure", cluster.http());
+    let events = Events::open(&format!("{url}?topic=news"), &[]);
+    let token = String::from_utf8(cluster.run(&["token", "live", "--publish", "news"]).stdout).unwrap();
+    let bearer = format!("Authorization: Bearer {}", token.trim());
+    assert_eq!(get(&url, &["-H", &bearer, "-d", "topic=news", "-d", "data=hello"]).status, 200);
+    assert_eq!(events.next_data(), "hello");
+    assert_eq!(get(&url, &["-H", &bearer, "-d", "topic=other", "-d", "data=x"]).status, 403);
+    assert_eq!(cluster.run(&["token", "live"]).status.code(), Some(2), "it would open nothing");
+}
+
+#[test]
 fn the_page_is_served_from_memory_compressed_and_revalidated() {
     let cluster = start();
     let page = get(&format!("{}/", cluster.http()), &[]);
