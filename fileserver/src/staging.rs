@@ -271,9 +271,9 @@ impl Slot {
         self.lock.sync_all()
     }
 
-    /// Begins one of the two forms, for reading and writing; one that is there is opened as it is.
+    /// Begins one of the two forms anew, for reading and writing.
     pub(crate) fn make_form(&self, encoding: Encoding) -> io::Result<File> {
-        File::options().read(true).write(true).create(true).truncate(false).open(self.form_path(encoding))
+        File::options().read(true).write(true).create(true).truncate(true).open(self.form_path(encoding))
     }
 
     /// Opens a form of which the journal says that `body_bytes` of its body are here. One that is gone, or shorter, is

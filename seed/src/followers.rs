@@ -115,13 +115,15 @@ impl Followers {
         }
     }
 
-    /// Sends it to the other welcomed children of this one's node.
+    /// Sends it to the other welcomed children of this one's node, but to none that is behind: it helps, and isn't needed.
     pub(crate) fn share(&mut self, link: LinkId, message: &Message) {
         let Some(siblings) = self.links.get(&link).and_then(|follower| self.nodes.get(&follower.node)) else {
             return;
         };
         let welcomed = |sibling: &LinkId| {
-            *sibling != link && self.links.get(sibling).is_some_and(|follower| follower.welcomed)
+            let has_room = |messages: &mpsc::Sender<_>| messages.capacity() > messages.max_capacity() / 2;
+            *sibling != link
+                && self.links.get(sibling).is_some_and(|it| it.welcomed && has_room(&it.outgoing.messages))
         };
         for sibling in siblings.iter().copied().filter(welcomed).collect::<Vec<_>>() {
             self.send(sibling, message.clone());

@@ -14,12 +14,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::answer::Answer;
 use super::refusal::Refusal;
 use super::steps::Upload;
-use super::{Uploads, blocking, unix_time_ms};
+use super::{MAX_RECORDINGS, Uploads, blocking, unix_time_ms};
 use crate::staging::{Journal, Slot, Staged, Step, Taken};
 
 /// How often the staging folder is looked through.
@@ -45,14 +46,16 @@ impl Uploads {
         let staging = self.staging.clone();
         let mut unrecorded = Vec::new();
         for name in blocking(move || staging.uploads()).await? {
-            // The rest has its turn when some of these are through.
-            if self.pushes.available_permits() == 0 || self.drain.is_draining() {
+            if self.drain.is_draining() {
                 break;
             }
+            // A storage that is away must keep nothing else from being recorded, or from being cleared away.
+            let full = self.pushes.available_permits() == 0;
             let (staging, read) = (self.staging.clone(), name.clone());
             match blocking(move || staging.read(&read)).await {
                 Ok(Some(journal)) if waits_for_its_client(&journal) => {}
                 Ok(Some(journal)) if waits_to_be_recorded(&journal) => unrecorded.push(name),
+                Ok(Some(journal)) if full && waits_for_its_push(&journal) => {}
                 Ok(_) => self.take_up(name).await,
                 Err(error) => unreadable(&error),
             }
@@ -70,7 +73,10 @@ impl Uploads {
         let Ok(turn) = self.backlog.clone().try_acquire_owned() else { return };
         let this = self.clone();
         self.tasks.spawn(async move {
+            // All places but one, which is for clients that ask.
+            let at_once = Arc::new(Semaphore::new(MAX_RECORDINGS - 1));
             for name in unrecorded {
+                let Ok(ours) = at_once.clone().acquire_owned().await else { break };
                 let Ok(place) = this.recordings.clone().acquire_owned().await else { break };
                 if this.drain.is_draining() {
                     break;
@@ -78,7 +84,7 @@ impl Uploads {
                 let uploads = this.clone();
                 this.tasks.spawn(async move {
                     uploads.take_up(name).await;
-                    drop(place);
+                    drop((place, ours));
                 });
             }
             drop(turn);
@@ -115,8 +121,10 @@ impl Uploads {
                     tracing::warn!("an interrupted upload has to wait: {refusal}");
                 }
             }
-            Step::Finished(_) => {
-                if let Err(error) = blocking(move || upload.slot.remove(None)).await {
+            Step::Finished(finished) => {
+                // Its link may be left, where its process ended right after it said so.
+                let removed = blocking(move || upload.slot.remove(Some(&finished.reference)));
+                if let Err(error) = removed.await {
                     tracing::error!("an expired upload can't be removed: {error}");
                 }
             }
@@ -142,12 +150,18 @@ impl Uploads {
         } else if self.records.find_file(&staged.reference).await?.is_some() {
             // Another upload has this path by now, or the content came by another upload: it must reach the storage.
             upload.feed.failed(INTERRUPTED);
-            self.store(upload, staged, false);
+            // A tus client that asks later must not be told that this one came to a good end.
+            self.store(upload, Staged { tus: None, ..staged }, false);
         } else {
             self.withdraw(&mut upload, INTERRUPTED).await;
         }
         Ok(())
     }
+}
+
+fn waits_for_its_push(journal: &Journal) -> bool {
+    matches!(&journal.step, Step::Recorded(_))
+        || matches!(&journal.step, Step::Committing(staged) if staged.tus.is_none())
 }
 
 fn waits_to_be_recorded(journal: &Journal) -> bool {

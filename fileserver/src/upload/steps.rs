@@ -340,8 +340,13 @@ impl Upload {
             }
             if !matches!(step, Step::Receiving) {
                 match slot.write_journal(&journal).map_err(Refusal::from) {
-                    // What takes the room is what is to go. An upload without a journal is nobody's.
-                    Err(Refusal::DiskFull) => slot.drop_journal()?,
+                    Err(Refusal::DiskFull) => {
+                        // What takes the room is what is to go. Until there is a journal again the upload is nobody's;
+                        // where there will be none, its reservation ends with its time.
+                        slot.drop_journal()?;
+                        promised.map_or(Ok(()), |form| slot.drop_form(form))?;
+                        return slot.write_journal(&journal).or(Ok(()));
+                    }
                     Err(Refusal::Disk(error)) => return Err(error),
                     _ => {}
                 }

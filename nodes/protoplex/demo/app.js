@@ -38,30 +38,29 @@ function uploadAll(files) {
   }
   for (const file of files) {
     const id = crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2);
-    waiting.push({ file, id, view: row(file, id) });
+    waiting.push({ file, id, token: token.value, view: row(file, id) });
   }
   startWaiting();
 }
 
-// Each upload takes two connections, and over HTTP/1.1 a browser opens six to one host: more at once would wait for each
-// other for ever.
-const AT_ONCE = 2;
+// One after the other: an upload takes two connections, over HTTP/1.1 a browser opens six to one host for all its tabs, and
+// more at once would wait for each other for ever.
 const waiting = [];
-let running = 0;
+let running = false;
 
-function startWaiting() {
-  while (running < AT_ONCE && waiting.length) {
-    running += 1;
-    upload(waiting.shift()).finally(() => { running -= 1; startWaiting(); });
-  }
+async function startWaiting() {
+  if (running) return;
+  running = true;
+  while (waiting.length) await upload(waiting.shift());
+  running = false;
 }
 
-async function upload({ file, id, view }) {
+async function upload({ file, id, token, view }) {
   const events = await watch(id, view);
   try {
     const answer = await fetch("/files/" + encodeURIComponent(file.name), {
       method: "PUT",
-      headers: { "Authorization": "Bearer " + token.value, "Upload-Id": id },
+      headers: { "Authorization": "Bearer " + token, "Upload-Id": id },
       body: file,
     });
     // A balancer in between may answer with a page of its own.

@@ -328,7 +328,7 @@ pub(crate) enum Files {
         #[arg(long, value_name = "PATH")]
         prefix: Option<String>,
         /// At most this many
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
 }

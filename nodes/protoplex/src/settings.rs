@@ -87,7 +87,7 @@ pub(crate) struct Settings {
     /// Where nodes and commands reach the seed.
     pub seed_address: String,
     /// Where they reach one of this machine.
-    pub own_seed: String,
+    pub own_seed: SocketAddr,
     /// How nodes drain.
     pub drain: Timing,
     region: String,
@@ -119,11 +119,11 @@ impl Settings {
         let (raw, mut problems): (Raw, Problems) =
             config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
         // On one machine nobody should have to say twice where something listens.
-        let own_seed = connectable(raw.seed.listen).to_string();
+        let own_seed = connectable(raw.seed.listen);
         let settings = Self {
             // As commands that are printed are run from elsewhere.
             data: std::path::absolute(raw.data)?,
-            seed_address: raw.seed_address.unwrap_or_else(|| own_seed.clone()),
+            seed_address: raw.seed_address.unwrap_or_else(|| own_seed.to_string()),
             own_seed,
             drain: raw.drain,
             region: raw.region,

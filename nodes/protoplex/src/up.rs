@@ -3,6 +3,7 @@
 mod welcome;
 
 use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -49,7 +50,7 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
     let mut common = common.clone();
     common.set.extend(command.settings());
     let settings = Settings::load_over(&Up::defaults(), &common)?;
-    if settings.seed_address != settings.own_seed {
+    if !reaches(&settings.seed_address, settings.own_seed) {
         return Err(Usage(format!(
             "`up` runs a seed of its own, at {}, and its nodes would look for one at {}: leave seed_address and --seed \
              out, or let it listen there with seed.listen",
@@ -197,6 +198,14 @@ fn arguments(kind: Kind, common: &Common, settings: &Settings, logs: &Path) -> V
         arguments.extend(["--log-level".into(), level.into()]);
     }
     arguments
+}
+
+/// Whether this address, in whatever words, is that of a seed of this machine that listens there.
+fn reaches(address: &str, own: SocketAddr) -> bool {
+    // Only an address of this machine can be bound.
+    let is_here = |ip| TcpListener::bind((ip, 0)).is_ok();
+    let mut resolved = address.to_socket_addrs().into_iter().flatten();
+    resolved.any(|found| found == own || (found.port() == own.port() && is_here(found.ip())))
 }
 
 /// Gives a new cluster its handlers (channels to live nodes, everything else to fileservers) and the demo app. What an

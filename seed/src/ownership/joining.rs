@@ -71,8 +71,15 @@ impl Ownership {
         }
         let Member { pool, id, instance, .. } = &joining.member;
         // A node of a name that is taken must not come in by a child that the other one does not have.
-        let namesake =
-            |slot: &&Slot| slot.is_live() && *slot.node == joining.node && slot.member.instance != *instance;
+        // Of one that is only expected the id alone tells the node.
+        let of_the_node = |slot: &Slot| match slot.presence {
+            Presence::Live { .. } => *slot.node == joining.node,
+            Presence::Expected => {
+                slot.member.id.rsplit_once(':').is_some_and(|(node, _)| node == joining.node)
+            }
+            Presence::Gone => false,
+        };
+        let namesake = |slot: &&Slot| slot.member.instance != *instance && of_the_node(slot);
         if let Some(slot) = self.members.iter().map(|(_, slot)| slot).find(namesake) {
             return Err(taken(&slot.member));
         }

@@ -155,6 +155,18 @@ fn another_instance_is_not_the_member_that_a_new_term_expects() {
 }
 
 #[test]
+fn another_instance_does_not_keep_a_node_out_that_a_new_term_expects() {
+    let mut core = Ownership::new(Timing::default(), Limits::default());
+    core.lead(3, hour(at(0)), vec![joining("live-1", "", 1, &[]).member], at(0));
+    actions(&mut core);
+    let mut third = namesake("live-1", 2);
+    third.member.id = "live-1:2".to_owned();
+    assert!(closed(&join(&mut core, 1, third, at(1))).unwrap().contains("another instance"));
+    let told = join(&mut core, 2, joining("live-1", "", 1, &[("1", 7)]), at(2));
+    assert!(told.iter().any(|action| matches!(action, Action::Welcome(2))), "{told:?}");
+}
+
+#[test]
 fn a_row_of_before_instances_were_known_is_nobodys() {
     let mut core = Ownership::new(Timing::default(), Limits::default());
     let row = Member { instance: String::new(), ..joining("live-1", "", 1, &[]).member };

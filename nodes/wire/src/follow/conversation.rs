@@ -223,10 +223,13 @@ impl Shared {
         self.builds.send_replace(Rc::new(builds));
     }
 
-    /// What a sibling was answered.
+    /// What a sibling was answered. What this one knows to be refuted it does not believe again.
     fn known(&self, Known { pool, key, owner }: Known) {
-        if let Some(owner) = owner.and_then(owner_of) {
-            self.owners.borrow_mut().learn(&pool, &key, owner);
+        let mut owners = self.owners.borrow_mut();
+        if let Some(owner) =
+            owner.and_then(owner_of).filter(|owner| owner.epoch > owners.refuted(&pool, &key))
+        {
+            owners.learn(&pool, &key, owner);
         }
     }
 
