@@ -506,3 +506,22 @@ fn what_is_recorded_is_pushed_while_all_that_may_be_recorded_at_once_is() {
         assert_eq!(machine.stored(&reference).await, body);
     });
 }
+
+/// The regression of `upload/recover.rs` by which nothing was recorded while as many bodies waited for the storage as may.
+#[test]
+fn a_whole_upload_is_recorded_while_all_that_may_be_pushed_at_once_is() {
+    run(async |machine| {
+        let token = machine.token(Terms::default()).await;
+        let child = machine.child();
+        let body = text(200_000);
+        walk_tus(&machine, &child, &token, "/files/tus.txt", &body, TusReached::Whole).await;
+        drop(child);
+
+        let successor = machine.child();
+        let uploads = &successor.uploads;
+        let all = u32::try_from(uploads.pushes.available_permits()).unwrap();
+        let _pushing = uploads.pushes.clone().acquire_many_owned(all).await.unwrap();
+        successor.sweep().await;
+        assert!(!machine.site("/files/tus.txt").await.unwrap().file.unwrap().stored);
+    });
+}
