@@ -309,9 +309,12 @@ pub(crate) struct TokenCreate {
 
 #[derive(Debug, Args)]
 pub(crate) struct Upload {
-    /// Files to upload, then the URL; a URL that ends in / takes the files' names
-    #[arg(required = true, num_args = 2.., value_name = "FILE… URL")]
-    pub files_and_url: Vec<String>,
+    /// Files to upload
+    #[arg(required = true, num_args = 1.., value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Where to; one that ends in / takes the files' names
+    #[arg(value_parser = units::url)]
+    pub url: Url,
     /// The upload token
     #[arg(long, env = "PROTOPLEX_TOKEN", hide_env_values = true)]
     pub token: String,

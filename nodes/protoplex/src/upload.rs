@@ -15,7 +15,7 @@ use tokio::fs::File;
 use crate::cli::{Common, Upload, Usage};
 use crate::output::print;
 use crate::settings::Settings;
-use crate::units::{self, show_size};
+use crate::units::show_size;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const BAR: &str = "{prefix}  {wide_bar}  {bytes}/{total_bytes}  {bytes_per_sec}  {eta}";
@@ -24,21 +24,20 @@ const NAME_WIDTH: usize = 32;
 
 /// Runs the command: one file after the other, stopping at the first that fails.
 pub(crate) async fn run(common: &Common, command: Upload) -> anyhow::Result<()> {
-    let (url, files) = command.files_and_url.split_last().context("name a file and a URL")?;
-    let url = units::url(url)
-        .map_err(|error| Usage(format!("{url:?}, the last argument, says where to upload, but: {error}")))?;
+    let Upload { files, url, token } = command;
     if files.len() > 1 && !url.path().ends_with('/') {
         let advice = "several files need a URL that ends in /, so that each keeps its own name";
         return Err(Usage(advice.to_owned()).into());
     }
-    if let Some(folder) = files.iter().find(|file| Path::new(file).is_dir()) {
+    if let Some(folder) = files.iter().find(|file| file.is_dir()) {
+        let folder = folder.display();
         return Err(Usage(format!("{folder} is a folder; name the files in it, as in {folder}/*")).into());
     }
     let client = client(common)?;
     let mut stored = Vec::new();
-    for file in files {
-        let answer = send(&client, &command.token, Path::new(file), &url).await;
-        stored.push(answer.with_context(|| format!("{file} was not uploaded"))?);
+    for file in &files {
+        let answer = send(&client, &token, file, &url).await;
+        stored.push(answer.with_context(|| format!("{} was not uploaded", file.display()))?);
     }
     print(common.json, &stored, |stored| stored.iter().map(describe).collect::<Vec<_>>().join("\n"))?;
     Ok(())

@@ -80,7 +80,7 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         (&["token", "create", "--path", "files"], "did you mean /files?"),
         (&["upload", "--token", "x", here, "http://localhost/"], "is a folder"),
         (&["upload", "--token", "x", "a", "b", "http://localhost/one"], "URL that ends in /"),
-        (&["upload", "--token", "x", "a", "localhost"], "says where to upload"),
+        (&["upload", "--token", "x", "a", "localhost"], "write for example http://"),
         (&["up", "--seed", "10.0.0.1:8050"], "seed.listen"),
         (&["up", "--set", "seed_address=10.0.0.1:8050"], "seed.listen"),
         (&["check", "--set", "datastore.listen=127.0.0.1:0"], "datastore.listen: needs a port"),
