@@ -26,7 +26,7 @@ use crate::object::{BODY_OFFSET, Encoding, Meta};
 use crate::reference::Reference;
 
 /// A folder without a journal belongs to nobody once it is this old: its upload died while it was made or removed.
-const ORPHAN_AGE: Duration = Duration::from_secs(60);
+const ORPHAN_AGE: Duration = Duration::from_secs(10);
 /// How often a link is tried while others keep removing the folder that it goes into.
 const LINK_ATTEMPTS: usize = 16;
 

@@ -6,12 +6,12 @@ use std::time::Duration;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
     ClusterStatus, FollowWelcome, Handler, JoinHello, LoadRoutesReply, Member, MemberStatus, NodeState, Pool,
-    PoolStatus, Position, Table, follow_reply::Message,
+    PoolStatus, Table, follow_reply::Message,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::followers::{Followers, Outgoing};
+use crate::followers::Followers;
 use crate::nodes::{JoinId, Nodes};
 use crate::ownership::{Action, Ending, LinkId, Ownership, Timing};
 use crate::routes::Routes;
@@ -180,17 +180,6 @@ impl Cluster {
             greeting.push(Message::Table(self.table.clone()));
         }
         self.followers.welcome(link, greeting, position, self.core.recovering());
-    }
-
-    pub(crate) fn follow(
-        &mut self,
-        link: LinkId,
-        outgoing: Outgoing,
-        since: Position,
-        node: &str,
-        zone: String,
-    ) {
-        self.followers.open(link, outgoing, since, node, zone);
     }
 
     pub(crate) fn unfollow(&mut self, link: LinkId) {

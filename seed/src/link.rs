@@ -194,7 +194,7 @@ async fn read_follower(
     let outgoing = Outgoing { messages, _reader };
     let opened = move |cluster: &mut Cluster, now| {
         let FollowHello { node, zone, since, member, incarnation, attempt, .. } = hello;
-        cluster.follow(link, outgoing, since.unwrap_or_default(), &node, zone);
+        cluster.followers.open(link, outgoing, since.unwrap_or_default(), &node, zone);
         match member {
             Some(member) => {
                 cluster.core.hello(link, Joining { node, member, incarnation, attempt, keys }, now)

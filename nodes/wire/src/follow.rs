@@ -100,6 +100,8 @@ struct Shared {
     holder_changed: watch::Sender<()>,
     /// Asks the conversation to end this link and open another.
     close: Notify,
+    /// A seed is known to be there: the next attempt to connect need not wait.
+    retry: Notify,
     lost_keys: RefCell<Option<mpsc::UnboundedReceiver<Lost>>>,
     tell_lost: mpsc::UnboundedSender<Lost>,
     left: Cell<bool>,
@@ -130,6 +132,7 @@ impl Link {
             holder: RefCell::new(holder),
             holder_changed: watch::Sender::new(()),
             close: Notify::new(),
+            retry: Notify::new(),
             lost_keys: RefCell::new(Some(lost_keys)),
             tell_lost,
             left: Cell::new(false),

@@ -145,11 +145,13 @@ impl World {
             return;
         };
         let unseeded = left.is_zero() || self.plant == Plant::AlwaysUnseeded;
+        let at_once = self.now;
         self.with_member(machine, |member, now| {
             if unseeded {
                 member.holder.unseeded(asked_at, now);
             } else {
                 member.holder.seeded(asked_at, left, now);
+                member.next_connect = at_once;
             }
         });
     }

@@ -45,7 +45,11 @@ pub(super) async fn keep_open(shared: Rc<Shared>) {
         if shared.left.get() {
             return;
         }
-        sleep(backoff.next_delay()).await;
+        // Both arms are cancel-safe.
+        tokio::select! {
+            () = sleep(backoff.next_delay()) => {}
+            () = shared.retry.notified() => {}
+        }
     }
 }
 

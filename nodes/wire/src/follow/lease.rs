@@ -71,6 +71,8 @@ async fn ask_datastore(shared: Rc<Shared>) {
             debug!(seed = lease.holder, "a seed leads, but does not answer here");
             let left = Duration::from_millis(lease.left_ms.into());
             shared.tell_holder(|holder, now| holder.seeded(asked_at, left, now));
+            // It may have come this moment, and the lease here may end before the back-off does.
+            shared.retry.notify_one();
         }
         Ok(Err(status)) => debug!(reason = status.message(), "cannot ask the datastore"),
         Err(_) => debug!("the datastore does not answer"),
