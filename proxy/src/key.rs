@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::slice;
 use std::str;
 
-use http::header::{COOKIE, HeaderMap};
+use http::header::COOKIE;
 use matchit::Params;
 use percent_encoding::percent_decode_str;
+pub use protoplex_http::Fields;
 use protoplex_wire::pattern::{KeyPart, KeyTemplate};
 use thiserror::Error;
 
@@ -24,7 +25,7 @@ pub struct Facts<'a> {
     /// The body, where it is an `application/x-www-form-urlencoded` form.
     pub form: &'a [u8],
     /// The request's headers.
-    pub headers: &'a HeaderMap,
+    pub headers: &'a Fields,
     /// Who sent it.
     pub client_ip: IpAddr,
 }
@@ -104,7 +105,7 @@ fn value<'a>(part: &'a KeyPart, facts: &'a Facts<'a>) -> Result<Option<Cow<'a, s
         KeyPart::ClientIp => Some(facts.client_ip.to_canonical().to_string().into()),
         KeyPart::Query(field) => form_field(facts.query.as_bytes(), field),
         KeyPart::Form(field) => form_field(facts.form, field),
-        KeyPart::Header(name) => facts.headers.get(name).map(|value| text(value.as_bytes())).transpose()?,
+        KeyPart::Header(name) => facts.headers.get_named(name.as_bytes()).map(text).transpose()?,
         KeyPart::Cookie(name) => cookie(facts.headers, name).map(text).transpose()?,
         KeyPart::FirstOf(parts) => Some(first_of(parts, facts)?),
     };
@@ -154,9 +155,8 @@ fn form_field<'a>(encoded: &'a [u8], field: &str) -> Option<Cow<'a, str>> {
 }
 
 /// The first cookie of that name (RFC 6265, 5.4), without the quotes that may surround it.
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    let pairs =
-        headers.get_all(COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b';'));
+fn cookie<'a>(headers: &'a Fields, name: &str) -> Option<&'a [u8]> {
+    let pairs = headers.get_all(&COOKIE).flat_map(|line| line.split(|&byte| byte == b';'));
     for pair in pairs.map(<[u8]>::trim_ascii) {
         if let Some(value) = pair.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"=")) {
             let unquoted = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));

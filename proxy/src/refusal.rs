@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use protoplex_http::{BodyError, Problem, Response};
+use protoplex_http::{Answer, BodyError, Problem};
 use protoplex_wire::follow::LocateError;
 use thiserror::Error;
 
@@ -79,14 +79,14 @@ impl Refusal {
     }
 
     /// The problem (RFC 9457) that the client is told.
-    pub(crate) fn into_response(self) -> Response {
+    pub(crate) fn into_answer(self) -> Answer {
         let problem = Problem::new(self.status(), self.kind(), self.to_string());
         let problem = match &self {
             Self::NoOwner(error) => problem.retry_after(error.retry_after),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => problem.retry_after(RETRY_AFTER),
             _ => problem,
         };
-        problem.into_response()
+        problem.into()
     }
 
     fn kind(&self) -> &'static str {

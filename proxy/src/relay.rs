@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use http::request::Parts;
 use matchit::Params;
-use protoplex_http::upstream::{Pool, SendError, SendErrorKind};
-use protoplex_http::{Body, Exchange, Handler, Request, Response, forwarded, upgrade};
+use protoplex_http::upstream::{AskError, Pool, SendErrorKind};
+use protoplex_http::{Answer, Body, Exchange, RequestHead, Service, forwarded, upgrade};
 use protoplex_wire::follow::Link;
 use protoplex_wire::pattern::{KeyTemplate, MAX_KEY_BYTES};
 use protoplex_wire::proto;
@@ -68,24 +67,23 @@ impl Relay {
     }
 }
 
-impl Handler for Relay {
-    async fn handle(&self, request: Request, exchange: &Rc<Exchange>) -> Response {
+impl Service for Relay {
+    async fn answer(&self, exchange: &Rc<Exchange>, body: Body) -> Answer {
         let table = Rc::clone(&self.table.borrow());
-        let (head, body) = request.into_parts();
-        let matched = match find(&table, &head) {
+        let matched = match find(&table, &exchange.head) {
             Ok(matched) => matched,
             Err(refusal) => {
                 self.unmatched.answered(refusal.status());
-                return refusal.into_response();
+                return refusal.into_answer();
             }
         };
         let handler = matched.handler;
-        let answer = match read_key(matched, &head, body, exchange).await {
-            Ok((key, body)) => self.relay(handler, &key, Request::from_parts(head, body), exchange).await,
+        let answer = match read_key(matched, body, exchange).await {
+            Ok((key, body)) => self.relay(handler, &key, body, exchange).await,
             Err(refusal) => Err(refusal),
         };
-        let answer = answer.unwrap_or_else(Refusal::into_response);
-        handler.meters.answered(answer.status());
+        let answer = answer.unwrap_or_else(Refusal::into_answer);
+        handler.meters.answered(answer.head.status());
         answer
     }
 }
@@ -97,24 +95,23 @@ impl Relay {
         &self,
         handler: &table::Handler,
         key: &str,
-        mut request: Request,
+        body: Body,
         exchange: &Rc<Exchange>,
-    ) -> Result<Response, Refusal> {
-        prepare(&mut request, key, exchange);
-        let upgrading = upgrade::requested(&request);
+    ) -> Result<Answer, Refusal> {
+        let head = prepare(exchange, key);
         let members = &handler.pool.members;
         let answer = match handler.placement {
-            Placement::Owned(_) => self.ask_owner(handler, key, request, exchange).await?,
+            Placement::Owned(_) => self.ask_owner(handler, key, head, body, exchange).await?,
             Placement::Hash(_) => {
                 let choose = |tried: Option<&Rc<Member>>| placement::hash(members, key, tried);
-                self.ask_member(handler, choose, request, exchange).await?
+                self.ask_member(handler, choose, &head, body, exchange).await?
             }
             Placement::Spread => {
                 let choose = |tried: Option<&Rc<Member>>| placement::spread(members, &mut rand::rng(), tried);
-                self.ask_member(handler, choose, request, exchange).await?
+                self.ask_member(handler, choose, &head, body, exchange).await?
             }
         };
-        self.hand_back(answer, upgrading, exchange)
+        self.hand_back(answer, exchange)
     }
 
     /// Sends the request to the key's owner, and once more to the one that the seed names when the first denies it.
@@ -122,21 +119,20 @@ impl Relay {
         &self,
         handler: &table::Handler,
         key: &str,
-        request: Request,
+        mut head: RequestHead,
+        body: Body,
         exchange: &Exchange,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<Answer, Refusal> {
         let pool = &*handler.pool.name;
-        let (head, body) = request.into_parts();
         let replay = Replay::new(body);
         for asked in 0..OWNERS_ASKED {
             let owner = self.link.locate(pool, key).await?;
             let body = replay.send().ok_or(Refusal::Moving)?;
-            let mut request = Request::from_parts(head.clone(), body);
-            request.headers_mut().insert(PROTOPLEX_EPOCH, owner.epoch.into());
+            head.set(&PROTOPLEX_EPOCH, &owner.epoch.into());
             if asked > 0 {
                 handler.meters.retries.increment(1);
             }
-            match self.send(handler, &owner.member, owner.address, request, exchange).await {
+            match self.send(handler, &owner.member, owner.address, &head, body, exchange).await {
                 Ok(answer) if denies_ownership(&answer) => {
                     handler.meters.misdirected.increment(1);
                     self.link.refute(pool, key, owner.epoch);
@@ -160,9 +156,10 @@ impl Relay {
         &self,
         handler: &'t table::Handler,
         choose: impl Fn(Option<&Rc<Member>>) -> Option<&'t Rc<Member>>,
-        mut request: Request,
+        head: &RequestHead,
+        mut body: Body,
         exchange: &Exchange,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<Answer, Refusal> {
         let mut tried = None;
         loop {
             let Some(member) = choose(tried) else {
@@ -172,15 +169,15 @@ impl Relay {
                 });
             };
             let outstanding = Outstanding::at(member);
-            match self.send(handler, &member.id, member.address, request, exchange).await {
+            match self.send(handler, &member.id, member.address, head, body, exchange).await {
                 Ok(answer) => {
                     exchange.hold(outstanding);
                     return Ok(answer);
                 }
-                Err(SendError { request: Some(unsent), .. }) if tried.is_none() => {
+                Err(AskError { unsent: Some(unsent), .. }) if tried.is_none() => {
                     handler.meters.retries.increment(1);
                     tried = Some(member);
-                    request = *unsent;
+                    body = unsent;
                 }
                 Err(error) => return Err(refusal(error.kind)),
             }
@@ -193,12 +190,13 @@ impl Relay {
         handler: &table::Handler,
         member: &str,
         address: SocketAddr,
-        request: Request,
+        head: &RequestHead,
+        body: Body,
         exchange: &Exchange,
-    ) -> Result<Response, SendError> {
+    ) -> Result<Answer, AskError> {
         exchange.note_upstream(member);
         let sent = Instant::now();
-        let answer = self.upstream.send(address, request).await;
+        let answer = self.upstream.ask(address, head, body, Some(exchange)).await;
         match &answer {
             Ok(_) => handler.meters.upstream_took(sent.elapsed()),
             Err(error) => {
@@ -210,17 +208,12 @@ impl Relay {
     }
 
     /// Prepares the answer's head for the client; its body streams by itself.
-    fn hand_back(
-        &self,
-        mut answer: Response,
-        upgrading: bool,
-        exchange: &Rc<Exchange>,
-    ) -> Result<Response, Refusal> {
-        forwarded::response(&mut answer, exchange);
-        answer.headers_mut().remove(PROTOPLEX_MISDIRECTED);
-        match answer.status() {
-            StatusCode::SWITCHING_PROTOCOLS if upgrading => {
-                Ok(upgrade::relay(exchange, answer, self.tunnel_idle_timeout))
+    fn hand_back(&self, mut answer: Answer, exchange: &Rc<Exchange>) -> Result<Answer, Refusal> {
+        forwarded::answer_head(&mut answer.head, exchange);
+        answer.head.remove(&PROTOPLEX_MISDIRECTED);
+        match answer.head.status() {
+            StatusCode::SWITCHING_PROTOCOLS if exchange.head.asks_upgrade() => {
+                Ok(upgrade::relay_answer(exchange, answer, self.tunnel_idle_timeout))
             }
             StatusCode::SWITCHING_PROTOCOLS => Err(Refusal::BadAnswer),
             _ => Ok(answer),
@@ -229,23 +222,23 @@ impl Relay {
 }
 
 /// The handler of the request's host and path. It is matched by the very bytes that the member gets.
-fn find<'t, 'r>(table: &'t Table, head: &'r Parts) -> Result<Matched<'t, 'r>, Refusal> {
-    target::check(head.uri.path())?;
+fn find<'t, 'r>(table: &'t Table, head: &'r RequestHead) -> Result<Matched<'t, 'r>, Refusal> {
+    target::check(head.path())?;
     if table.version == 0 {
         return Err(Refusal::NoTable);
     }
-    let host = table::host(&head.headers).ok_or(Refusal::MalformedHost)?;
-    let (handler, captures) = table.find(&host, head.uri.path()).ok_or(Refusal::NoHandler)?;
+    let host = table::host(head.host()).ok_or(Refusal::MalformedHost)?;
+    let (handler, captures) = table.find(&host, head.path()).ok_or(Refusal::NoHandler)?;
     Ok(Matched { handler, captures, host })
 }
 
 /// The request's key, empty where the handler wants none, and its body, which may have been read for it.
 async fn read_key(
     matched: Matched<'_, '_>,
-    head: &Parts,
     body: Body,
     exchange: &Exchange,
 ) -> Result<(String, Body), Refusal> {
+    let head = &exchange.head;
     let placement = &matched.handler.placement;
     let template = match placement {
         Placement::Owned(template) | Placement::Hash(template) => template,
@@ -254,11 +247,11 @@ async fn read_key(
     let (form, body) = read_form(template, head, body).await?;
     let facts = Facts {
         host: &matched.host,
-        path: head.uri.path(),
+        path: head.path(),
         captures: &matched.captures,
-        query: head.uri.query().unwrap_or_default(),
+        query: head.query().unwrap_or_default(),
         form: &form,
-        headers: &head.headers,
+        headers: head.fields(),
         client_ip: exchange.peer.ip(),
     };
     let key = key::key(template, &facts, placement.max_key_bytes())?;
@@ -267,9 +260,9 @@ async fn read_key(
 }
 
 /// The form in the body where the key may come from there, and the body to be sent on.
-async fn read_form(template: &KeyTemplate, head: &Parts, body: Body) -> Result<(Bytes, Body), Refusal> {
+async fn read_form(template: &KeyTemplate, head: &RequestHead, body: Body) -> Result<(Bytes, Body), Refusal> {
     let content_type =
-        head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        head.fields().get(&CONTENT_TYPE).and_then(|value| str::from_utf8(value).ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !key::reads_form(template) || !essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return Ok((Bytes::new(), body));
@@ -279,19 +272,20 @@ async fn read_form(template: &KeyTemplate, head: &Parts, body: Body) -> Result<(
 }
 
 /// Makes of the client's head the one that a member gets.
-fn prepare(request: &mut Request, key: &str, exchange: &Exchange) {
-    forwarded::request(request, exchange, false);
+fn prepare(exchange: &Exchange, key: &str) -> RequestHead {
+    let mut head = forwarded::request_head(exchange, false);
     // A key is such that a header can carry it; that is what its own checks are for. One that is only hashed may be too
     // long for a member's own limits.
     if (1..=MAX_KEY_BYTES).contains(&key.len())
         && let Ok(value) = HeaderValue::from_bytes(key.as_bytes())
     {
-        request.headers_mut().insert(PROTOPLEX_KEY, value);
+        head.set(&PROTOPLEX_KEY, &value);
     }
+    head
 }
 
-fn denies_ownership(answer: &Response) -> bool {
-    answer.status() == StatusCode::MISDIRECTED_REQUEST && answer.headers().contains_key(PROTOPLEX_MISDIRECTED)
+fn denies_ownership(answer: &Answer) -> bool {
+    answer.head.status() == StatusCode::MISDIRECTED_REQUEST && answer.head.contains(&PROTOPLEX_MISDIRECTED)
 }
 
 fn is_unreachable(kind: &SendErrorKind) -> bool {

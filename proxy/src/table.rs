@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use http::header::{HOST, HeaderMap};
 use matchit::{Match, Params, Router};
 use protoplex_wire::pattern::{HostPattern, KeyTemplate, MAX_KEY_BYTES, PathPattern, PatternError};
 use protoplex_wire::proto;
@@ -145,9 +144,8 @@ impl Table {
 
 /// The host that a request is for: lower case, without port and final dot (RFC 9110, 7.2); empty where an HTTP/1.0
 /// client names none, `None` where what it says is no host.
-pub fn host(headers: &HeaderMap) -> Option<Cow<'_, str>> {
-    let Some(header) = headers.get(HOST) else { return Some(Cow::Borrowed("")) };
-    let text = header.to_str().ok()?;
+pub fn host(header: Option<&str>) -> Option<Cow<'_, str>> {
+    let Some(text) = header else { return Some(Cow::Borrowed("")) };
     let name = match text.strip_prefix('[') {
         Some(ipv6) => &text[..ipv6.find(']')? + 2],
         None => text.split(':').next()?,

@@ -1,15 +1,16 @@
 //! One line a request, gathered in memory and written in batches off the event loop.
 
+mod line;
+
 use std::cell::{Cell, RefCell};
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use http::Version;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -94,9 +95,8 @@ impl AccessLog {
             inner.lost.set(inner.lost.get() + 1);
             return;
         }
-        let line = Line { exchange, format: inner.format };
-        // Writing to a string does not fail.
-        let _ = writeln!(lines, "{line}");
+        line::write(&mut lines, exchange, inner.format);
+        lines.push('\n');
         if lines.len() >= BATCH_BYTES {
             inner.full.notify_one();
         }
@@ -146,135 +146,6 @@ impl fmt::Debug for AccessLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AccessLog")
     }
-}
-
-/// The line of an exchange, without its end.
-struct Line<'a> {
-    exchange: &'a Exchange,
-    format: Format,
-}
-
-enum Value<'a> {
-    Text(&'a str),
-    Number(u64),
-}
-
-impl fmt::Display for Line<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exchange = self.exchange;
-        let (key, upstream) = (exchange.key.borrow(), exchange.upstream.borrow());
-        let peer = exchange.peer.to_string();
-        let duration = u64::try_from(exchange.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let time = Time(SystemTime::now()).to_string();
-        let fields = [
-            ("time", Some(Value::Text(&time))),
-            ("client", Some(Value::Text(&peer))),
-            ("scheme", Some(Value::Text(exchange.scheme.as_str()))),
-            ("protocol", Some(Value::Text(protocol(exchange.version)))),
-            ("method", Some(Value::Text(exchange.method.as_str()))),
-            ("host", Some(Value::Text(&exchange.host))),
-            ("path", Some(Value::Text(&exchange.target))),
-            ("status", Some(Value::Number(exchange.status.get().as_u16().into()))),
-            ("bytes_in", Some(Value::Number(exchange.bytes_in.get()))),
-            ("bytes_out", Some(Value::Number(exchange.bytes_out.get()))),
-            ("duration_us", Some(Value::Number(duration))),
-            ("key", key.as_deref().map(Value::Text)),
-            ("upstream", upstream.as_deref().map(Value::Text)),
-            ("refused", exchange.fault.get().map(|rule| Value::Text(rule.kind()))),
-            ("request_id", Some(Value::Text(&exchange.request_id))),
-        ];
-        let known = fields.into_iter().filter_map(|(name, value)| value.map(|value| (name, value)));
-        match self.format {
-            Format::Json => json(f, known),
-            Format::Text => text(f, known),
-        }
-    }
-}
-
-fn json<'a>(f: &mut fmt::Formatter<'_>, fields: impl Iterator<Item = (&'a str, Value<'a>)>) -> fmt::Result {
-    for (at, (name, value)) in fields.enumerate() {
-        write!(f, "{}\"{name}\":", if at == 0 { '{' } else { ',' })?;
-        match value {
-            Value::Number(number) => write!(f, "{number}")?,
-            Value::Text(text) => {
-                f.write_char('"')?;
-                escaped(f, text)?;
-                f.write_char('"')?;
-            }
-        }
-    }
-    f.write_char('}')
-}
-
-fn text<'a>(f: &mut fmt::Formatter<'_>, fields: impl Iterator<Item = (&'a str, Value<'a>)>) -> fmt::Result {
-    for (at, (name, value)) in fields.enumerate() {
-        if at > 0 {
-            write!(f, " {name}=")?;
-        }
-        match value {
-            Value::Number(number) => write!(f, "{number}")?,
-            Value::Text(text)
-                if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"') =>
-            {
-                escaped(f, text)?;
-            }
-            Value::Text(text) => {
-                f.write_char('"')?;
-                escaped(f, text)?;
-                f.write_char('"')?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What a client wrote must not look like a line's or a field's end: quotes, backslashes and everything that
-/// is not plain text is escaped, as JSON does it.
-fn escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => write!(f, "\\{character}")?,
-            _ if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') => {
-                write!(f, "\\u{:04x}", u32::from(character))?;
-            }
-            _ => f.write_char(character)?,
-        }
-    }
-    Ok(())
-}
-
-fn protocol(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_10 => "1.0",
-        Version::HTTP_2 => "2",
-        _ => "1.1",
-    }
-}
-
-/// A time as RFC 3339 writes it, in UTC, to the millisecond.
-struct Time(SystemTime);
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        let (year, month, day) = civil(days);
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        let milli = since.subsec_millis();
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
-    }
-}
-
-/// The date of a day since 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

@@ -12,9 +12,12 @@ use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use http_body::{Frame, SizeHint};
 
-use crate::incoming::Incoming;
+use crate::buffer::Buffer;
+use crate::http1;
+use crate::http2;
+use crate::outbox::Data;
 use crate::upgrade::Upgraded;
-use crate::upstream::Answer;
+use crate::upstream::Flight;
 
 /// The body of a request or a response: data frames, then perhaps trailers. Not `Send`.
 ///
@@ -31,8 +34,13 @@ enum Kind {
     Full(Option<Bytes>),
     Stream(Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>>>>),
     Wrapped(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
-    Incoming(Box<Incoming>),
-    Answer(Box<Answer>),
+    /// From memory that will be used again.
+    Held(Buffer),
+    /// Of a client's request.
+    Http1(http1::Incoming),
+    Http2(Box<http2::Incoming>),
+    /// Of an upstream's answer.
+    Upstream(Box<Flight>),
     Upgraded(Box<Upgraded>),
 }
 
@@ -93,12 +101,38 @@ impl Body {
         Self(Kind::Wrapped(Box::pin(body)))
     }
 
-    pub(crate) fn incoming(incoming: Incoming) -> Self {
-        Self(Kind::Incoming(Box::new(incoming)))
+    pub(crate) fn held(buffer: Buffer) -> Self {
+        if buffer.is_empty() { Self::empty() } else { Self(Kind::Held(buffer)) }
     }
 
-    pub(crate) fn answer(answer: Answer) -> Self {
-        Self(Kind::Answer(Box::new(answer)))
+    pub(crate) fn client(incoming: http1::Incoming) -> Self {
+        Self(Kind::Http1(incoming))
+    }
+
+    pub(crate) fn http2(incoming: http2::Incoming) -> Self {
+        Self(Kind::Http2(Box::new(incoming)))
+    }
+
+    pub(crate) fn upstream(flight: Flight) -> Self {
+        Self(Kind::Upstream(Box::new(flight)))
+    }
+
+    /// What is in memory of it, if it is all of it.
+    pub(crate) fn take_ready(&mut self) -> Option<Data> {
+        match &mut self.0 {
+            Kind::Full(bytes) => Some(bytes.take().map_or(Data::Nothing, Data::Shared)),
+            Kind::Held(buffer) => Some(Data::Held(std::mem::take(buffer))),
+            _ => None,
+        }
+    }
+
+    /// A copy of a body that is wholly in memory, at no cost.
+    pub(crate) fn copy(&self) -> Option<Self> {
+        match &self.0 {
+            Kind::Empty => Some(Self::empty()),
+            Kind::Full(bytes) => Some(Self(Kind::Full(bytes.clone()))),
+            _ => None,
+        }
     }
 
     pub(crate) fn upgraded(upgraded: Upgraded) -> Self {
@@ -181,8 +215,13 @@ impl http_body::Body for Body {
                 Poll::Ready(item.map(|item| item.map(Frame::data)))
             }
             Kind::Wrapped(body) => body.as_mut().poll_frame(cx),
-            Kind::Incoming(incoming) => incoming.poll_frame(cx),
-            Kind::Answer(answer) => answer.poll_frame(cx),
+            Kind::Held(buffer) => {
+                let bytes = std::mem::take(buffer).into_bytes();
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Kind::Http1(incoming) => incoming.poll_frame(cx),
+            Kind::Http2(incoming) => incoming.poll_frame(cx),
+            Kind::Upstream(flight) => flight.poll_frame(cx),
         }
     }
 
@@ -192,8 +231,10 @@ impl http_body::Body for Body {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Stream(_) => false,
             Kind::Wrapped(body) => body.is_end_stream(),
-            Kind::Incoming(incoming) => incoming.is_end_stream(),
-            Kind::Answer(answer) => answer.is_end_stream(),
+            Kind::Held(buffer) => buffer.is_empty(),
+            Kind::Http1(incoming) => incoming.is_end_stream(),
+            Kind::Http2(incoming) => incoming.is_end_stream(),
+            Kind::Upstream(flight) => flight.is_end_stream(),
         }
     }
 
@@ -203,8 +244,10 @@ impl http_body::Body for Body {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Kind::Stream(_) => SizeHint::default(),
             Kind::Wrapped(body) => body.size_hint(),
-            Kind::Incoming(incoming) => incoming.size_hint(),
-            Kind::Answer(answer) => answer.size_hint(),
+            Kind::Held(buffer) => SizeHint::with_exact(buffer.len() as u64),
+            Kind::Http1(incoming) => incoming.size_hint(),
+            Kind::Http2(incoming) => incoming.size_hint(),
+            Kind::Upstream(flight) => flight.size_hint(),
         }
     }
 }
@@ -216,8 +259,9 @@ impl fmt::Debug for Body {
             Kind::Full(_) => "full",
             Kind::Stream(_) => "stream",
             Kind::Wrapped(_) => "around another",
-            Kind::Incoming(_) => "from a client",
-            Kind::Answer(_) => "from an upstream",
+            Kind::Held(_) => "held",
+            Kind::Http1(_) | Kind::Http2(_) => "from a client",
+            Kind::Upstream(_) => "from an upstream",
             Kind::Upgraded(_) => "upgraded",
         };
         write!(f, "Body({kind})")

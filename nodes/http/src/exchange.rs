@@ -2,7 +2,7 @@
 //! log.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,32 +10,64 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use futures_util::future::LocalBoxFuture;
-use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderValue};
-use http::uri::Uri;
-use http::{Method, StatusCode, Version, request};
+use http::{StatusCode, Version};
 
 use crate::access_log::AccessLog;
 use crate::body::Body;
-use crate::forwarded;
-use crate::framing::{Rule, decimal, is_host};
-use crate::gate::Gate;
+use crate::head::{RequestHead, ResponseHead};
+use crate::http1::Rule;
 use crate::http2::Stream;
 use crate::meter::Meter;
 use crate::problem::Problem;
-use crate::upgrade::{self, Upgraded};
+use crate::request_id::RequestId;
+use crate::upgrade::Upgraded;
 
-/// A request as handlers see it, whatever the protocol was: the URI is a path with its query, or `*` with
+/// A request as the `http` crate has it, whatever the protocol was: the URI is a path with its query, or `*` with
 /// OPTIONS; the authority is in `Host`.
 pub type Request = http::Request<Body>;
 
-/// An answer. Content-Length or chunks, `Date` and `Connection` are the server's business.
+/// An answer as the `http` crate has it. Content-Length or chunks, `Date` and `Connection` are the server's business.
 pub type Response = http::Response<Body>;
 
-/// What a node does with requests.
+/// An answer in the form that is sent at least cost.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status and fields; Content-Length or chunks, `Date` and `Connection` are the server's business.
+    pub head: ResponseHead,
+    /// What follows.
+    pub body: Body,
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Self {
+        let (parts, body) = response.into_parts();
+        Self { head: ResponseHead::of_parts(&parts), body }
+    }
+}
+
+impl From<Answer> for Response {
+    fn from(answer: Answer) -> Self {
+        Self::from_parts(answer.head.to_parts(), answer.body)
+    }
+}
+
+/// What a node does with requests. The future is dropped where it stands when the client leaves; the answer's body
+/// likewise.
+pub trait Service {
+    /// Answers a request, whose head is in the exchange.
+    fn answer(&self, exchange: &Rc<Exchange>, body: Body) -> impl Future<Output = Answer>;
+}
+
+/// The same in the types of the `http` crate, for whoever can spare the time to make them.
 pub trait Handler {
-    /// Answers a request. The future is dropped where it stands when the client leaves; the answer's body
-    /// likewise.
+    /// Answers a request.
     fn handle(&self, request: Request, exchange: &Rc<Exchange>) -> impl Future<Output = Response>;
+}
+
+impl<H: Handler> Service for H {
+    async fn answer(&self, exchange: &Rc<Exchange>, body: Body) -> Answer {
+        self.handle(exchange.request(body), exchange).await.into()
+    }
 }
 
 /// How the client reached us.
@@ -70,11 +102,10 @@ pub struct Exchange {
     /// How the client reached us.
     pub scheme: Scheme,
     /// The request's own X-Request-Id where it is a sound one, else a new one: 1 to 64 of `[A-Za-z0-9._-]`.
-    pub request_id: Box<str>,
-    pub(crate) version: Version,
-    pub(crate) method: Method,
-    pub(crate) host: Box<str>,
-    pub(crate) target: Box<str>,
+    pub request_id: RequestId,
+    /// What the client sent, whatever the protocol was.
+    pub head: RequestHead,
+    pub(crate) addresses: Rc<Addresses>,
     pub(crate) started: Instant,
     pub(crate) key: RefCell<Option<Box<str>>>,
     pub(crate) upstream: RefCell<Option<Box<str>>>,
@@ -82,6 +113,8 @@ pub struct Exchange {
     pub(crate) bytes_out: Cell<u64>,
     pub(crate) status: Cell<StatusCode>,
     pub(crate) fault: Cell<Option<Rule>>,
+    /// Heads of answers before the final one (RFC 9110 section 15.2), to be sent as soon as may be.
+    interim: RefCell<Vec<ResponseHead>>,
     upgrade_requested: bool,
     tunnel: Cell<Option<Tunnel>>,
     held: Cell<Option<Box<dyn Any>>>,
@@ -91,10 +124,35 @@ pub struct Exchange {
 pub(crate) type Tunnel = Box<dyn FnOnce(Upgraded) -> LocalBoxFuture<'static, ()>>;
 
 /// What is known of a client before its first request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) peer: SocketAddr,
     pub(crate) scheme: Scheme,
+    addresses: OnceCell<Rc<Addresses>>,
+}
+
+/// A client's address as it is written.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    /// With its port.
+    pub(crate) peer: Box<str>,
+    /// Without, and IPv4 as such even where it came over IPv6.
+    pub(crate) ip: Box<str>,
+}
+
+impl Client {
+    pub(crate) fn new(peer: SocketAddr, scheme: Scheme) -> Self {
+        Self { peer, scheme, addresses: OnceCell::new() }
+    }
+
+    /// Written once a connection, and not before its first request.
+    fn addresses(&self) -> Rc<Addresses> {
+        let write = || {
+            let ip = self.peer.ip().to_canonical();
+            Rc::new(Addresses { peer: self.peer.to_string().into(), ip: ip.to_string().into() })
+        };
+        Rc::clone(self.addresses.get_or_init(write))
+    }
 }
 
 /// Logged where the client has left before its answer's head, as nginx does.
@@ -116,17 +174,20 @@ impl Exchange {
         self.held.set(Some(Box::new(value)));
     }
 
+    /// The request as the `http` crate has it.
+    pub fn request(&self, body: Body) -> Request {
+        Request::from_parts(self.head.to_parts(), body)
+    }
+
     /// The exchange of a request whose head is as handlers are to see it.
-    pub(crate) fn of(client: Client, head: &request::Parts) -> Self {
-        let host = head.headers.get(HOST).map_or("", |host| host.to_str().unwrap_or(""));
+    pub(crate) fn of(client: &Client, head: RequestHead) -> Self {
         Self {
             peer: client.peer,
             scheme: client.scheme,
-            request_id: forwarded::request_id(&head.headers),
-            version: head.version,
-            method: head.method.clone(),
-            host: host.into(),
-            target: head.uri.path_and_query().map_or("", |target| target.as_str()).into(),
+            request_id: RequestId::of(&head),
+            upgrade_requested: head.asks_upgrade(),
+            head,
+            addresses: client.addresses(),
             started: Instant::now(),
             key: RefCell::default(),
             upstream: RefCell::default(),
@@ -134,18 +195,15 @@ impl Exchange {
             bytes_out: Cell::default(),
             status: Cell::new(StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or_default()),
             fault: Cell::default(),
-            upgrade_requested: upgrade::is_requested(head.version, &head.headers),
+            interim: RefCell::default(),
             tunnel: Cell::default(),
             held: Cell::default(),
         }
     }
 
     /// The exchange of a request whose head was refused, so that nothing of it is known.
-    pub(crate) fn refused(client: Client, rule: Rule) -> Self {
-        let (head, ()) = http::Request::new(()).into_parts();
-        let mut exchange = Self::of(client, &head);
-        exchange.method = Method::from_bytes(b"-").unwrap_or_default();
-        exchange.target = "-".into();
+    pub(crate) fn refused(client: &Client, rule: Rule) -> Self {
+        let exchange = Self::of(client, RequestHead::unknown());
         exchange.fault.set(Some(rule));
         exchange
     }
@@ -154,21 +212,32 @@ impl Exchange {
         self.tunnel.set(Some(tunnel));
     }
 
+    /// Has an answer before the final one sent, where the client's protocol is able to.
+    pub(crate) fn inform(&self, head: ResponseHead) {
+        if self.head.version == Version::HTTP_11 {
+            self.interim.borrow_mut().push(head);
+        }
+    }
+
+    pub(crate) fn take_interim(&self) -> Vec<ResponseHead> {
+        self.interim.take()
+    }
+
     /// What the connection is to be used for after this answer, if that was asked for.
-    pub(crate) fn take_tunnel(&self, answer: &Response) -> Option<Tunnel> {
-        let granted = answer.status() == StatusCode::SWITCHING_PROTOCOLS && self.upgrade_requested;
+    pub(crate) fn take_tunnel(&self, status: StatusCode) -> Option<Tunnel> {
+        let granted = status == StatusCode::SWITCHING_PROTOCOLS && self.upgrade_requested;
         self.tunnel.take().filter(|_| granted)
     }
 
     /// The answer as it may go to the client: the handler's, unless the request's body turned out to break a
     /// rule while it was handled, or the handler asks for what can't be.
-    pub(crate) fn settle(&self, answer: Response, tunnel: bool) -> Response {
+    pub(crate) fn settle(&self, answer: Answer, tunnel: bool) -> Answer {
         if let Some(rule) = self.fault.get() {
-            return rule.problem().into_response();
+            return rule.problem().into();
         }
-        if answer.status().is_informational() && !tunnel {
+        if answer.head.status.is_informational() && !tunnel {
             let detail = "The request was answered with a switch of protocols that it did not ask for.";
-            return Problem::new(StatusCode::BAD_GATEWAY, "unexpected-upgrade", detail).into_response();
+            return Problem::new(StatusCode::BAD_GATEWAY, "unexpected-upgrade", detail).into();
         }
         answer
     }
@@ -184,15 +253,8 @@ pub(crate) struct Ledger {
 pub(crate) struct End {
     pub(crate) exchange: Rc<Exchange>,
     pub(crate) ledger: Rc<Ledger>,
-    pub(crate) seat: Seat,
-}
-
-/// What an exchange occupies of its connection.
-pub(crate) enum Seat {
-    /// All of it: the gate lets the next request in when the exchange has ended.
-    Http1(Gate),
-    /// A stream.
-    Http2(Stream),
+    /// What it occupies of an HTTP/2 connection.
+    pub(crate) stream: Option<Stream>,
 }
 
 impl Drop for End {
@@ -200,78 +262,8 @@ impl Drop for End {
         self.exchange.held.take();
         self.ledger.meter.exchange_over(&self.exchange);
         self.ledger.log.write(&self.exchange);
-        match &self.seat {
-            Seat::Http1(gate) => gate.exchange_over(),
-            Seat::Http2(stream) => stream.over(self.exchange.status.get().as_u16() != CLIENT_CLOSED_REQUEST),
+        if let Some(stream) = &self.stream {
+            stream.over(self.exchange.status.get().as_u16() != CLIENT_CLOSED_REQUEST);
         }
     }
-}
-
-/// Makes the head of a request what handlers are to see, whatever form the client has given it: absolute URLs
-/// (RFC 9112 section 3.2.2) and HTTP/2's `:authority` (RFC 9113 section 8.3.1) end up in `Host`, HTTP/2's several
-/// cookies in one field. What HTTP/1.1's framing check refuses is refused of HTTP/2 here, where its engine lets it pass.
-pub(crate) fn normalise(head: &mut request::Parts) -> Result<(), Problem> {
-    if head.method == Method::CONNECT {
-        let detail = "This server does not open connections to other servers.";
-        return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "connect-not-supported", detail));
-    }
-    if head.version == Version::HTTP_2 {
-        check_target(&head.uri).and_then(|()| check_length(&head.headers)).map_err(Rule::problem)?;
-        join_cookies(&mut head.headers);
-    }
-    if let Some(authority) = head.uri.authority() {
-        let host = authority.as_str();
-        let same =
-            host_fields(&head.headers).all(|other| other.as_bytes().eq_ignore_ascii_case(host.as_bytes()));
-        // HTTP/1.1 says to go by the URL, HTTP/2 that the two must not differ.
-        if !is_host(host.as_bytes()) || (head.version == Version::HTTP_2 && !same) {
-            return Err(Rule::BadHost.problem());
-        }
-        let host = HeaderValue::from_str(host).map_err(|_| Rule::BadHost.problem())?;
-        head.headers.insert(HOST, host);
-        let target = head.uri.path_and_query().cloned();
-        head.uri = target.map_or_else(|| Uri::from_static("/"), Uri::from);
-    } else if head.version == Version::HTTP_2 {
-        let mut hosts = host_fields(&head.headers);
-        match (hosts.next(), hosts.next()) {
-            (Some(host), None) if is_host(host.as_bytes()) => {}
-            (None, _) => return Err(Rule::MissingHost.problem()),
-            (Some(_), Some(_)) => return Err(Rule::HostTwice.problem()),
-            _ => return Err(Rule::BadHost.problem()),
-        }
-    }
-    Ok(())
-}
-
-/// The engine takes text of any kind for a path.
-fn check_target(uri: &Uri) -> Result<(), Rule> {
-    let target = uri.path_and_query().map_or("", |target| target.as_str());
-    if target.bytes().all(|byte| byte.is_ascii_graphic()) { Ok(()) } else { Err(Rule::BadTarget) }
-}
-
-/// The engine takes one length that is said twice.
-fn check_length(headers: &HeaderMap) -> Result<(), Rule> {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (Some(_), Some(_)) => Err(Rule::ContentLengthTwice),
-        (Some(length), None) if decimal(length.as_bytes()).is_none() => Err(Rule::BadContentLength),
-        _ => Ok(()),
-    }
-}
-
-/// HTTP/2 may split cookies over several fields, of which an HTTP/1.1 server would read the first (RFC 9113
-/// section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    if headers.get_all(COOKIE).iter().nth(1).is_none() {
-        return;
-    }
-    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    // Of sound values, with a sound separator: it can't fail.
-    if let Ok(cookies) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-        headers.insert(COOKIE, cookies);
-    }
-}
-
-fn host_fields(headers: &HeaderMap) -> impl Iterator<Item = &HeaderValue> {
-    headers.get_all(HOST).into_iter()
 }

@@ -1,159 +1,163 @@
 //! What a proxy changes in a head that it passes on: hop-by-hop fields go, the story of the way comes (RFC
 //! 9110 section 7.6).
 
-use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
-};
+use http::header::{FORWARDED, TRAILER};
 use http::{StatusCode, Version};
 
 use crate::exchange::{Exchange, Request, Response};
-use crate::reserved;
-use crate::upgrade;
+use crate::head::{Fields, Known, RequestHead, ResponseHead};
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Meant for one connection only, whether `Connection` names them or not. `Trailer` is not among them:
-/// trailers are relayed, and so must be their announcement.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("http2-settings"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
-
-/// `Connection` must not be used to remove these on their way: what they say is ours to say, or frames the message.
-const KEPT: [HeaderName; 6] =
-    [HOST, TRAILER, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_REQUEST_ID];
-
-const MAX_REQUEST_ID_BYTES: usize = 64;
-
-/// Prepares a client's request for an upstream: removes hop-by-hop fields (keeping a requested upgrade,
-/// except to h2c, and `TE: trailers`), sets X-Forwarded-For, -Proto and -Host, X-Request-Id and Via.
+/// The head that an upstream gets in the place of a client's: without hop-by-hop fields (but with a requested upgrade,
+/// except to h2c, and `TE: trailers`), with X-Forwarded-For, -Proto and -Host, X-Request-Id and Via.
 ///
 /// `trusted` says that the client is itself a proxy of ours: then its X-Forwarded fields are kept and continued.
 /// Anybody else can write anything there: what he says of his way (`X-Forwarded-*`, `X-Real-IP`, `Protoplex-*`, with
 /// underscores too) is dropped.
-pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
-    let upgrade = upgrade::requested(request).then(|| request.headers().get(UPGRADE).cloned()).flatten();
-    let version = request.version();
-    let headers = request.headers_mut();
-    let trailers = headers.get_all(TE).iter().any(|te| has_token(te, "trailers"));
-    remove_hop_by_hop(headers);
-    if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(CONNECTION, HeaderValue::from_name(TE));
-    }
-    if let Some(protocol) = upgrade {
-        headers.insert(UPGRADE, protocol);
-        headers.insert(CONNECTION, HeaderValue::from_name(UPGRADE));
-    }
-    if !trusted {
-        reserved::drop_from_stranger(headers);
-    }
-    headers.remove(FORWARDED);
-    let peer = exchange.peer.ip().to_canonical().to_string();
-    let mut way: Vec<&str> =
-        headers.get_all(X_FORWARDED_FOR).iter().filter_map(|hop| hop.to_str().ok()).collect();
-    way.push(&peer);
-    let way = way.join(", ");
-    if let Ok(way) = HeaderValue::try_from(way) {
-        headers.insert(X_FORWARDED_FOR, way);
-    }
-    if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(exchange.scheme.as_str()));
-    }
-    if !headers.contains_key(X_FORWARDED_HOST)
-        && let Some(host) = headers.get(HOST).cloned()
-    {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
-    set_request_id(headers, exchange);
-    headers.append(VIA, via(version));
+pub fn request_head(exchange: &Exchange, trusted: bool) -> RequestHead {
+    forward(&exchange.head, exchange, trusted)
 }
 
-/// Prepares an upstream's response for the client: removes hop-by-hop fields (keeping a granted upgrade),
-/// adds Via and X-Request-Id, speaks in this hop's version.
-pub fn response(response: &mut Response, exchange: &Exchange) {
-    let granted = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let upgrade = response.headers().get(UPGRADE).filter(|_| granted).cloned();
-    let version = response.version();
+/// Makes of an upstream's head the one that the client gets: without hop-by-hop fields (but with a granted upgrade), with
+/// Via and X-Request-Id, in this hop's version.
+pub fn answer_head(head: &mut ResponseHead, exchange: &Exchange) {
+    let granted = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let upgrade = head.fields.known(Known::Upgrade).next().filter(|_| granted).map(<[u8]>::to_vec);
+    let via = via(head.version);
     // Ours, not the upstream's (RFC 9112 section 2.3); a client of an older one is answered in its own.
-    *response.version_mut() = Version::HTTP_11;
-    let headers = response.headers_mut();
-    remove_hop_by_hop(headers);
+    head.version = Version::HTTP_11;
+    let named = named_by_connection(&head.fields);
+    head.fields.retain(|field| !is_of_this_hop(field.known) && !named.has(field.name, field.known));
+    head.fields.retain(|field| field.known != Known::XRequestId);
     if let Some(protocol) = upgrade {
-        headers.insert(UPGRADE, protocol);
-        headers.insert(CONNECTION, HeaderValue::from_name(UPGRADE));
+        push_upgrade(&mut head.fields, &protocol);
     }
-    set_request_id(headers, exchange);
-    headers.append(VIA, via(version));
+    head.fields.push_known(Known::XRequestId, b"x-request-id", exchange.request_id.as_bytes());
+    head.fields.push_known(Known::Other, b"via", via);
 }
 
-/// Removes the fields that are meant for one connection only, and those that `Connection` names (RFC 9110
-/// section 7.6.1).
-pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            .filter(|name| !KEPT.contains(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
+/// The same as [`request_head`] for a request in the `http` crate's types.
+pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
+    let (mut parts, body) = std::mem::take(request).into_parts();
+    parts.headers = forward(&RequestHead::of_parts(&parts), exchange, trusted).fields.to_map();
+    *request = Request::from_parts(parts, body);
+}
+
+/// The same as [`answer_head`] for an answer in the `http` crate's types.
+pub fn response(response: &mut Response, exchange: &Exchange) {
+    let (parts, body) = std::mem::take(response).into_parts();
+    let mut head = ResponseHead::of_parts(&parts);
+    answer_head(&mut head, exchange);
+    *response = Response::from_parts(head.to_parts(), body);
+}
+
+fn forward(head: &RequestHead, exchange: &Exchange, trusted: bool) -> RequestHead {
+    let mut sent = RequestHead::new(head.method.clone(), head.version, head.target().as_bytes());
+    let named = named_by_connection(&head.fields);
+    for field in head.fields.iter() {
+        let kept = match field.known {
+            // Written anew.
+            Known::XForwardedFor | Known::XRequestId => false,
+            Known::XForwardedProto | Known::XForwardedHost | Known::Respelt => trusted,
+            Known::Way => trusted && !field.is(&FORWARDED),
+            known => !is_of_this_hop(known) && !named.has(field.name, known),
+        };
+        if kept {
+            sent.fields.push_known(field.known, field.name, field.value);
         }
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
+    if head.fields.known(Known::Te).any(|te| has_token(te, "trailers")) {
+        sent.fields.push_known(Known::Te, b"te", b"trailers");
+        sent.fields.push_known(Known::Connection, b"connection", b"te");
     }
-}
-
-/// The request's own X-Request-Id if it is a sound one, else a new one of 32 hexadecimal digits.
-pub(crate) fn request_id(headers: &HeaderMap) -> Box<str> {
-    let mut given = headers.get_all(X_REQUEST_ID).iter();
-    match (given.next(), given.next()) {
-        (Some(id), None) if is_request_id(id.as_bytes()) => id.to_str().unwrap_or_default().into(),
-        _ => format!("{:032x}", rand::random::<u128>()).into(),
+    if head.asks_upgrade()
+        && let Some(protocol) = head.fields.known(Known::Upgrade).next()
+    {
+        push_upgrade(&mut sent.fields, protocol);
     }
+    tell_the_way(&mut sent, head, exchange, trusted);
+    sent
 }
 
-fn is_request_id(id: &[u8]) -> bool {
-    (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
-        && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+fn tell_the_way(sent: &mut RequestHead, head: &RequestHead, exchange: &Exchange, trusted: bool) {
+    let peer = exchange.addresses.ip.as_bytes();
+    let before: Vec<&[u8]> = match trusted {
+        true => head.fields.known(Known::XForwardedFor).flat_map(|hop| [hop, b", "]).collect(),
+        false => Vec::new(),
+    };
+    let way = [&before[..], &[peer]].concat();
+    sent.fields.push_parts(Known::XForwardedFor, b"x-forwarded-for", &way);
+    if sent.fields.known(Known::XForwardedProto).next().is_none() {
+        let scheme = exchange.scheme.as_str().as_bytes();
+        sent.fields.push_known(Known::XForwardedProto, b"x-forwarded-proto", scheme);
+    }
+    if sent.fields.known(Known::XForwardedHost).next().is_none()
+        && let Some(host) = head.host()
+    {
+        sent.fields.push_known(Known::XForwardedHost, b"x-forwarded-host", host.as_bytes());
+    }
+    sent.fields.push_known(Known::XRequestId, b"x-request-id", exchange.request_id.as_bytes());
+    sent.fields.push_known(Known::Other, b"via", via(head.version));
 }
 
-fn set_request_id(headers: &mut HeaderMap, exchange: &Exchange) {
-    if let Ok(id) = HeaderValue::from_str(&exchange.request_id) {
-        headers.insert(X_REQUEST_ID, id);
+fn push_upgrade(fields: &mut Fields, protocol: &[u8]) {
+    fields.push_known(Known::Upgrade, b"upgrade", protocol);
+    fields.push_known(Known::Connection, b"connection", b"upgrade");
+}
+
+/// Meant for one connection only, whether `Connection` names it or not. `Trailer` is not among them: trailers are
+/// relayed, and so must be their announcement.
+fn is_of_this_hop(known: Known) -> bool {
+    matches!(
+        known,
+        Known::Connection | Known::Te | Known::TransferEncoding | Known::Upgrade | Known::HopByHop
+    )
+}
+
+/// The fields that `Connection` names, which go no further (RFC 9110 section 7.6.1).
+struct Named(Vec<Vec<u8>>);
+
+fn named_by_connection(fields: &Fields) -> Named {
+    let lists = fields.known(Known::Connection);
+    let tokens = lists.flat_map(|list| list.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    // What nearly all of them say names no field.
+    let names = |token: &&[u8]| {
+        !["close", "keep-alive", "upgrade", "te", ""]
+            .iter()
+            .any(|other| token.eq_ignore_ascii_case(other.as_bytes()))
+    };
+    Named(tokens.filter(names).map(<[u8]>::to_vec).collect())
+}
+
+impl Named {
+    fn has(&self, name: &[u8], known: Known) -> bool {
+        // `Connection` must not be used to remove these on their way: what they say is ours to say, or frames the message.
+        let removable = !matches!(
+            known,
+            Known::Host
+                | Known::XForwardedFor
+                | Known::XForwardedProto
+                | Known::XForwardedHost
+                | Known::XRequestId
+        ) && !name.eq_ignore_ascii_case(TRAILER.as_str().as_bytes());
+        removable && self.0.iter().any(|other| other.eq_ignore_ascii_case(name))
     }
 }
 
 /// Whether a comma-separated list has a token, whatever its case. Parameters behind a semicolon are passed
 /// over.
-pub(crate) fn has_token(list: &HeaderValue, token: &str) -> bool {
-    list.as_bytes().split(|byte| *byte == b',').any(|item| {
+pub(crate) fn has_token(list: &[u8], token: &str) -> bool {
+    list.split(|byte| *byte == b',').any(|item| {
         let name = item.split(|byte| *byte == b';').next().unwrap_or_default();
         name.trim_ascii().eq_ignore_ascii_case(token.as_bytes())
     })
 }
 
-fn via(version: Version) -> HeaderValue {
-    HeaderValue::from_static(match version {
-        Version::HTTP_10 => "1.0 protoplex",
-        Version::HTTP_2 => "2 protoplex",
-        _ => "1.1 protoplex",
-    })
+fn via(version: Version) -> &'static [u8] {
+    match version {
+        Version::HTTP_10 => b"1.0 protoplex",
+        Version::HTTP_2 => b"2 protoplex",
+        _ => b"1.1 protoplex",
+    }
 }
 
 #[cfg(test)]

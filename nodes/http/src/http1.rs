@@ -1,155 +1,225 @@
-//! An HTTP/1.1 connection: the engine behind its gate, its deadlines, and how it ends.
+//! Our own HTTP/1.1 engine.
+//!
+//! | layer | modules |
+//! | --- | --- |
+//! | grammar and framing, no I/O | `grammar`, `scan` (heads), `chunk`, `decoder` (bodies), `rule`, `write` |
+//! | one connection of a client | this file (its steps), `wire` (reading), `incoming` (bodies), `send` |
+//!
+//! The other side, requests to upstreams, is [`crate::upstream`]; it shares the first layer.
+
+mod chunk;
+mod decoder;
+mod grammar;
+mod incoming;
+mod rule;
+mod scan;
+mod send;
+mod wire;
+mod write;
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
-use http::Version;
-use http::header::{CONNECTION, HeaderValue};
-use http_body::Body as _;
-use hyper::server::conn::http1::Builder;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, sleep_until, timeout};
+use http::{Method, Version};
+use tokio::time::timeout;
 
 use crate::body::Body;
-use crate::exchange::{Client, End, Exchange, Handler, Response, Seat, Tunnel, normalise};
-use crate::gate::Gate;
-use crate::incoming::{Incoming, Source};
-use crate::outgoing::Outgoing;
+use crate::exchange::{Answer, Client, End, Exchange, Service, Tunnel};
+use crate::forwarded::has_token;
+use crate::head::{Known, RequestHead};
+use crate::problem;
 use crate::serve::Server;
-use crate::socket::Socket;
+use crate::socket::{Socket, Stream};
 use crate::upgrade::Upgraded;
+pub(crate) use decoder::{Decoder, Found, Step};
+pub(crate) use grammar::{decimal, is_host};
+pub(crate) use incoming::Incoming;
+pub(crate) use rule::Rule;
+pub(crate) use scan::{Bounds, Content, Scan, may_trail};
+use send::{Sent, send};
+use wire::{Next, Wire};
+use write::Persistence;
+pub(crate) use write::{
+    BODY_END, CHUNK_AND_BODY_END, CHUNK_END, Framing, chunk_size, request_head, trailers,
+};
 
-/// What the answers on a connection leave behind for its end.
-#[derive(Default)]
-struct Outcome {
-    /// The connection is to be used otherwise.
-    tunnel: Option<(Tunnel, End)>,
-    /// The end of the answer is the end of the connection (HTTP/1.0), so a good end would claim that it is
-    /// whole.
-    ends_with_connection: bool,
+/// What becomes of a connection after an exchange.
+enum After {
+    /// The next request.
+    Next,
+    /// Its end in good order.
+    Close,
+    /// An end that can't be taken for a good one.
+    Reset,
+    /// The protocol that it was upgraded to.
+    Tunnel(Tunnel, End),
 }
 
 /// Serves the connection until it ends, its tunnel included.
-pub(crate) async fn run<H: Handler>(socket: Socket, server: &Server<H>, client: Client) {
-    let gate = Gate::new(socket, &server.limits);
-    let outcome = RefCell::new(Outcome::default());
-    let broke_off = run_engine(&gate, &outcome, server, client).await;
-    let Some(socket) = gate.take_socket() else { return };
-    let outcome = outcome.into_inner();
-    if let Some((tunnel, end)) = outcome.tunnel {
-        run_tunnel(tunnel, socket, server).await;
-        drop(end);
-    } else if broke_off && outcome.ends_with_connection {
-        socket.reset();
-    } else if gate.unread() {
-        socket.linger(server.limits.linger_timeout, server.limits.linger_bytes).await;
-    } else {
-        socket.close(server.limits.linger_timeout).await;
+pub(crate) async fn run<S: Service>(socket: Socket, server: &Server<S>, client: Client) {
+    let (stream, leading) = socket.into_parts();
+    let wire = Rc::new(RefCell::new(Wire::new(stream, &leading, &server.limits)));
+    drop(leading);
+    let after = serve_requests(&wire, server, &client).await;
+    let (socket, unread) = take_apart(&wire, server);
+    match after {
+        After::Tunnel(tunnel, end) => {
+            run_tunnel(tunnel, socket, server).await;
+            drop(end);
+        }
+        After::Reset => socket.reset(),
+        _ if unread => socket.linger(server.limits.linger_timeout, server.limits.linger_bytes).await,
+        _ => socket.close(server.limits.linger_timeout).await,
     }
 }
 
-/// Runs the engine to its end; says whether that was the end of an answer that had only begun.
-async fn run_engine<H: Handler>(
-    gate: &Gate,
-    outcome: &RefCell<Outcome>,
-    server: &Server<H>,
-    client: Client,
-) -> bool {
-    let service = service_fn(|request| answer(request, gate, outcome, server, client));
-    let mut engine = pin!(
-        Builder::new()
-            .max_headers(server.limits.max_headers)
-            .max_header_size(server.limits.max_head_bytes)
-            .serve_connection(TokioIo::new(gate.clone()), service)
-    );
+/// The socket, with everything that was read and belongs to no request; and whether the client may still be sending.
+fn take_apart<S>(wire: &RefCell<Wire>, server: &Server<S>) -> (Socket, bool) {
+    let mut wire = wire.borrow_mut();
+    let unread = wire.is_unread();
+    let stream = std::mem::replace(&mut wire.stream, Stream::Closed);
+    let mut socket = Socket::new(stream, server.limits.write_timeout);
+    socket.unread(std::mem::take(&mut wire.unread).into_bytes());
+    wire.out.clear();
+    (socket, unread)
+}
+
+/// One request after the other, until there is to be none any more.
+async fn serve_requests<S: Service>(wire: &Rc<RefCell<Wire>>, server: &Server<S>, client: &Client) -> After {
     let mut drain = pin!(server.drain.started());
-    let mut draining = false;
-    let mut timer = pin!(sleep_until(Instant::now() + server.limits.idle_timeout));
+    let mut watched = false;
+    loop {
+        let next = poll_fn(|cx| {
+            // Polled once: it wakes this task when it starts.
+            if !watched {
+                watched = true;
+                let _ = drain.as_mut().poll(cx);
+            }
+            wire.borrow_mut().poll_next(cx, &server.limits, server.drain.is_draining())
+        });
+        let after = match next.await {
+            // Boxed, so that a connection that is idle is small.
+            Next::Request(head) => Box::pin(exchange(wire, server, client, head)).await,
+            Next::Refused(rule) => Box::pin(refuse(wire, server, client, rule)).await,
+            Next::End => After::Close,
+        };
+        let After::Next = after else { return after };
+        wire.borrow_mut().rest();
+    }
+}
+
+/// One request, step by step.
+async fn exchange<S: Service>(
+    wire: &Rc<RefCell<Wire>>,
+    server: &Server<S>,
+    client: &Client,
+    head: RequestHead,
+) -> After {
+    let exchange = Rc::new(Exchange::of(client, head));
+    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream: None };
+    let connects = exchange.head.method == Method::CONNECT;
+    let answer = if connects {
+        problem::connect_not_supported().into()
+    } else {
+        let has_body = wire.borrow().has_body();
+        let body = match has_body {
+            true => Body::client(Incoming::new(wire, &exchange)),
+            false => Body::empty(),
+        };
+        match unless_gone(wire, &exchange, server.handler.answer(&exchange, body)).await {
+            Some(answer) => answer,
+            // Nobody is there to be answered.
+            None => return After::Close,
+        }
+    };
+    let tunnel = exchange.take_tunnel(answer.head.status);
+    let answer = exchange.settle(answer, tunnel.is_some());
+    exchange.status.set(answer.head.status);
+    if let Some(tunnel) = tunnel {
+        return switch(wire, answer, tunnel, end).await;
+    }
+    let ended = wire.borrow_mut().begin_answer();
+    // Of CONNECT: what follows may be meant for somebody else.
+    let stays = ended && !connects && !server.drain.is_draining();
+    let persistence = persistence(&exchange.head, stays);
+    let sent = send(wire, &exchange, answer, persistence).await;
+    drop(end);
+    match sent {
+        Sent::Whole if persistence != Persistence::Closes => After::Next,
+        Sent::Whole | Sent::Short => After::Close,
+        Sent::Unframed => After::Reset,
+    }
+}
+
+/// Answers in the place of a handler that must not see the request.
+async fn refuse<S: Service>(
+    wire: &Rc<RefCell<Wire>>,
+    server: &Server<S>,
+    client: &Client,
+    rule: Rule,
+) -> After {
+    let exchange = Rc::new(Exchange::refused(client, rule));
+    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream: None };
+    exchange.status.set(rule.status());
+    send(wire, &exchange, rule.problem().into(), Persistence::Closes).await;
+    drop(end);
+    After::Close
+}
+
+/// The handler's answer, unless the client leaves before; on the way, answers before the final one are sent.
+async fn unless_gone(
+    wire: &RefCell<Wire>,
+    exchange: &Exchange,
+    answer: impl Future<Output = Answer>,
+) -> Option<Answer> {
+    let mut answer = pin!(answer);
     poll_fn(|cx| {
-        if !draining && drain.as_mut().poll(cx).is_ready() {
-            draining = true;
-            gate.close_when_idle();
+        if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+            return Poll::Ready(Some(answer));
         }
-        loop {
-            if let Poll::Ready(result) = engine.as_mut().poll(cx) {
-                return Poll::Ready(result.is_err());
-            }
-            if gate.take_news() {
-                continue;
-            }
-            let Some(deadline) = gate.deadline(&server.limits) else {
-                return Poll::Pending;
-            };
-            // A timer that goes off too early is moved then: cheaper than at each request.
-            if timer.deadline() > deadline {
-                timer.as_mut().reset(deadline);
-            }
-            while timer.as_mut().poll(cx).is_ready() && Instant::now() < deadline {
-                timer.as_mut().reset(deadline);
-            }
-            if Instant::now() < deadline {
-                return Poll::Pending;
-            }
-            gate.expire();
-        }
+        inform(wire, exchange, cx);
+        wire.borrow_mut().poll_gone(cx).map(|()| None)
     })
     .await
 }
 
-/// One request, step by step.
-async fn answer<H: Handler>(
-    request: http::Request<hyper::body::Incoming>,
-    gate: &Gate,
-    outcome: &RefCell<Outcome>,
-    server: &Server<H>,
-    client: Client,
-) -> Result<http::Response<Outgoing>, Infallible> {
-    let (mut head, body) = request.into_parts();
-    let normalised = normalise(&mut head);
-    let exchange = Rc::new(match gate.refused() {
-        Some(rule) => Exchange::refused(client, rule),
-        None => Exchange::of(client, &head),
-    });
-    let seat = Seat::Http1(gate.clone());
-    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), seat };
-    let mut last = false;
-    let answer = if let Some(rule) = exchange.fault.get() {
-        rule.problem().into_response()
-    } else if let Err(problem) = normalised {
-        // Of CONNECT: what follows may be meant for somebody else.
-        last = true;
-        problem.into_response()
-    } else {
-        let body =
-            Incoming::new(body, &exchange, Source::Http1(gate.clone()), server.limits.body_idle_timeout);
-        let request = http::Request::from_parts(head, Body::incoming(body));
-        server.handler.handle(request, &exchange).await
-    };
-    let tunnel = exchange.take_tunnel(&answer);
-    let mut answer = exchange.settle(answer, tunnel.is_some());
-    exchange.status.set(answer.status());
-    if let Some(tunnel) = tunnel {
-        outcome.borrow_mut().tunnel = Some((tunnel, end));
-        return Ok(answer.map(|_| Outgoing::nothing()));
+fn inform(wire: &RefCell<Wire>, exchange: &Exchange, cx: &mut Context<'_>) {
+    let heads = exchange.take_interim();
+    let mut wire = wire.borrow_mut();
+    for head in heads {
+        write::interim_head(wire.out.head(), &head);
     }
-    if last || !gate.request_ended() || server.drain.is_draining() {
-        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    if !wire.out.is_empty() {
+        // What can't be sent now goes before the answer, and a failure shows there.
+        let _ = wire.poll_flush(cx);
     }
-    outcome.borrow_mut().ends_with_connection = ends_with_connection(&exchange, &answer);
-    Ok(answer.map(|body| Outgoing::new(body, end)))
 }
 
-fn ends_with_connection(exchange: &Exchange, answer: &Response) -> bool {
-    exchange.version == Version::HTTP_10 && answer.body().size_hint().exact().is_none()
+/// Sends the 101, behind which the connection is the tunnel's.
+async fn switch(wire: &RefCell<Wire>, answer: Answer, tunnel: Tunnel, end: End) -> After {
+    write::interim_head(wire.borrow_mut().out.head(), &answer.head);
+    match poll_fn(|cx| wire.borrow_mut().poll_flush(cx)).await {
+        Ok(()) => After::Tunnel(tunnel, end),
+        Err(_) => After::Close,
+    }
+}
+
+/// What the client is told of the connection (RFC 9112 section 9.3).
+fn persistence(head: &RequestHead, stays: bool) -> Persistence {
+    let says = |token| head.fields.known(Known::Connection).any(|list| has_token(list, token));
+    match head.version {
+        _ if !stays || says("close") => Persistence::Closes,
+        Version::HTTP_10 if says("keep-alive") => Persistence::KeptAlive,
+        Version::HTTP_10 => Persistence::Closes,
+        _ => Persistence::Stays,
+    }
 }
 
 /// Runs what the connection was upgraded for. It may outlive the start of a drain, but not by much.
-async fn run_tunnel<H>(tunnel: Tunnel, socket: Socket, server: &Server<H>) {
+async fn run_tunnel<S>(tunnel: Tunnel, socket: Socket, server: &Server<S>) {
     let mut running = tunnel(Upgraded::new(socket));
     let mut drain = pin!(server.drain.started());
     let over = poll_fn(|cx| match Pin::new(&mut running).poll(cx) {
@@ -161,3 +231,6 @@ async fn run_tunnel<H>(tunnel: Tunnel, socket: Socket, server: &Server<H>) {
         let _ = timeout(server.limits.tunnel_drain_timeout, running).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,9 @@
 //! An HTTP/2 connection: its streams, its sleep, and the clients that only want to make work.
 
+mod head;
+mod incoming;
+mod outgoing;
+
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -16,11 +20,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::body::Body;
-use crate::exchange::{Client, End, Exchange, Handler, Seat, normalise};
-use crate::incoming::{Incoming, Source};
-use crate::outgoing::Outgoing;
+use crate::exchange::{Client, End, Exchange, Service};
+use crate::head::RequestHead;
 use crate::serve::Server;
 use crate::socket::Socket;
+use head::normalise;
+pub(crate) use incoming::Incoming;
+use outgoing::Outgoing;
 
 /// What is going on on a connection.
 struct Streams {
@@ -91,7 +97,7 @@ impl Discard {
 }
 
 /// Serves the connection until it ends.
-pub(crate) async fn run<H: Handler + 'static>(socket: Socket, server: &Rc<Server<H>>, client: Client) {
+pub(crate) async fn run<S: Service + 'static>(socket: Socket, server: &Rc<Server<S>>, client: Client) {
     let streams =
         Rc::new(Streams { open: Cell::new(0), since: Cell::new(Instant::now()), resets: Cell::new(0) });
     let tasks = Tasks::default();
@@ -100,7 +106,7 @@ pub(crate) async fn run<H: Handler + 'static>(socket: Socket, server: &Rc<Server
         move |request| {
             let (limit, limit_bytes) = (server.limits.linger_timeout, server.limits.linger_bytes);
             let discard = Discard { tasks: Weak::clone(&tasks), limit, limit_bytes };
-            answer(request, Rc::clone(&streams), Rc::clone(&server), client, discard)
+            answer(request, Rc::clone(&streams), Rc::clone(&server), client.clone(), discard)
         }
     });
     let limits = &server.limits.http2;
@@ -137,28 +143,28 @@ pub(crate) async fn run<H: Handler + 'static>(socket: Socket, server: &Rc<Server
 }
 
 /// One request, step by step.
-async fn answer<H: Handler>(
+async fn answer<S: Service>(
     request: http::Request<hyper::body::Incoming>,
     streams: Rc<Streams>,
-    server: Rc<Server<H>>,
+    server: Rc<Server<S>>,
     client: Client,
     discard: Discard,
 ) -> Result<http::Response<Outgoing>, Infallible> {
-    let seat = Seat::Http2(Stream::open(&streams));
-    let (mut head, body) = request.into_parts();
-    let normalised = normalise(&mut head);
-    let exchange = Rc::new(Exchange::of(client, &head));
-    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), seat };
+    let stream = Some(Stream::open(&streams));
+    let (mut parts, body) = request.into_parts();
+    let normalised = normalise(&mut parts);
+    let exchange = Rc::new(Exchange::of(&client, RequestHead::of_parts(&parts)));
+    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream };
     let answer = match normalised {
-        Err(problem) => problem.into_response(),
+        Err(problem) => problem.into(),
         Ok(()) => {
-            let body =
-                Incoming::new(body, &exchange, Source::Http2(discard), server.limits.body_idle_timeout);
-            let request = http::Request::from_parts(head, Body::incoming(body));
-            server.handler.handle(request, &exchange).await
+            let incoming = Incoming::new(body, &exchange, discard, server.limits.body_idle_timeout);
+            server.handler.answer(&exchange, Body::http2(incoming)).await
         }
     };
     let answer = exchange.settle(answer, false);
-    exchange.status.set(answer.status());
-    Ok(answer.map(|body| Outgoing::new(body, end)))
+    exchange.status.set(answer.head.status);
+    let mut parts = answer.head.to_parts();
+    parts.version = http::Version::HTTP_2;
+    Ok(http::Response::from_parts(parts, Outgoing::new(answer.body, end)))
 }

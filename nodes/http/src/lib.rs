@@ -12,19 +12,19 @@
 
 pub mod access_log;
 mod body;
+mod buffer;
+mod deadline;
 mod exchange;
 pub mod forwarded;
-mod framing;
-mod gate;
+mod head;
 mod http1;
 mod http2;
-mod incoming;
 mod limits;
 mod meter;
-mod outgoing;
-mod patience;
+mod outbox;
 pub mod problem;
 pub mod public;
+mod request_id;
 mod reserved;
 mod serve;
 mod socket;
@@ -34,7 +34,9 @@ pub mod upstream;
 
 pub use access_log::AccessLog;
 pub use body::{Body, BodyError};
-pub use exchange::{Exchange, Handler, Request, Response, Scheme};
+pub use exchange::{Answer, Exchange, Handler, Request, Response, Scheme, Service};
+pub use head::{Fields, RequestHead, ResponseHead};
 pub use limits::{Http2Limits, Limits, RawHttp2Limits, RawLimits};
 pub use problem::Problem;
+pub use request_id::RequestId;
 pub use serve::{Listener, serve};

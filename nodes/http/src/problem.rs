@@ -7,7 +7,7 @@ use http::{HeaderName, StatusCode};
 use serde_json::{Map, Value};
 
 use crate::body::Body;
-use crate::exchange::Response;
+use crate::exchange::{Answer, Response};
 
 /// An answer that says what went wrong and what to do about it.
 #[derive(Debug)]
@@ -68,6 +68,18 @@ impl Problem {
             headers.append(name, value);
         }
         response
+    }
+}
+
+/// To CONNECT, in any version.
+pub(crate) fn connect_not_supported() -> Problem {
+    let detail = "This server does not open connections to other servers.";
+    Problem::new(StatusCode::NOT_IMPLEMENTED, "connect-not-supported", detail)
+}
+
+impl From<Problem> for Answer {
+    fn from(problem: Problem) -> Self {
+        problem.into_response().into()
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::access_log::AccessLog;
-use crate::exchange::{Client, Handler, Ledger, Scheme};
+use crate::exchange::{Client, Ledger, Scheme, Service};
 use crate::limits::Limits;
 use crate::meter::Meter;
 use crate::socket::{Socket, Stream};
@@ -35,8 +35,8 @@ pub struct Listener {
 }
 
 /// What all connections of a call of [`serve`] share.
-pub(crate) struct Server<H> {
-    pub(crate) handler: Rc<H>,
+pub(crate) struct Server<S> {
+    pub(crate) handler: Rc<S>,
     pub(crate) limits: Limits,
     pub(crate) ledger: Rc<Ledger>,
     pub(crate) drain: Drain,
@@ -53,12 +53,12 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 ///
 /// # Errors
 /// A listening socket can't be used at all. What goes wrong with single connections is counted, not returned.
-pub async fn serve<H: Handler + 'static>(
+pub async fn serve<S: Service + 'static>(
     listeners: Vec<Listener>,
     limits: Limits,
     log: AccessLog,
     drain: Drain,
-    handler: Rc<H>,
+    handler: Rc<S>,
 ) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
     let ledger = Rc::new(Ledger { log: log.clone(), meter: Meter::new() });
@@ -82,10 +82,10 @@ pub async fn serve<H: Handler + 'static>(
 }
 
 /// Accepts on one port until the drain starts, and while there are permits.
-async fn accept<H: Handler + 'static>(
+async fn accept<S: Service + 'static>(
     listener: TcpListener,
     tls: Option<TlsConfig>,
-    server: &Rc<Server<H>>,
+    server: &Rc<Server<S>>,
     permits: &Arc<Semaphore>,
     connections: &RefCell<JoinSet<()>>,
 ) {
@@ -104,8 +104,8 @@ async fn accept<H: Handler + 'static>(
         match accepted {
             Ok((stream, peer)) => {
                 let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
-                let task =
-                    connection(stream, tls.clone(), Rc::clone(server), Client { peer, scheme }, permit);
+                let client = Client::new(peer, scheme);
+                let task = connection(stream, tls.clone(), Rc::clone(server), client, permit);
                 let mut connections = connections.borrow_mut();
                 while connections.try_join_next().is_some() {}
                 connections.spawn_local(task);
@@ -119,10 +119,10 @@ async fn accept<H: Handler + 'static>(
 }
 
 /// Sees one connection through from its first byte to its last.
-async fn connection<H: Handler + 'static>(
+async fn connection<S: Service + 'static>(
     stream: TcpStream,
     tls: Option<TlsConfig>,
-    server: Rc<Server<H>>,
+    server: Rc<Server<S>>,
     client: Client,
     permit: OwnedSemaphorePermit,
 ) {

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-use crate::patience::Patience;
+use crate::deadline::Patience;
 
 /// A connected stream, whoever opened it.
 pub(crate) struct Socket {
@@ -27,6 +27,8 @@ pub(crate) struct Socket {
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// Gone elsewhere.
+    Closed,
 }
 
 /// How much is read at a time of what is only thrown away.
@@ -35,6 +37,11 @@ const DISCARD_BYTES: usize = 16 * 1024;
 impl Socket {
     pub(crate) fn new(stream: Stream, write_timeout: Duration) -> Self {
         Self { stream, leading: Bytes::new(), patience: Patience::new(write_timeout) }
+    }
+
+    /// The stream, and what of it is to be read first.
+    pub(crate) fn into_parts(self) -> (Stream, Bytes) {
+        (self.stream, self.leading)
     }
 
     /// Puts bytes back that were read from the stream.
@@ -75,6 +82,7 @@ impl Socket {
         let stream = match &self.stream {
             Stream::Plain(stream) => stream,
             Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Closed => return,
         };
         // If it fails the connection is gone already.
         let _ = stream.set_zero_linger();
@@ -99,8 +107,8 @@ impl Socket {
 }
 
 macro_rules! on_stream {
-    ($socket:expr, $stream:ident => $call:expr) => {
-        match &mut $socket.stream {
+    ($self:expr, $stream:ident => $call:expr, $closed:expr) => {
+        match $self.get_mut() {
             Stream::Plain(stream) => {
                 let $stream = Pin::new(stream);
                 $call
@@ -109,8 +117,49 @@ macro_rules! on_stream {
                 let $stream = Pin::new(stream.as_mut());
                 $call
             }
+            Stream::Closed => Poll::Ready($closed),
         }
     };
+}
+
+fn closed<T>() -> io::Result<T> {
+    Err(io::ErrorKind::NotConnected.into())
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        space: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        on_stream!(self, stream => stream.poll_read(cx, space), closed())
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        on_stream!(self, stream => stream.poll_write(cx, bytes), closed())
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        on_stream!(self, stream => stream.poll_write_vectored(cx, slices), closed())
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, stream => stream.poll_flush(cx), closed())
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, stream => stream.poll_shutdown(cx), closed())
+    }
 }
 
 impl AsyncRead for Socket {
@@ -125,13 +174,13 @@ impl AsyncRead for Socket {
             self.leading.advance(length);
             return Poll::Ready(Ok(()));
         }
-        on_stream!(self, stream => stream.poll_read(cx, space))
+        Pin::new(&mut self.stream).poll_read(cx, space)
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = on_stream!(self, stream => stream.poll_write(cx, bytes));
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.unless_stalled(cx, result)
     }
 
@@ -140,7 +189,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = on_stream!(self, stream => stream.poll_write_vectored(cx, slices));
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.unless_stalled(cx, result)
     }
 
@@ -149,12 +198,12 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = on_stream!(self, stream => stream.poll_flush(cx));
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
         self.unless_stalled(cx, result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = on_stream!(self, stream => stream.poll_shutdown(cx));
+        let result = Pin::new(&mut self.stream).poll_shutdown(cx);
         self.unless_stalled(cx, result)
     }
 }

@@ -9,13 +9,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{Either, select, try_join};
-use http::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, sleep_until};
 
 use crate::body::Body;
-use crate::exchange::{Exchange, Request, Response};
+use crate::exchange::{Answer, Exchange, Request, Response};
 use crate::forwarded::has_token;
 use crate::problem::Problem;
 use crate::socket::Socket;
@@ -30,14 +30,12 @@ const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 /// Whether the request asks to switch protocols (RFC 9110 section 7.8). Switches to h2c are passed over, as a
 /// server may: relayed, they would open a way past the proxy.
 pub fn requested(request: &Request) -> bool {
-    is_requested(request.version(), request.headers())
-}
-
-pub(crate) fn is_requested(version: Version, headers: &HeaderMap) -> bool {
-    version == Version::HTTP_11
+    let headers = request.headers();
+    let says = |name, token| headers.get_all(name).iter().any(|list| has_token(list.as_bytes(), token));
+    request.version() == Version::HTTP_11
         && headers.contains_key(UPGRADE)
-        && headers.get_all(CONNECTION).iter().any(|value| has_token(value, "upgrade"))
-        && !headers.get_all(UPGRADE).iter().any(|value| has_token(value, "h2c"))
+        && says(CONNECTION, "upgrade")
+        && !says(UPGRADE, "h2c")
 }
 
 /// Switches to a protocol of our own: answers 101, then runs `serve` on the connection, as a part of the
@@ -48,7 +46,7 @@ where
     F: FnOnce(Upgraded) -> T + 'static,
     T: Future<Output = ()> + 'static,
 {
-    let asked = request.headers().get_all(UPGRADE).iter().any(|value| has_token(value, protocol));
+    let asked = request.headers().get_all(UPGRADE).iter().any(|list| has_token(list.as_bytes(), protocol));
     if !requested(request) || !asked {
         let detail = format!("This is spoken over connections that are upgraded to {protocol} only.");
         return Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade-required", detail)
@@ -67,17 +65,22 @@ where
 /// Passes an upstream's 101 on, then relays both ways until both sides have ended, or nothing has moved for
 /// `idle_timeout`. One side's end is passed on as such, so that the other may still finish. Any other answer is returned
 /// as it is.
-pub fn relay(exchange: &Rc<Exchange>, answer: Response, idle_timeout: Duration) -> Response {
-    let (head, body) = answer.into_parts();
+pub fn relay_answer(exchange: &Rc<Exchange>, answer: Answer, idle_timeout: Duration) -> Answer {
+    let Answer { head, body } = answer;
     let upstream = match body.into_upgraded() {
         Ok(upstream) => upstream,
-        Err(body) => return Response::from_parts(head, body),
+        Err(body) => return Answer { head, body },
     };
     let counted = Rc::clone(exchange);
     exchange.set_tunnel(Box::new(move |client| {
         Box::pin(async move { relay_both_ways(client, upstream, idle_timeout, &counted).await })
     }));
-    Response::from_parts(head, Body::empty())
+    Answer { head, body: Body::empty() }
+}
+
+/// The same as [`relay_answer`] in the `http` crate's types.
+pub fn relay(exchange: &Rc<Exchange>, answer: Response, idle_timeout: Duration) -> Response {
+    relay_answer(exchange, answer.into(), idle_timeout).into()
 }
 
 /// The client's side: the connection that an upstream's 101 has opened. `None` for any other answer.

@@ -8,32 +8,27 @@
 //!
 //! Only a connection on which both messages went to their ends becomes idle; any other is closed at once.
 
-mod answer;
-mod connection;
-mod length;
-mod sending;
+mod flight;
+mod idle;
+mod upload;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{HeaderValue, TRANSFER_ENCODING};
-use http::{Method, StatusCode, Version};
+use http::Version;
 use protoplex_runtime::config::Problems;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use crate::body::{Body, BodyError};
-use crate::exchange::{Request, Response};
-pub(crate) use answer::Answer;
-use connection::{Connection, Lease};
-use sending::{Progress, Sending};
+use crate::exchange::{Answer, Exchange, Request, Response};
+use crate::head::RequestHead;
+pub(crate) use flight::Flight;
+use idle::Idle;
 
 /// The settings of a pool as they stand in a configuration, every key with a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +113,16 @@ pub struct SendError {
     pub request: Option<Box<Request>>,
 }
 
+/// The same of [`Pool::ask`], which leaves the request's head with its caller.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct AskError {
+    /// What failed, and whose fault it is.
+    pub kind: SendErrorKind,
+    /// The request's body as it was, if nothing of the request was sent.
+    pub unsent: Option<Body>,
+}
+
 /// What failed before the first byte of an answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SendErrorKind {
@@ -172,18 +177,19 @@ pub enum SendErrorKind {
 /// A child's connections to other servers, by address. Unused ones are kept for a while.
 pub struct Pool {
     settings: Settings,
-    idle: RefCell<HashMap<SocketAddr, Vec<Connection>>>,
+    idle: Idle,
 }
 
 impl Pool {
     /// A pool without connections.
     pub fn new(settings: Settings) -> Rc<Self> {
-        Rc::new(Self { settings, idle: RefCell::default() })
+        let idle = Idle::new(settings.idle_timeout, settings.max_idle_per_origin);
+        Rc::new(Self { settings, idle })
     }
 
-    /// Sends a request (URI in origin form, hop-by-hop fields already removed) and returns the answer as soon
-    /// as its head is there, even while the request's body is still being sent. After a 101 see
-    /// [`crate::upgrade::relay`] and [`crate::upgrade::of_answer`]. Must be called within a `LocalSet`.
+    /// Sends a request (hop-by-hop fields already removed) and returns the answer as soon as its head is there, even
+    /// while the request's body is still being sent. After a 101 see [`crate::upgrade::relay_answer`] and
+    /// [`crate::upgrade::of_answer`]. Must be called within a `LocalSet`. Answers before the final one go to `inform`.
     ///
     /// With `Expect: 100-continue` the body is not touched before the upstream has asked for it, or has kept
     /// silent for a second. A pooled connection that proves dead is replaced by a fresh one, once: for any request
@@ -193,36 +199,56 @@ impl Pool {
     ///
     /// # Errors
     /// No answer came; see [`SendErrorKind`].
-    pub async fn send(self: &Rc<Self>, origin: SocketAddr, request: Request) -> Result<Response, SendError> {
-        let mut request = request;
-        *request.version_mut() = Version::HTTP_11;
-        frame(&mut request);
-        if let Some(connection) = self.take(origin) {
-            let (head, body) = request.into_parts();
-            let spare = head.method.is_idempotent().then(|| head.clone());
-            let (sending, progress) = Sending::wrap(Request::from_parts(head, body));
-            request = match self.send_on(connection, origin, sending, &progress).await {
-                // Closed by the upstream while it was idle.
-                Err(SendError { kind: SendErrorKind::Closed { .. }, request: Some(unsent) }) => *unsent,
-                Err(SendError { kind: kind @ SendErrorKind::Closed { .. }, request: None }) => {
-                    match spare.and_then(|head| Some((head, progress.untouched()?))) {
-                        Some((head, body)) => Request::from_parts(head, body),
-                        None => return Err(SendError { kind, request: None }),
-                    }
+    pub async fn ask(
+        self: &Rc<Self>,
+        origin: SocketAddr,
+        head: &RequestHead,
+        body: Body,
+        inform: Option<&Exchange>,
+    ) -> Result<Answer, AskError> {
+        let mut body = body;
+        if let Some(stream) = self.idle.take(origin) {
+            let flight = Flight::new(self, origin, stream, head, body);
+            body = match flight.ask(head, inform).await {
+                Ok(answer) => return Ok(answer),
+                Err((SendErrorKind::Closed { .. }, mut flight)) if flight.can_be_sent_anew(head) => {
+                    flight.take_body()
                 }
-                result => return result,
-            }
+                Err((kind, mut flight)) => {
+                    let unsent = flight.is_unsent().then(|| flight.take_body());
+                    return Err(AskError { kind, unsent });
+                }
+            };
         }
         match self.connect(origin).await {
-            Ok(connection) => {
-                let (sending, progress) = Sending::wrap(request);
-                self.send_on(connection, origin, sending, &progress).await
-            }
-            Err(kind) => Err(SendError { kind, request: Some(Box::new(request)) }),
+            Ok(stream) => match Flight::new(self, origin, stream, head, body).ask(head, inform).await {
+                Ok(answer) => Ok(answer),
+                Err((kind, mut flight)) => {
+                    let unsent = flight.is_unsent().then(|| flight.take_body());
+                    Err(AskError { kind, unsent })
+                }
+            },
+            Err(kind) => Err(AskError { kind, unsent: Some(body) }),
         }
     }
 
-    async fn connect(self: &Rc<Self>, origin: SocketAddr) -> Result<Connection, SendErrorKind> {
+    /// The same as [`Pool::ask`] in the `http` crate's types, the URI in origin form.
+    ///
+    /// # Errors
+    /// No answer came; see [`SendErrorKind`].
+    pub async fn send(self: &Rc<Self>, origin: SocketAddr, request: Request) -> Result<Response, SendError> {
+        let (mut parts, body) = request.into_parts();
+        parts.version = Version::HTTP_11;
+        match self.ask(origin, &RequestHead::of_parts(&parts), body, None).await {
+            Ok(answer) => Ok(answer.into()),
+            Err(AskError { kind, unsent }) => {
+                let request = unsent.map(|body| Box::new(Request::from_parts(parts, body)));
+                Err(SendError { kind, request })
+            }
+        }
+    }
+
+    async fn connect(&self, origin: SocketAddr) -> Result<TcpStream, SendErrorKind> {
         let after = self.settings.connect_timeout;
         let connected = async {
             let stream = TcpStream::connect(origin).await?;
@@ -232,97 +258,7 @@ impl Pool {
         match timeout(after, connected).await {
             Err(_) => Err(SendErrorKind::ConnectTimeout { origin, after }),
             Ok(Err(cause)) => Err(SendErrorKind::Connect { origin, cause }),
-            Ok(Ok(stream)) => Connection::open(stream, origin, self)
-                .await
-                .map_err(|error| SendErrorKind::Closed { origin, cause: error.to_string() }),
-        }
-    }
-
-    async fn send_on(
-        self: &Rc<Self>,
-        connection: Connection,
-        origin: SocketAddr,
-        request: http::Request<Sending>,
-        progress: &Rc<Progress>,
-    ) -> Result<Response, SendError> {
-        let mut lease = Lease::new(connection, origin, self);
-        let answer = match self.first_byte(&mut lease, request, progress).await {
-            None => {
-                let after = self.settings.first_byte_timeout;
-                return Err(SendError {
-                    kind: SendErrorKind::FirstByteTimeout { origin, after },
-                    request: None,
-                });
-            }
-            Some(Ok(answer)) => answer,
-            Some(Err(mut error)) => {
-                let request = error.take_message().map(|request| Box::new(Sending::unwrap(request)));
-                return Err(SendError { kind: failure(origin, error.error(), progress), request });
-            }
-        };
-        let (head, body) = answer.into_parts();
-        if let Some(fault) = length::fault(&head.headers) {
-            let kind = SendErrorKind::Protocol { origin, cause: fault.to_owned() };
-            return Err(SendError { kind, request: None });
-        }
-        if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            let upgraded = lease.upgraded().await;
-            let closed =
-                || SendErrorKind::Closed { origin, cause: "it ended with its switch of protocols".into() };
-            let upgraded = upgraded.ok_or_else(|| SendError { kind: closed(), request: None })?;
-            return Ok(Response::from_parts(head, Body::upgraded(upgraded)));
-        }
-        let answer = Answer::new(body, lease, Rc::clone(progress), self.settings.body_idle_timeout);
-        Ok(Response::from_parts(head, Body::answer(answer)))
-    }
-
-    /// Waits for the head of the answer; `None` if it is the upstream that keeps us waiting for too long.
-    async fn first_byte(
-        &self,
-        lease: &mut Lease,
-        request: http::Request<Sending>,
-        progress: &Progress,
-    ) -> Option<connection::Answered> {
-        let mut answer = pin!(lease.send(request));
-        loop {
-            let deadline = progress.since() + self.settings.first_byte_timeout;
-            match timeout_at(deadline, &mut answer).await {
-                Ok(answered) => return Some(answered),
-                Err(_) if progress.since() + self.settings.first_byte_timeout > Instant::now() => {}
-                Err(_) => return None,
-            }
-        }
-    }
-
-    /// An idle connection that is fit for use, the youngest first: so in quiet times the others age and go.
-    fn take(&self, origin: SocketAddr) -> Option<Connection> {
-        let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&origin)?;
-        while let Some(connection) = connections.pop() {
-            if connection.is_ready() {
-                return Some(connection);
-            }
-        }
-        None
-    }
-
-    fn put(&self, origin: SocketAddr, connection: Connection) {
-        let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(origin).or_default();
-        if connections.len() < self.settings.max_idle_per_origin {
-            connection.rest();
-            connections.push(connection);
-        }
-    }
-
-    /// Forgets the connections to an address that have ended.
-    fn prune(&self, origin: SocketAddr) {
-        let mut idle = self.idle.borrow_mut();
-        if let Some(connections) = idle.get_mut(&origin) {
-            connections.retain(|connection| !connection.is_closed());
-            if connections.is_empty() {
-                idle.remove(&origin);
-            }
+            Ok(Ok(stream)) => Ok(stream),
         }
     }
 }
@@ -330,27 +266,5 @@ impl Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("settings", &self.settings).finish_non_exhaustive()
-    }
-}
-
-/// Has the engine send a body of unknown length whatever the method: of GET and HEAD it would leave it out.
-fn frame(request: &mut Request) {
-    let body = request.body();
-    let unknown = !http_body::Body::is_end_stream(body) && body.exact_length().is_none();
-    if unknown && [Method::GET, Method::HEAD].contains(request.method()) {
-        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-}
-
-/// Whose fault it is that no answer came.
-fn failure(origin: SocketAddr, error: &hyper::Error, progress: &Progress) -> SendErrorKind {
-    if let Some(error) = progress.take_error() {
-        SendErrorKind::RequestBody(error)
-    } else if error.is_parse() {
-        SendErrorKind::Protocol { origin, cause: error.to_string() }
-    } else if error.is_user() {
-        SendErrorKind::Unsendable(error.to_string())
-    } else {
-        SendErrorKind::Closed { origin, cause: error.to_string() }
     }
 }

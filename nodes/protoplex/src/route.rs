@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use http::HeaderMap;
-use protoplex_proxy::key::{self, Facts};
+use protoplex_proxy::key::{self, Facts, Fields};
 use protoplex_proxy::placement;
 use protoplex_proxy::table::{Placement, Table};
 use protoplex_proxy::target;
@@ -40,7 +40,7 @@ pub(crate) async fn run(common: &Common, command: Route) -> anyhow::Result<()> {
 
 async fn explain(cluster: &Cluster, request: Route) -> anyhow::Result<Way> {
     let Route { url, headers, client_ip } = request;
-    let headers: HeaderMap = headers.into_iter().collect();
+    let headers = Fields::from(&headers.into_iter().collect::<HeaderMap>());
     let mut way = Way {
         host: url.host().context("the URL has no host")?.to_ascii_lowercase(),
         path: url.path().to_owned(),

@@ -1,6 +1,6 @@
 //! What becomes a key, and what is refused.
 
-use http::header::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 use matchit::Router;
 use proptest::prelude::*;
 use protoplex_wire::pattern::{MAX_KEY_BYTES, PathPattern};
@@ -33,7 +33,7 @@ fn key(template: &str, sent: &Sent<'_>) -> Result<String, KeyError> {
         captures: &found.params,
         query: sent.query,
         form: sent.form.as_bytes(),
-        headers: &headers,
+        headers: &Fields::from(&headers),
         client_ip: "::ffff:192.0.2.7".parse().unwrap(),
     };
     super::key(&parse(template), &facts, MAX_KEY_BYTES)

@@ -149,8 +149,7 @@ fn hosts_are_compared_without_case_port_and_final_dot() {
         (":80", None),
         (".com", None),
     ] {
-        let headers = HeaderMap::from_iter([(HOST, sent.parse().unwrap())]);
-        assert_eq!(host(&headers).as_deref(), expected, "{sent}");
+        assert_eq!(host(Some(sent)).as_deref(), expected, "{sent}");
     }
-    assert_eq!(host(&HeaderMap::new()).as_deref(), Some(""));
+    assert_eq!(host(None).as_deref(), Some(""));
 }

@@ -1,19 +1,25 @@
 //! What goes and what comes in a relayed head.
 
 use http::Method;
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE, VIA};
 
 use super::*;
 use crate::Body;
 use crate::exchange::{Client, Scheme};
 
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 fn exchange(request: &Request) -> Exchange {
-    let client = Client { peer: "192.0.2.7:4000".parse().unwrap(), scheme: Scheme::Https };
+    let client = Client::new("192.0.2.7:4000".parse().unwrap(), Scheme::Https);
     let (head, ()) = {
         let mut copy = http::Request::new(());
         *copy.headers_mut() = request.headers().clone();
         copy.into_parts()
     };
-    Exchange::of(client, &head)
+    Exchange::of(&client, RequestHead::of_parts(&head))
 }
 
 fn with(fields: &[(&str, &str)]) -> Request {

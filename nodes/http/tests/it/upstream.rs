@@ -66,8 +66,9 @@ fn counting() -> crate::kit::Server {
             if request.uri().path() == "/early" {
                 return text(connections.to_string());
             }
+            let large = request.uri().path() == "/large";
             let _ = request.into_body().collect(u64::MAX).await;
-            text(format!("{connections}"))
+            if large { text("x".repeat(1 << 20)) } else { text(format!("{connections}")) }
         }
     })
 }
@@ -83,8 +84,8 @@ fn a_connection_is_used_again_when_both_messages_have_ended() {
                 Body::stream(stream::iter([Ok(Bytes::from_static(b"a")), Ok(Bytes::from_static(b"b"))]));
             assert_eq!(text_of(pool.send(server.address, post(body)).await).await, "1");
         }
-        // An answer that is given up closes its connection.
-        drop(pool.send(server.address, get("/")).await.unwrap());
+        // An answer that is given up before it has come closes its connection.
+        drop(pool.send(server.address, get("/large")).await.unwrap());
         assert_eq!(text_of(pool.send(server.address, get("/")).await).await, "2");
         // So does one that came before the request's body had ended.
         let endless = Body::stream(stream::pending());

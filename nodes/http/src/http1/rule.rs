@@ -45,6 +45,8 @@ rules! {
         "The request line must begin with a method of letters, digits and !#$%&'*+-.^_`|~, followed by one space.",
     BadTarget BAD_REQUEST "bad-target"
         "The request's target is not a path, an http URL, or * with OPTIONS; other characters must be percent-encoded.",
+    BadStatus BAD_GATEWAY "bad-status"
+        "A status line must be an HTTP version and a status from 100 to 599, followed by one space.",
     BareCr BAD_REQUEST "bare-cr"
         "A carriage return must be followed by a line feed.",
     BareLf BAD_REQUEST "bare-lf"
@@ -58,11 +60,11 @@ rules! {
     BadFieldValue BAD_REQUEST "bad-field-value"
         "A header's value must not contain control characters.",
     ContentLengthTwice BAD_REQUEST "content-length-twice"
-        "A request must not have more than one Content-Length.",
+        "A message must not have more than one Content-Length.",
     BadContentLength BAD_REQUEST "bad-content-length"
         "Content-Length must be a decimal number.",
     LengthAndEncoding BAD_REQUEST "content-length-with-transfer-encoding"
-        "A request must not have both Content-Length and Transfer-Encoding.",
+        "A message must not have both Content-Length and Transfer-Encoding.",
     BadTransferEncoding BAD_REQUEST "bad-transfer-encoding"
         "Transfer-Encoding must be given once, be exactly \"chunked\", and only in HTTP/1.1.",
     MissingHost BAD_REQUEST "missing-host"
@@ -71,6 +73,8 @@ rules! {
         "A request must not have more than one Host header.",
     BadHost BAD_REQUEST "bad-host"
         "Host must be a host name or address, perhaps with a port.",
+    BadConnection BAD_REQUEST "bad-connection"
+        "Connection must not name Host, Content-Length or Transfer-Encoding.",
     ConnectWithBody BAD_REQUEST "connect-with-body"
         "A CONNECT request must not have a body.",
     BadChunkSize BAD_REQUEST "bad-chunk-size"

@@ -8,45 +8,32 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
+use super::Discard;
 use crate::body::BodyError;
+use crate::deadline::Patience;
 use crate::exchange::Exchange;
-use crate::framing::{Rule, may_trail};
-use crate::gate::Gate;
-use crate::http2::Discard;
-use crate::patience::Patience;
+use crate::http1::{Rule, may_trail};
 
 /// Counts what comes, gives up a client that sends nothing, and tells apart why a body broke off.
 pub(crate) struct Incoming {
     /// Taken when it is dropped.
     body: Option<hyper::body::Incoming>,
     exchange: Rc<Exchange>,
-    source: Source,
+    /// What is left of a body that nobody wants is to be discarded here.
+    discard: Discard,
     patience: Patience,
     failed: bool,
 }
 
-/// Where a body comes from, and so what is to be known of it besides.
-pub(crate) enum Source {
-    /// The gate knows which rule a body has broken.
-    Http1(Gate),
-    /// What is left of a body that nobody wants is to be discarded here.
-    Http2(Discard),
-}
-
 impl Incoming {
-    pub(crate) fn new(
+    pub(super) fn new(
         body: hyper::body::Incoming,
         exchange: &Rc<Exchange>,
-        source: Source,
+        discard: Discard,
         idle_timeout: Duration,
     ) -> Self {
-        Self {
-            body: Some(body),
-            exchange: Rc::clone(exchange),
-            source,
-            patience: Patience::new(idle_timeout),
-            failed: false,
-        }
+        let (exchange, patience) = (Rc::clone(exchange), Patience::new(idle_timeout));
+        Self { body: Some(body), exchange, discard, patience, failed: false }
     }
 
     pub(crate) fn poll_frame(
@@ -56,7 +43,7 @@ impl Incoming {
         let Some(body) = self.body.as_mut().filter(|_| !self.failed) else { return Poll::Ready(None) };
         let error = match Pin::new(body).poll_frame(cx) {
             Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Ready(Some(Ok(frame))) if self.source.refuses(&frame) => {
+            Poll::Ready(Some(Ok(frame))) if refuses(&frame) => {
                 self.exchange.fault.set(Some(Rule::BadTrailer));
                 BodyError::Malformed(Rule::BadTrailer.detail())
             }
@@ -66,13 +53,7 @@ impl Incoming {
                 self.exchange.bytes_in.set(self.exchange.bytes_in.get() + length);
                 return Poll::Ready(Some(Ok(frame)));
             }
-            Poll::Ready(Some(Err(_))) => match self.source.malformed() {
-                Some(rule) => {
-                    self.exchange.fault.set(Some(rule));
-                    BodyError::Malformed(rule.detail())
-                }
-                None => BodyError::ClientGone,
-            },
+            Poll::Ready(Some(Err(_))) => BodyError::ClientGone,
             Poll::Pending if self.patience.poll_lost(cx).is_ready() => {
                 self.exchange.fault.set(Some(Rule::BodyTooSlow));
                 BodyError::TooSlow(self.patience.limit())
@@ -94,28 +75,16 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Source::Http2(discard) = &self.source
-            && !self.is_end_stream()
+        if !self.is_end_stream()
             && let Some(body) = self.body.take()
         {
-            discard.start(body);
+            self.discard.start(body);
         }
     }
 }
 
-impl Source {
-    /// Whether these are trailers that must not be. Those of HTTP/1.1 the gate has refused already.
-    fn refuses(&self, frame: &Frame<Bytes>) -> bool {
-        matches!(self, Self::Http2(_))
-            && frame
-                .trailers_ref()
-                .is_some_and(|trailers| !trailers.keys().all(|name| may_trail(name.as_str().as_bytes())))
-    }
-
-    fn malformed(&self) -> Option<Rule> {
-        match self {
-            Self::Http1(gate) => gate.malformed(),
-            Self::Http2(_) => None,
-        }
-    }
+/// Whether these are trailers that must not be.
+fn refuses(frame: &Frame<Bytes>) -> bool {
+    let sound = |trailers: &http::HeaderMap| trailers.keys().all(|name| may_trail(name.as_str().as_bytes()));
+    frame.trailers_ref().is_some_and(|trailers| !sound(trailers))
 }

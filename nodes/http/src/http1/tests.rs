@@ -4,6 +4,47 @@ use proptest::prelude::*;
 
 use super::*;
 
+#[derive(Debug)]
+enum Followed {
+    More,
+    Head { length: usize, ends: bool },
+    Body { length: usize, ends: bool },
+    Refused(Rule),
+}
+
+/// Follows the requests of a connection: what is sound goes on.
+struct Framing {
+    scan: Scan,
+    body: Decoder,
+    bounds: Bounds,
+}
+
+impl Framing {
+    fn new(bytes: usize, fields: usize) -> Self {
+        let bounds = Bounds { bytes, fields };
+        Self { scan: Scan::request(), body: Decoder::new(Content::Fixed(0), bounds), bounds }
+    }
+
+    fn step(&mut self, bytes: &[u8]) -> Followed {
+        self.try_step(bytes).unwrap_or_else(Followed::Refused)
+    }
+
+    fn try_step(&mut self, bytes: &[u8]) -> Result<Followed, Rule> {
+        if !self.body.has_ended() {
+            let step = self.body.step(bytes)?;
+            let ends = self.body.has_ended();
+            return Ok(match step.consumed {
+                0 => Followed::More,
+                length => Followed::Body { length, ends },
+            });
+        }
+        let Some(length) = self.scan.advance(bytes, self.bounds)? else { return Ok(Followed::More) };
+        let (_, content) = std::mem::replace(&mut self.scan, Scan::request()).into_request()?;
+        self.body = Decoder::new(content, self.bounds);
+        Ok(Followed::Head { length, ends: self.body.has_ended() })
+    }
+}
+
 const MAX_HEAD_BYTES: usize = 1024;
 const MAX_HEADERS: usize = 8;
 
@@ -25,13 +66,13 @@ fn follow<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Story {
         waiting.extend_from_slice(piece);
         loop {
             let (length, ends) = match framing.step(&waiting) {
-                Step::More => break,
-                Step::Head { length, ends } => {
+                Followed::More => break,
+                Followed::Head { length, ends } => {
                     story.heads += 1;
                     (length, ends)
                 }
-                Step::Body { length, ends } => (length, ends),
-                Step::Refused(rule) => {
+                Followed::Body { length, ends } => (length, ends),
+                Followed::Refused(rule) => {
                     story.refused = Some(rule);
                     return story;
                 }
@@ -288,7 +329,7 @@ proptest! {
     fn what_passes_as_a_head_is_what_the_engine_takes(fragments in prop::collection::vec(fragment(), 0..12)) {
         let stream = fragments.concat();
         let mut framing = Framing::new(MAX_HEAD_BYTES, MAX_HEADERS);
-        if let Step::Head { length, .. } = framing.step(&stream) {
+        if let Followed::Head { length, .. } = framing.step(&stream) {
             let head = std::str::from_utf8(&stream[..length]).unwrap();
             let target = head.trim_start().split(' ').nth(1).unwrap();
             prop_assert!(target.parse::<http::Uri>().is_ok(), "{:?}", target);

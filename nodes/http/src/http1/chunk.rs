@@ -1,6 +1,6 @@
 //! The line before each chunk: its size and its extensions (RFC 9112 section 7.1).
 
-use super::head::is_token;
+use super::grammar::TOKEN;
 use super::rule::Rule;
 
 /// The longest line: extensions are hardly ever used, except to make a server work for nothing.
@@ -47,10 +47,10 @@ pub(super) fn size_line(bytes: &[u8]) -> Result<Line, Rule> {
             (Place::Size, b'\r') if digits > 0 => Place::Lf,
             (Place::Size, b'\n') if digits > 0 => return Err(Rule::BareLf),
             (Place::Size, _) => return Err(Rule::BadChunkSize),
-            (Place::NameStart | Place::Name, _) if is_token(byte) => Place::Name,
+            (Place::NameStart | Place::Name, _) if TOKEN.has(byte) => Place::Name,
             (Place::Name, b'=') => Place::ValueStart,
             (Place::ValueStart, b'"') => Place::Quoted,
-            (Place::ValueStart | Place::Value, _) if is_token(byte) => Place::Value,
+            (Place::ValueStart | Place::Value, _) if TOKEN.has(byte) => Place::Value,
             (Place::Name | Place::Value | Place::Closed, b';') => Place::NameStart,
             (Place::Name | Place::Value | Place::Closed, b'\r') => Place::Lf,
             (Place::Quoted, b'"') => Place::Closed,

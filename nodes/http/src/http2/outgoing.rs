@@ -10,19 +10,14 @@ use crate::body::{Body, BodyError};
 use crate::exchange::End;
 
 /// Counts what goes, and ends the exchange when the engine drops it: sent to its end, or given up.
-pub(crate) struct Outgoing {
+pub(super) struct Outgoing {
     body: Body,
-    end: Option<End>,
+    end: End,
 }
 
 impl Outgoing {
-    pub(crate) fn new(body: Body, end: End) -> Self {
-        Self { body, end: Some(end) }
-    }
-
-    /// No body, of an answer whose exchange goes on otherwise.
-    pub(crate) fn nothing() -> Self {
-        Self { body: Body::empty(), end: None }
+    pub(super) fn new(body: Body, end: End) -> Self {
+        Self { body, end }
     }
 }
 
@@ -35,9 +30,10 @@ impl http_body::Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let (Poll::Ready(Some(Ok(frame))), Some(end)) = (&frame, &self.end) {
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
             let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-            end.exchange.bytes_out.set(end.exchange.bytes_out.get() + length);
+            let sent = &self.end.exchange.bytes_out;
+            sent.set(sent.get() + length);
         }
         frame
     }

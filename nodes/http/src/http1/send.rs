@@ -1,0 +1,184 @@
+//! Sends an answer, whatever its body is, no faster than the client takes it.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, Version};
+use http_body::{Body as _, Frame};
+
+use super::wire::Wire;
+use super::write::{self, Framing, Persistence};
+use crate::body::Body;
+use crate::exchange::{Answer, Exchange};
+use crate::head::{Known, ResponseHead};
+use crate::outbox::Data;
+
+/// How the sending of an answer has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    Whole,
+    /// Broken off, which the client can see from what it got: it is shorter than it was said to be.
+    Short,
+    /// Broken off where the end of the connection would pass for the end of the answer.
+    Unframed,
+}
+
+/// An answer on its way.
+pub(super) struct Sending<'a> {
+    wire: &'a RefCell<Wire>,
+    exchange: &'a Exchange,
+    framing: Framing,
+    body: Body,
+    /// Of a body of known length: how much is to come.
+    left: u64,
+    ended: bool,
+}
+
+/// Sends an answer to its end.
+pub(super) async fn send(
+    wire: &RefCell<Wire>,
+    exchange: &Exchange,
+    answer: Answer,
+    persistence: Persistence,
+) -> Sent {
+    let Answer { head, body } = answer;
+    let framing = framing(exchange, &head, &body);
+    let persistence = match framing {
+        Framing::UntilEnd => Persistence::Closes,
+        _ => persistence,
+    };
+    write::response_head(wire.borrow_mut().out.head(), &head, exchange.head.version, framing, persistence);
+    drop(head);
+    let left = match framing {
+        Framing::Exact(length) => length,
+        _ => 0,
+    };
+    let ended =
+        matches!(framing, Framing::Bodiless | Framing::Exact(0)) || exchange.head.method == Method::HEAD;
+    let mut sending = Sending { wire, exchange, framing, body, left, ended };
+    let whole = poll_fn(|cx| sending.poll(cx)).await;
+    match (whole, framing) {
+        (true, _) => Sent::Whole,
+        (false, Framing::UntilEnd) => Sent::Unframed,
+        (false, _) => Sent::Short,
+    }
+}
+
+/// How the client is told where the body ends (RFC 9112 section 6).
+fn framing(exchange: &Exchange, head: &ResponseHead, body: &Body) -> Framing {
+    let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let said = head.fields.known(Known::ContentLength).next().and_then(super::decimal);
+    if exchange.head.method == Method::HEAD {
+        // What a GET would have been told, where it is known.
+        return match (said, body.exact_length()) {
+            (None, Some(length @ 1..)) => Framing::Exact(length),
+            _ => Framing::Bodiless,
+        };
+    }
+    match body.exact_length().or(said) {
+        _ if bodiless => Framing::Bodiless,
+        Some(length) => Framing::Exact(length),
+        None if exchange.head.version == Version::HTTP_10 => Framing::UntilEnd,
+        None => Framing::Chunked,
+    }
+}
+
+impl Sending<'_> {
+    /// Ready with whether all of it has been sent.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            // One piece at a time, but the head together with the first if that is there.
+            if !self.ended && self.may_fill() {
+                if let Some(data) = self.body.take_ready()
+                    && !self.data(data)
+                {
+                    return Poll::Ready(false);
+                }
+                if self.ended || !self.may_fill() {
+                    continue;
+                }
+                match Pin::new(&mut self.body).poll_frame(cx) {
+                    Poll::Ready(frame) => {
+                        if !self.take(frame) {
+                            // What was sound goes out before the end that shows that it was not all.
+                            let _ = self.wire.borrow_mut().poll_flush(cx);
+                            return Poll::Ready(false);
+                        }
+                    }
+                    Poll::Pending => {
+                        let mut wire = self.wire.borrow_mut();
+                        if ready!(wire.poll_flush(cx)).is_err() {
+                            return Poll::Ready(false);
+                        }
+                        return wire.poll_gone(cx).map(|()| false);
+                    }
+                }
+            }
+            if ready!(self.wire.borrow_mut().poll_flush(cx)).is_err() {
+                return Poll::Ready(false);
+            }
+            if self.ended {
+                return Poll::Ready(true);
+            }
+        }
+    }
+
+    /// Whether there is room for another piece.
+    fn may_fill(&self) -> bool {
+        self.wire.borrow().out.takes_data()
+    }
+
+    /// Puts what the body gave into the outbox; says whether it goes on, or has come to a good end.
+    fn take(&mut self, frame: Option<Result<Frame<Bytes>, crate::BodyError>>) -> bool {
+        match frame {
+            None => self.end(None),
+            Some(Err(_)) => false,
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => self.data(Data::Shared(data)),
+                Err(frame) => self.end(frame.into_trailers().ok()),
+            },
+        }
+    }
+
+    fn data(&mut self, data: Data) -> bool {
+        if data.len() == 0 {
+            return true;
+        }
+        let length = data.len() as u64;
+        self.exchange.bytes_out.set(self.exchange.bytes_out.get() + length);
+        // A body that is known to end here needs no further look. It may read from this very connection.
+        let last = self.framing == Framing::Chunked && self.body.is_end_stream();
+        let out = &mut self.wire.borrow_mut().out;
+        match self.framing {
+            Framing::Exact(_) if length > self.left => return false,
+            Framing::Exact(_) => {
+                self.left -= length;
+                self.ended = self.left == 0;
+                out.data(data);
+            }
+            Framing::Chunked => {
+                write::chunk_size(out.head(), data.len());
+                self.ended = last;
+                out.data(data);
+                out.tail(if last { write::CHUNK_AND_BODY_END } else { write::CHUNK_END });
+            }
+            Framing::UntilEnd | Framing::Bodiless => out.data(data),
+        }
+        true
+    }
+
+    fn end(&mut self, trailers: Option<HeaderMap>) -> bool {
+        self.ended = true;
+        if self.framing == Framing::Chunked {
+            let mut wire = self.wire.borrow_mut();
+            match trailers {
+                None => wire.out.head().extend_from_slice(write::BODY_END),
+                Some(trailers) => write::trailers(wire.out.head(), &trailers),
+            }
+        }
+        self.left == 0
+    }
+}

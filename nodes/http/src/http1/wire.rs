@@ -1,0 +1,324 @@
+//! The client's end of an HTTP/1.1 connection: what is read, what is understood of it, and what waits to be sent. Shared
+//! by the connection's task and by the body of the request that it is at.
+//!
+//! Memory for bytes is held only while there are some: an idle connection has none.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::Frame;
+use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
+
+use super::decoder::{Decoder, Found, Step};
+use super::rule::Rule;
+use super::scan::{Bounds, Content, Scan};
+use super::write;
+use crate::body::BodyError;
+use crate::buffer::Buffer;
+use crate::deadline::{Deadline, Patience};
+use crate::head::RequestHead;
+use crate::limits::Limits;
+use crate::outbox::Outbox;
+use crate::socket::Stream;
+
+/// One connection.
+pub(super) struct Wire {
+    pub(super) stream: Stream,
+    /// Read and not yet understood: part of a head or of a body, or what follows it.
+    pub(super) unread: Buffer,
+    /// Of a head that came in several pieces.
+    scan: Option<Box<Scan>>,
+    bounds: Bounds,
+    /// Of the request that is being answered.
+    body: Decoder,
+    body_patience: Patience,
+    /// Somebody may still read the body.
+    pub(super) has_reader: bool,
+    /// The client waits to be asked for the body.
+    owes_continue: bool,
+    /// The client has ended its side, then.
+    ended: Option<Instant>,
+    /// The connection is of no use any more.
+    broken: bool,
+    /// In the idle phase: since when, or since when a head is on its way.
+    since: Instant,
+    deadline: Deadline,
+    pub(super) out: Outbox,
+    write_patience: Patience,
+}
+
+/// What a connection does next.
+pub(super) enum Next {
+    Request(RequestHead),
+    /// The head breaks a rule.
+    Refused(Rule),
+    /// Nothing: it is over.
+    End,
+}
+
+/// A client that has ended its side may wait for the answer all the same, or be gone: nothing tells before something is
+/// sent. So it is served for a while.
+const HALF_CLOSED_WAIT: Duration = Duration::from_secs(1);
+/// How much of what follows a request is read while it is answered: a reader is needed to see that the client leaves.
+const READ_AHEAD_BYTES: usize = 16 * 1024;
+/// As much of a body as is read at a time.
+const BODY_BYTES: usize = 64 * 1024;
+
+impl Wire {
+    pub(super) fn new(stream: Stream, leading: &[u8], limits: &Limits) -> Self {
+        let mut unread = Buffer::new();
+        unread.extend(leading);
+        let bounds = Bounds { bytes: limits.max_head_bytes, fields: limits.max_headers };
+        Self {
+            stream,
+            unread,
+            scan: None,
+            bounds,
+            body: Decoder::new(Content::Fixed(0), bounds),
+            body_patience: Patience::new(limits.body_idle_timeout),
+            has_reader: false,
+            owes_continue: false,
+            ended: None,
+            broken: false,
+            since: Instant::now(),
+            deadline: Deadline::default(),
+            out: Outbox::default(),
+            write_patience: Patience::new(limits.write_timeout),
+        }
+    }
+
+    /// From now on it is idle.
+    pub(super) fn rest(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// The next request, once its head is whole.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>, limits: &Limits, closing: bool) -> Poll<Next> {
+        loop {
+            if !self.unread.is_empty() {
+                match self.read_head() {
+                    Ok(Some(head)) => return Poll::Ready(Next::Request(head)),
+                    Ok(None) => {}
+                    Err(rule) => return Poll::Ready(Next::Refused(rule)),
+                }
+            }
+            if self.broken || self.ended.is_some() {
+                return Poll::Ready(Next::End);
+            }
+            let idle = self.unread.is_empty();
+            if self.poll_read(cx).is_ready() {
+                // The head's time begins with its first byte.
+                if idle && !self.unread.is_empty() {
+                    self.since = Instant::now();
+                }
+                continue;
+            }
+            if idle && closing {
+                return Poll::Ready(Next::End);
+            }
+            let limit = if idle { limits.idle_timeout } else { limits.head_timeout };
+            ready!(self.deadline.poll(cx, self.since + limit));
+            return Poll::Ready(if idle { Next::End } else { Next::Refused(Rule::HeadTooSlow) });
+        }
+    }
+
+    fn read_head(&mut self) -> Result<Option<RequestHead>, Rule> {
+        // One that comes whole, as nearly all do, needs no memory of its own.
+        let mut kept = self.scan.take();
+        let mut fresh = None;
+        let scan = match &mut kept {
+            Some(scan) => scan,
+            None => fresh.insert(Scan::request()),
+        };
+        let Some(length) = scan.advance(self.unread.filled(), self.bounds)? else {
+            self.scan = kept.or_else(|| fresh.map(Box::new));
+            return Ok(None);
+        };
+        let scan = kept.map(|scan| *scan).or(fresh).unwrap_or_else(Scan::request);
+        let (head, content) = scan.into_request()?;
+        self.unread.consume(length);
+        self.owes_continue = content != Content::Fixed(0) && expects_continue(&head);
+        self.body = Decoder::new(content, self.bounds);
+        Ok(Some(head))
+    }
+
+    /// Reads once. Ready means that there is something new to look at.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match ready!(self.unread.poll_fill(cx, &mut self.stream)) {
+            Ok(0) => self.ended = Some(Instant::now()),
+            Ok(_) => {}
+            Err(_) => self.broken = true,
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether the request has a body that isn't over.
+    pub(super) fn has_body(&self) -> bool {
+        !self.body.has_ended()
+    }
+
+    /// How many bytes of the body are still to come, where that is known.
+    pub(super) fn body_length(&self) -> Option<u64> {
+        self.body.exact_length()
+    }
+
+    /// The next piece of the body.
+    pub(super) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Frame<Bytes>>, BodyFault>> {
+        loop {
+            if self.body.has_ended() {
+                return Poll::Ready(Ok(None));
+            }
+            if let Some(found) = self.decode().map_err(BodyFault::Broken)? {
+                return Poll::Ready(Ok(found));
+            }
+            if self.broken || self.ended.is_some() {
+                return Poll::Ready(Err(BodyFault::Gone));
+            }
+            self.poll_ask(cx);
+            let read = match self.body.data_ahead() {
+                0 => self.poll_read(cx).map(|()| None),
+                ahead => self.poll_data(cx, ahead),
+            };
+            match read {
+                Poll::Ready(None) => self.body_patience.renew(),
+                Poll::Ready(Some(data)) => {
+                    self.body_patience.renew();
+                    return Poll::Ready(Ok(Some(Frame::data(data))));
+                }
+                Poll::Pending => {
+                    ready!(self.body_patience.poll_lost(cx));
+                    return Poll::Ready(Err(BodyFault::TooSlow(self.body_patience.limit())));
+                }
+            }
+        }
+    }
+
+    /// What of the body is in the bytes at hand: a piece, its end, or nothing yet.
+    fn decode(&mut self) -> Result<Option<Option<Frame<Bytes>>>, Rule> {
+        while !self.unread.is_empty() {
+            let Step { consumed, found } = self.body.step(self.unread.filled())?;
+            let frame = match found {
+                Found::More if consumed == 0 => return Ok(None),
+                Found::More => None,
+                Found::Data(range) => {
+                    Some(Some(Frame::data(Bytes::copy_from_slice(&self.unread.filled()[range]))))
+                }
+                Found::End(trailers) => Some(trailers.map(|fields| Frame::trailers(fields.to_map()))),
+            };
+            self.unread.consume(consumed);
+            if frame.is_some() {
+                return Ok(frame);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads data of the body, of which so much is ahead, into memory of its own.
+    fn poll_data(&mut self, cx: &mut Context<'_>, ahead: u64) -> Poll<Option<Bytes>> {
+        let mut data = BytesMut::with_capacity(ahead.min(BODY_BYTES as u64) as usize);
+        let mut limited = bytes::BufMut::limit(&mut data, ahead.min(BODY_BYTES as u64) as usize);
+        match ready!(poll_read_buf(std::pin::Pin::new(&mut self.stream), cx, &mut limited)) {
+            Ok(0) => {
+                self.ended = Some(Instant::now());
+                Poll::Ready(None)
+            }
+            Ok(length) => {
+                self.body.pass(length as u64);
+                Poll::Ready(Some(data.freeze()))
+            }
+            Err(_) => {
+                self.broken = true;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    /// Asks for a body that the client has kept back.
+    fn poll_ask(&mut self, cx: &mut Context<'_>) {
+        if std::mem::take(&mut self.owes_continue) {
+            self.out.head().extend_from_slice(write::CONTINUE);
+        } else if self.out.is_empty() {
+            return;
+        }
+        // What can't be sent now is sent at the next poll, or before the answer; a failure shows when it is read.
+        let _ = self.out.poll_send(cx, &mut self.stream);
+    }
+
+    /// The answer begins: the body is not asked for any more. Says whether all of it has come, so that another request
+    /// may follow; what of it is at hand and nobody wants is thrown away.
+    pub(super) fn begin_answer(&mut self) -> bool {
+        let owed = std::mem::take(&mut self.owes_continue);
+        while !owed && !self.has_reader && self.has_body() && matches!(self.decode(), Ok(Some(_))) {}
+        !self.has_body()
+    }
+
+    /// Ready when the client has left, while its request is being answered.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.broken {
+                return Poll::Ready(());
+            }
+            if let Some(ended) = self.ended {
+                return self.deadline.poll(cx, ended + HALF_CLOSED_WAIT);
+            }
+            // Whoever reads the body sees it; what is more than enough is left where it is.
+            if self.has_body() || self.unread.len() >= READ_AHEAD_BYTES {
+                return Poll::Pending;
+            }
+            ready!(self.poll_read(cx));
+        }
+    }
+
+    /// Sends what waits. An error means that the connection is of no use any more.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.out.poll_send(cx, &mut self.stream) {
+            Poll::Ready(sent) => {
+                self.write_patience.renew();
+                self.broken |= sent.is_err();
+                Poll::Ready(sent)
+            }
+            Poll::Pending => {
+                ready!(self.write_patience.poll_lost(cx));
+                self.broken = true;
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+
+    /// Whether the connection is about to end although the client may still be sending.
+    pub(super) fn is_unread(&self) -> bool {
+        (self.has_body() || !self.unread.is_empty()) && self.ended.is_none() && !self.broken
+    }
+}
+
+/// Why a body is not whole.
+#[derive(Debug)]
+pub(super) enum BodyFault {
+    Broken(Rule),
+    Gone,
+    TooSlow(Duration),
+}
+
+impl From<BodyFault> for BodyError {
+    fn from(fault: BodyFault) -> Self {
+        match fault {
+            BodyFault::Broken(rule) => Self::Malformed(rule.detail()),
+            BodyFault::Gone => Self::ClientGone,
+            BodyFault::TooSlow(limit) => Self::TooSlow(limit),
+        }
+    }
+}
+
+fn expects_continue(head: &RequestHead) -> bool {
+    head.version == http::Version::HTTP_11
+        && head
+            .fields
+            .known(crate::head::Known::Expect)
+            .any(|value| value.eq_ignore_ascii_case(b"100-continue"))
+}

@@ -1,0 +1,311 @@
+//! One request on a connection to an upstream, from its first byte to the last of its answer.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{Method, StatusCode};
+use http_body::{Frame, SizeHint};
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
+
+use super::upload::Upload;
+use super::{Pool, SendErrorKind};
+use crate::body::{Body, BodyError};
+use crate::buffer::Buffer;
+use crate::deadline::{Deadline, Patience};
+use crate::exchange::{Answer, Exchange};
+use crate::forwarded::has_token;
+use crate::head::{Known, RequestHead, ResponseHead};
+use crate::http1::{Bounds, Content, Decoder, Found, Rule, Scan, Step};
+use crate::socket::{Socket, Stream};
+use crate::upgrade::Upgraded;
+
+/// A connection in use. Dropped before the answer's end it is closed; after it the pool has it again.
+pub(crate) struct Flight {
+    pool: Weak<Pool>,
+    origin: SocketAddr,
+    /// Taken when both messages are over.
+    stream: Option<TcpStream>,
+    unread: Buffer,
+    upload: Upload,
+    /// Of the answer.
+    body: Decoder,
+    patience: Patience,
+    /// The upstream will take another request on this connection.
+    stays: bool,
+    failed: bool,
+}
+
+/// The most of an answer's head, and of its trailer section.
+const BOUNDS: Bounds = Bounds { bytes: 64 * 1024, fields: 256 };
+/// The most answers before the final one.
+const MAX_INTERIM: usize = 100;
+/// As much of a body as is read at a time.
+const BODY_BYTES: usize = 64 * 1024;
+/// For an upstream that takes nothing of what an upgraded connection brings.
+const UPGRADED_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Flight {
+    pub(super) fn new(
+        pool: &Rc<Pool>,
+        origin: SocketAddr,
+        stream: TcpStream,
+        head: &RequestHead,
+        body: Body,
+    ) -> Self {
+        Self {
+            pool: Rc::downgrade(pool),
+            origin,
+            stream: Some(stream),
+            unread: Buffer::new(),
+            upload: Upload::new(head, body),
+            body: Decoder::new(Content::Fixed(0), BOUNDS),
+            patience: Patience::new(pool.settings.body_idle_timeout),
+            stays: false,
+            failed: false,
+        }
+    }
+
+    /// Sends the request and waits for the head of its answer.
+    pub(super) async fn ask(
+        mut self,
+        request: &RequestHead,
+        inform: Option<&Exchange>,
+    ) -> Result<Answer, (SendErrorKind, Self)> {
+        let mut deadline = Deadline::default();
+        let mut interim = 0;
+        let mut scan = Scan::response();
+        loop {
+            let read = poll_fn(|cx| self.poll_head(cx, &mut scan, &mut deadline)).await;
+            let (head, content) = match read.and_then(|()| self.broken(scan.into_response(&request.method))) {
+                Ok(read) => read,
+                Err(kind) => return Err((kind, self)),
+            };
+            if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
+                return Ok(self.answer(request, head, content));
+            }
+            interim += 1;
+            if interim > MAX_INTERIM {
+                let cause = "it sends one answer before the final one after the other".to_owned();
+                return Err((SendErrorKind::Protocol { origin: self.origin, cause }, self));
+            }
+            if head.status == StatusCode::CONTINUE {
+                self.upload.go_on();
+            } else if let Some(exchange) = inform {
+                exchange.inform(head);
+            }
+            scan = Scan::response();
+        }
+    }
+
+    fn broken<T>(&self, read: Result<T, Rule>) -> Result<T, SendErrorKind> {
+        let origin = self.origin;
+        read.map_err(|rule| SendErrorKind::Protocol { origin, cause: rule.kind().to_owned() })
+    }
+
+    /// Sends on, and reads on until a head is whole.
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        scan: &mut Scan,
+        deadline: &mut Deadline,
+    ) -> Poll<Result<(), SendErrorKind>> {
+        loop {
+            if !self.unread.is_empty() {
+                let length = self.broken(scan.advance(self.unread.filled(), BOUNDS))?;
+                if let Some(length) = length {
+                    self.unread.consume(length);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let Some(stream) = &mut self.stream else { return Poll::Pending };
+            if let Poll::Ready(Err(error)) = self.upload.poll(cx, stream) {
+                return Poll::Ready(Err(SendErrorKind::RequestBody(error)));
+            }
+            match self.unread.poll_fill(cx, stream) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.closed("it ended"))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.closed(&error.to_string()))),
+                Poll::Pending => {
+                    let Some(pool) = self.pool.upgrade() else { return Poll::Pending };
+                    let after = pool.settings.first_byte_timeout;
+                    let Some(since) = self.upload.waiting_since() else {
+                        deadline.clear();
+                        return Poll::Pending;
+                    };
+                    ready!(deadline.poll(cx, since + after));
+                    return Poll::Ready(Err(SendErrorKind::FirstByteTimeout { origin: self.origin, after }));
+                }
+            }
+        }
+    }
+
+    fn closed(&self, cause: &str) -> SendErrorKind {
+        SendErrorKind::Closed { origin: self.origin, cause: cause.to_owned() }
+    }
+
+    /// Whether not a byte of the request was sent.
+    pub(super) fn is_unsent(&self) -> bool {
+        self.upload.is_unsent()
+    }
+
+    /// Whether the request may be sent once more, on another connection, after this one has ended without a byte of an
+    /// answer.
+    pub(super) fn can_be_sent_anew(&self, head: &RequestHead) -> bool {
+        let silent = self.unread.is_empty();
+        silent && (self.is_unsent() || (head.method.is_idempotent() && self.upload.has_body()))
+    }
+
+    pub(super) fn take_body(&mut self) -> Body {
+        self.upload.take_body()
+    }
+
+    /// The answer whose head was read, with a body that reads on.
+    fn answer(mut self, request: &RequestHead, head: ResponseHead, content: Content) -> Answer {
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switched(head);
+        }
+        let says = |token| head.fields.known(Known::Connection).any(|list| has_token(list, token));
+        let persists = head.version == http::Version::HTTP_11 || says("keep-alive");
+        self.stays = persists && !says("close") && content != Content::UntilEnd;
+        // What must not be there may be there all the same, and would be taken for the next answer.
+        let odd = head.status == StatusCode::NO_CONTENT
+            && (head.fields.known(Known::TransferEncoding).next().is_some()
+                || head.fields.known(Known::ContentLength).any(|length| length != b"0"));
+        self.stays &= !odd && request.method != Method::CONNECT;
+        self.body = Decoder::new(content, BOUNDS);
+        let body = match content {
+            // Nearly all answers come whole: then the connection is free before they have gone on.
+            Content::Fixed(length) if length <= self.unread.len() as u64 && self.upload.has_ended() => {
+                let mut whole = std::mem::take(&mut self.unread);
+                self.stays &= whole.len() as u64 == length;
+                whole.truncate(length as usize);
+                self.body.pass(length);
+                self.give_back();
+                Body::held(whole)
+            }
+            _ => Body::upstream(self),
+        };
+        Answer { head, body }
+    }
+
+    /// The connection itself, after a 101.
+    fn switched(mut self, head: ResponseHead) -> Answer {
+        let stream = self.stream.take().map_or(Stream::Closed, Stream::Plain);
+        let mut socket = Socket::new(stream, UPGRADED_WRITE_TIMEOUT);
+        socket.unread(std::mem::take(&mut self.unread).into_bytes());
+        Answer { head, body: Body::upgraded(Upgraded::new(socket)) }
+    }
+
+    /// Both messages are over, or the connection is of no use.
+    fn give_back(&mut self) {
+        let sound = self.stays && self.unread.is_empty() && self.upload.has_ended() && !self.failed;
+        if let (Some(stream), true, Some(pool)) = (self.stream.take(), sound, self.pool.upgrade()) {
+            pool.idle.put(self.origin, stream);
+        }
+    }
+
+    /// The next piece of the answer's body; what is left of the request goes on meanwhile.
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.failed || (self.body.has_ended() && self.stream.is_none()) {
+            return Poll::Ready(None);
+        }
+        match ready!(self.poll_body(cx)) {
+            Ok(frame) => {
+                if self.body.has_ended() {
+                    self.give_back();
+                }
+                Poll::Ready(frame.map(Ok))
+            }
+            Err(error) => {
+                self.failed = true;
+                self.stream = None;
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, BodyError>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(None)) };
+        // A body that fails has broken the request off; the answer may be good all the same, and the connection isn't.
+        if let Poll::Ready(Err(_)) = self.upload.poll(cx, stream) {
+            self.stays = false;
+        }
+        loop {
+            if self.body.has_ended() {
+                return Poll::Ready(Ok(None));
+            }
+            if !self.unread.is_empty() {
+                let step = self.body.step(self.unread.filled());
+                let Step { consumed, found } =
+                    step.map_err(|rule| BodyError::Upstream(rule.kind().to_owned()))?;
+                let frame = match found {
+                    Found::More => None,
+                    Found::Data(range) => {
+                        Some(Some(Frame::data(Bytes::copy_from_slice(&self.unread.filled()[range]))))
+                    }
+                    Found::End(trailers) => Some(trailers.map(|fields| Frame::trailers(fields.to_map()))),
+                };
+                if consumed > 0 {
+                    self.unread.consume(consumed);
+                }
+                match frame {
+                    Some(frame) => return Poll::Ready(Ok(frame)),
+                    None if consumed > 0 => continue,
+                    None => {}
+                }
+            }
+            let read = match self.body.data_ahead() {
+                0 => self.unread.poll_fill(cx, stream),
+                ahead => {
+                    let size = ahead.min(BODY_BYTES as u64) as usize;
+                    let mut data = BytesMut::with_capacity(size);
+                    let mut space = (&mut data).limit(size);
+                    match poll_read_buf(Pin::new(&mut *stream), cx, &mut space) {
+                        Poll::Ready(Ok(length @ 1..)) => {
+                            self.body.pass(length as u64);
+                            self.patience.renew();
+                            return Poll::Ready(Ok(Some(Frame::data(data.freeze()))));
+                        }
+                        other => other,
+                    }
+                }
+            };
+            match read {
+                Poll::Ready(Ok(0)) if self.body.connection_ended() => {}
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(BodyError::Upstream("it ended".into()))),
+                Poll::Ready(Ok(_)) => self.patience.renew(),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(BodyError::Upstream(error.to_string()))),
+                Poll::Pending => {
+                    ready!(self.patience.poll_lost(cx));
+                    return Poll::Ready(Err(BodyError::UpstreamTooSlow(self.patience.limit())));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.failed || self.body.has_ended()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.body.exact_length().map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        // A body of known length need not be asked for its end.
+        if self.stream.is_some() && self.body.has_ended() {
+            self.give_back();
+        }
+    }
+}

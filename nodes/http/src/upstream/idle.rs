@@ -1,0 +1,109 @@
+//! The connections that are not in use.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until};
+
+/// By address, each with the time at which it is closed.
+pub(super) struct Idle {
+    shelves: Rc<RefCell<Shelves>>,
+    timeout: Duration,
+    max_per_origin: usize,
+}
+
+#[derive(Default)]
+struct Shelves {
+    streams: HashMap<SocketAddr, Vec<Resting>>,
+    /// Closes what has rested for too long; runs only while there is something.
+    keeper: Option<AbortHandle>,
+}
+
+struct Resting {
+    stream: TcpStream,
+    until: Instant,
+}
+
+/// How often at least what upstreams have closed is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Idle {
+    pub(super) fn new(timeout: Duration, max_per_origin: usize) -> Self {
+        Self { shelves: Rc::default(), timeout, max_per_origin }
+    }
+
+    /// A connection that is fit for use, the youngest first: so in quiet times the others age and go.
+    pub(super) fn take(&self, origin: SocketAddr) -> Option<TcpStream> {
+        let mut shelves = self.shelves.borrow_mut();
+        let shelf = shelves.streams.get_mut(&origin)?;
+        while let Some(resting) = shelf.pop() {
+            if is_quiet(&resting.stream) {
+                return Some(resting.stream);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection on which both messages have ended.
+    pub(super) fn put(&self, origin: SocketAddr, stream: TcpStream) {
+        let mut shelves = self.shelves.borrow_mut();
+        let shelf = shelves.streams.entry(origin).or_default();
+        if shelf.len() >= self.max_per_origin {
+            return;
+        }
+        shelf.push(Resting { stream, until: Instant::now() + self.timeout });
+        if shelves.keeper.is_none() {
+            let keeper = tokio::task::spawn_local(keep(Rc::downgrade(&self.shelves), self.timeout));
+            shelves.keeper = Some(keeper.abort_handle());
+        }
+    }
+}
+
+impl Drop for Shelves {
+    fn drop(&mut self) {
+        if let Some(keeper) = self.keeper.take() {
+            keeper.abort();
+        }
+    }
+}
+
+/// Whether nothing has come of a connection on which nothing is asked: no end, and no bytes that would be taken for the
+/// next answer. As a rule this needs no system call: the event loop would know.
+fn is_quiet(stream: &TcpStream) -> bool {
+    let mut cx = Context::from_waker(Waker::noop());
+    match stream.poll_read_ready(&mut cx) {
+        Poll::Pending => true,
+        // It may stand for what has been read since.
+        Poll::Ready(_) => {
+            matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        }
+    }
+}
+
+/// Closes connections in their time, and those that their upstream has closed, until there are none.
+async fn keep(shelves: Weak<RefCell<Shelves>>, timeout: Duration) {
+    let mut next = Instant::now() + timeout.min(LOOK_INTERVAL);
+    loop {
+        sleep_until(next).await;
+        let Some(shelves) = Weak::upgrade(&shelves) else { return };
+        let mut shelves = shelves.borrow_mut();
+        let now = Instant::now();
+        next = now + LOOK_INTERVAL;
+        for shelf in shelves.streams.values_mut() {
+            shelf.retain(|resting| resting.until > now && is_quiet(&resting.stream));
+            next = shelf.iter().map(|resting| resting.until).fold(next, Instant::min);
+        }
+        shelves.streams.retain(|_, shelf| !shelf.is_empty());
+        if shelves.streams.is_empty() {
+            shelves.keeper = None;
+            return;
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! A request on its way to an upstream: its head, and its body as it is made.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::body::{Body, BodyError};
+use crate::deadline::Deadline;
+use crate::head::{Known, RequestHead};
+use crate::http1::{self, Framing};
+use crate::outbox::{Data, Outbox};
+
+/// What is sent, and how far that is.
+pub(super) struct Upload {
+    out: Outbox,
+    framing: Framing,
+    body: Body,
+    /// The body once more, where it is wholly in memory.
+    spare: Option<Body>,
+    /// Of a body of known length: how much is to come of it.
+    left: u64,
+    /// Until then nothing is sent of the body: the client has asked the upstream for a word before.
+    hold: Option<Hold>,
+    /// A byte was sent.
+    begun: bool,
+    /// The body has been asked for a piece.
+    touched: bool,
+    ended: bool,
+    /// The upstream takes nothing any more. It may have answered before; how it goes on is told by reading.
+    deaf: bool,
+    /// When the connection last took something, or when the body had nothing to give.
+    pub(super) moved: Instant,
+    /// It is the body's source that everybody waits for.
+    starved: bool,
+}
+
+struct Hold {
+    until: Instant,
+    deadline: Deadline,
+}
+
+/// Upstreams may well ignore `Expect` (RFC 9110 section 10.1.1): after so long the body is sent unasked.
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+impl Upload {
+    pub(super) fn new(head: &RequestHead, body: Body) -> Self {
+        let length = if body.is_end_stream() { Some(0) } else { body.exact_length() };
+        let framing = length.map_or(Framing::Chunked, Framing::Exact);
+        let mut out = Outbox::default();
+        http1::request_head(out.head(), head, framing);
+        let expects =
+            head.fields.known(Known::Expect).any(|value| value.eq_ignore_ascii_case(b"100-continue"));
+        let now = Instant::now();
+        let ended = length == Some(0);
+        let hold =
+            (expects && !ended).then(|| Hold { until: now + CONTINUE_WAIT, deadline: Deadline::default() });
+        Self {
+            out,
+            framing,
+            spare: body.copy(),
+            body,
+            left: length.unwrap_or(0),
+            hold,
+            begun: false,
+            touched: false,
+            ended,
+            deaf: false,
+            moved: now,
+            starved: false,
+        }
+    }
+
+    /// Whether all has been sent.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended && self.out.is_empty() && !self.deaf
+    }
+
+    /// Whether not a byte has been sent.
+    pub(super) fn is_unsent(&self) -> bool {
+        !self.begun && self.has_body()
+    }
+
+    /// Whether the body can be had as it was.
+    pub(super) fn has_body(&self) -> bool {
+        !self.touched || self.spare.is_some()
+    }
+
+    pub(super) fn take_body(&mut self) -> Body {
+        self.spare.take().unwrap_or_else(|| std::mem::take(&mut self.body))
+    }
+
+    /// The upstream wants the body.
+    pub(super) fn go_on(&mut self) {
+        self.hold = None;
+    }
+
+    /// Since when it is the upstream that keeps everybody waiting; `None` while it is not.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        (!self.starved).then_some(self.moved)
+    }
+
+    /// Sends what can be sent now. Ready when there is no more to come; an error is the body's, which breaks the
+    /// request off.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut TcpStream,
+    ) -> Poll<Result<(), BodyError>> {
+        loop {
+            if self.deaf {
+                return Poll::Pending;
+            }
+            if !self.held(cx) && !self.ended && self.out.takes_data() {
+                self.touched = true;
+                let frame = Pin::new(&mut self.body).poll_frame(cx);
+                self.starved = frame.is_pending();
+                if let Poll::Ready(frame) = frame {
+                    self.take(frame)?;
+                } else if self.out.is_empty() {
+                    self.moved = Instant::now();
+                    return Poll::Pending;
+                }
+            }
+            if self.out.is_empty() {
+                return if self.ended { Poll::Ready(Ok(())) } else { Poll::Pending };
+            }
+            ready!(self.poll_flush(cx, stream));
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Sends what waits in the outbox.
+    fn poll_flush(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream) -> Poll<()> {
+        while !self.out.is_empty() {
+            match ready!(self.out.poll_write(cx, stream)) {
+                Ok(sent) => {
+                    self.begun = true;
+                    self.out.consume(sent);
+                }
+                Err(_) => {
+                    self.deaf = true;
+                    self.out.clear();
+                    return Poll::Ready(());
+                }
+            }
+            self.moved = Instant::now();
+        }
+        Poll::Ready(())
+    }
+
+    fn held(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(hold) = &mut self.hold else { return false };
+        if hold.deadline.poll(cx, hold.until).is_ready() {
+            self.hold = None;
+        }
+        self.hold.is_some()
+    }
+
+    fn take(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) -> Result<(), BodyError> {
+        let Some(frame) = frame else { return self.end(None) };
+        match frame?.into_data() {
+            Ok(data) if data.is_empty() => Ok(()),
+            Ok(data) => self.data(data),
+            Err(frame) => self.end(frame.into_trailers().ok()),
+        }
+    }
+
+    fn data(&mut self, data: Bytes) -> Result<(), BodyError> {
+        let length = data.len() as u64;
+        if let Framing::Exact(_) = self.framing {
+            if length > self.left {
+                return Err(BodyError::Other("the body is longer than it was said to be".into()));
+            }
+            self.left -= length;
+            self.ended = self.left == 0;
+            self.out.data(Data::Shared(data));
+        } else {
+            http1::chunk_size(self.out.head(), data.len());
+            // A body that is known to end here needs no further look.
+            self.ended = self.body.is_end_stream();
+            self.out.data(Data::Shared(data));
+            self.out.tail(if self.ended { http1::CHUNK_AND_BODY_END } else { http1::CHUNK_END });
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, trailers: Option<http::HeaderMap>) -> Result<(), BodyError> {
+        if self.left > 0 {
+            return Err(BodyError::Other("the body is shorter than it was said to be".into()));
+        }
+        self.ended = true;
+        if self.framing == Framing::Chunked {
+            match trailers {
+                None => self.out.head().extend_from_slice(http1::BODY_END),
+                Some(trailers) => http1::trailers(self.out.head(), &trailers),
+            }
+        }
+        Ok(())
+    }
+}
