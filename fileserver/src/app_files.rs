@@ -8,16 +8,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use http::Method;
+use http::header::{ACCEPT_ENCODING, HeaderValue};
 use http::request::Parts;
-use protoplex_http::{Body, Response};
+use protoplex_http::{Answer, Body, RequestHead, Response, ResponseHead};
 use protoplex_wire::follow::Builds;
 use protoplex_wire::proto::{self, Build};
 use sha2::{Digest, Sha256};
 
 use crate::answer::{Offer, Piece, Selection, answer};
 use crate::host::VirtualHost;
-use crate::negotiate::Coding;
-use crate::path::FilePath;
+use crate::negotiate::{Coding, choose_among};
+use crate::path::{FilePath, PATH_MAX_BYTES};
 
 /// A page is what a deploy replaces under an unchanged name: it is kept as long as one likes, and asked for by its tag
 /// each time, so that a deploy is seen at once and costs a 304 where nothing has changed.
@@ -50,6 +52,10 @@ pub(crate) struct Asset {
     modified: SystemTime,
     identity: Bytes,
     coded: Vec<(Coding, Bytes)>,
+    /// Those of `coded`.
+    codings: Vec<Coding>,
+    /// The whole answer in each coding, to a request that asks for nothing special.
+    ready: Vec<(Coding, ResponseHead, Bytes)>,
 }
 
 impl AppFiles {
@@ -60,14 +66,34 @@ impl AppFiles {
 
     /// The asset of that name in the build whose pattern fits the host best. A folder's is its `index.html`.
     pub(crate) fn find(&self, host: &VirtualHost, path: &FilePath) -> Option<Rc<Asset>> {
+        self.named(host, path.as_str())
+    }
+
+    fn named(&self, host: &VirtualHost, name: &str) -> Option<Rc<Asset>> {
         let builds = self.held.borrow();
         let build = builds.iter().find(|build| host.matches(&build.host))?;
-        let name = path.as_str();
         match name.ends_with('/') {
             true => build.assets.get(&format!("{name}index.html")),
             false => build.assets.get(name),
         }
         .cloned()
+    }
+
+    /// The answer to a plain request for an asset, made when its build came: the same that [`Asset::answer`] makes. None
+    /// where there is more to look at: conditions, ranges, a path to be decoded.
+    pub(crate) fn at_once(&self, request: &RequestHead) -> Option<Answer> {
+        let plain = matches!(*request.method(), Method::GET | Method::HEAD)
+            && is_plain(request.path())
+            && !request.fields().names().any(is_conditional);
+        if !plain {
+            return None;
+        }
+        let asset = self.named(&VirtualHost::parse(request.host()?)?, request.path())?;
+        let accepted = request.fields().get_all(&ACCEPT_ENCODING);
+        let coding = choose_among(accepted, &asset.codings);
+        let (_, head, bytes) = asset.ready.iter().find(|(ready, ..)| *ready == coding)?;
+        let body = if *request.method() == Method::HEAD { Body::empty() } else { Body::full(bytes.clone()) };
+        Some(Answer { head: head.clone(), body })
     }
 
     /// Whether a host has an app, be it fetched or not; `None` where nobody has told yet.
@@ -108,7 +134,7 @@ impl AppFiles {
 impl Asset {
     fn new(asset: proto::Asset, modified: SystemTime) -> Self {
         let coded = [(Coding::Brotli, asset.brotli), (Coding::Gzip, asset.gzip)];
-        Self {
+        let mut made = Self {
             cache_control: life(&asset.path, &asset.content_type),
             tag: URL_SAFE_NO_PAD.encode(Sha256::digest(&asset.identity)),
             content_type: asset.content_type,
@@ -119,7 +145,25 @@ impl Asset {
                 .filter(|(_, bytes)| !bytes.is_empty())
                 .map(|(c, b)| (c, b.into()))
                 .collect(),
+            codings: Vec::new(),
+            ready: Vec::new(),
+        };
+        made.codings = made.coded.iter().map(|(coding, _)| *coding).collect();
+        made.ready =
+            [Coding::Identity].iter().chain(&made.codings).map(|coding| made.whole(*coding)).collect();
+        made
+    }
+
+    /// The whole answer in a coding.
+    fn whole(&self, coding: Coding) -> (Coding, ResponseHead, Bytes) {
+        let (mut request, ()) = http::Request::new(()).into_parts();
+        if let Some(name) = coding.name() {
+            request.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(name));
         }
+        let (head, _) = self.answer(&request).into_parts();
+        let (head, _) = Answer::from(Response::from_parts(head, Body::empty())).into_parts();
+        let coded = self.coded.iter().find(|(ready, _)| *ready == coding);
+        (coding, head, coded.map_or(&self.identity, |(_, bytes)| bytes).clone())
     }
 
     /// Answers a GET or HEAD for it.
@@ -179,6 +223,22 @@ fn is_digest(word: &str) -> bool {
         && word.bytes().all(|byte| byte.is_ascii_alphanumeric())
         && word.bytes().any(|byte| byte.is_ascii_digit())
         && word.bytes().any(|byte| byte.is_ascii_alphabetic())
+}
+
+/// Whether a path is the name that it stands for: nothing to decode, no segment that begins with a dot.
+fn is_plain(path: &str) -> bool {
+    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+    path.starts_with('/')
+        && path.len() <= PATH_MAX_BYTES
+        && path.bytes().all(unreserved)
+        && !path.contains("/.")
+}
+
+/// Whether a field makes a request one for something else than the whole (RFC 9110 sections 13.1 and 14.2).
+fn is_conditional(name: &[u8]) -> bool {
+    let starts =
+        |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    starts(b"if-") || starts(b"range")
 }
 
 #[cfg(test)]

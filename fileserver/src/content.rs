@@ -61,6 +61,18 @@ impl Content {
 
     /// As the body of an answer. A failure on the way breaks it off, which the client sees.
     pub(crate) fn into_body(self) -> Body {
+        let part = match (self.pieces.front(), self.pieces.len(), &self.raw) {
+            (Some(Piece::Span(span)), 1, None) => self.body.in_file(span),
+            _ => None,
+        };
+        let stream = self.into_stream();
+        match part {
+            Some((file, range)) => Body::file(file, range, stream),
+            None => stream,
+        }
+    }
+
+    fn into_stream(self) -> Body {
         Body::stream(stream::unfold(self, async |mut content| {
             let next = content.next().await.transpose()?;
             Some((next.map_err(|error| BodyError::Other(error.to_string())), content))

@@ -1,7 +1,6 @@
 //! Which content coding a client gets (RFC 9110 section 12.5.3).
 
-use http::HeaderMap;
-use http::header::ACCEPT_ENCODING;
+use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 
 /// How a body travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +27,13 @@ impl Coding {
 /// The coding that the client likes best among identity and those that are there, the first of them where it likes
 /// several equally. A client that refuses all of them gets identity.
 pub(crate) fn choose(headers: &HeaderMap, present: &[Coding]) -> Coding {
-    let accepted = Accepted::read(headers);
+    let fields = headers.get_all(ACCEPT_ENCODING).iter();
+    choose_among(fields.map(HeaderValue::as_bytes), present)
+}
+
+/// The same by the values of all `Accept-Encoding`.
+pub(crate) fn choose_among<'a>(fields: impl Iterator<Item = &'a [u8]>, present: &[Coding]) -> Coding {
+    let accepted = Accepted::read(fields);
     let mut best = (Coding::Identity, accepted.identity);
     for &coding in present {
         let weight = accepted.of(coding);
@@ -54,18 +59,21 @@ struct Accepted {
 }
 
 impl Accepted {
-    fn read(headers: &HeaderMap) -> Self {
+    fn read<'a>(fields: impl Iterator<Item = &'a [u8]>) -> Self {
         let mut accepted = Self::default();
-        let fields = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|field| field.to_str().ok());
+        let fields = fields.filter_map(|field| str::from_utf8(field).ok());
         for item in fields.flat_map(|field| field.split(',')) {
             let (name, parameters) = item.split_once(';').unwrap_or((item, ""));
             let weight = weight(parameters);
-            match name.trim().to_ascii_lowercase().as_str() {
-                "identity" => accepted.identity = Some(weight),
-                "gzip" | "x-gzip" => accepted.gzip = Some(weight),
-                "br" => accepted.brotli = Some(weight),
-                "*" => accepted.rest = weight,
-                _ => {}
+            let is = |other: &str| name.trim().eq_ignore_ascii_case(other);
+            if is("identity") {
+                accepted.identity = Some(weight);
+            } else if is("gzip") || is("x-gzip") {
+                accepted.gzip = Some(weight);
+            } else if is("br") {
+                accepted.brotli = Some(weight);
+            } else if is("*") {
+                accepted.rest = weight;
             }
         }
         accepted

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use http::header::{ALLOW, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode};
-use metrics::counter;
-use protoplex_http::{Body, Exchange, Handler, Request, Response};
+use metrics::{Counter, counter};
+use protoplex_http::{Answer, Body, Exchange, Request, Response, Service};
 
 use crate::answer::{Offer, answer};
 use crate::app_files::AppFiles;
@@ -40,9 +40,20 @@ pub(crate) struct Fileserver {
     pub(crate) vhost_files: VhostFiles,
     pub(crate) uploads: Rc<Uploads>,
     pub(crate) inflates: Inflates,
+    pub(crate) app_hits: Counter,
 }
 
-impl Handler for Fileserver {
+impl Service for Fileserver {
+    async fn answer(&self, exchange: &Rc<Exchange>, body: Body) -> Answer {
+        if let Some(answer) = self.app_files.at_once(&exchange.head) {
+            self.app_hits.increment(1);
+            return answer;
+        }
+        self.handle(exchange.request(body), exchange).await.into()
+    }
+}
+
+impl Fileserver {
     async fn handle(&self, request: Request, exchange: &Rc<Exchange>) -> Response {
         let (head, body) = request.into_parts();
         if is_upload(&head) {
@@ -155,7 +166,12 @@ fn options() -> Response {
 }
 
 fn count(handler: &'static str) {
-    counter!("protoplex_fileserver_downloads_total", "handler" => handler).increment(1);
+    downloads(handler).increment(1);
+}
+
+/// Counts what a handler serves.
+pub(crate) fn downloads(handler: &'static str) -> Counter {
+    counter!("protoplex_fileserver_downloads_total", "handler" => handler)
 }
 
 #[cfg(test)]

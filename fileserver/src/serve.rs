@@ -25,7 +25,7 @@ use crate::inflate::Inflates;
 use crate::progress::Live;
 use crate::publish::Publisher;
 use crate::registrations::Registrations;
-use crate::request::Fileserver;
+use crate::request::{Fileserver, downloads};
 use crate::s3_files::{S3Files, Source};
 use crate::staging::Staging;
 use crate::storage::Bodies;
@@ -117,6 +117,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         vhost_files: VhostFiles::new(move || datastore.datastore(), registrations),
         uploads: Rc::clone(&uploads),
         inflates: Inflates::default(),
+        app_hits: downloads("app"),
     });
 
     let app_files = Rc::clone(&fileserver.app_files);

@@ -1,6 +1,7 @@
 //! A stored body that can be read at any offset, wherever its bytes are, or still come from.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -66,6 +67,14 @@ impl StoredBody {
     /// What is known about it.
     pub(crate) fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// Where some bytes of the stored form are, if they are all in a file.
+    pub(crate) fn in_file(&self, span: &Range<u64>) -> Option<(Arc<File>, Range<u64>)> {
+        match &self.source {
+            Source::Whole(file) => Some((Arc::clone(file), BODY_OFFSET + span.start..BODY_OFFSET + span.end)),
+            _ => None,
+        }
     }
 
     /// Some bytes of the stored form, at least one and at most `most`, at an offset below its size.

@@ -109,6 +109,7 @@ impl Bench {
             vhost_files: VhostFiles::new(reach(&datastore), registrations),
             uploads: Uploads::new(records, staging, Rc::new(bodies.clone()), live, tasks, draining.clone()),
             inflates: Inflates::default(),
+            app_hits: downloads("app"),
         });
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();

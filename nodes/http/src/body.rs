@@ -2,9 +2,12 @@
 //! makes.
 
 use std::fmt;
+use std::fs::File;
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +16,7 @@ use futures_util::Stream;
 use http_body::{Frame, SizeHint};
 
 use crate::buffer::Buffer;
+use crate::file_part::FilePart;
 use crate::http1;
 use crate::http2;
 use crate::outbox::Data;
@@ -41,6 +45,8 @@ enum Kind {
     Http2(Box<http2::Incoming>),
     /// Of an upstream's answer.
     Upstream(Box<Flight>),
+    /// A part of a file.
+    File(Box<FilePart>),
     Upgraded(Box<Upgraded>),
 }
 
@@ -96,6 +102,12 @@ impl Body {
         Self(Kind::Stream(Box::pin(stream)))
     }
 
+    /// A part of a file, sent without a copy where that can be done: over a connection in the clear. `otherwise` has the
+    /// same bytes. A file that proves shorter breaks the message off.
+    pub fn file(file: Arc<File>, range: Range<u64>, otherwise: Self) -> Self {
+        Self(Kind::File(Box::new(FilePart::new(file, range, otherwise))))
+    }
+
     /// A body around another one, with its trailers and its length.
     pub fn wrap(body: impl http_body::Body<Data = Bytes, Error = BodyError> + 'static) -> Self {
         Self(Kind::Wrapped(Box::pin(body)))
@@ -122,6 +134,20 @@ impl Body {
         match &mut self.0 {
             Kind::Full(bytes) => Some(bytes.take().map_or(Data::Nothing, Data::Shared)),
             Kind::Held(buffer) => Some(Data::Held(std::mem::take(buffer))),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_file(&mut self) -> Option<&mut FilePart> {
+        match &mut self.0 {
+            Kind::File(part) => Some(part),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_upstream(&mut self) -> Option<&mut Flight> {
+        match &mut self.0 {
+            Kind::Upstream(flight) => Some(flight),
             _ => None,
         }
     }
@@ -222,6 +248,7 @@ impl http_body::Body for Body {
             Kind::Http1(incoming) => incoming.poll_frame(cx),
             Kind::Http2(incoming) => incoming.poll_frame(cx),
             Kind::Upstream(flight) => flight.poll_frame(cx),
+            Kind::File(part) => Pin::new(&mut part.otherwise).poll_frame(cx),
         }
     }
 
@@ -235,6 +262,7 @@ impl http_body::Body for Body {
             Kind::Http1(incoming) => incoming.is_end_stream(),
             Kind::Http2(incoming) => incoming.is_end_stream(),
             Kind::Upstream(flight) => flight.is_end_stream(),
+            Kind::File(part) => part.otherwise.is_end_stream(),
         }
     }
 
@@ -248,6 +276,7 @@ impl http_body::Body for Body {
             Kind::Http1(incoming) => incoming.size_hint(),
             Kind::Http2(incoming) => incoming.size_hint(),
             Kind::Upstream(flight) => flight.size_hint(),
+            Kind::File(part) => SizeHint::with_exact(part.len()),
         }
     }
 }
@@ -262,6 +291,7 @@ impl fmt::Debug for Body {
             Kind::Held(_) => "held",
             Kind::Http1(_) | Kind::Http2(_) => "from a client",
             Kind::Upstream(_) => "from an upstream",
+            Kind::File(_) => "a file",
             Kind::Upgraded(_) => "upgraded",
         };
         write!(f, "Body({kind})")

@@ -38,6 +38,13 @@ pub struct Answer {
     pub body: Body,
 }
 
+impl Answer {
+    /// Its two parts.
+    pub fn into_parts(self) -> (ResponseHead, Body) {
+        (self.head, self.body)
+    }
+}
+
 impl From<Response> for Answer {
     fn from(response: Response) -> Self {
         let (parts, body) = response.into_parts();

@@ -1,14 +1,18 @@
 //! The byte stream of one connection: TCP or TLS, bytes that were read ahead, a deadline on writes that don't
 //! move.
 
+use std::fs::File;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::fs::sendfile;
+use rustix::pipe::{SpliceFlags, splice};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
@@ -103,6 +107,70 @@ impl Socket {
             io::ErrorKind::TimedOut,
             "the peer takes nothing of what there is to send",
         )))
+    }
+}
+
+impl Stream {
+    /// Whether bytes can go in and out of it without a copy.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
+    /// Sends a part of a file at an offset; says how much. 0 is the end of the file.
+    pub(crate) fn poll_send_file(
+        &self,
+        cx: &mut Context<'_>,
+        file: &File,
+        at: u64,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        let Self::Plain(stream) = self else { return Poll::Ready(closed()) };
+        poll_out(stream, cx, || Ok(sendfile(stream, file, Some(&mut at.clone()), length)?))
+    }
+
+    /// Sends what is in a pipe.
+    pub(crate) fn poll_drain(
+        &self,
+        cx: &mut Context<'_>,
+        pipe: &OwnedFd,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        let Self::Plain(stream) = self else { return Poll::Ready(closed()) };
+        poll_out(stream, cx, || Ok(splice(pipe, None, stream, None, length, SPLICE)?))
+    }
+}
+
+const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
+
+/// Reads into an empty pipe; says how much. 0 is the end of the stream.
+pub(crate) fn poll_into_pipe(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    pipe: &OwnedFd,
+    length: usize,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_read_ready(cx))?;
+        let read =
+            stream.try_io(Interest::READABLE, || Ok(splice(stream, None, pipe, None, length, SPLICE)?));
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return Poll::Ready(read),
+        }
+    }
+}
+
+fn poll_out(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    mut send: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        match stream.try_io(Interest::WRITABLE, &mut send) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return Poll::Ready(sent),
+        }
     }
 }
 

@@ -9,8 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::runtime;
-use tokio::task::LocalSet;
+use tokio::runtime::{self, LocalOptions};
 use tracing::error;
 
 use crate::context::Context;
@@ -55,7 +54,7 @@ impl Child {
         &self.hello.kind
     }
 
-    /// Runs the child's code on one current-thread runtime with a `LocalSet`, until it returns, or `drain_timeout`
+    /// Runs the child's code on one current-thread runtime that takes local tasks, until it returns, or `drain_timeout`
     /// after the drain began.
     ///
     /// The code should return once its drain has started and it has finished. An error is logged and becomes exit
@@ -73,7 +72,7 @@ impl Child {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS)
-            .build();
+            .build_local(LocalOptions::default());
         let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -82,7 +81,7 @@ impl Child {
             }
         };
         let Self { hello, sockets, parent, instance } = self;
-        let code = LocalSet::new().block_on(&runtime, serve(hello, sockets, parent, main));
+        let code = runtime.block_on(serve(hello, sockets, parent, main));
         // What still runs on a blocking thread was cut, and is not waited for.
         runtime.shutdown_background();
         // Whoever holds it may still serve; from here on this process doesn't.

@@ -133,6 +133,11 @@ impl Fields {
         self.iter().filter(|field| field.is(name)).map(|field| field.value)
     }
 
+    /// The names of all fields as they were sent, in order.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.iter().map(|field| field.name)
+    }
+
     /// Whether there is a field of this name.
     pub fn contains(&self, name: &HeaderName) -> bool {
         self.get(name).is_some()

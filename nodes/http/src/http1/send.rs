@@ -15,6 +15,7 @@ use crate::body::Body;
 use crate::exchange::{Answer, Exchange};
 use crate::head::{Known, ResponseHead};
 use crate::outbox::Data;
+use crate::pipe::Pipe;
 
 /// How the sending of an answer has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,19 @@ pub(super) struct Sending<'a> {
     /// Of a body of known length: how much is to come.
     left: u64,
     ended: bool,
+    /// Of an upstream's body that goes through one.
+    pipe: Option<Pipe>,
 }
+
+/// Past our own memory.
+#[derive(Clone, Copy)]
+enum Straight {
+    File,
+    Pipe,
+}
+
+/// The client, or the source of the body, is of no use any more.
+struct Lost;
 
 /// Sends an answer to its end.
 pub(super) async fn send(
@@ -58,7 +71,7 @@ pub(super) async fn send(
     };
     let ended =
         matches!(framing, Framing::Bodiless | Framing::Exact(0)) || exchange.head.method == Method::HEAD;
-    let mut sending = Sending { wire, exchange, framing, body, left, ended };
+    let mut sending = Sending { wire, exchange, framing, body, left, ended, pipe: None };
     let whole = poll_fn(|cx| sending.poll(cx)).await;
     match (whole, framing) {
         (true, _) => Sent::Whole,
@@ -90,6 +103,20 @@ impl Sending<'_> {
     /// Ready with whether all of it has been sent.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
+            if let Some(way) = self.straight_way() {
+                let flushed = ready!(self.wire.borrow_mut().poll_flush(cx));
+                if flushed.is_err() {
+                    return Poll::Ready(false);
+                }
+                let sent = match way {
+                    Straight::File => self.poll_file(cx),
+                    Straight::Pipe => self.poll_pipe(cx),
+                };
+                if let Err(Lost) = ready!(sent) {
+                    return Poll::Ready(false);
+                }
+                continue;
+            }
             // One piece at a time, but the head together with the first if that is there.
             if !self.ended && self.may_fill() {
                 if let Some(data) = self.body.take_ready()
@@ -124,6 +151,76 @@ impl Sending<'_> {
                 return Poll::Ready(true);
             }
         }
+    }
+
+    /// How the rest of the body can go without a copy, if it can.
+    fn straight_way(&mut self) -> Option<Straight> {
+        let framed = matches!(self.framing, Framing::Exact(_) | Framing::UntilEnd);
+        if self.ended || !framed || !self.wire.borrow().stream.is_plain() {
+            return None;
+        }
+        if self.body.as_file().is_some() {
+            return Some(Straight::File);
+        }
+        if self.pipe.is_none() && self.body.as_upstream().is_some_and(|flight| flight.can_splice()) {
+            // With no file descriptors left it goes by way of our memory.
+            self.pipe = Pipe::open().ok();
+        }
+        self.pipe.is_some().then_some(Straight::Pipe)
+    }
+
+    /// Sends a part of the file.
+    fn poll_file(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
+        let Some(part) = self.body.as_file() else { return Poll::Ready(Err(Lost)) };
+        let (at, length) = match part.poll_warm(cx) {
+            Poll::Ready(warm) => warm.map_err(|_| Lost)?,
+            Poll::Pending => return self.wire.borrow_mut().poll_gone(cx).map(|()| Err(Lost)),
+        };
+        let mut wire = self.wire.borrow_mut();
+        let sent = wire.stream.poll_send_file(cx, part.file(), at, length);
+        let sent = ready!(wire.poll_taken(cx, sent)).map_err(|_| Lost)?;
+        part.consume(sent);
+        drop(wire);
+        self.passed(sent)
+    }
+
+    /// Moves data from the upstream's socket to the client's.
+    fn poll_pipe(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
+        let (Some(pipe), Some(flight)) = (&mut self.pipe, self.body.as_upstream()) else {
+            return Poll::Ready(Err(Lost));
+        };
+        let mut wire = self.wire.borrow_mut();
+        if pipe.held == 0 {
+            match flight.poll_splice(cx, pipe.end_in().map_err(|_| Lost)?) {
+                Poll::Ready(Ok(0)) => {
+                    self.ended = true;
+                    return Poll::Ready(if self.left == 0 { Ok(()) } else { Err(Lost) });
+                }
+                Poll::Ready(Ok(length)) => pipe.held = length,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost)),
+                Poll::Pending => return wire.poll_gone(cx).map(|()| Err(Lost)),
+            }
+        }
+        let sent = wire.stream.poll_drain(cx, pipe.end_out().map_err(|_| Lost)?, pipe.held);
+        let sent = ready!(wire.poll_taken(cx, sent)).map_err(|_| Lost)?;
+        pipe.held -= sent;
+        drop(wire);
+        self.passed(sent)
+    }
+
+    /// So much has gone.
+    fn passed(&mut self, sent: usize) -> Poll<Result<(), Lost>> {
+        let length = sent as u64;
+        self.exchange.bytes_out.set(self.exchange.bytes_out.get() + length);
+        if let Framing::Exact(_) = self.framing {
+            // A file that is shorter than it was said to be has nothing to give.
+            if sent == 0 || length > self.left {
+                return Poll::Ready(Err(Lost));
+            }
+            self.left -= length;
+            self.ended = self.left == 0;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Whether there is room for another piece.

@@ -277,7 +277,17 @@ impl Wire {
 
     /// Sends what waits. An error means that the connection is of no use any more.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.out.poll_send(cx, &mut self.stream) {
+        let sent = self.out.poll_send(cx, &mut self.stream);
+        self.poll_taken(cx, sent)
+    }
+
+    /// Gives a client up that takes nothing for too long.
+    pub(super) fn poll_taken<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sent: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match sent {
             Poll::Ready(sent) => {
                 self.write_patience.renew();
                 self.broken |= sent.is_err();

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
@@ -22,7 +23,8 @@ use crate::exchange::{Answer, Exchange};
 use crate::forwarded::has_token;
 use crate::head::{Known, RequestHead, ResponseHead};
 use crate::http1::{Bounds, Content, Decoder, Found, Rule, Scan, Step};
-use crate::socket::{Socket, Stream};
+use crate::pipe::PIPE_BYTES;
+use crate::socket::{Socket, Stream, poll_into_pipe};
 use crate::upgrade::Upgraded;
 
 /// A connection in use. Dropped before the answer's end it is closed; after it the pool has it again.
@@ -45,6 +47,8 @@ pub(crate) struct Flight {
 const BOUNDS: Bounds = Bounds { bytes: 64 * 1024, fields: 256 };
 /// The most answers before the final one.
 const MAX_INTERIM: usize = 100;
+/// Less is not worth the detour through a pipe.
+const SPLICE_MIN_BYTES: u64 = 64 * 1024;
 /// As much of a body as is read at a time.
 const BODY_BYTES: usize = 64 * 1024;
 /// For an upstream that takes nothing of what an upgraded connection brings.
@@ -290,6 +294,52 @@ impl Flight {
                 }
             }
         }
+    }
+
+    /// Whether so many of the next bytes are data in the socket that can go on without a look at them.
+    pub(crate) fn can_splice(&self) -> bool {
+        self.unread.is_empty()
+            && self.stream.is_some()
+            && !self.failed
+            && self.upload.has_ended()
+            && self.body.data_ahead() >= SPLICE_MIN_BYTES
+    }
+
+    /// Moves data of the body into an empty pipe; says how much. 0 is its end.
+    pub(crate) fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &OwnedFd,
+    ) -> Poll<Result<usize, BodyError>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
+        let most = usize::try_from(self.body.data_ahead()).map_or(PIPE_BYTES, |ahead| ahead.min(PIPE_BYTES));
+        if most == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        match poll_into_pipe(stream, cx, pipe, most) {
+            Poll::Ready(Ok(length @ 1..)) => {
+                self.patience.renew();
+                self.body.pass(length as u64);
+                if self.body.has_ended() {
+                    self.give_back();
+                }
+                Poll::Ready(Ok(length))
+            }
+            Poll::Ready(Ok(_)) if self.body.connection_ended() => Poll::Ready(Ok(0)),
+            Poll::Ready(Ok(_)) => Poll::Ready(Err(self.break_off("it ended".into()))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.break_off(error.to_string()))),
+            Poll::Pending => {
+                ready!(self.patience.poll_lost(cx));
+                self.failed = true;
+                Poll::Ready(Err(BodyError::UpstreamTooSlow(self.patience.limit())))
+            }
+        }
+    }
+
+    fn break_off(&mut self, cause: String) -> BodyError {
+        self.failed = true;
+        self.stream = None;
+        BodyError::Upstream(cause)
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
