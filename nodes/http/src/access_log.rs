@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::exchange::Exchange;
 
@@ -87,15 +87,15 @@ impl AccessLog {
         Self(None)
     }
 
-    /// Adds the line of an exchange that has ended.
-    pub(crate) fn write(&self, exchange: &Exchange) {
+    /// Adds the line of an exchange that has ended now.
+    pub(crate) fn write(&self, exchange: &Exchange, now: Instant) {
         let Some(inner) = &self.0 else { return };
         let mut lines = inner.lines.borrow_mut();
         if lines.len() >= MAX_WAITING_BYTES {
             inner.lost.set(inner.lost.get() + 1);
             return;
         }
-        line::write(&mut lines, exchange, inner.format);
+        line::write(&mut lines, exchange, inner.format, now);
         lines.push('\n');
         if lines.len() >= BATCH_BYTES {
             inner.full.notify_one();

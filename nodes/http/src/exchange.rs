@@ -7,13 +7,14 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
 
 use futures_util::future::LocalBoxFuture;
 use http::{StatusCode, Version};
+use tokio::time::Instant;
 
 use crate::access_log::AccessLog;
 use crate::body::Body;
+use crate::clock;
 use crate::head::{RequestHead, ResponseHead};
 use crate::http1::Rule;
 use crate::http2::Stream;
@@ -195,7 +196,7 @@ impl Exchange {
             upgrade_requested: head.asks_upgrade(),
             head,
             addresses: client.addresses(),
-            started: Instant::now(),
+            started: clock::now(),
             key: RefCell::default(),
             upstream: RefCell::default(),
             bytes_in: Cell::default(),
@@ -267,8 +268,9 @@ pub(crate) struct End {
 impl Drop for End {
     fn drop(&mut self) {
         self.exchange.held.take();
-        self.ledger.meter.exchange_over(&self.exchange);
-        self.ledger.log.write(&self.exchange);
+        let now = clock::now();
+        self.ledger.meter.exchange_over(&self.exchange, now);
+        self.ledger.log.write(&self.exchange, now);
         if let Some(stream) = &self.stream {
             stream.over(self.exchange.status.get().as_u16() != CLIENT_CLOSED_REQUEST);
         }

@@ -13,6 +13,7 @@
 pub mod access_log;
 mod body;
 mod buffer;
+mod clock;
 mod deadline;
 mod exchange;
 mod file_part;

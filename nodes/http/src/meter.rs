@@ -1,6 +1,7 @@
 //! What the public server counts, under `protoplex_http_`. Handles are looked up once, when serving begins.
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use tokio::time::Instant;
 
 use crate::exchange::Exchange;
 
@@ -49,12 +50,12 @@ impl Meter {
         self.handshakes_failed.increment(1);
     }
 
-    pub(crate) fn exchange_over(&self, exchange: &Exchange) {
+    pub(crate) fn exchange_over(&self, exchange: &Exchange, now: Instant) {
         let class = usize::from(exchange.status.get().as_u16() / 100);
         if let Some(requests) = self.requests.get(class.wrapping_sub(1)) {
             requests.increment(1);
         }
-        self.seconds.record(exchange.started.elapsed());
+        self.seconds.record(now - exchange.started);
         self.bytes_in.increment(exchange.bytes_in.get());
         self.bytes_out.increment(exchange.bytes_out.get());
     }

@@ -208,26 +208,21 @@ impl Pool {
     ) -> Result<Answer, AskError> {
         let mut body = body;
         if let Some(stream) = self.idle.take(origin) {
-            let flight = Flight::new(self, origin, stream, head, body);
+            let mut flight = Flight::new(self, origin, stream, head, body);
             body = match flight.ask(head, inform).await {
-                Ok(answer) => return Ok(answer),
-                Err((SendErrorKind::Closed { .. }, mut flight)) if flight.can_be_sent_anew(head) => {
-                    flight.take_body()
-                }
-                Err((kind, mut flight)) => {
-                    let unsent = flight.is_unsent().then(|| flight.take_body());
-                    return Err(AskError { kind, unsent });
-                }
+                Ok((answer, content)) => return Ok(flight.answer(head, answer, content)),
+                Err(SendErrorKind::Closed { .. }) if flight.can_be_sent_anew(head) => flight.take_body(),
+                Err(kind) => return Err(flight.failed(kind)),
             };
         }
         match self.connect(origin).await {
-            Ok(stream) => match Flight::new(self, origin, stream, head, body).ask(head, inform).await {
-                Ok(answer) => Ok(answer),
-                Err((kind, mut flight)) => {
-                    let unsent = flight.is_unsent().then(|| flight.take_body());
-                    Err(AskError { kind, unsent })
+            Ok(stream) => {
+                let mut flight = Flight::new(self, origin, stream, head, body);
+                match flight.ask(head, inform).await {
+                    Ok((answer, content)) => Ok(flight.answer(head, answer, content)),
+                    Err(kind) => Err(flight.failed(kind)),
                 }
-            },
+            }
             Err(kind) => Err(AskError { kind, unsent: Some(body) }),
         }
     }

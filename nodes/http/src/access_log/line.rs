@@ -4,18 +4,20 @@ use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Version;
+use tokio::time::Instant;
 
 use super::Format;
+use crate::clock;
 use crate::exchange::Exchange;
 
-/// Writes the line of an exchange behind what `out` has, without its end.
-pub(super) fn write(out: &mut String, exchange: &Exchange, format: Format) {
+/// Writes the line of an exchange that has ended now behind what `out` has, without its end.
+pub(super) fn write(out: &mut String, exchange: &Exchange, format: Format, now: Instant) {
     let (key, upstream) = (exchange.key.borrow(), exchange.upstream.borrow());
-    let duration = u64::try_from(exchange.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let duration = u64::try_from((now - exchange.started).as_micros()).unwrap_or(u64::MAX);
     let head = &exchange.head;
     let mut line = Line { out, format, begun: false };
     line.name("time");
-    line.quoted(matches!(format, Format::Json), |out| time(out, SystemTime::now()));
+    line.quoted(matches!(format, Format::Json), |out| time(out, clock::wall(now)));
     line.text("client", &exchange.addresses.peer);
     line.plain("scheme", exchange.scheme.as_str());
     line.plain("protocol", protocol(head.version));

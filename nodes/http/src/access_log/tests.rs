@@ -19,7 +19,7 @@ fn exchange(host: &str, target: &str) -> Exchange {
 
 fn line(exchange: &Exchange, format: Format) -> String {
     let mut line = String::new();
-    line::write(&mut line, exchange, format);
+    line::write(&mut line, exchange, format, crate::clock::now());
     line
 }
 
@@ -72,7 +72,7 @@ async fn lines_are_appended_whole_and_the_last_ones_at_the_end() {
     std::fs::write(&path, "before\n").unwrap();
     let log = AccessLog::open(&Target::File(path.clone()), Format::Text).unwrap();
     for _ in 0..3 {
-        log.write(&exchange("a", "/x"));
+        log.write(&exchange("a", "/x"), Instant::now());
     }
     let over = Notify::new();
     over.notify_one();
@@ -86,7 +86,7 @@ async fn a_full_disk_costs_lines_but_never_memory_without_end() {
     let log = AccessLog::open(&Target::File("/dev/full".into()), Format::Text).unwrap();
     let exchange = exchange("a", &format!("/{}", "x".repeat(8000)));
     for _ in 0..1000 {
-        log.write(&exchange);
+        log.write(&exchange, Instant::now());
     }
     let inner = log.0.as_ref().unwrap();
     assert!(inner.lines.borrow().len() < MAX_WAITING_BYTES + 10_000 && inner.lost.get() > 0);

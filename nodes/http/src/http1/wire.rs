@@ -18,6 +18,7 @@ use super::scan::{Bounds, Content, Scan};
 use super::write;
 use crate::body::BodyError;
 use crate::buffer::Buffer;
+use crate::clock;
 use crate::deadline::{Deadline, Patience};
 use crate::head::RequestHead;
 use crate::limits::Limits;
@@ -45,6 +46,8 @@ pub(super) struct Wire {
     broken: bool,
     /// In the idle phase: since when, or since when a head is on its way.
     since: Instant,
+    /// The first bytes of a head have come.
+    head_begins: bool,
     deadline: Deadline,
     pub(super) out: Outbox,
     write_patience: Patience,
@@ -83,16 +86,17 @@ impl Wire {
             owes_continue: false,
             ended: None,
             broken: false,
-            since: Instant::now(),
+            since: clock::now(),
+            head_begins: false,
             deadline: Deadline::default(),
             out: Outbox::default(),
             write_patience: Patience::new(limits.write_timeout),
         }
     }
 
-    /// From now on it is idle.
+    /// From now on it is idle: an exchange has just ended.
     pub(super) fn rest(&mut self) {
-        self.since = Instant::now();
+        self.since = clock::recent();
     }
 
     /// The next request, once its head is whole.
@@ -110,11 +114,12 @@ impl Wire {
             }
             let idle = self.unread.is_empty();
             if self.poll_read(cx).is_ready() {
-                // The head's time begins with its first byte.
-                if idle && !self.unread.is_empty() {
-                    self.since = Instant::now();
-                }
+                self.head_begins |= idle;
                 continue;
+            }
+            if std::mem::take(&mut self.head_begins) && !idle {
+                // The head's time begins with its first byte, which has just come.
+                self.since = clock::now();
             }
             if idle && closing {
                 return Poll::Ready(Next::End);
@@ -148,7 +153,7 @@ impl Wire {
     /// Reads once. Ready means that there is something new to look at.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match ready!(self.unread.poll_fill(cx, &mut self.stream)) {
-            Ok(0) => self.ended = Some(Instant::now()),
+            Ok(0) => self.ended = Some(clock::now()),
             Ok(_) => {}
             Err(_) => self.broken = true,
         }
@@ -225,7 +230,7 @@ impl Wire {
         let mut limited = bytes::BufMut::limit(&mut data, ahead.min(BODY_BYTES as u64) as usize);
         match ready!(poll_read_buf(std::pin::Pin::new(&mut self.stream), cx, &mut limited)) {
             Ok(0) => {
-                self.ended = Some(Instant::now());
+                self.ended = Some(clock::now());
                 Poll::Ready(None)
             }
             Ok(length) => {

@@ -1,10 +1,11 @@
 //! Writes heads and the lines of chunks: what the receiver is to go by, after what the head says by itself.
 
 use std::cell::RefCell;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderMap, Method, StatusCode, Version};
 
+use crate::clock;
 use crate::head::{Known, RequestHead, ResponseHead};
 
 /// How a receiver is told where a body ends.
@@ -160,7 +161,7 @@ thread_local! {
 
 /// `Date` (RFC 9110 section 6.6.1), written once a second.
 fn date(out: &mut Vec<u8>) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = clock::wall(clock::recent()).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     DATE.with_borrow_mut(|(second, text)| {
         if *second != now {
             let time = UNIX_EPOCH + Duration::from_secs(now);

@@ -15,9 +15,10 @@ use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use super::upload::Upload;
-use super::{Pool, SendErrorKind};
+use super::{AskError, Pool, SendErrorKind};
 use crate::body::{Body, BodyError};
 use crate::buffer::Buffer;
+use crate::clock;
 use crate::deadline::{Deadline, Patience};
 use crate::exchange::{Answer, Exchange};
 use crate::forwarded::has_token;
@@ -40,7 +41,7 @@ pub(crate) struct Flight {
     patience: Patience,
     /// The upstream will take another request on this connection.
     stays: bool,
-    failed: bool,
+    broken_off: bool,
 }
 
 /// The most of an answer's head, and of its trailer section.
@@ -71,40 +72,32 @@ impl Flight {
             body: Decoder::new(Content::Fixed(0), BOUNDS),
             patience: Patience::new(pool.settings.body_idle_timeout),
             stays: false,
-            failed: false,
+            broken_off: false,
         }
     }
 
     /// Sends the request and waits for the head of its answer.
     pub(super) async fn ask(
-        mut self,
+        &mut self,
         request: &RequestHead,
         inform: Option<&Exchange>,
-    ) -> Result<Answer, (SendErrorKind, Self)> {
+    ) -> Result<(ResponseHead, Content), SendErrorKind> {
         let mut deadline = Deadline::default();
-        let mut interim = 0;
-        let mut scan = Scan::response();
-        loop {
-            let read = poll_fn(|cx| self.poll_head(cx, &mut scan, &mut deadline)).await;
-            let (head, content) = match read.and_then(|()| self.broken(scan.into_response(&request.method))) {
-                Ok(read) => read,
-                Err(kind) => return Err((kind, self)),
-            };
+        for _ in 0..=MAX_INTERIM {
+            let mut scan = Scan::response();
+            poll_fn(|cx| self.poll_head(cx, &mut scan, &mut deadline)).await?;
+            let (head, content) = self.broken(scan.into_response(&request.method))?;
             if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
-                return Ok(self.answer(request, head, content));
-            }
-            interim += 1;
-            if interim > MAX_INTERIM {
-                let cause = "it sends one answer before the final one after the other".to_owned();
-                return Err((SendErrorKind::Protocol { origin: self.origin, cause }, self));
+                return Ok((head, content));
             }
             if head.status == StatusCode::CONTINUE {
                 self.upload.go_on();
             } else if let Some(exchange) = inform {
                 exchange.inform(head);
             }
-            scan = Scan::response();
         }
+        let cause = "it sends one answer before the final one after the other".to_owned();
+        Err(SendErrorKind::Protocol { origin: self.origin, cause })
     }
 
     fn broken<T>(&self, read: Result<T, Rule>) -> Result<T, SendErrorKind> {
@@ -132,7 +125,9 @@ impl Flight {
                 return Poll::Ready(Err(SendErrorKind::RequestBody(error)));
             }
             match self.unread.poll_fill(cx, stream) {
-                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(1..)) => {
+                    clock::now();
+                }
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.closed("it ended"))),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.closed(&error.to_string()))),
                 Poll::Pending => {
@@ -153,16 +148,17 @@ impl Flight {
         SendErrorKind::Closed { origin: self.origin, cause: cause.to_owned() }
     }
 
-    /// Whether not a byte of the request was sent.
-    pub(super) fn is_unsent(&self) -> bool {
-        self.upload.is_unsent()
+    /// The failure, with the request's body if nothing of the request was sent.
+    pub(super) fn failed(&mut self, kind: SendErrorKind) -> AskError {
+        let unsent = self.upload.is_unsent().then(|| self.take_body());
+        AskError { kind, unsent }
     }
 
     /// Whether the request may be sent once more, on another connection, after this one has ended without a byte of an
     /// answer.
     pub(super) fn can_be_sent_anew(&self, head: &RequestHead) -> bool {
         let silent = self.unread.is_empty();
-        silent && (self.is_unsent() || (head.method.is_idempotent() && self.upload.has_body()))
+        silent && (self.upload.is_unsent() || (head.method.is_idempotent() && self.upload.has_body()))
     }
 
     pub(super) fn take_body(&mut self) -> Body {
@@ -170,7 +166,7 @@ impl Flight {
     }
 
     /// The answer whose head was read, with a body that reads on.
-    fn answer(mut self, request: &RequestHead, head: ResponseHead, content: Content) -> Answer {
+    pub(super) fn answer(mut self, request: &RequestHead, head: ResponseHead, content: Content) -> Answer {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return self.switched(head);
         }
@@ -208,7 +204,7 @@ impl Flight {
 
     /// Both messages are over, or the connection is of no use.
     fn give_back(&mut self) {
-        let sound = self.stays && self.unread.is_empty() && self.upload.has_ended() && !self.failed;
+        let sound = self.stays && self.unread.is_empty() && self.upload.has_ended() && !self.broken_off;
         if let (Some(stream), true, Some(pool)) = (self.stream.take(), sound, self.pool.upgrade()) {
             pool.idle.put(self.origin, stream);
         }
@@ -219,7 +215,7 @@ impl Flight {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.failed || (self.body.has_ended() && self.stream.is_none()) {
+        if self.broken_off || (self.body.has_ended() && self.stream.is_none()) {
             return Poll::Ready(None);
         }
         match ready!(self.poll_body(cx)) {
@@ -230,7 +226,7 @@ impl Flight {
                 Poll::Ready(frame.map(Ok))
             }
             Err(error) => {
-                self.failed = true;
+                self.broken_off = true;
                 self.stream = None;
                 Poll::Ready(Some(Err(error)))
             }
@@ -300,7 +296,7 @@ impl Flight {
     pub(crate) fn can_splice(&self) -> bool {
         self.unread.is_empty()
             && self.stream.is_some()
-            && !self.failed
+            && !self.broken_off
             && self.upload.has_ended()
             && self.body.data_ahead() >= SPLICE_MIN_BYTES
     }
@@ -330,20 +326,20 @@ impl Flight {
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.break_off(error.to_string()))),
             Poll::Pending => {
                 ready!(self.patience.poll_lost(cx));
-                self.failed = true;
+                self.broken_off = true;
                 Poll::Ready(Err(BodyError::UpstreamTooSlow(self.patience.limit())))
             }
         }
     }
 
     fn break_off(&mut self, cause: String) -> BodyError {
-        self.failed = true;
+        self.broken_off = true;
         self.stream = None;
         BodyError::Upstream(cause)
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.failed || self.body.has_ended()
+        self.broken_off || self.body.has_ended()
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {

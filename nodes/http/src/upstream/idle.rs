@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
+use crate::clock;
+
 /// By address, each with the time at which it is closed.
 pub(super) struct Idle {
     shelves: Rc<RefCell<Shelves>>,
@@ -51,14 +53,14 @@ impl Idle {
         None
     }
 
-    /// Keeps a connection on which both messages have ended.
+    /// Keeps a connection on which both messages have just ended.
     pub(super) fn put(&self, origin: SocketAddr, stream: TcpStream) {
         let mut shelves = self.shelves.borrow_mut();
         let shelf = shelves.streams.entry(origin).or_default();
         if shelf.len() >= self.max_per_origin {
             return;
         }
-        shelf.push(Resting { stream, until: Instant::now() + self.timeout });
+        shelf.push(Resting { stream, until: clock::recent() + self.timeout });
         if shelves.keeper.is_none() {
             let keeper = tokio::task::spawn_local(keep(Rc::downgrade(&self.shelves), self.timeout));
             shelves.keeper = Some(keeper.abort_handle());

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::body::{Body, BodyError};
+use crate::clock;
 use crate::deadline::Deadline;
 use crate::head::{Known, RequestHead};
 use crate::http1::{self, Framing};
@@ -37,6 +38,8 @@ pub(super) struct Upload {
     pub(super) moved: Instant,
     /// It is the body's source that everybody waits for.
     starved: bool,
+    /// Not all went at once.
+    waited: bool,
 }
 
 struct Hold {
@@ -55,7 +58,7 @@ impl Upload {
         http1::request_head(out.head(), head, framing);
         let expects =
             head.fields.known(Known::Expect).any(|value| value.eq_ignore_ascii_case(b"100-continue"));
-        let now = Instant::now();
+        let now = clock::now();
         let ended = length == Some(0);
         let hold =
             (expects && !ended).then(|| Hold { until: now + CONTINUE_WAIT, deadline: Deadline::default() });
@@ -72,6 +75,7 @@ impl Upload {
             deaf: false,
             moved: now,
             starved: false,
+            waited: false,
         }
     }
 
@@ -119,10 +123,11 @@ impl Upload {
                 self.touched = true;
                 let frame = Pin::new(&mut self.body).poll_frame(cx);
                 self.starved = frame.is_pending();
+                self.waited |= self.starved;
                 if let Poll::Ready(frame) = frame {
                     self.take(frame)?;
                 } else if self.out.is_empty() {
-                    self.moved = Instant::now();
+                    self.moved = clock::now();
                     return Poll::Pending;
                 }
             }
@@ -139,7 +144,11 @@ impl Upload {
     /// Sends what waits in the outbox.
     fn poll_flush(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream) -> Poll<()> {
         while !self.out.is_empty() {
-            match ready!(self.out.poll_write(cx, stream)) {
+            let Poll::Ready(written) = self.out.poll_write(cx, stream) else {
+                self.waited = true;
+                return Poll::Pending;
+            };
+            match written {
                 Ok(sent) => {
                     self.begun = true;
                     self.out.consume(sent);
@@ -150,7 +159,8 @@ impl Upload {
                     return Poll::Ready(());
                 }
             }
-            self.moved = Instant::now();
+            // Nearly always it all goes at once, when the time is known.
+            self.moved = if self.waited { clock::now() } else { clock::recent() };
         }
         Poll::Ready(())
     }
