@@ -11,9 +11,9 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 
 use crate::patience::Patience;
+use crate::tls_stream::TlsStream;
 
 /// A connected stream, whoever opened it.
 pub(crate) struct Socket {
@@ -26,7 +26,7 @@ pub(crate) struct Socket {
 
 pub(crate) enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
 }
 
 /// How much is read at a time of what is only thrown away.
@@ -74,7 +74,7 @@ impl Socket {
     pub(crate) fn reset(self) {
         let stream = match &self.stream {
             Stream::Plain(stream) => stream,
-            Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Tls(stream) => stream.tcp(),
         };
         // If it fails the connection is gone already.
         let _ = stream.set_zero_linger();
