@@ -223,3 +223,6 @@ impl AsyncWrite for TlsStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,11 @@ impl Buffer {
         &mut self.memory[self.start..self.end]
     }
 
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Drops so many bytes at the front.
     pub(super) fn consume(&mut self, length: usize) {
         self.start += length;
@@ -144,3 +149,12 @@ impl Drop for Buffer {
         self.release();
     }
 }
+
+/// How many buffers of this thread are in use, and how many it keeps for later.
+#[cfg(test)]
+pub(super) fn lent_and_free() -> (usize, usize) {
+    FREE.with_borrow(|list| (list.lent, list.free.len()))
+}
+
+#[cfg(test)]
+mod tests;

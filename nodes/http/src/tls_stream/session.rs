@@ -159,6 +159,12 @@ impl Session {
         }
     }
 
+    /// How much memory there is for bytes on their way.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.incoming.held_bytes() + self.outgoing.held_bytes() + self.plain.capacity()
+    }
+
     fn read_plain(&mut self, space: &mut ReadBuf<'_>) {
         let length = self.plain.len().min(space.remaining());
         space.put_slice(&self.plain[..length]);
@@ -396,3 +402,6 @@ impl<'a> Source<'a> {
         piece
     }
 }
+
+#[cfg(test)]
+mod tests;
