@@ -32,6 +32,7 @@ mod reserved;
 mod serve;
 mod socket;
 pub mod tls;
+mod tls_stream;
 pub mod upgrade;
 pub mod upstream;
 

@@ -106,7 +106,8 @@ impl Outbox {
             }
             self.consume(sent);
         }
-        Poll::Ready(Ok(()))
+        // What was sealed may still wait.
+        Pin::new(stream).poll_flush(cx)
     }
 
     /// Sends once; says how much.

@@ -14,7 +14,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_rustls::TlsAcceptor;
 
 use crate::access_log::AccessLog;
 use crate::exchange::{Client, Ledger, Scheme, Service};
@@ -22,6 +21,7 @@ use crate::limits::Limits;
 use crate::meter::Meter;
 use crate::socket::{Socket, Stream};
 use crate::tls::{self, TlsConfig};
+use crate::tls_stream::TlsStream;
 use crate::{http1, http2};
 
 /// A listening socket and how it is spoken to.
@@ -142,13 +142,13 @@ async fn connection<S: Service + 'static>(
             (socket, is_http2)
         }
         Some(tls) => {
-            let handshake = TlsAcceptor::from(tls.0).accept(stream);
+            let handshake = TlsStream::accept(stream, tls.0);
             let Ok(Ok(stream)) = timeout(limits.tls_handshake_timeout, handshake).await else {
                 server.ledger.meter.handshake_failed();
                 return;
             };
-            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
-            (Socket::new(Stream::Tls(Box::new(stream)), limits.write_timeout), is_http2)
+            let is_http2 = stream.alpn_protocol() == Some(tls::HTTP2);
+            (Socket::new(Stream::Tls(stream), limits.write_timeout), is_http2)
         }
     };
     if is_http2 {

@@ -15,9 +15,9 @@ use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 
 use crate::deadline::Patience;
+use crate::tls_stream::TlsStream;
 
 /// A connected stream, whoever opened it.
 pub(crate) struct Socket {
@@ -30,7 +30,7 @@ pub(crate) struct Socket {
 
 pub(crate) enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
     /// Gone elsewhere.
     Closed,
 }
@@ -85,7 +85,7 @@ impl Socket {
     pub(crate) fn reset(self) {
         let stream = match &self.stream {
             Stream::Plain(stream) => stream,
-            Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Tls(stream) => stream.tcp(),
             Stream::Closed => return,
         };
         // If it fails the connection is gone already.
