@@ -49,7 +49,8 @@ impl Service for Fileserver {
             self.app_hits.increment(1);
             return answer;
         }
-        self.handle(exchange.request(body), exchange).await.into()
+        // Boxed, so that what is at hand need not make room for all that an upload takes.
+        Box::pin(self.handle(exchange.request(body), exchange)).await.into()
     }
 }
 

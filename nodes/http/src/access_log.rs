@@ -62,6 +62,8 @@ enum Sink {
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// So many bytes of lines are written at once, without waiting for more.
 const BATCH_BYTES: usize = 64 * 1024;
+/// What a line hardly ever exceeds.
+const LINE_BYTES: usize = 4 * 1024;
 /// With so many bytes waiting for a slow disk, further lines are counted and dropped.
 const MAX_WAITING_BYTES: usize = 4 * 1024 * 1024;
 
@@ -122,14 +124,15 @@ impl AccessLog {
 
 impl Inner {
     async fn flush(&self) {
-        let batch = self.lines.take();
         let lost = self.lost.take();
         if lost > 0 {
             tracing::warn!(lines = lost, "the access log's disk is too slow, lines were dropped");
         }
-        if batch.is_empty() {
+        if self.lines.borrow().is_empty() {
             return;
         }
+        // With room for all of the next batch: growing by and by would copy each line once more.
+        let batch = self.lines.replace(String::with_capacity(BATCH_BYTES + LINE_BYTES));
         let sink = self.sink.clone();
         let written = tokio::task::spawn_blocking(move || match sink {
             Sink::Stderr => io::stderr().write_all(batch.as_bytes()),

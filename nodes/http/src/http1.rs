@@ -129,7 +129,9 @@ async fn exchange<S: Service>(
             true => Body::client(Incoming::new(wire, &exchange)),
             false => Body::empty(),
         };
-        match unless_gone(wire, &exchange, server.handler.answer(&exchange, body)).await {
+        // Held in one place only, since it may be large, and moving it about would be.
+        let mut answer = pin!(server.handler.answer(&exchange, body));
+        match poll_fn(|cx| poll_answer(wire, &exchange, answer.as_mut(), cx)).await {
             Some(answer) => answer,
             // Nobody is there to be answered.
             None => return After::Close,
@@ -170,20 +172,17 @@ async fn refuse<S: Service>(
 }
 
 /// The handler's answer, unless the client leaves before; on the way, answers before the final one are sent.
-async fn unless_gone(
+fn poll_answer(
     wire: &RefCell<Wire>,
     exchange: &Exchange,
-    answer: impl Future<Output = Answer>,
-) -> Option<Answer> {
-    let mut answer = pin!(answer);
-    poll_fn(|cx| {
-        if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-            return Poll::Ready(Some(answer));
-        }
-        inform(wire, exchange, cx);
-        wire.borrow_mut().poll_gone(cx).map(|()| None)
-    })
-    .await
+    answer: Pin<&mut impl Future<Output = Answer>>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Answer>> {
+    if let Poll::Ready(answer) = answer.poll(cx) {
+        return Poll::Ready(Some(answer));
+    }
+    inform(wire, exchange, cx);
+    wire.borrow_mut().poll_gone(cx).map(|()| None)
 }
 
 fn inform(wire: &RefCell<Wire>, exchange: &Exchange, cx: &mut Context<'_>) {
