@@ -1,5 +1,7 @@
 //! Memory for bytes that are on their way through, held only as long as there are some.
 
+#[cfg(test)]
+use std::cell::Cell;
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
@@ -25,6 +27,15 @@ const MAX_FREE: usize = 64;
 
 thread_local! {
     static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    /// How many buffers hold memory.
+    #[cfg(test)]
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many buffers of this thread hold memory.
+#[cfg(test)]
+pub(crate) fn held() -> usize {
+    HELD.get()
 }
 
 impl Buffer {
@@ -64,6 +75,8 @@ impl Buffer {
     /// The memory itself, for bytes to be put behind those that are there.
     pub(crate) fn memory(&mut self) -> &mut Vec<u8> {
         if self.bytes.capacity() == 0 {
+            #[cfg(test)]
+            HELD.set(HELD.get() + 1);
             self.bytes = FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES));
         }
         &mut self.bytes
@@ -97,6 +110,8 @@ impl Buffer {
 
     /// The bytes for keeps.
     pub(crate) fn into_bytes(mut self) -> Bytes {
+        #[cfg(test)]
+        HELD.set(HELD.get() - usize::from(self.bytes.capacity() > 0));
         let mut bytes = Bytes::from(std::mem::take(&mut self.bytes));
         bytes.advance(self.used);
         bytes
@@ -105,6 +120,11 @@ impl Buffer {
     fn release(&mut self) {
         self.used = 0;
         let mut bytes = std::mem::take(&mut self.bytes);
+        if bytes.capacity() == 0 {
+            return;
+        }
+        #[cfg(test)]
+        let _ = HELD.try_with(|held| held.set(held.get() - 1));
         bytes.clear();
         if bytes.capacity() != BUFFER_BYTES {
             return;

@@ -232,4 +232,6 @@ async fn run_tunnel<S>(tunnel: Tunnel, socket: Socket, server: &Server<S>) {
 }
 
 #[cfg(test)]
+mod drive_tests;
+#[cfg(test)]
 mod tests;

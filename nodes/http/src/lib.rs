@@ -29,6 +29,8 @@ pub mod problem;
 pub mod public;
 mod request_id;
 mod reserved;
+#[cfg(test)]
+mod script;
 mod serve;
 mod socket;
 pub mod tls;

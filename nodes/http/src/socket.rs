@@ -31,6 +31,9 @@ pub(crate) struct Socket {
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream>),
+    /// What a test says.
+    #[cfg(test)]
+    Script(Box<crate::script::Script>),
     /// Gone elsewhere.
     Closed,
 }
@@ -86,6 +89,8 @@ impl Socket {
         let stream = match &self.stream {
             Stream::Plain(stream) => stream,
             Stream::Tls(stream) => stream.tcp(),
+            #[cfg(test)]
+            Stream::Script(_) => return,
             Stream::Closed => return,
         };
         // If it fails the connection is gone already.
@@ -182,6 +187,11 @@ macro_rules! on_stream {
                 $call
             }
             Stream::Tls(stream) => {
+                let $stream = Pin::new(stream.as_mut());
+                $call
+            }
+            #[cfg(test)]
+            Stream::Script(stream) => {
                 let $stream = Pin::new(stream.as_mut());
                 $call
             }

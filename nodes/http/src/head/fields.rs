@@ -49,6 +49,8 @@ impl Entry {
 impl Fields {
     /// None yet. Their memory comes from a free list of the thread's, and goes back there.
     pub(crate) fn new() -> Self {
+        #[cfg(test)]
+        HELD.set(HELD.get() + 1);
         FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Self {
             text: Vec::with_capacity(TEXT_BYTES),
             entries: Vec::with_capacity(ENTRIES),
@@ -241,10 +243,21 @@ const MAX_FREE: usize = 256;
 
 thread_local! {
     static FREE: RefCell<Vec<Fields>> = const { RefCell::new(Vec::new()) };
+    #[cfg(test)]
+    static HELD: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// How many heads of this thread are in use.
+#[cfg(test)]
+pub(crate) fn held() -> usize {
+    HELD.get()
 }
 
 impl Drop for Fields {
     fn drop(&mut self) {
+        #[cfg(test)]
+        let _ =
+            HELD.try_with(|held| held.set(held.get().saturating_sub(usize::from(self.text.capacity() > 0))));
         if self.text.capacity() == 0 || self.text.capacity() > MAX_FREE_BYTES {
             return;
         }
