@@ -64,7 +64,13 @@ pub(crate) async fn run<S: Service>(socket: Socket, server: &Server<S>, client: 
     let wire = Rc::new(RefCell::new(Wire::new(stream, &leading, &server.limits)));
     drop(leading);
     let after = serve_requests(&wire, server, &client).await;
-    let (socket, unread) = take_apart(&wire, server);
+    // Boxed, so that a connection that has not come to its end is small.
+    Box::pin(end(&wire, server, after)).await;
+}
+
+/// What follows the last exchange.
+async fn end<S>(wire: &RefCell<Wire>, server: &Server<S>, after: After) {
+    let (socket, unread) = take_apart(wire, server);
     match after {
         After::Tunnel(tunnel, end) => {
             run_tunnel(tunnel, socket, server).await;

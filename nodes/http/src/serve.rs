@@ -128,34 +128,34 @@ async fn connection<S: Service + 'static>(
 ) {
     let _permit = permit;
     let _counted = server.ledger.meter.connection();
-    // Without it small answers wait for the client's acknowledgements; if it can't be set they do.
-    let _ = stream.set_nodelay(true);
-    let limits = &server.limits;
-    let (socket, is_http2) = match tls {
-        None => {
-            let mut stream = stream;
-            let Some((leading, is_http2)) = read_preface(&mut stream, limits, &server.drain).await else {
-                return;
-            };
-            let mut socket = Socket::new(Stream::Plain(stream), limits.write_timeout);
-            socket.unread(leading.freeze());
-            (socket, is_http2)
-        }
-        Some(tls) => {
-            let handshake = TlsStream::accept(stream, tls.0);
-            let Ok(Ok(stream)) = timeout(limits.tls_handshake_timeout, handshake).await else {
-                server.ledger.meter.handshake_failed();
-                return;
-            };
-            let is_http2 = stream.alpn_protocol() == Some(tls::HTTP2);
-            (Socket::new(Stream::Tls(stream), limits.write_timeout), is_http2)
-        }
-    };
+    // What is boxed would otherwise have its room in each connection for as long as that lives.
+    let Some((socket, is_http2)) = Box::pin(open(stream, tls, &server)).await else { return };
     if is_http2 {
-        http2::run(socket, &server, client).await;
+        Box::pin(http2::run(socket, &server, client)).await;
     } else {
         http1::run(socket, &server, client).await;
     }
+}
+
+/// Does the handshake, and finds out whether HTTP/2 is spoken. `None` if nothing comes of it.
+async fn open<S>(stream: TcpStream, tls: Option<TlsConfig>, server: &Server<S>) -> Option<(Socket, bool)> {
+    let mut stream = stream;
+    let limits = &server.limits;
+    // Without it small answers wait for the client's acknowledgements; if it can't be set they do.
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else {
+        let (leading, is_http2) = read_preface(&mut stream, limits, &server.drain).await?;
+        let mut socket = Socket::new(Stream::Plain(stream), limits.write_timeout);
+        socket.unread(leading.freeze());
+        return Some((socket, is_http2));
+    };
+    let handshake = TlsStream::accept(stream, tls.0);
+    let Ok(Ok(stream)) = timeout(limits.tls_handshake_timeout, handshake).await else {
+        server.ledger.meter.handshake_failed();
+        return None;
+    };
+    let is_http2 = stream.alpn_protocol() == Some(tls::HTTP2);
+    Some((Socket::new(Stream::Tls(stream), limits.write_timeout), is_http2))
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2 by prior knowledge. `None` if it says nothing.
