@@ -55,9 +55,6 @@ pub(crate) enum Refusal {
     /// The upstream's.
     #[error("the upstream did not begin to answer in time")]
     TooSlow,
-    /// Ours: the request can't be written as HTTP/1.1.
-    #[error("the request can't be passed on: {0}")]
-    Unsendable(String),
 }
 
 impl Refusal {
@@ -74,7 +71,6 @@ impl Refusal {
             }
             Self::Unreachable | Self::BadAnswer => StatusCode::BAD_GATEWAY,
             Self::TooSlow => StatusCode::GATEWAY_TIMEOUT,
-            Self::Unsendable(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -105,7 +101,6 @@ impl Refusal {
             Self::Unreachable => "upstream-unreachable",
             Self::BadAnswer => "upstream-failed",
             Self::TooSlow => "upstream-too-slow",
-            Self::Unsendable(_) => "unsendable",
         }
     }
 }

@@ -298,7 +298,6 @@ fn refusal(kind: SendErrorKind) -> Refusal {
         SendErrorKind::Closed { .. } | SendErrorKind::Protocol { .. } => Refusal::BadAnswer,
         SendErrorKind::FirstByteTimeout { .. } => Refusal::TooSlow,
         SendErrorKind::RequestBody(error) => Refusal::Body(error),
-        SendErrorKind::Unsendable(reason) => Refusal::Unsendable(reason),
     }
 }
 

@@ -13,6 +13,9 @@ use protoplex_http::{Body, BodyError};
 /// The most that is kept of a body, in bytes. A request that has sent more can't be sent again.
 pub(crate) const MAX_REPLAY_BYTES: usize = 64 * 1_024;
 
+/// What a piece costs besides its bytes.
+const FRAME_BYTES: usize = 64;
+
 /// The body of one request, over all the times it is sent.
 pub(crate) struct Replay {
     /// `None` where there is no body: nothing to keep.
@@ -113,13 +116,17 @@ impl Tape {
     /// Keeps a frame that was read, where it fits.
     fn keep(&mut self, frame: &Kept) {
         if let Kept::Data(data) = frame {
-            self.kept_bytes += data.len();
+            self.kept_bytes += data.len() + FRAME_BYTES;
         }
-        if self.kept_bytes > MAX_REPLAY_BYTES {
+        if self.kept_bytes > MAX_REPLAY_BYTES + FRAME_BYTES {
             self.keeping = false;
         }
         if self.keeping {
-            self.kept.push(frame.clone());
+            self.kept.push(match frame {
+                // A piece of few bytes may hold the memory of many.
+                Kept::Data(data) => Kept::Data(Bytes::copy_from_slice(data)),
+                trailers => trailers.clone(),
+            });
         }
     }
 }

@@ -110,8 +110,10 @@ impl Rows {
         let earlier = Rc::new(Notify::new());
         self.earlier = Some(Rc::clone(&earlier));
         self.next = Some(at);
+        // Made here, since a task that is never polled is dropped, too.
+        let stop = Stop;
         tokio::task::spawn_local(async move {
-            let _stop = Stop;
+            let _stop = stop;
             sweep(&earlier).await;
         });
     }
@@ -158,8 +160,8 @@ impl Drop for Stop {
     }
 }
 
-/// A limit on waiting for somebody. Runs from the first fruitless poll after [`Patience::renew`]; time in which nobody
-/// waits does not count.
+/// A limit on waiting for somebody. Runs from the first fruitless poll after [`Patience::renew`] to the next: whoever
+/// begins to wait again after a wait that was given up has to renew it.
 #[derive(Debug)]
 pub(crate) struct Patience {
     limit: Duration,

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::access_log::AccessLog;
 use crate::body::Body;
 use crate::clock;
+use crate::forwarded;
 use crate::head::{RequestHead, ResponseHead};
 use crate::http1::Rule;
 use crate::http2::Stream;
@@ -221,8 +222,9 @@ impl Exchange {
     }
 
     /// Has an answer before the final one sent, where the client's protocol is able to.
-    pub(crate) fn inform(&self, head: ResponseHead) {
+    pub(crate) fn inform(&self, mut head: ResponseHead) {
         if self.head.version == Version::HTTP_11 {
+            forwarded::answer_head(&mut head, self);
             self.interim.borrow_mut().push(head);
         }
     }

@@ -123,6 +123,9 @@ impl RequestHead {
             && self.fields.known(Known::Upgrade).next().is_some()
             && self.fields.known(Known::Connection).any(|list| has_token(list, "upgrade"))
             && !self.fields.known(Known::Upgrade).any(|list| has_token(list, "h2c"))
+            // What follows would be the body to some and the new protocol to others.
+            && self.fields.known(Known::TransferEncoding).next().is_none()
+            && self.fields.known(Known::ContentLength).all(|length| length == b"0")
     }
 
     /// Puts this in the place of every `Host`.

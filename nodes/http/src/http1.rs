@@ -27,6 +27,7 @@ use http::{Method, Version};
 use tokio::time::timeout;
 
 use crate::body::Body;
+use crate::clock;
 use crate::exchange::{Answer, Client, End, Exchange, Service, Tunnel};
 use crate::forwarded::has_token;
 use crate::head::{Known, RequestHead};
@@ -70,6 +71,8 @@ pub(crate) async fn run<S: Service>(socket: Socket, server: &Server<S>, client: 
 
 /// What follows the last exchange.
 async fn end<S>(wire: &RefCell<Wire>, server: &Server<S>, after: After) {
+    // Bytes that nobody has read would have the system break off what was sent last.
+    poll_fn(|cx| Poll::Ready(wire.borrow_mut().look(cx))).await;
     let (socket, unread) = take_apart(wire, server);
     match after {
         After::Tunnel(tunnel, end) => {
@@ -137,7 +140,12 @@ async fn exchange<S: Service>(
         };
         // Held in one place only, since it may be large, and moving it about would be.
         let mut answer = pin!(server.handler.answer(&exchange, body));
-        match poll_fn(|cx| poll_answer(wire, &exchange, answer.as_mut(), cx)).await {
+        let mut waited = false;
+        let answered = poll_fn(|cx| poll_answer(wire, &exchange, answer.as_mut(), &mut waited, cx)).await;
+        if waited {
+            clock::now();
+        }
+        match answered {
             Some(answer) => answer,
             // Nobody is there to be answered.
             None => return After::Close,
@@ -157,7 +165,7 @@ async fn exchange<S: Service>(
     drop(end);
     match sent {
         Sent::Whole if persistence != Persistence::Closes => After::Next,
-        Sent::Whole | Sent::Short => After::Close,
+        Sent::Whole | Sent::Last | Sent::Short => After::Close,
         Sent::Unframed => After::Reset,
     }
 }
@@ -182,12 +190,15 @@ fn poll_answer(
     wire: &RefCell<Wire>,
     exchange: &Exchange,
     answer: Pin<&mut impl Future<Output = Answer>>,
+    waited: &mut bool,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Answer>> {
-    if let Poll::Ready(answer) = answer.poll(cx) {
+    let answer = answer.poll(cx);
+    inform(wire, exchange, cx);
+    if let Poll::Ready(answer) = answer {
         return Poll::Ready(Some(answer));
     }
-    inform(wire, exchange, cx);
+    *waited = true;
     wire.borrow_mut().poll_gone(cx).map(|()| None)
 }
 
@@ -197,7 +208,7 @@ fn inform(wire: &RefCell<Wire>, exchange: &Exchange, cx: &mut Context<'_>) {
     for head in heads {
         write::interim_head(wire.out.head(), &head);
     }
-    if !wire.out.is_empty() {
+    if wire.has_unsent() {
         // What can't be sent now goes before the answer, and a failure shows there.
         let _ = wire.poll_flush(cx);
     }

@@ -1,9 +1,8 @@
 //! The public HTTP server and the upstream client that every node with a public port is made of.
 //!
 //! A request meets the modules below in this order: a socket is accepted ([`serve`]), perhaps wrapped in TLS
-//! ([`tls`]), its bytes pass a strict framing check before the HTTP/1.1 engine sees them, and a [`Handler`]
-//! gets an
-//! `http` request with our own [`Body`] and an [`Exchange`]. Handlers answer themselves ([`problem`]), relay to
+//! ([`tls`]), its head is read by our own HTTP/1.1 engine, or by hyper's for HTTP/2, and a [`Service`] gets an
+//! [`Exchange`], with the head in its compact form, and a [`Body`]; a [`Handler`] gets the `http` crate's request. Handlers answer themselves ([`problem`]), relay to
 //! another server ([`forwarded`], [`upstream`]) or switch protocols ([`upgrade`]); each exchange ends as one
 //! line of the [`access_log`]. Everything is single-threaded: `Rc`, `spawn_local`, no `Send`.
 //!

@@ -144,6 +144,9 @@ impl RawLimits {
         positive("http2.max_header_list_bytes", u64::from(raw.http2.max_header_list_bytes));
         positive("http2.keep_alive_interval_ms", raw.http2.keep_alive_interval_ms);
         positive("http2.keep_alive_timeout_ms", raw.http2.keep_alive_timeout_ms);
+        if raw.max_headers > MAX_HEADERS {
+            problems.add(&format!("{key}.max_headers"), format!("must be at most {MAX_HEADERS}"));
+        }
         if !(HEAD_BYTES.contains(&raw.max_head_bytes)) {
             let reason = format!("must be from {} to {}", HEAD_BYTES.start(), HEAD_BYTES.end());
             problems.add(&format!("{key}.max_head_bytes"), reason);
@@ -176,7 +179,9 @@ impl RawLimits {
     }
 }
 
-/// From what a plain browser sends to what the engine's own buffer is sure to hold.
+/// As many as any client has reason to send, and fewer than `http::HeaderMap` can hold.
+const MAX_HEADERS: usize = 10_000;
+/// From what a plain browser sends to more than any has reason to.
 const HEAD_BYTES: std::ops::RangeInclusive<usize> = 1024..=256 * 1024;
 
 #[cfg(test)]

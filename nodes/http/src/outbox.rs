@@ -15,6 +15,8 @@ pub(crate) struct Outbox {
     head: Buffer,
     data: Data,
     tail: &'static [u8],
+    /// There is data behind the head, in one piece with it.
+    joined: bool,
 }
 
 /// Bytes, wherever they come from.
@@ -61,7 +63,12 @@ impl Outbox {
 
     /// Whether data can be put in: nothing but heads are there.
     pub(crate) fn takes_data(&self) -> bool {
-        self.data.as_slice().is_empty() && self.tail.is_empty()
+        self.data.as_slice().is_empty() && self.tail.is_empty() && !self.joined
+    }
+
+    /// How many bytes wait.
+    pub(crate) fn len(&self) -> usize {
+        self.head.len() + self.data.len() + self.tail.len()
     }
 
     /// Where heads are written, behind what is there. Only while there is no data yet.
@@ -74,6 +81,7 @@ impl Outbox {
     pub(crate) fn data(&mut self, data: Data) {
         let slice = data.as_slice();
         if slice.len() <= JOIN_BYTES {
+            self.joined |= !slice.is_empty();
             self.head.extend(slice);
         } else {
             self.data = data;
@@ -127,6 +135,7 @@ impl Outbox {
         let head = sent.min(self.head.len());
         if head > 0 {
             self.head.consume(head);
+            self.joined &= !self.head.is_empty();
         }
         let data = (sent - head).min(self.data.as_slice().len());
         if data > 0 {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{Either, select, try_join};
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, sleep_until};
@@ -36,6 +36,8 @@ pub fn requested(request: &Request) -> bool {
         && headers.contains_key(UPGRADE)
         && says(CONNECTION, "upgrade")
         && !says(UPGRADE, "h2c")
+        && !headers.contains_key(TRANSFER_ENCODING)
+        && headers.get_all(CONTENT_LENGTH).iter().all(|length| length == "0")
 }
 
 /// Switches to a protocol of our own: answers 101, then runs `serve` on the connection, as a part of the

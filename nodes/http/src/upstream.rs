@@ -169,9 +169,6 @@ pub enum SendErrorKind {
     /// The request's own body failed while it was sent: as a rule the client's fault, see the [`BodyError`].
     #[error("the request's body failed: {0}")]
     RequestBody(BodyError),
-    /// The request can't be sent over HTTP/1.1 as it is. Ours.
-    #[error("the request can't be sent: {0}")]
-    Unsendable(String),
 }
 
 /// A child's connections to other servers, by address. Unused ones are kept for a while.
@@ -207,11 +204,15 @@ impl Pool {
         inform: Option<&Exchange>,
     ) -> Result<Answer, AskError> {
         let mut body = body;
+        let mut begun = false;
         if let Some(stream) = self.idle.take(origin) {
             let mut flight = Flight::new(self, origin, stream, head, body);
             body = match flight.ask(head, inform).await {
                 Ok((answer, content)) => return Ok(flight.answer(head, answer, content)),
-                Err(SendErrorKind::Closed { .. }) if flight.can_be_sent_anew(head) => flight.take_body(),
+                Err(SendErrorKind::Closed { .. }) if flight.can_be_sent_anew(head) => {
+                    begun = !flight.is_unsent();
+                    flight.take_body()
+                }
                 Err(kind) => return Err(flight.failed(kind)),
             };
         }
@@ -223,7 +224,7 @@ impl Pool {
                     Err(kind) => Err(flight.failed(kind)),
                 }
             }
-            Err(kind) => Err(AskError { kind, unsent: Some(body) }),
+            Err(kind) => Err(AskError { kind, unsent: (!begun).then_some(body) }),
         }
     }
 

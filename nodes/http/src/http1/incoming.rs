@@ -33,6 +33,9 @@ impl Incoming {
             return Poll::Ready(None);
         }
         let frame = ready!(self.wire.borrow_mut().poll_body(cx));
+        if !matches!(frame, Ok(Some(_))) {
+            self.wire.borrow_mut().wake();
+        }
         Poll::Ready(match frame {
             Ok(frame) => {
                 let length = frame.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
@@ -63,6 +66,8 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        self.wire.borrow_mut().has_reader = false;
+        let mut wire = self.wire.borrow_mut();
+        wire.has_reader = false;
+        wire.wake();
     }
 }

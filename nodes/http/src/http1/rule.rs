@@ -74,7 +74,7 @@ rules! {
     BadHost BAD_REQUEST "bad-host"
         "Host must be a host name or address, perhaps with a port.",
     BadConnection BAD_REQUEST "bad-connection"
-        "Connection must not name Host, Content-Length or Transfer-Encoding.",
+        "Connection must name at most 32 fields, and not Host, Content-Length or Transfer-Encoding.",
     ConnectWithBody BAD_REQUEST "connect-with-body"
         "A CONNECT request must not have a body.",
     BadChunkSize BAD_REQUEST "bad-chunk-size"

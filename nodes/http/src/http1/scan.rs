@@ -89,6 +89,10 @@ enum Place {
     EndLf,
 }
 
+/// What `http::Uri` can hold.
+const MAX_TARGET_BYTES: usize = u16::MAX as usize - 1;
+/// More names in `Connection` only make work.
+const MAX_CONNECTION_NAMES: usize = 32;
 const VERSION: &[u8; 8] = b"HTTP/1.1";
 
 impl Scan {
@@ -181,6 +185,9 @@ impl Scan {
         match (self.place, byte) {
             (_, b' ') => {
                 let whole = self.start..self.at;
+                if whole.len() > MAX_TARGET_BYTES {
+                    return Err(Rule::HeadTooLarge);
+                }
                 if let Section::Request { method, target, form } = &mut self.section {
                     *form = target_form(method, &bytes[whole.clone()])?;
                     *target = whole.clone();
@@ -312,7 +319,7 @@ impl Scan {
                     _ => Err(Rule::HostTwice),
                 }
             }
-            Known::Connection if names_framing(value) => Err(Rule::BadConnection),
+            Known::Connection if names_framing(value) || lists_too_many(value) => Err(Rule::BadConnection),
             Known::ContentLength if self.length.is_some() => Err(Rule::ContentLengthTwice),
             Known::ContentLength => {
                 self.length = Some(decimal(value).ok_or(Rule::BadContentLength)?);
@@ -383,6 +390,10 @@ fn names_framing(connection: &[u8]) -> bool {
     connection.split(|byte| *byte == b',').any(|name| framing(name.trim_ascii()))
 }
 
+fn lists_too_many(connection: &[u8]) -> bool {
+    connection.split(|byte| *byte == b',').count() > MAX_CONNECTION_NAMES
+}
+
 fn target_form(method: &Method, target: &[u8]) -> Result<Form, Rule> {
     match target {
         _ if *method == Method::CONNECT => {
@@ -406,8 +417,13 @@ fn in_origin_form(head: &RequestHead) -> Result<RequestHead, Rule> {
     let uri = Uri::try_from(head.target()).map_err(|_| Rule::BadTarget)?;
     let authority = uri.authority().ok_or(Rule::BadTarget)?.as_str();
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
-    // A URL without a path asks OPTIONS of the server as a whole (RFC 9112 section 3.2.4).
-    let target = if target.starts_with('?') { format!("/{target}") } else { target.to_owned() };
+    let after_authority = head.target().split("://").nth(1).unwrap_or_default().strip_prefix(authority);
+    let target = match target {
+        // A URL without a path asks OPTIONS of the server as a whole (RFC 9112 section 3.2.4).
+        _ if head.method == Method::OPTIONS && after_authority == Some("") => "*".to_owned(),
+        _ if target.starts_with('?') => format!("/{target}"),
+        _ => target.to_owned(),
+    };
     let mut origin = RequestHead::new(head.method.clone(), head.version, target.as_bytes());
     for field in head.fields.iter() {
         origin.fields.push_known(field.known, field.name, field.value);
@@ -435,5 +451,8 @@ const NOT_IN_TRAILERS: [&[u8]; 13] = [
 
 /// Whether a field may come after the body: not what frames or routes a message, nor what tells of its way.
 pub(crate) fn may_trail(name: &[u8]) -> bool {
-    !NOT_IN_TRAILERS.iter().any(|other| name.eq_ignore_ascii_case(other)) && !reserved::tells_the_way(name)
+    let ours = matches!(Known::of(name), Known::XRequestId | Known::Respelt | Known::HopByHop);
+    !ours
+        && !NOT_IN_TRAILERS.iter().any(|other| name.eq_ignore_ascii_case(other))
+        && !reserved::tells_the_way(name)
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -21,6 +22,8 @@ use crate::pipe::Pipe;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sent {
     Whole,
+    /// The same, by the end of the connection.
+    Last,
     /// Broken off, which the client can see from what it got: it is shorter than it was said to be.
     Short,
     /// Broken off where the end of the connection would pass for the end of the answer.
@@ -74,6 +77,7 @@ pub(super) async fn send(
     let mut sending = Sending { wire, exchange, framing, body, left, ended, pipe: None };
     let whole = poll_fn(|cx| sending.poll(cx)).await;
     match (whole, framing) {
+        (true, Framing::UntilEnd) => Sent::Last,
         (true, _) => Sent::Whole,
         (false, Framing::UntilEnd) => Sent::Unframed,
         (false, _) => Sent::Short,
@@ -104,8 +108,7 @@ impl Sending<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
             if let Some(way) = self.straight_way() {
-                let flushed = ready!(self.wire.borrow_mut().poll_flush(cx));
-                if flushed.is_err() {
+                if ready!(self.poll_flush(cx)).is_err() {
                     return Poll::Ready(false);
                 }
                 let sent = match way {
@@ -136,21 +139,32 @@ impl Sending<'_> {
                         }
                     }
                     Poll::Pending => {
-                        let mut wire = self.wire.borrow_mut();
-                        if ready!(wire.poll_flush(cx)).is_err() {
+                        if ready!(self.poll_flush(cx)).is_err() {
                             return Poll::Ready(false);
                         }
-                        return wire.poll_gone(cx).map(|()| false);
+                        return self.wire.borrow_mut().poll_gone(cx).map(|()| false);
                     }
                 }
             }
-            if ready!(self.wire.borrow_mut().poll_flush(cx)).is_err() {
+            if ready!(self.poll_flush(cx)).is_err() {
                 return Poll::Ready(false);
             }
             if self.ended {
                 return Poll::Ready(true);
             }
         }
+    }
+
+    /// Sends what waits. Meanwhile a request that is still on its way to its upstream goes on: its client may well read
+    /// nothing before it has sent everything.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = self.wire.borrow_mut().poll_flush(cx);
+        if flushed.is_pending()
+            && let Some(flight) = self.body.as_upstream()
+        {
+            flight.upload_on(cx);
+        }
+        flushed
     }
 
     /// How the rest of the body can go without a copy, if it can.

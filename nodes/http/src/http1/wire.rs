@@ -4,10 +4,12 @@
 //! Memory for bytes is held only while there are some: an idle connection has none.
 
 use std::io;
-use std::task::{Context, Poll, ready};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::Version;
 use http_body::Frame;
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
@@ -20,7 +22,7 @@ use crate::body::BodyError;
 use crate::buffer::Buffer;
 use crate::clock;
 use crate::deadline::{Deadline, Patience};
-use crate::head::RequestHead;
+use crate::head::{Known, RequestHead};
 use crate::limits::Limits;
 use crate::outbox::Outbox;
 use crate::socket::Stream;
@@ -51,6 +53,10 @@ pub(super) struct Wire {
     deadline: Deadline,
     pub(super) out: Outbox,
     write_patience: Patience,
+    /// What was written may not have gone yet.
+    flushing: bool,
+    /// The connection's task, where somebody else reads.
+    watcher: Option<Waker>,
 }
 
 /// What a connection does next.
@@ -91,6 +97,8 @@ impl Wire {
             deadline: Deadline::default(),
             out: Outbox::default(),
             write_patience: Patience::new(limits.write_timeout),
+            flushing: false,
+            watcher: None,
         }
     }
 
@@ -227,8 +235,8 @@ impl Wire {
     /// Reads data of the body, of which so much is ahead, into memory of its own.
     fn poll_data(&mut self, cx: &mut Context<'_>, ahead: u64) -> Poll<Option<Bytes>> {
         let mut data = BytesMut::with_capacity(ahead.min(BODY_BYTES as u64) as usize);
-        let mut limited = bytes::BufMut::limit(&mut data, ahead.min(BODY_BYTES as u64) as usize);
-        match ready!(poll_read_buf(std::pin::Pin::new(&mut self.stream), cx, &mut limited)) {
+        let mut limited = (&mut data).limit(ahead.min(BODY_BYTES as u64) as usize);
+        match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut limited)) {
             Ok(0) => {
                 self.ended = Some(clock::now());
                 Poll::Ready(None)
@@ -248,11 +256,11 @@ impl Wire {
     fn poll_ask(&mut self, cx: &mut Context<'_>) {
         if std::mem::take(&mut self.owes_continue) {
             self.out.head().extend_from_slice(write::CONTINUE);
-        } else if self.out.is_empty() {
+        } else if !self.has_unsent() {
             return;
         }
         // What can't be sent now is sent at the next poll, or before the answer; a failure shows when it is read.
-        let _ = self.out.poll_send(cx, &mut self.stream);
+        self.flushing = self.out.poll_send(cx, &mut self.stream).is_pending();
     }
 
     /// The answer begins: the body is not asked for any more. Says whether all of it has come, so that another request
@@ -272,8 +280,13 @@ impl Wire {
             if let Some(ended) = self.ended {
                 return self.deadline.poll(cx, ended + HALF_CLOSED_WAIT);
             }
-            // Whoever reads the body sees it; what is more than enough is left where it is.
-            if self.has_body() || self.unread.len() >= READ_AHEAD_BYTES {
+            // Whoever reads the body sees it, and tells when it is over.
+            if self.has_body() && self.has_reader {
+                self.watcher = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            // What is more than enough is left where it is.
+            if self.unread.len() >= READ_AHEAD_BYTES {
                 return Poll::Pending;
             }
             ready!(self.poll_read(cx));
@@ -282,8 +295,33 @@ impl Wire {
 
     /// Sends what waits. An error means that the connection is of no use any more.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let waiting = self.out.len();
         let sent = self.out.poll_send(cx, &mut self.stream);
+        self.flushing = sent.is_pending();
+        if self.out.len() < waiting {
+            // However slowly, it takes something.
+            self.write_patience.renew();
+        }
         self.poll_taken(cx, sent)
+    }
+
+    /// Whether something waits to be sent, be it sealed already.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.out.is_empty() || self.flushing
+    }
+
+    /// Looks once for what the client has sent meanwhile.
+    pub(super) fn look(&mut self, cx: &mut Context<'_>) {
+        if self.unread.is_empty() && self.ended.is_none() && !self.broken {
+            let _ = self.poll_read(cx);
+        }
+    }
+
+    /// Somebody else has come to the end of the body, or doesn't want it: the connection's task has to look again.
+    pub(super) fn wake(&mut self) {
+        if let Some(task) = self.watcher.take() {
+            task.wake();
+        }
     }
 
     /// Gives a client up that takes nothing for too long.
@@ -331,9 +369,6 @@ impl From<BodyFault> for BodyError {
 }
 
 fn expects_continue(head: &RequestHead) -> bool {
-    head.version == http::Version::HTTP_11
-        && head
-            .fields
-            .known(crate::head::Known::Expect)
-            .any(|value| value.eq_ignore_ascii_case(b"100-continue"))
+    let expects = |value: &[u8]| value.eq_ignore_ascii_case(b"100-continue");
+    head.version == Version::HTTP_11 && head.fields.known(Known::Expect).any(expects)
 }

@@ -12,6 +12,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use super::upload::Upload;
@@ -42,6 +43,10 @@ pub(crate) struct Flight {
     /// The upstream will take another request on this connection.
     stays: bool,
     broken_off: bool,
+    /// A head has come, be it not the final one.
+    heard: bool,
+    /// What the upload had done when it was looked at last.
+    upload_moved: Option<Instant>,
 }
 
 /// The most of an answer's head, and of its trailer section.
@@ -73,6 +78,8 @@ impl Flight {
             patience: Patience::new(pool.settings.body_idle_timeout),
             stays: false,
             broken_off: false,
+            heard: false,
+            upload_moved: None,
         }
     }
 
@@ -86,6 +93,7 @@ impl Flight {
         for _ in 0..=MAX_INTERIM {
             let mut scan = Scan::response();
             poll_fn(|cx| self.poll_head(cx, &mut scan, &mut deadline)).await?;
+            self.heard = true;
             let (head, content) = self.broken(scan.into_response(&request.method))?;
             if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
                 return Ok((head, content));
@@ -148,17 +156,22 @@ impl Flight {
         SendErrorKind::Closed { origin: self.origin, cause: cause.to_owned() }
     }
 
+    /// Whether not a byte of the request was sent.
+    pub(super) fn is_unsent(&self) -> bool {
+        self.upload.is_unsent()
+    }
+
     /// The failure, with the request's body if nothing of the request was sent.
     pub(super) fn failed(&mut self, kind: SendErrorKind) -> AskError {
-        let unsent = self.upload.is_unsent().then(|| self.take_body());
+        let unsent = self.is_unsent().then(|| self.take_body());
         AskError { kind, unsent }
     }
 
     /// Whether the request may be sent once more, on another connection, after this one has ended without a byte of an
     /// answer.
     pub(super) fn can_be_sent_anew(&self, head: &RequestHead) -> bool {
-        let silent = self.unread.is_empty();
-        silent && (self.upload.is_unsent() || (head.method.is_idempotent() && self.upload.has_body()))
+        let silent = self.unread.is_empty() && !self.heard;
+        silent && (self.is_unsent() || (head.method.is_idempotent() && self.upload.has_body()))
     }
 
     pub(super) fn take_body(&mut self) -> Body {
@@ -233,12 +246,18 @@ impl Flight {
         }
     }
 
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, BodyError>> {
-        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(None)) };
+    /// Goes on with the request, while nobody can take more of its answer.
+    pub(crate) fn upload_on(&mut self, cx: &mut Context<'_>) {
+        let Some(stream) = &mut self.stream else { return };
         // A body that fails has broken the request off; the answer may be good all the same, and the connection isn't.
         if let Poll::Ready(Err(_)) = self.upload.poll(cx, stream) {
             self.stays = false;
         }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, BodyError>> {
+        self.upload_on(cx);
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(None)) };
         loop {
             if self.body.has_ended() {
                 return Poll::Ready(Ok(None));
@@ -285,6 +304,10 @@ impl Flight {
                 Poll::Ready(Ok(_)) => self.patience.renew(),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(BodyError::Upstream(error.to_string()))),
                 Poll::Pending => {
+                    // It may well read all of the request before it goes on with its answer.
+                    if !self.upload.has_ended() && self.upload.moved_since(&mut self.upload_moved) {
+                        self.patience.renew();
+                    }
                     ready!(self.patience.poll_lost(cx));
                     return Poll::Ready(Err(BodyError::UpstreamTooSlow(self.patience.limit())));
                 }

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -60,7 +59,7 @@ impl Idle {
         if shelf.len() >= self.max_per_origin {
             return;
         }
-        shelf.push(Resting { stream, until: clock::recent() + self.timeout });
+        shelf.push(Resting { stream, until: clock::now() + self.timeout });
         if shelves.keeper.is_none() {
             let keeper = tokio::task::spawn_local(keep(Rc::downgrade(&self.shelves), self.timeout));
             shelves.keeper = Some(keeper.abort_handle());
@@ -79,14 +78,7 @@ impl Drop for Shelves {
 /// Whether nothing has come of a connection on which nothing is asked: no end, and no bytes that would be taken for the
 /// next answer. As a rule this needs no system call: the event loop would know.
 fn is_quiet(stream: &TcpStream) -> bool {
-    let mut cx = Context::from_waker(Waker::noop());
-    match stream.poll_read_ready(&mut cx) {
-        Poll::Pending => true,
-        // It may stand for what has been read since.
-        Poll::Ready(_) => {
-            matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-        }
-    }
+    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Closes connections in their time, and those that their upstream has closed, until there are none.

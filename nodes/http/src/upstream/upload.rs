@@ -108,6 +108,11 @@ impl Upload {
         (!self.starved).then_some(self.moved)
     }
 
+    /// Whether something was sent, or waited for at its source, since this was asked last.
+    pub(super) fn moved_since(&self, last: &mut Option<Instant>) -> bool {
+        self.starved || last.replace(self.moved) != Some(self.moved)
+    }
+
     /// Sends what can be sent now. Ready when there is no more to come; an error is the body's, which breaks the
     /// request off.
     pub(super) fn poll(
@@ -125,7 +130,12 @@ impl Upload {
                 self.starved = frame.is_pending();
                 self.waited |= self.starved;
                 if let Poll::Ready(frame) = frame {
-                    self.take(frame)?;
+                    if let Err(error) = self.take(frame) {
+                        // Never to be ended: the upstream must see that this was not all.
+                        self.deaf = true;
+                        self.out.clear();
+                        return Poll::Ready(Err(error));
+                    }
                 } else if self.out.is_empty() {
                     self.moved = clock::now();
                     return Poll::Pending;
