@@ -295,6 +295,10 @@ impl Wire {
 
     /// Sends what waits. An error means that the connection is of no use any more.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.has_unsent() {
+            // Whoever sends past the outbox is still waiting.
+            return Poll::Ready(Ok(()));
+        }
         let waiting = self.out.len();
         let sent = self.out.poll_send(cx, &mut self.stream);
         self.flushing = sent.is_pending();

@@ -51,8 +51,8 @@ pub(crate) struct Flight {
 
 /// The most of an answer's head, and of its trailer section.
 const BOUNDS: Bounds = Bounds { bytes: 64 * 1024, fields: 256 };
-/// The most answers before the final one.
-const MAX_INTERIM: usize = 100;
+/// The most heads of one answer, the final one among them.
+const MAX_HEADS: usize = 100;
 /// Less is not worth the detour through a pipe.
 const SPLICE_MIN_BYTES: u64 = 64 * 1024;
 /// As much of a body as is read at a time.
@@ -90,7 +90,7 @@ impl Flight {
         inform: Option<&Exchange>,
     ) -> Result<(ResponseHead, Content), SendErrorKind> {
         let mut deadline = Deadline::default();
-        for _ in 0..=MAX_INTERIM {
+        for _ in 0..MAX_HEADS {
             let mut scan = Scan::response();
             poll_fn(|cx| self.poll_head(cx, &mut scan, &mut deadline)).await?;
             self.heard = true;
