@@ -4,7 +4,7 @@
 
 #![no_main]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -80,9 +80,8 @@ fn bad_gateway(detail: String) -> Answer {
     Problem::new(StatusCode::BAD_GATEWAY, "upstream", detail).into()
 }
 
-/// Plays a side to its end; what it has read.
-async fn play(mut stream: TcpStream, acts: &[Act]) -> Vec<u8> {
-    let mut read = Vec::new();
+/// Plays a side to its end, and notes what it reads as it comes.
+async fn play(mut stream: TcpStream, acts: &[Act], read: &RefCell<Vec<u8>>) {
     for act in acts {
         match act {
             Act::Send(bytes) => {
@@ -97,13 +96,18 @@ async fn play(mut stream: TcpStream, acts: &[Act]) -> Vec<u8> {
             }
             Act::Reset => {
                 let _ = stream.set_zero_linger();
-                return read;
+                return;
             }
         }
-        let _ = stream.try_read_buf(&mut read);
+        let mut piece = [0; 4096];
+        if let Ok(length) = stream.try_read(&mut piece) {
+            read.borrow_mut().extend_from_slice(&piece[..length]);
+        }
     }
-    let _ = stream.read_to_end(&mut read).await;
-    read
+    let mut piece = [0; 4096];
+    while let Ok(length @ 1..) = stream.read(&mut piece).await {
+        read.borrow_mut().extend_from_slice(&piece[..length]);
+    }
 }
 
 thread_local! {
@@ -132,15 +136,13 @@ fuzz_target!(|input: &[u8]| {
 async fn exchange(ip: Ipv4Addr, client: Vec<Act>, upstream: Vec<Act>) {
     let listener = TcpListener::bind((ip, 0)).await.expect("a port");
     let origin = listener.local_addr().expect("an address");
-    let seen = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let seen: Rc<RefCell<Vec<Rc<RefCell<Vec<u8>>>>>> = Rc::default();
     let notes = Rc::clone(&seen);
     spawn_local(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (upstream, notes) = (upstream.clone(), Rc::clone(&notes));
-            spawn_local(async move {
-                let read = play(stream, &upstream).await;
-                notes.borrow_mut().push(read);
-            });
+            let (upstream, read) = (upstream.clone(), Rc::default());
+            notes.borrow_mut().push(Rc::clone(&read));
+            spawn_local(async move { play(stream, &upstream, &read).await });
         }
     });
     let socket = std::net::TcpListener::bind((ip, 0)).expect("a port");
@@ -153,14 +155,15 @@ async fn exchange(ip: Ipv4Addr, client: Vec<Act>, upstream: Vec<Act>) {
         serve(listeners, Limits::default(), AccessLog::off(), drain, Rc::new(handler)).await
     });
     let stream = TcpStream::connect(relay).await.expect("the relay listens");
-    let told = play(stream, &client).await;
+    let told = RefCell::default();
+    play(stream, &client, &told).await;
+    let told = told.into_inner();
     trigger.pull();
     serving.await.expect("no panic").expect("a socket that can be used");
-    // All of its handler's are gone, and so is the pool.
     if !told.starts_with(b"HTTP/1.") {
         assert!(told.is_empty() || client_speaks_http_2(&client), "{}", told.escape_ascii());
     }
-    let heads: usize = seen.borrow().iter().map(|bytes| count_heads(bytes)).sum();
+    let heads: usize = seen.borrow().iter().map(|bytes| count_heads(&bytes.borrow())).sum();
     assert!(heads <= 2 * asked.get(), "{heads} requests of {}", asked.get());
 }
 
