@@ -7,6 +7,8 @@
 //!
 //! The other side, requests to upstreams, is [`crate::upstream`]; it shares the first layer.
 
+#[cfg(any(test, fuzzing))]
+pub mod checks;
 mod chunk;
 mod decoder;
 mod grammar;

@@ -41,6 +41,8 @@ pub use access_log::AccessLog;
 pub use body::{Body, BodyError};
 pub use exchange::{Answer, Exchange, Handler, Request, Response, Scheme, Service};
 pub use head::{Fields, RequestHead, ResponseHead};
+#[cfg(any(test, fuzzing))]
+pub use http1::checks as fuzzing;
 pub use limits::{Http2Limits, Limits, RawHttp2Limits, RawLimits};
 pub use problem::Problem;
 pub use request_id::RequestId;

@@ -4,6 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod corpus;
+mod cuts;
+mod others;
+
 #[derive(Debug)]
 enum Followed {
     More,

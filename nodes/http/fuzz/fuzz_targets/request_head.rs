@@ -1,0 +1,25 @@
+//! A request's head, cut where the first bytes say: the same verdict, the same head once it is rewritten, and httparse
+//! reads no other.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use protoplex_http::fuzzing;
+
+fuzz_target!(|input: &[u8]| {
+    let Some((cuts, bytes)) = input.split_at_checked(4) else { return };
+    let cuts: Vec<usize> = cuts.iter().map(|cut| usize::from(*cut)).collect();
+    let Some(head) = fuzzing::request_head(bytes, &cuts) else { return };
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut other = httparse::Request::new(&mut headers);
+    assert_eq!(other.parse(bytes), Ok(httparse::Status::Complete(head.length)));
+    assert_eq!(other.method, Some(&*head.start));
+    assert_eq!(other.version, Some(u8::from(!head.is_http_10)));
+    // A whole URL has been brought into origin form, and its authority into Host.
+    if other.path.is_some_and(|path| path.starts_with('/')) {
+        assert_eq!(other.path, Some(&*head.target));
+        let fields: Vec<_> = head.fields.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+        let others: Vec<_> = other.headers.iter().map(|field| (field.name.as_bytes(), field.value)).collect();
+        assert_eq!(fields, others);
+    }
+});
