@@ -3,6 +3,7 @@
 A shared machine's speed changes by the minute, so what counts is a peer's CPU time a request as a ratio to nginx's in
 the same round, and of the rounds the quieter half."""
 
+import os
 import resource
 import sys
 import time
@@ -13,22 +14,37 @@ from process import cpu, machine
 from rig import Rig
 from table import table
 
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
+PATIENCE_SECONDS = float(os.environ.get("PATIENCE", "0"))
 SECONDS, WARM_UP_SECONDS = 2, 1
+# Other programs may take this much of one processor in a quiet machine.
+QUIET = 0.1
 HEADS = ("peer", "CPU µs a request", "user", "system", "× nginx", "lowest to highest", "× limit", "requests/s",
          "p50 ms", "p99 ms", "busy", "errors")
 
 
-def measure(workload, names, rounds):
+def measure(workload, names):
     """One row a slice."""
     rows = []
     with Rig(workload, names) as rig:
         for peer in rig.peers:
             load(peer, workload, WARM_UP_SECONDS)
-        for number in range(rounds):
-            print(f"{workload.name}: round {number + 1} of {rounds}", file=sys.stderr)
+        for number in range(ROUNDS):
+            print(f"{workload.name}: round {number + 1} of {ROUNDS}", file=sys.stderr)
+            await_quiet()
             for peer in rig.peers:
                 rows.append({"peer": peer.name, "round": number, **slice_of(rig, peer)})
     return quiet(rows)
+
+
+def await_quiet():
+    """Waits while other programs are at work, for as long as patience lasts."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        before = sum(machine())
+        time.sleep(SECONDS)
+        if sum(machine()) - before < QUIET * SECONDS:
+            return
 
 
 def quiet(rows):
