@@ -74,7 +74,11 @@ pub(crate) async fn run<S: Service>(socket: Socket, server: &Server<S>, client: 
 /// What follows the last exchange.
 async fn end<S>(wire: &RefCell<Wire>, server: &Server<S>, after: After) {
     // Bytes that nobody has read would have the system break off what was sent last.
-    poll_fn(|cx| Poll::Ready(wire.borrow_mut().look(cx))).await;
+    poll_fn(|cx| {
+        wire.borrow_mut().look(cx);
+        Poll::Ready(())
+    })
+    .await;
     let (socket, unread) = take_apart(wire, server);
     match after {
         After::Tunnel(tunnel, end) => {
