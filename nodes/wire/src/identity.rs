@@ -218,7 +218,15 @@ fn create(folder: &Path) -> Result<(), IdentityError> {
         let path = making.join(name);
         write_private(&path, &text).map_err(at(&path))?;
     }
-    fs::rename(&making, folder).map_err(at(folder))
+    match fs::rename(&making, folder) {
+        // Another process that was started at the same time was first: then its is the cluster's.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) =>
+        {
+            fs::remove_dir_all(&making).map_err(at(&making))
+        }
+        made => made.map_err(at(folder)),
+    }
 }
 
 struct Certificates {
@@ -280,6 +288,17 @@ mod tests {
             let mode = entry.unwrap().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "readable by others");
         }
+    }
+
+    #[test]
+    fn who_comes_second_takes_what_the_first_has_made() {
+        let data = tempfile::tempdir().unwrap();
+        let folder = data.path().join("cluster");
+        let first = Identity::open_or_create(&folder).unwrap();
+        // As if the folder had not been there when it was looked for.
+        create(&folder).unwrap();
+        assert_eq!(Identity::open(&folder).unwrap().inner.token, first.inner.token);
+        assert_eq!(fs::read_dir(data.path()).unwrap().count(), 1, "nothing is left of the second");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::io::Write;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -239,5 +240,46 @@ fn an_echo_may_answer_while_it_still_reads() {
             .await;
             assert!(fine && text == (5 << 20).to_string(), "{text}");
         }
+    });
+}
+
+#[test]
+fn a_part_of_a_file_is_sent_byte_by_byte_as_it_is_however_it_goes() {
+    run(async {
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at / 7) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let (file, range) = (Arc::new(file), 5..2_999_990);
+        let part = bytes[5..2_999_990].to_vec();
+        let whole = Bytes::from(part.clone());
+        let server = start(limits(), move |request, _| {
+            // One that is shorter than it was said to be.
+            let short = request.uri().path() == "/short";
+            let range = if short { range.start..range.end + 100 } else { range.clone() };
+            let otherwise = Body::full(whole.clone());
+            let body = Body::file(Arc::clone(&file), range, otherwise);
+            async move { Response::new(body) }
+        });
+        let address = server.address;
+        for _ in 0..2 {
+            // Twice on one connection: what follows a file is framed soundly.
+            let mut client = Raw::connect(address).await;
+            client
+                .send(
+                    "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+                )
+                .await;
+            let all = client.rest().await;
+            let second = all.len() - part.len();
+            assert_eq!(all[second..], part[..]);
+            let first = all.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+            assert_eq!(all[first..first + part.len()], part[..]);
+        }
+        let url = format!("http://{address}/");
+        let (fine, size) =
+            curl(&["--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{size_download}", &url]).await;
+        assert!(fine && size == part.len().to_string(), "{size}");
+        let (fine, text) = curl(&["-o", "/dev/null", &format!("{url}short")]).await;
+        assert!(!fine && text.contains("curl: (18)"), "{text}");
     });
 }
