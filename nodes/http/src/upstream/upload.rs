@@ -136,6 +136,10 @@ impl Upload {
                         self.out.clear();
                         return Poll::Ready(Err(error));
                     }
+                    if self.out.is_empty() && !self.ended {
+                        // An empty piece: nobody would wake us for the next one.
+                        continue;
+                    }
                 } else if self.out.is_empty() {
                     self.moved = clock::now();
                     return Poll::Pending;

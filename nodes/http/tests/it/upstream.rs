@@ -315,6 +315,17 @@ fn a_body_of_unknown_length_goes_along_whatever_the_method() {
 }
 
 #[test]
+fn an_empty_piece_of_a_body_is_not_its_end_and_holds_nothing_up() {
+    run(async {
+        let server = start(limits(), |request, _| echo(request));
+        let pieces = ["", "a", "", "b", ""].map(|piece| Ok(Bytes::from_static(piece.as_bytes())));
+        let answer =
+            Pool::new(settings()).send(server.address, post(Body::stream(stream::iter(pieces)))).await;
+        assert_eq!(text_of(answer).await, "ab");
+    });
+}
+
+#[test]
 fn a_refused_connection_gives_the_request_back() {
     run(async {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
