@@ -4,14 +4,14 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use matchit::Params;
 use protoplex_http::upstream::{AskError, Pool, SendErrorKind};
-use protoplex_http::{Answer, Body, Exchange, RequestHead, Service, forwarded, upgrade};
+use protoplex_http::{Answer, Body, Exchange, RequestHead, Service, clock, forwarded, upgrade};
 use protoplex_wire::follow::Link;
 use protoplex_wire::pattern::{KeyTemplate, MAX_KEY_BYTES};
 use protoplex_wire::proto;
@@ -195,10 +195,11 @@ impl Relay {
         exchange: &Exchange,
     ) -> Result<Answer, AskError> {
         exchange.note_upstream(member);
-        let sent = Instant::now();
+        let sent = clock::now();
         let answer = self.upstream.ask(address, head, body, Some(exchange)).await;
         match &answer {
-            Ok(_) => handler.meters.upstream_took(sent.elapsed()),
+            // The head of the answer has just been read.
+            Ok(_) => handler.meters.upstream_took(clock::recent() - sent),
             Err(error) => {
                 let request_id = &*exchange.request_id;
                 warn!(member, %address, request_id, reason = %error.kind, "no answer from a member");

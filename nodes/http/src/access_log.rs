@@ -46,7 +46,7 @@ pub struct AccessLog(Option<Rc<Inner>>);
 struct Inner {
     sink: Sink,
     format: Format,
-    lines: RefCell<String>,
+    lines: RefCell<Vec<u8>>,
     /// Lines that there was no room for.
     lost: Cell<u64>,
     full: Notify,
@@ -98,7 +98,7 @@ impl AccessLog {
             return;
         }
         line::write(&mut lines, exchange, inner.format, now);
-        lines.push('\n');
+        lines.push(b'\n');
         if lines.len() >= BATCH_BYTES {
             inner.full.notify_one();
         }
@@ -132,11 +132,11 @@ impl Inner {
             return;
         }
         // With room for all of the next batch: growing by and by would copy each line once more.
-        let batch = self.lines.replace(String::with_capacity(BATCH_BYTES + LINE_BYTES));
+        let batch = self.lines.replace(Vec::with_capacity(BATCH_BYTES + LINE_BYTES));
         let sink = self.sink.clone();
         let written = tokio::task::spawn_blocking(move || match sink {
-            Sink::Stderr => io::stderr().write_all(batch.as_bytes()),
-            Sink::File(file) => (&*file).write_all(batch.as_bytes()),
+            Sink::Stderr => io::stderr().write_all(&batch),
+            Sink::File(file) => (&*file).write_all(&batch),
         });
         // A writer that was cancelled is a runtime that ends; then there is nobody to tell.
         if let Ok(Err(error)) = written.await {

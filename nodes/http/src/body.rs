@@ -125,8 +125,8 @@ impl Body {
         Self(Kind::Http2(Box::new(incoming)))
     }
 
-    pub(crate) fn upstream(flight: Flight) -> Self {
-        Self(Kind::Upstream(Box::new(flight)))
+    pub(crate) fn upstream(flight: Box<Flight>) -> Self {
+        Self(Kind::Upstream(flight))
     }
 
     /// What is in memory of it, if it is all of it.

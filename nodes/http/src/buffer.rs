@@ -5,12 +5,11 @@ use std::cell::Cell;
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use tokio::io::AsyncRead;
-use tokio_util::io::poll_read_buf;
+
+use crate::socket::Stream;
 
 /// Bytes that were read and are not used up, or written and not sent. An empty one holds no memory.
 #[derive(Default)]
@@ -89,10 +88,7 @@ impl Buffer {
     }
 
     /// Reads once, behind the bytes that are there; 0 is the end of the stream.
-    pub(crate) fn poll_fill<S>(&mut self, cx: &mut Context<'_>, stream: &mut S) -> Poll<io::Result<usize>>
-    where
-        S: AsyncRead + Unpin,
-    {
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<usize>> {
         if self.used > 0 {
             self.bytes.drain(..self.used);
             self.used = 0;
@@ -101,7 +97,7 @@ impl Buffer {
         if bytes.len() == bytes.capacity() {
             bytes.reserve(bytes.len());
         }
-        let read = poll_read_buf(Pin::new(stream), cx, bytes);
+        let read = stream.poll_fill(cx, bytes);
         if self.is_empty() {
             self.release();
         }
@@ -156,6 +152,7 @@ impl fmt::Debug for Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::script::{Read, Script};
 
     fn free() -> usize {
         FREE.with_borrow(Vec::len)
@@ -178,7 +175,8 @@ mod tests {
 
     #[test]
     fn a_stream_is_read_behind_what_is_there_and_beyond_the_common_size() {
-        let mut stream = tokio_test_stream(3 * BUFFER_BYTES);
+        let mut stream =
+            Stream::Script(Box::new(Script::new([Read::Bytes(vec![b'y'; 3 * BUFFER_BYTES]), Read::End])));
         let mut buffer = Buffer::new();
         let mut cx = Context::from_waker(std::task::Waker::noop());
         buffer.extend(b"x");
@@ -187,9 +185,5 @@ mod tests {
         // What has grown is not kept for others.
         drop(buffer);
         assert_eq!(free(), 0);
-    }
-
-    fn tokio_test_stream(length: usize) -> impl AsyncRead + Unpin {
-        tokio::io::AsyncReadExt::take(tokio::io::repeat(b'y'), length as u64)
     }
 }

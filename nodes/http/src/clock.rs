@@ -15,7 +15,7 @@ thread_local! {
 const MOMENT_LIFE: Duration = Duration::from_millis(500);
 
 /// The time.
-pub(crate) fn now() -> Instant {
+pub fn now() -> Instant {
     let now = Instant::now();
     RECENT.set(Some(now));
     now
@@ -23,7 +23,7 @@ pub(crate) fn now() -> Instant {
 
 /// What [`now`] said last in this thread, for whoever knows that it was asked just before: in the same turn of the event
 /// loop.
-pub(crate) fn recent() -> Instant {
+pub fn recent() -> Instant {
     RECENT.get().unwrap_or_else(now)
 }
 

@@ -26,6 +26,13 @@ struct Row {
     over: bool,
 }
 
+/// Has everybody in this thread who waits look around: something may be over before its time.
+pub(crate) fn wake_all() {
+    ROWS.with_borrow(|rows| {
+        rows.rows.iter().flatten().filter_map(|row| row.waker.as_ref()).for_each(Waker::wake_by_ref);
+    });
+}
+
 #[derive(Debug, Default)]
 struct Rows {
     rows: Vec<Option<Row>>,

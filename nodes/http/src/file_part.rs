@@ -1,5 +1,10 @@
-//! A part of a file on its way into a socket, past our memory.
+//! A part of a file on its way into a socket.
+//!
+//! It is read and sent by way of one buffer that stays in the processor's cache. `sendfile`, which needs none, has to
+//! handle each page of the file by itself, which costs more than the copy (see `loadtest/RESULTS.md`); and it waits for the
+//! disk, with everybody on the event loop, where a page is missing.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
@@ -8,38 +13,45 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, pread, preadv2};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::body::Body;
 
-/// What is left of it. What the disk has to be asked for is read by a blocking thread before it is sent, so that the
-/// event loop doesn't wait for it.
+/// What is left of it. What the disk has to be asked for is read by a blocking thread first.
 pub(crate) struct FilePart {
     file: Arc<File>,
     range: Range<u64>,
-    /// Up to there the kernel has it in memory.
-    warm: u64,
     warming: Option<JoinHandle<io::Result<()>>>,
     /// The same bytes for connections that can't be sent a file.
     pub(crate) otherwise: Body,
 }
 
-/// As much as is looked after, and sent, at a time.
+/// As much as is read and sent at a time.
+const SPACE_BYTES: usize = 256 * 1024;
+/// As much as is asked of the disk at a time, and by how much.
 const WINDOW_BYTES: u64 = 1 << 20;
 const READ_BYTES: usize = 128 * 1024;
 
+thread_local! {
+    static SPACE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The thread's memory for what is read and sent in one step.
+pub(crate) fn with_space<T>(step: impl FnOnce(&mut [u8]) -> T) -> T {
+    SPACE.with_borrow_mut(|space| {
+        space.resize(SPACE_BYTES, 0);
+        step(space)
+    })
+}
+
 impl FilePart {
     pub(crate) fn new(file: Arc<File>, range: Range<u64>, otherwise: Body) -> Self {
-        Self { warm: range.start, file, range, warming: None, otherwise }
+        Self { file, range, warming: None, otherwise }
     }
 
     pub(crate) fn len(&self) -> u64 {
         self.range.end - self.range.start
-    }
-
-    pub(crate) fn file(&self) -> &File {
-        &self.file
     }
 
     /// So much of it has been sent.
@@ -47,34 +59,34 @@ impl FilePart {
         self.range.start += length as u64;
     }
 
-    /// Where it goes on, and how much can be sent without waiting for the disk.
-    pub(crate) fn poll_warm(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(u64, usize)>> {
-        let at = self.range.start;
-        while self.warm <= at && at < self.range.end {
-            let window = at..(at + WINDOW_BYTES).min(self.range.end);
-            if let Some(reading) = &mut self.warming {
-                let read = ready!(Pin::new(reading).poll(cx));
+    /// Reads the next of it, without going on; says how much. 0 is the end of the file, or of the part.
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
+        let length = usize::try_from(self.len()).map_or(space.len(), |left| left.min(space.len()));
+        loop {
+            if let Some(warming) = &mut self.warming {
+                let read = ready!(Pin::new(warming).poll(cx));
                 self.warming = None;
                 read.map_err(io::Error::other)??;
-            } else if !is_in_memory(&self.file, &window) {
-                let (file, window) = (Arc::clone(&self.file), window.clone());
-                self.warming = Some(spawn_blocking(move || read_through(&file, window)));
-                continue;
             }
-            self.warm = window.end;
+            match read_from_memory(&self.file, &mut space[..length], self.range.start) {
+                Err(Errno::AGAIN) => {
+                    let window = self.range.start..(self.range.start + WINDOW_BYTES).min(self.range.end);
+                    let file = Arc::clone(&self.file);
+                    self.warming = Some(spawn_blocking(move || read_through(&file, window)));
+                }
+                read => return Poll::Ready(Ok(read?)),
+            }
         }
-        Poll::Ready(Ok((at, usize::try_from(self.warm - at).unwrap_or(usize::MAX))))
     }
 }
 
-/// By its first and its last byte. Where the file system can't tell, it is taken to be.
-fn is_in_memory(file: &File, window: &Range<u64>) -> bool {
-    let has = |at| {
-        let mut byte = [0];
-        let read = preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
-        !matches!(read, Err(Errno::AGAIN))
-    };
-    has(window.start) && has(window.end - 1)
+/// Reads what the kernel has in memory; `AGAIN` where the disk would have to be asked for the first byte. File systems
+/// that can't tell are read from all the same.
+fn read_from_memory(file: &File, space: &mut [u8], at: u64) -> rustix::io::Result<usize> {
+    match preadv2(file, &mut [IoSliceMut::new(space)], at, ReadWriteFlags::NOWAIT) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => pread(file, space, at),
+        read => read,
+    }
 }
 
 /// Has the kernel read it. Blocking.
@@ -98,27 +110,40 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn every_byte_comes_by_once_whether_it_was_in_memory_or_not() {
+    async fn every_byte_comes_once_whether_it_was_in_memory_or_not() {
+        let content: Vec<u8> = (0..3 << 20).map(|at: u32| (at % 251) as u8).collect();
         for in_memory in [true, false] {
             let mut file = tempfile::tempfile().unwrap();
-            file.write_all(&vec![b'x'; 3 << 20]).unwrap();
+            file.write_all(&content).unwrap();
             file.sync_all().unwrap();
             if !in_memory {
                 rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
             }
             let range = 7..(3 << 20) - 5;
             let mut part = FilePart::new(Arc::new(file), range.clone(), Body::empty());
-            let mut at = range.start;
-            while part.len() > 0 {
-                let (start, length) = poll_fn(|cx| part.poll_warm(cx)).await.unwrap();
-                assert!(start == at && length > 0 && length as u64 <= WINDOW_BYTES);
+            let (mut got, mut space) = (Vec::new(), vec![0; 100_000]);
+            loop {
+                let length = poll_fn(|cx| part.poll_read(cx, &mut space)).await.unwrap();
+                if length == 0 {
+                    break;
+                }
                 // Less than was offered, as sockets have it.
-                let taken = length.min(300_000);
+                let taken = length.min(70_000);
+                got.extend_from_slice(&space[..taken]);
                 part.consume(taken);
-                at += taken as u64;
             }
-            assert_eq!(at, range.end);
-            assert_eq!(poll_fn(|cx| part.poll_warm(cx)).await.unwrap(), (range.end, 0));
+            assert!(got == content[7..content.len() - 5] && part.len() == 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_shorter_than_its_part_has_an_end() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"short").unwrap();
+        let mut part = FilePart::new(Arc::new(file), 0..100, Body::empty());
+        let mut space = [0; 64];
+        assert_eq!(poll_fn(|cx| part.poll_read(cx, &mut space)).await.unwrap(), 5);
+        part.consume(5);
+        assert_eq!(poll_fn(|cx| part.poll_read(cx, &mut space)).await.unwrap(), 0);
     }
 }

@@ -51,7 +51,7 @@ pub fn response(response: &mut Response, exchange: &Exchange) {
 }
 
 fn forward(head: &RequestHead, exchange: &Exchange, trusted: bool) -> RequestHead {
-    let mut sent = RequestHead::new(head.method.clone(), head.version, head.target().as_bytes());
+    let mut sent = RequestHead::new(head.method.clone(), head.version, head.target_bytes());
     let named = named_by_connection(&head.fields);
     if head.host().is_none() {
         // HTTP/1.0 needs none, but the next hop does (RFC 9112 section 3.2).

@@ -87,7 +87,11 @@ impl RequestHead {
 
     /// Path and query, percent-encoded as they were sent.
     pub fn target(&self) -> &str {
-        text(self.fields.leading(self.target_bytes as usize))
+        text(self.target_bytes())
+    }
+
+    pub(crate) fn target_bytes(&self) -> &[u8] {
+        self.fields.leading(self.target_bytes as usize)
     }
 
     /// The target up to its query.

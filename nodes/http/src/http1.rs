@@ -25,6 +25,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use futures_util::future::LocalBoxFuture;
 use http::{Method, Version};
 use tokio::time::timeout;
 
@@ -38,12 +39,13 @@ use crate::serve::Server;
 use crate::socket::{Socket, Stream};
 use crate::upgrade::Upgraded;
 pub(crate) use decoder::{Decoder, Found, Step};
-pub(crate) use grammar::{decimal, is_host};
+pub(crate) use grammar::is_host;
 pub(crate) use incoming::Incoming;
 pub(crate) use rule::Rule;
 pub(crate) use scan::{Bounds, Content, Scan, may_trail};
 use send::{Sent, send};
-use wire::{Next, Wire};
+use wire::Next;
+pub(crate) use wire::Wire;
 use write::Persistence;
 pub(crate) use write::{
     BODY_END, CHUNK_AND_BODY_END, CHUNK_END, Framing, chunk_size, request_head, trailers,
@@ -62,13 +64,10 @@ enum After {
 }
 
 /// Serves the connection until it ends, its tunnel included.
-pub(crate) async fn run<S: Service>(socket: Socket, server: &Server<S>, client: Client) {
-    let (stream, leading) = socket.into_parts();
-    let wire = Rc::new(RefCell::new(Wire::new(stream, &leading, &server.limits)));
-    drop(leading);
-    let after = serve_requests(&wire, server, &client).await;
+pub(crate) async fn run<S: Service>(wire: &Rc<RefCell<Wire>>, server: &Server<S>, client: &Client) {
+    let after = serve_requests(wire, server, client).await;
     // Boxed, so that a connection that has not come to its end is small.
-    Box::pin(end(&wire, server, after)).await;
+    Box::pin(end(wire, server, after)).await;
 }
 
 /// What follows the last exchange.
@@ -104,25 +103,18 @@ fn take_apart<S>(wire: &RefCell<Wire>, server: &Server<S>) -> (Socket, bool) {
 
 /// One request after the other, until there is to be none any more.
 async fn serve_requests<S: Service>(wire: &Rc<RefCell<Wire>>, server: &Server<S>, client: &Client) -> After {
-    let mut drain = pin!(server.drain.started());
-    let mut watched = false;
     loop {
-        let next = poll_fn(|cx| {
-            // Polled once: it wakes this task when it starts.
-            if !watched {
-                watched = true;
-                let _ = drain.as_mut().poll(cx);
-            }
-            wire.borrow_mut().poll_next(cx, &server.limits, server.drain.is_draining())
-        });
-        let after = match next.await {
-            // Boxed, so that a connection that is idle is small.
-            Next::Request(head) => Box::pin(exchange(wire, server, client, head)).await,
-            Next::Refused(rule) => Box::pin(refuse(wire, server, client, rule)).await,
-            Next::End => After::Close,
+        let next = poll_fn(|cx| wire.borrow_mut().poll_next(cx, &server.limits, server.drain.is_draining()));
+        // Boxed, so that a connection that is idle is small.
+        let step: LocalBoxFuture<'_, After> = match next.await {
+            Next::Request(head) => Box::pin(exchange(wire, server, client, head)),
+            Next::Refused(rule) => Box::pin(refuse(wire, server, client, rule)),
+            Next::End => return After::Close,
         };
-        let After::Next = after else { return after };
-        wire.borrow_mut().rest();
+        match step.await {
+            After::Next => wire.borrow_mut().rest(),
+            after => return after,
+        }
     }
 }
 

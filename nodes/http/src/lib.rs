@@ -12,8 +12,9 @@
 pub mod access_log;
 mod body;
 mod buffer;
-mod clock;
+pub mod clock;
 mod deadline;
+mod decimal;
 mod exchange;
 mod file_part;
 pub mod forwarded;
@@ -32,8 +33,10 @@ mod reserved;
 mod script;
 mod serve;
 mod socket;
+mod tcp;
 pub mod tls;
 mod tls_stream;
+mod turn;
 pub mod upgrade;
 pub mod upstream;
 

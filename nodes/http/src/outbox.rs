@@ -30,6 +30,8 @@ pub(crate) enum Data {
 
 /// Data up to this size is copied behind the head: cheaper than to have the system gather two pieces.
 const JOIN_BYTES: usize = 2 * 1024;
+/// Behind more than this nothing is put: it goes first.
+const SEALED_BYTES: usize = 8 * 1024;
 
 impl Data {
     fn as_slice(&self) -> &[u8] {
@@ -95,6 +97,12 @@ impl Outbox {
         } else {
             self.tail = tail;
         }
+    }
+
+    /// A message is whole. Says whether another one may be put behind it: there is no piece but the first, and room.
+    pub(crate) fn seal(&mut self) -> bool {
+        self.joined = false;
+        self.takes_data() && self.head.len() <= SEALED_BYTES
     }
 
     /// Drops all of it.

@@ -28,6 +28,11 @@ impl RequestId {
         }
     }
 
+    /// The same as bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.text[..usize::from(self.length)]
+    }
+
     fn random() -> Self {
         let mut text = [0; MAX_BYTES];
         let random: u128 = rand::random();
@@ -48,7 +53,7 @@ impl Deref for RequestId {
 
     fn deref(&self) -> &str {
         // Of plain characters: it can't fail.
-        str::from_utf8(&self.text[..usize::from(self.length)]).unwrap_or_default()
+        str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use protoplex_runtime::drain::Drain;
 use tokio::io::AsyncReadExt;
@@ -16,13 +16,15 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::access_log::AccessLog;
+use crate::deadline;
 use crate::exchange::{Client, Ledger, Scheme, Service};
+use crate::http1::{self, Wire};
+use crate::http2;
 use crate::limits::Limits;
 use crate::meter::Meter;
 use crate::socket::{Socket, Stream};
 use crate::tls::{self, TlsConfig};
 use crate::tls_stream::TlsStream;
-use crate::{http1, http2};
 
 /// A listening socket and how it is spoken to.
 #[derive(Debug)]
@@ -73,6 +75,8 @@ pub async fn serve<S: Service + 'static>(
     let over = Notify::new();
     let serving = async {
         join_all(ports).await;
+        // Those that are idle go now.
+        deadline::wake_all();
         let mut connections = connections.take();
         while connections.join_next().await.is_some() {}
         over.notify_one();
@@ -119,43 +123,61 @@ async fn accept<S: Service + 'static>(
 }
 
 /// Sees one connection through from its first byte to its last.
-async fn connection<S: Service + 'static>(
+///
+/// Its future is as large as what a connection needs while it is idle. So what is needed for a time is boxed; and it is
+/// no `async fn`, in which each argument would have its room twice.
+fn connection<S: Service + 'static>(
     stream: TcpStream,
     tls: Option<TlsConfig>,
     server: Rc<Server<S>>,
     client: Client,
     permit: OwnedSemaphorePermit,
-) {
-    let _permit = permit;
-    let _counted = server.ledger.meter.connection();
-    // What is boxed would otherwise have its room in each connection for as long as that lives.
-    let Some((socket, is_http2)) = Box::pin(open(stream, tls, &server)).await else { return };
-    if is_http2 {
-        Box::pin(http2::run(socket, &server, client)).await;
-    } else {
-        http1::run(socket, &server, client).await;
+) -> impl Future<Output = ()> {
+    let opening = Box::pin(open(stream, tls, Rc::clone(&server)));
+    let kept = (permit, server.ledger.meter.connection());
+    async move {
+        match opening.await {
+            None => {}
+            Some(Opened::Http1(wire)) => http1::run(&wire, &server, &client).await,
+            Some(Opened::Http2(socket)) => Box::pin(http2::run(*socket, &server, client)).await,
+        }
+        drop(kept);
     }
 }
 
-/// Does the handshake, and finds out whether HTTP/2 is spoken. `None` if nothing comes of it.
-async fn open<S>(stream: TcpStream, tls: Option<TlsConfig>, server: &Server<S>) -> Option<(Socket, bool)> {
+/// A connection of which it is known what is spoken.
+enum Opened {
+    Http1(Rc<RefCell<Wire>>),
+    Http2(Box<Socket>),
+}
+
+/// Does the handshake, and finds out what is spoken. `None` if nothing comes of it.
+async fn open<S>(stream: TcpStream, tls: Option<TlsConfig>, server: Rc<Server<S>>) -> Option<Opened> {
     let mut stream = stream;
     let limits = &server.limits;
     // Without it small answers wait for the client's acknowledgements; if it can't be set they do.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else {
-        let (leading, is_http2) = read_preface(&mut stream, limits, &server.drain).await?;
-        let mut socket = Socket::new(Stream::Plain(stream), limits.write_timeout);
-        socket.unread(leading.freeze());
-        return Some((socket, is_http2));
+    let (stream, leading, is_http2) = match tls {
+        None => {
+            let (leading, is_http2) = read_preface(&mut stream, limits, &server.drain).await?;
+            (Stream::Plain(stream), leading.freeze(), is_http2)
+        }
+        Some(tls) => {
+            let handshake = TlsStream::accept(stream, tls.0);
+            let Ok(Ok(stream)) = timeout(limits.tls_handshake_timeout, handshake).await else {
+                server.ledger.meter.handshake_failed();
+                return None;
+            };
+            let is_http2 = stream.alpn_protocol() == Some(tls::HTTP2);
+            (Stream::Tls(stream), Bytes::new(), is_http2)
+        }
     };
-    let handshake = TlsStream::accept(stream, tls.0);
-    let Ok(Ok(stream)) = timeout(limits.tls_handshake_timeout, handshake).await else {
-        server.ledger.meter.handshake_failed();
-        return None;
-    };
-    let is_http2 = stream.alpn_protocol() == Some(tls::HTTP2);
-    Some((Socket::new(Stream::Tls(stream), limits.write_timeout), is_http2))
+    if !is_http2 {
+        return Some(Opened::Http1(Wire::shared(stream, &leading, limits)));
+    }
+    let mut socket = Socket::new(stream, limits.write_timeout);
+    socket.unread(leading);
+    Some(Opened::Http2(Box::new(socket)))
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2 by prior knowledge. `None` if it says nothing.

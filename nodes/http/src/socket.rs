@@ -1,22 +1,20 @@
 //! The byte stream of one connection: TCP or TLS, bytes that were read ahead, a deadline on writes that don't
 //! move.
 
-use std::fs::File;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use rustix::fs::sendfile;
-use rustix::pipe::{SpliceFlags, splice};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_util::io::poll_read_buf;
 
 use crate::deadline::Patience;
+use crate::tcp;
 use crate::tls_stream::TlsStream;
 
 /// A connected stream, whoever opened it.
@@ -44,11 +42,6 @@ const DISCARD_BYTES: usize = 16 * 1024;
 impl Socket {
     pub(crate) fn new(stream: Stream, write_timeout: Duration) -> Self {
         Self { stream, leading: Bytes::new(), patience: Patience::new(write_timeout) }
-    }
-
-    /// The stream, and what of it is to be read first.
-    pub(crate) fn into_parts(self) -> (Stream, Bytes) {
-        (self.stream, self.leading)
     }
 
     /// Puts bytes back that were read from the stream.
@@ -116,65 +109,23 @@ impl Socket {
 }
 
 impl Stream {
-    /// Whether bytes can go in and out of it without a copy.
-    pub(crate) fn is_plain(&self) -> bool {
-        matches!(self, Self::Plain(_))
-    }
-
-    /// Sends a part of a file at an offset; says how much. 0 is the end of the file.
-    pub(crate) fn poll_send_file(
-        &self,
-        cx: &mut Context<'_>,
-        file: &File,
-        at: u64,
-        length: usize,
-    ) -> Poll<io::Result<usize>> {
-        let Self::Plain(stream) = self else { return Poll::Ready(closed()) };
-        poll_out(stream, cx, || Ok(sendfile(stream, file, Some(&mut at.clone()), length)?))
-    }
-
-    /// Sends what is in a pipe.
-    pub(crate) fn poll_drain(
-        &self,
-        cx: &mut Context<'_>,
-        pipe: &OwnedFd,
-        length: usize,
-    ) -> Poll<io::Result<usize>> {
-        let Self::Plain(stream) = self else { return Poll::Ready(closed()) };
-        poll_out(stream, cx, || Ok(splice(pipe, None, stream, None, length, SPLICE)?))
-    }
-}
-
-const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
-
-/// Reads into an empty pipe; says how much. 0 is the end of the stream.
-pub(crate) fn poll_into_pipe(
-    stream: &TcpStream,
-    cx: &mut Context<'_>,
-    pipe: &OwnedFd,
-    length: usize,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_read_ready(cx))?;
-        let read =
-            stream.try_io(Interest::READABLE, || Ok(splice(stream, None, pipe, None, length, SPLICE)?));
-        match read {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            read => return Poll::Ready(read),
+    /// The socket, if bytes can go in and out of it without a copy.
+    pub(crate) fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(tcp) => Some(tcp),
+            _ => None,
         }
     }
-}
 
-fn poll_out(
-    stream: &TcpStream,
-    cx: &mut Context<'_>,
-    mut send: impl FnMut() -> io::Result<usize>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_write_ready(cx))?;
-        match stream.try_io(Interest::WRITABLE, &mut send) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            sent => return Poll::Ready(sent),
+    /// Reads once, behind what is in `memory`, which must have room; says how much. 0 is the end of the stream.
+    pub(crate) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        memory: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(tcp) => tcp::poll_fill(tcp, cx, memory),
+            stream => poll_read_buf(Pin::new(stream), cx, memory),
         }
     }
 }
@@ -216,7 +167,10 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        on_stream!(self, stream => stream.poll_write(cx, bytes), closed())
+        match self.get_mut() {
+            Self::Plain(tcp) => tcp::poll_send(tcp, cx, bytes),
+            stream => on_stream!(Pin::new(stream), stream => stream.poll_write(cx, bytes), closed()),
+        }
     }
 
     fn poll_write_vectored(
@@ -224,7 +178,12 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        on_stream!(self, stream => stream.poll_write_vectored(cx, slices), closed())
+        match self.get_mut() {
+            Self::Plain(tcp) => tcp::poll_send_pieces(tcp, cx, slices),
+            stream => {
+                on_stream!(Pin::new(stream), stream => stream.poll_write_vectored(cx, slices), closed())
+            }
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -20,6 +20,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::tcp;
 use session::Session;
 
 mod buffer;
@@ -99,13 +100,12 @@ impl TlsStream {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // Asked first, so that a wait takes no buffer.
         ready!(self.tcp.poll_read_ready(cx))?;
-        let mut space = ReadBuf::new(self.session.space());
-        if space.capacity() == 0 {
+        let space = self.session.space();
+        if space.is_empty() {
             let what = "the peer sends a TLS message that is too long";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
         }
-        ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut space))?;
-        let length = space.filled().len();
+        let length = ready!(tcp::poll_recv(&self.tcp, cx, space))?;
         self.session.received(length);
         Poll::Ready(Ok(length))
     }
@@ -113,7 +113,7 @@ impl TlsStream {
     /// Sends all that waits.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.session.waiting().is_empty() {
-            let sent = ready!(Pin::new(&mut self.tcp).poll_write(cx, self.session.waiting()))?;
+            let sent = ready!(tcp::poll_send(&self.tcp, cx, self.session.waiting()))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

@@ -13,6 +13,7 @@ mod idle;
 mod upload;
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -27,6 +28,8 @@ use tokio::time::timeout;
 use crate::body::{Body, BodyError};
 use crate::exchange::{Answer, Exchange, Request, Response};
 use crate::head::RequestHead;
+use crate::socket::Stream;
+use crate::turn;
 pub(crate) use flight::Flight;
 use idle::Idle;
 
@@ -203,28 +206,29 @@ impl Pool {
         body: Body,
         inform: Option<&Exchange>,
     ) -> Result<Answer, AskError> {
-        let mut body = body;
-        let mut begun = false;
-        if let Some(stream) = self.idle.take(origin) {
+        let (mut body, mut begun) = (body, false);
+        let mut pooled = self.idle.take(origin);
+        loop {
+            let may_be_dead = pooled.is_some();
+            let stream = match pooled.take() {
+                Some(stream) => {
+                    turn::its_end().await;
+                    stream
+                }
+                None => match Box::pin(self.connect(origin)).await {
+                    Ok(stream) => stream,
+                    Err(kind) => return Err(AskError { kind, unsent: (!begun).then_some(body) }),
+                },
+            };
             let mut flight = Flight::new(self, origin, stream, head, body);
-            body = match flight.ask(head, inform).await {
+            match poll_fn(|cx| flight.poll_ask(cx, head, inform)).await {
                 Ok((answer, content)) => return Ok(flight.answer(head, answer, content)),
-                Err(SendErrorKind::Closed { .. }) if flight.can_be_sent_anew(head) => {
+                Err(SendErrorKind::Closed { .. }) if may_be_dead && flight.can_be_sent_anew(head) => {
                     begun = !flight.is_unsent();
-                    flight.take_body()
+                    body = flight.take_body();
                 }
                 Err(kind) => return Err(flight.failed(kind)),
-            };
-        }
-        match self.connect(origin).await {
-            Ok(stream) => {
-                let mut flight = Flight::new(self, origin, stream, head, body);
-                match flight.ask(head, inform).await {
-                    Ok((answer, content)) => Ok(flight.answer(head, answer, content)),
-                    Err(kind) => Err(flight.failed(kind)),
-                }
             }
-            Err(kind) => Err(AskError { kind, unsent: (!begun).then_some(body) }),
         }
     }
 
@@ -244,7 +248,7 @@ impl Pool {
         }
     }
 
-    async fn connect(&self, origin: SocketAddr) -> Result<TcpStream, SendErrorKind> {
+    async fn connect(&self, origin: SocketAddr) -> Result<Stream, SendErrorKind> {
         let after = self.settings.connect_timeout;
         let connected = async {
             let stream = TcpStream::connect(origin).await?;
@@ -254,7 +258,7 @@ impl Pool {
         match timeout(after, connected).await {
             Err(_) => Err(SendErrorKind::ConnectTimeout { origin, after }),
             Ok(Err(cause)) => Err(SendErrorKind::Connect { origin, cause }),
-            Ok(Ok(stream)) => Ok(stream),
+            Ok(Ok(stream)) => Ok(Stream::Plain(stream)),
         }
     }
 }

@@ -205,7 +205,8 @@ impl Link {
         }
         let deadline = Instant::now() + LOCATE_TIMEOUT;
         let answer = self.shared.ask(pool, key)?;
-        match timeout_at(deadline, answer).await {
+        // Boxed: nearly all owners are known, and the futures of requests are to be small.
+        match Box::pin(timeout_at(deadline, answer)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) | Err(_) => Err(unavailable("the seed does not answer")),
         }

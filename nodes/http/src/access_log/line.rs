@@ -8,109 +8,113 @@ use tokio::time::Instant;
 
 use super::Format;
 use crate::clock;
+use crate::decimal;
 use crate::exchange::Exchange;
+use crate::head::Known;
 
 /// Writes the line of an exchange that has ended now behind what `out` has, without its end.
-pub(super) fn write(out: &mut String, exchange: &Exchange, format: Format, now: Instant) {
+pub(super) fn write(out: &mut Vec<u8>, exchange: &Exchange, format: Format, now: Instant) {
     let (key, upstream) = (exchange.key.borrow(), exchange.upstream.borrow());
     let duration = u64::try_from((now - exchange.started).as_micros()).unwrap_or(u64::MAX);
     let head = &exchange.head;
-    let mut line = Line { out, format, begun: false };
-    line.name("time");
-    line.quoted(matches!(format, Format::Json), |out| time(out, clock::wall(now)));
-    line.text("client", &exchange.addresses.peer);
-    line.plain("scheme", exchange.scheme.as_str());
-    line.plain("protocol", protocol(head.version));
-    line.plain("method", head.method.as_str());
-    line.text("host", head.host().unwrap_or_default());
-    line.text("path", head.target());
-    line.number("status", exchange.status.get().as_u16().into());
-    line.number("bytes_in", exchange.bytes_in.get());
-    line.number("bytes_out", exchange.bytes_out.get());
-    line.number("duration_us", duration);
+    let is_json = format == Format::Json;
+    let mut line = Line { out, is_json };
+    // The first, which stands for itself among people.
+    line.put(if is_json { "{\"time\":\"" } else { "" });
+    time(line.out, clock::wall(now));
+    line.put(if is_json { "\"" } else { "" });
+    line.text(name!("client"), exchange.addresses.peer.as_bytes());
+    line.word(name!("scheme"), exchange.scheme.as_str().as_bytes());
+    line.word(name!("protocol"), protocol(head.version).as_bytes());
+    line.word(name!("method"), head.method.as_str().as_bytes());
+    line.text(name!("host"), head.fields.known(Known::Host).next().unwrap_or_default());
+    line.text(name!("path"), head.target_bytes());
+    line.number(name!("status"), exchange.status.get().as_u16().into());
+    line.number(name!("bytes_in"), exchange.bytes_in.get());
+    line.number(name!("bytes_out"), exchange.bytes_out.get());
+    line.number(name!("duration_us"), duration);
     if let Some(key) = &*key {
-        line.text("key", key);
+        line.text(name!("key"), key.as_bytes());
     }
     if let Some(upstream) = &*upstream {
-        line.text("upstream", upstream);
+        line.text(name!("upstream"), upstream.as_bytes());
     }
     if let Some(rule) = exchange.fault.get() {
-        line.plain("refused", rule.kind());
+        line.word(name!("refused"), rule.kind().as_bytes());
     }
-    line.plain("request_id", &exchange.request_id);
-    if format == Format::Json {
-        line.out.push('}');
-    }
+    line.word(name!("request_id"), exchange.request_id.as_bytes());
+    line.put(if is_json { "}" } else { "" });
 }
 
+/// What stands before a field's value.
+struct Name {
+    json: &'static str,
+    text: &'static str,
+}
+
+macro_rules! name {
+    ($name:literal) => {
+        Name { json: concat!(",\"", $name, "\":"), text: concat!(" ", $name, "=") }
+    };
+}
+use name;
+
 struct Line<'a> {
-    out: &'a mut String,
-    format: Format,
-    begun: bool,
+    out: &'a mut Vec<u8>,
+    is_json: bool,
 }
 
 impl Line<'_> {
-    /// What stands before a field's value.
-    fn name(&mut self, name: &str) {
-        match (self.format, self.begun) {
-            (Format::Json, begun) => {
-                self.out.push_str(if begun { ",\"" } else { "{\"" });
-                self.out.push_str(name);
-                self.out.push_str("\":");
-            }
-            // The time stands for itself.
-            (Format::Text, false) => {}
-            (Format::Text, true) => {
-                self.out.push(' ');
-                self.out.push_str(name);
-                self.out.push('=');
-            }
-        }
-        self.begun = true;
+    fn put(&mut self, text: &str) {
+        self.out.extend_from_slice(text.as_bytes());
     }
 
-    fn quoted(&mut self, quoted: bool, write: impl FnOnce(&mut String)) {
-        if quoted {
-            self.out.push('"');
-        }
-        write(self.out);
-        if quoted {
-            self.out.push('"');
-        }
+    fn name(&mut self, name: Name) {
+        self.put(if self.is_json { name.json } else { name.text });
     }
 
-    fn number(&mut self, name: &str, number: u64) {
+    fn number(&mut self, name: Name, number: u64) {
         self.name(name);
-        decimal(self.out, number, 1);
+        decimal::write(self.out, number, 1);
     }
 
-    /// A word that needs no quotes and no escapes.
-    fn plain(&mut self, name: &str, word: &str) {
+    /// One that needs no quotes among people, and no escapes.
+    fn word(&mut self, name: Name, word: &[u8]) {
         self.name(name);
-        self.quoted(self.format == Format::Json, |out| out.push_str(word));
+        self.quoted(self.is_json, |out| out.extend_from_slice(word));
     }
 
     /// Anything that a client wrote.
-    fn text(&mut self, name: &str, text: &str) {
+    fn text(&mut self, name: Name, text: &[u8]) {
         self.name(name);
-        let is_word = || !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"');
-        self.quoted(self.format == Format::Json || !is_word(), |out| escape(out, text));
+        let is_word = || !text.is_empty() && text.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'"');
+        self.quoted(self.is_json || !is_word(), |out| escape(out, text));
+    }
+
+    fn quoted(&mut self, quoted: bool, write: impl FnOnce(&mut Vec<u8>)) {
+        if quoted {
+            self.out.push(b'"');
+        }
+        write(self.out);
+        if quoted {
+            self.out.push(b'"');
+        }
     }
 }
 
 /// What a client wrote must not look like a line's or a field's end: quotes, backslashes and everything that
 /// is not plain text is escaped, as JSON does it.
-fn escape(out: &mut String, text: &str) {
-    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
-        return out.push_str(text);
+fn escape(out: &mut Vec<u8>, text: &[u8]) {
+    if text.iter().all(|byte| matches!(byte, b' '..=b'~') && *byte != b'"' && *byte != b'\\') {
+        return out.extend_from_slice(text);
     }
-    for character in text.chars() {
+    for character in String::from_utf8_lossy(text).chars() {
         match character {
-            '"' | '\\' => out.extend(['\\', character]),
+            '"' | '\\' => out.extend([b'\\', character as u8]),
             _ if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') => {
-                out.push_str(&format!("\\u{:04x}", u32::from(character)));
+                out.extend_from_slice(format!("\\u{:04x}", u32::from(character)).as_bytes());
             }
-            _ => out.push(character),
+            _ => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
 }
@@ -123,34 +127,22 @@ fn protocol(version: Version) -> &'static str {
     }
 }
 
-/// A number of at least so many digits.
-fn decimal(out: &mut String, number: u64, digits: usize) {
-    let mut reversed = [b'0'; 20];
-    let (mut length, mut rest) = (0, number);
-    while rest > 0 {
-        reversed[length] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        length += 1;
-    }
-    out.extend(reversed[..length.max(digits)].iter().rev().map(|digit| char::from(*digit)));
-}
-
 thread_local! {
     /// The second that the text is of, up to its milliseconds.
     static SECOND: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
 }
 
 /// A time as RFC 3339 writes it, in UTC, to the millisecond.
-fn time(out: &mut String, time: SystemTime) {
+fn time(out: &mut Vec<u8>, time: SystemTime) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     SECOND.with_borrow_mut(|(second, text)| {
         if *second != since.as_secs() {
             (*second, *text) = (since.as_secs(), date_and_time(since));
         }
-        out.push_str(text);
+        out.extend_from_slice(text.as_bytes());
     });
-    decimal(out, since.subsec_millis().into(), 3);
-    out.push('Z');
+    decimal::write(out, since.subsec_millis().into(), 3);
+    out.push(b'Z');
 }
 
 fn date_and_time(since: Duration) -> String {
@@ -183,19 +175,9 @@ mod tests {
             (951_782_400_007, "2000-02-29T00:00:00.007Z"),
             (1_795_305_599_999, "2026-11-21T23:59:59.999Z"),
         ] {
-            let mut text = String::new();
+            let mut text = Vec::new();
             time(&mut text, UNIX_EPOCH + Duration::from_millis(milliseconds));
-            assert_eq!(text, expected);
+            assert_eq!(text, expected.as_bytes());
         }
-    }
-
-    #[test]
-    fn numbers_keep_their_zeros() {
-        let mut text = String::new();
-        for (number, digits) in [(0, 1), (7, 3), (1234, 3), (u64::MAX, 1)] {
-            decimal(&mut text, number, digits);
-            text.push(' ');
-        }
-        assert_eq!(text, "0 007 1234 18446744073709551615 ");
     }
 }

@@ -18,9 +18,9 @@ fn exchange(host: &str, target: &str) -> Exchange {
 }
 
 fn line(exchange: &Exchange, format: Format) -> String {
-    let mut line = String::new();
+    let mut line = Vec::new();
     line::write(&mut line, exchange, format, crate::clock::now());
-    line
+    String::from_utf8(line).unwrap()
 }
 
 #[test]

@@ -70,8 +70,8 @@ fn play(script: Script) -> Story {
         let server = Server { handler: Rc::clone(&handler), limits: Limits::default(), ledger, drain };
         let client = Client::new("192.0.2.1:1".parse().unwrap(), Scheme::Http);
         let start = Instant::now();
-        let socket = Socket::new(Stream::Script(Box::new(script)), server.limits.write_timeout);
-        run(socket, &server, client).await;
+        let wire = Wire::shared(Stream::Script(Box::new(script)), &[], &server.limits);
+        run(&wire, &server, &client).await;
         assert_eq!(ended.get(), handler.begun.get(), "every exchange ends");
         start.elapsed()
     });

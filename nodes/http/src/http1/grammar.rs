@@ -85,16 +85,6 @@ fn is_port(port: &[u8]) -> bool {
     port.len() <= 5 && port.iter().all(u8::is_ascii_digit)
 }
 
-/// At most 18 digits: no body is longer, and nothing can overflow.
-pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
-    if !(1..=18).contains(&digits.len()) {
-        return None;
-    }
-    digits
-        .iter()
-        .try_fold(0_u64, |value, digit| digit.is_ascii_digit().then(|| value * 10 + u64::from(digit - b'0')))
-}
-
 /// Without the blanks around it (RFC 9110 section 5.6.3).
 pub(crate) fn trimmed(value: &[u8]) -> &[u8] {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t');

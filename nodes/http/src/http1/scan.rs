@@ -8,8 +8,9 @@ use std::ops::Range;
 use http::uri::{Authority, Uri};
 use http::{Method, StatusCode, Version};
 
-use super::grammar::{PATH, QUERY, TOKEN, VALUE, decimal, is_host, trimmed};
+use super::grammar::{PATH, QUERY, TOKEN, VALUE, is_host, trimmed};
 use super::rule::Rule;
+use crate::decimal;
 use crate::head::{Fields, Known, MAX_NAME_BYTES, RequestHead, ResponseHead};
 use crate::reserved;
 
@@ -322,7 +323,7 @@ impl Scan {
             Known::Connection if names_framing(value) || lists_too_many(value) => Err(Rule::BadConnection),
             Known::ContentLength if self.length.is_some() => Err(Rule::ContentLengthTwice),
             Known::ContentLength => {
-                self.length = Some(decimal(value).ok_or(Rule::BadContentLength)?);
+                self.length = Some(decimal::read(value).ok_or(Rule::BadContentLength)?);
                 self.check_framing()
             }
             Known::TransferEncoding => {

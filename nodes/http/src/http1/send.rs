@@ -13,7 +13,9 @@ use http_body::{Body as _, Frame};
 use super::wire::Wire;
 use super::write::{self, Framing, Persistence};
 use crate::body::Body;
+use crate::decimal;
 use crate::exchange::{Answer, Exchange};
+use crate::file_part;
 use crate::head::{Known, ResponseHead};
 use crate::outbox::Data;
 use crate::pipe::Pipe;
@@ -35,6 +37,8 @@ pub(super) struct Sending<'a> {
     wire: &'a RefCell<Wire>,
     exchange: &'a Exchange,
     framing: Framing,
+    /// Other answers may follow.
+    stays: bool,
     body: Body,
     /// Of a body of known length: how much is to come.
     left: u64,
@@ -53,7 +57,7 @@ enum Straight {
 /// The client, or the source of the body, is of no use any more.
 struct Lost;
 
-/// Sends an answer to its end.
+/// Sends an answer to its end. A short one that others may follow is left in the outbox, for [`Wire::poll_next`] to send.
 pub(super) async fn send(
     wire: &RefCell<Wire>,
     exchange: &Exchange,
@@ -74,7 +78,8 @@ pub(super) async fn send(
     };
     let ended =
         matches!(framing, Framing::Bodiless | Framing::Exact(0)) || exchange.head.method == Method::HEAD;
-    let mut sending = Sending { wire, exchange, framing, body, left, ended, pipe: None };
+    let stays = persistence != Persistence::Closes;
+    let mut sending = Sending { wire, exchange, framing, stays, body, left, ended, pipe: None };
     let whole = poll_fn(|cx| sending.poll(cx)).await;
     match (whole, framing) {
         (true, Framing::UntilEnd) => Sent::Last,
@@ -87,7 +92,7 @@ pub(super) async fn send(
 /// How the client is told where the body ends (RFC 9112 section 6).
 fn framing(exchange: &Exchange, head: &ResponseHead, body: &Body) -> Framing {
     let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let said = head.fields.known(Known::ContentLength).next().and_then(super::decimal);
+    let said = head.fields.known(Known::ContentLength).next().and_then(decimal::read);
     if exchange.head.method == Method::HEAD {
         // What a GET would have been told, where it is known.
         return match (said, body.exact_length()) {
@@ -146,6 +151,9 @@ impl Sending<'_> {
                     }
                 }
             }
+            if self.ended && self.stays && self.wire.borrow_mut().out.seal() {
+                return Poll::Ready(true);
+            }
             if ready!(self.poll_flush(cx)).is_err() {
                 return Poll::Ready(false);
             }
@@ -170,7 +178,7 @@ impl Sending<'_> {
     /// How the rest of the body can go without a copy, if it can.
     fn straight_way(&mut self) -> Option<Straight> {
         let framed = matches!(self.framing, Framing::Exact(_) | Framing::UntilEnd);
-        if self.ended || !framed || !self.wire.borrow().stream.is_plain() {
+        if self.ended || !framed || self.wire.borrow().stream.plain().is_none() {
             return None;
         }
         if self.body.as_file().is_some() {
@@ -186,13 +194,16 @@ impl Sending<'_> {
     /// Sends a part of the file.
     fn poll_file(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
         let Some(part) = self.body.as_file() else { return Poll::Ready(Err(Lost)) };
-        let (at, length) = match part.poll_warm(cx) {
-            Poll::Ready(warm) => warm.map_err(|_| Lost)?,
-            Poll::Pending => return self.wire.borrow_mut().poll_gone(cx).map(|()| Err(Lost)),
-        };
         let mut wire = self.wire.borrow_mut();
-        let sent = wire.stream.poll_send_file(cx, part.file(), at, length);
-        let sent = ready!(wire.poll_taken(cx, sent)).map_err(|_| Lost)?;
+        // Nothing is read before it can be sent.
+        ready!(wire.poll_room(cx)).map_err(|_| Lost)?;
+        let sent = file_part::with_space(|space| match part.poll_read(cx, space) {
+            Poll::Ready(Ok(read @ 1..)) => wire.poll_send(cx, &space[..read]).map_err(|_| Lost),
+            // It can't be read, or is shorter than it was said to be.
+            Poll::Ready(_) => Poll::Ready(Err(Lost)),
+            Poll::Pending => wire.poll_gone(cx).map(|()| Err(Lost)),
+        });
+        let sent = ready!(sent)?;
         part.consume(sent);
         drop(wire);
         self.passed(sent)
@@ -215,8 +226,8 @@ impl Sending<'_> {
                 Poll::Pending => return wire.poll_gone(cx).map(|()| Err(Lost)),
             }
         }
-        let sent = wire.stream.poll_drain(cx, pipe.end_out().map_err(|_| Lost)?, pipe.held);
-        let sent = ready!(wire.poll_taken(cx, sent)).map_err(|_| Lost)?;
+        let sent = wire.poll_drain(cx, pipe.end_out().map_err(|_| Lost)?, pipe.held);
+        let sent = ready!(sent).map_err(|_| Lost)?;
         pipe.held -= sent;
         drop(wire);
         self.passed(sent)
@@ -227,8 +238,7 @@ impl Sending<'_> {
         let length = sent as u64;
         self.exchange.bytes_out.set(self.exchange.bytes_out.get() + length);
         if let Framing::Exact(_) = self.framing {
-            // A file that is shorter than it was said to be has nothing to give.
-            if sent == 0 || length > self.left {
+            if length > self.left {
                 return Poll::Ready(Err(Lost));
             }
             self.left -= length;

@@ -3,14 +3,18 @@
 //!
 //! Memory for bytes is held only while there are some: an idle connection has none.
 
+use std::cell::RefCell;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::Version;
 use http_body::Frame;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
@@ -26,9 +30,11 @@ use crate::head::{Known, RequestHead};
 use crate::limits::Limits;
 use crate::outbox::Outbox;
 use crate::socket::Stream;
+use crate::tcp;
+use crate::turn;
 
 /// One connection.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     pub(super) stream: Stream,
     /// Read and not yet understood: part of a head or of a body, or what follows it.
     pub(super) unread: Buffer,
@@ -55,6 +61,8 @@ pub(super) struct Wire {
     write_patience: Patience,
     /// What was written may not have gone yet.
     flushing: bool,
+    /// Answers are to be sent at the end of the turn.
+    waits_for_turn: bool,
     /// The connection's task, where somebody else reads.
     watcher: Option<Waker>,
 }
@@ -77,7 +85,12 @@ const READ_AHEAD_BYTES: usize = 16 * 1024;
 const BODY_BYTES: usize = 64 * 1024;
 
 impl Wire {
-    pub(super) fn new(stream: Stream, leading: &[u8], limits: &Limits) -> Self {
+    /// A connection of which some bytes have been read.
+    pub(crate) fn shared(stream: Stream, leading: &[u8], limits: &Limits) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self::new(stream, leading, limits)))
+    }
+
+    fn new(stream: Stream, leading: &[u8], limits: &Limits) -> Self {
         let mut unread = Buffer::new();
         unread.extend(leading);
         let bounds = Bounds { bytes: limits.max_head_bytes, fields: limits.max_headers };
@@ -98,6 +111,7 @@ impl Wire {
             out: Outbox::default(),
             write_patience: Patience::new(limits.write_timeout),
             flushing: false,
+            waits_for_turn: false,
             watcher: None,
         }
     }
@@ -117,6 +131,7 @@ impl Wire {
                     Err(rule) => return Poll::Ready(Next::Refused(rule)),
                 }
             }
+            ready!(self.poll_answers(cx));
             if self.broken || self.ended.is_some() {
                 return Poll::Ready(Next::End);
             }
@@ -136,6 +151,18 @@ impl Wire {
             ready!(self.deadline.poll(cx, self.since + limit));
             return Poll::Ready(if idle { Next::End } else { Next::Refused(Rule::HeadTooSlow) });
         }
+    }
+
+    /// Sends the answers that are left in the outbox, at the end of the turn.
+    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.has_unsent() && !std::mem::replace(&mut self.waits_for_turn, true) {
+            turn::again_at_its_end(cx);
+            return Poll::Pending;
+        }
+        // A failure is noted where it is found.
+        let _ = ready!(self.poll_flush(cx));
+        self.waits_for_turn = false;
+        Poll::Ready(())
     }
 
     fn read_head(&mut self) -> Result<Option<RequestHead>, Rule> {
@@ -326,6 +353,35 @@ impl Wire {
         if let Some(task) = self.watcher.take() {
             task.wake();
         }
+    }
+
+    /// Ready when a plain socket is likely to take something.
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.on_plain(|tcp| tcp.poll_write_ready(cx)) {
+            Poll::Pending => self.poll_taken(cx, Poll::Pending),
+            room => room,
+        }
+    }
+
+    /// Sends past the outbox, on a plain socket; says how much.
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let sent = self.on_plain(|tcp| tcp::poll_send(tcp, cx, bytes));
+        self.poll_taken(cx, sent)
+    }
+
+    /// The same of what is in a pipe.
+    pub(super) fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &OwnedFd,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        let sent = self.on_plain(|tcp| tcp::poll_drain(tcp, cx, pipe, length));
+        self.poll_taken(cx, sent)
+    }
+
+    fn on_plain<T>(&self, send: impl FnOnce(&TcpStream) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.stream.plain().map_or_else(|| Poll::Ready(Err(io::ErrorKind::Unsupported.into())), send)
     }
 
     /// Gives a client up that takes nothing for too long.

@@ -6,6 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use http::{HeaderMap, Method, StatusCode, Version};
 
 use crate::clock;
+use crate::decimal;
 use crate::head::{Known, RequestHead, ResponseHead};
 
 /// How a receiver is told where a body ends.
@@ -86,7 +87,7 @@ pub(crate) fn interim_head(out: &mut Vec<u8>, head: &ResponseHead) {
 pub(crate) fn request_head(out: &mut Vec<u8>, head: &RequestHead, framing: Framing) {
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(head.target().as_bytes());
+    out.extend_from_slice(head.target_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     head.fields.write(out, |known| !matches!(known, Known::ContentLength | Known::TransferEncoding));
     let expects_body = [Method::POST, Method::PUT, Method::PATCH].contains(&head.method)
@@ -122,7 +123,7 @@ fn frame(out: &mut Vec<u8>, framing: Framing) {
     match framing {
         Framing::Exact(length) => {
             out.extend_from_slice(b"content-length: ");
-            decimal(out, length);
+            decimal::write(out, length, 1);
             out.extend_from_slice(b"\r\n\r\n");
         }
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n"),
@@ -137,21 +138,6 @@ fn status_line(out: &mut Vec<u8>, status: StatusCode, version: Version) {
     out.push(b' ');
     out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
     out.extend_from_slice(b"\r\n");
-}
-
-/// A number in decimal digits.
-pub(crate) fn decimal(out: &mut Vec<u8>, number: u64) {
-    let mut digits = [0; 20];
-    let (mut at, mut rest) = (digits.len(), number);
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
 }
 
 thread_local! {
@@ -185,7 +171,6 @@ mod tests {
     fn numbers_are_written_as_they_are_read() {
         for number in [0, 1, 9, 10, 15, 16, 255, 256, 4095, 65_536, usize::MAX] {
             assert_eq!(text(|out| chunk_size(out, number)), format!("{number:x}\r\n"));
-            assert_eq!(text(|out| decimal(out, number as u64)), number.to_string());
         }
     }
 

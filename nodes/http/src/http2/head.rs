@@ -4,7 +4,8 @@ use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderValue};
 use http::uri::Uri;
 use http::{Method, request};
 
-use crate::http1::{Rule, decimal, is_host};
+use crate::decimal;
+use crate::http1::{Rule, is_host};
 use crate::problem::{self, Problem};
 
 /// `:authority` (RFC 9113 section 8.3.1) ends up in `Host`, several cookies in one field, and what the framing check
@@ -47,7 +48,7 @@ fn check_length(headers: &HeaderMap) -> Result<(), Rule> {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     match (lengths.next(), lengths.next()) {
         (Some(_), Some(_)) => Err(Rule::ContentLengthTwice),
-        (Some(length), None) if decimal(length.as_bytes()).is_none() => Err(Rule::BadContentLength),
+        (Some(length), None) if decimal::read(length.as_bytes()).is_none() => Err(Rule::BadContentLength),
         _ => Ok(()),
     }
 }

@@ -1,6 +1,5 @@
 //! One request on a connection to an upstream, from its first byte to the last of its answer.
 
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -11,7 +10,6 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
@@ -26,7 +24,8 @@ use crate::forwarded::has_token;
 use crate::head::{Known, RequestHead, ResponseHead};
 use crate::http1::{Bounds, Content, Decoder, Found, Rule, Scan, Step};
 use crate::pipe::PIPE_BYTES;
-use crate::socket::{Socket, Stream, poll_into_pipe};
+use crate::socket::{Socket, Stream};
+use crate::tcp;
 use crate::upgrade::Upgraded;
 
 /// A connection in use. Dropped before the answer's end it is closed; after it the pool has it again.
@@ -34,17 +33,21 @@ pub(crate) struct Flight {
     pool: Weak<Pool>,
     origin: SocketAddr,
     /// Taken when both messages are over.
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
     unread: Buffer,
     upload: Upload,
+    /// Of a head of the answer that came in several pieces.
+    scan: Option<Scan>,
+    /// So many heads have come, the final one among them.
+    heads: usize,
+    /// For the first byte.
+    deadline: Deadline,
     /// Of the answer.
     body: Decoder,
     patience: Patience,
     /// The upstream will take another request on this connection.
     stays: bool,
     broken_off: bool,
-    /// A head has come, be it not the final one.
-    heard: bool,
     /// What the upload had done when it was looked at last.
     upload_moved: Option<Instant>,
 }
@@ -64,39 +67,41 @@ impl Flight {
     pub(super) fn new(
         pool: &Rc<Pool>,
         origin: SocketAddr,
-        stream: TcpStream,
+        stream: Stream,
         head: &RequestHead,
         body: Body,
-    ) -> Self {
-        Self {
+    ) -> Box<Self> {
+        Box::new(Self {
             pool: Rc::downgrade(pool),
             origin,
             stream: Some(stream),
             unread: Buffer::new(),
             upload: Upload::new(head, body),
+            scan: None,
+            heads: 0,
+            deadline: Deadline::default(),
             body: Decoder::new(Content::Fixed(0), BOUNDS),
             patience: Patience::new(pool.settings.body_idle_timeout),
             stays: false,
             broken_off: false,
-            heard: false,
             upload_moved: None,
-        }
+        })
     }
 
     /// Sends the request and waits for the head of its answer.
-    pub(super) async fn ask(
+    pub(super) fn poll_ask(
         &mut self,
+        cx: &mut Context<'_>,
         request: &RequestHead,
         inform: Option<&Exchange>,
-    ) -> Result<(ResponseHead, Content), SendErrorKind> {
-        let mut deadline = Deadline::default();
-        for _ in 0..MAX_HEADS {
-            let mut scan = Scan::response();
-            poll_fn(|cx| self.poll_head(cx, &mut scan, &mut deadline)).await?;
-            self.heard = true;
+    ) -> Poll<Result<(ResponseHead, Content), SendErrorKind>> {
+        while self.heads < MAX_HEADS {
+            let scan = ready!(self.poll_head(cx))?;
+            self.heads += 1;
             let (head, content) = self.broken(scan.into_response(&request.method))?;
             if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
-                return Ok((head, content));
+                self.deadline.clear();
+                return Poll::Ready(Ok((head, content)));
             }
             if head.status == StatusCode::CONTINUE {
                 self.upload.go_on();
@@ -105,7 +110,7 @@ impl Flight {
             }
         }
         let cause = "it sends one answer before the final one after the other".to_owned();
-        Err(SendErrorKind::Protocol { origin: self.origin, cause })
+        Poll::Ready(Err(SendErrorKind::Protocol { origin: self.origin, cause }))
     }
 
     fn broken<T>(&self, read: Result<T, Rule>) -> Result<T, SendErrorKind> {
@@ -114,19 +119,15 @@ impl Flight {
     }
 
     /// Sends on, and reads on until a head is whole.
-    fn poll_head(
-        &mut self,
-        cx: &mut Context<'_>,
-        scan: &mut Scan,
-        deadline: &mut Deadline,
-    ) -> Poll<Result<(), SendErrorKind>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Scan, SendErrorKind>> {
         loop {
             if !self.unread.is_empty() {
-                let length = self.broken(scan.advance(self.unread.filled(), BOUNDS))?;
-                if let Some(length) = length {
+                let mut scan = self.scan.take().unwrap_or_else(Scan::response);
+                if let Some(length) = self.broken(scan.advance(self.unread.filled(), BOUNDS))? {
                     self.unread.consume(length);
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Ok(scan));
                 }
+                self.scan = Some(scan);
             }
             let Some(stream) = &mut self.stream else { return Poll::Pending };
             if let Poll::Ready(Err(error)) = self.upload.poll(cx, stream) {
@@ -142,10 +143,10 @@ impl Flight {
                     let Some(pool) = self.pool.upgrade() else { return Poll::Pending };
                     let after = pool.settings.first_byte_timeout;
                     let Some(since) = self.upload.waiting_since() else {
-                        deadline.clear();
+                        self.deadline.clear();
                         return Poll::Pending;
                     };
-                    ready!(deadline.poll(cx, since + after));
+                    ready!(self.deadline.poll(cx, since + after));
                     return Poll::Ready(Err(SendErrorKind::FirstByteTimeout { origin: self.origin, after }));
                 }
             }
@@ -170,7 +171,7 @@ impl Flight {
     /// Whether the request may be sent once more, on another connection, after this one has ended without a byte of an
     /// answer.
     pub(super) fn can_be_sent_anew(&self, head: &RequestHead) -> bool {
-        let silent = self.unread.is_empty() && !self.heard;
+        let silent = self.unread.is_empty() && self.heads == 0;
         silent && (self.is_unsent() || (head.method.is_idempotent() && self.upload.has_body()))
     }
 
@@ -179,7 +180,12 @@ impl Flight {
     }
 
     /// The answer whose head was read, with a body that reads on.
-    pub(super) fn answer(mut self, request: &RequestHead, head: ResponseHead, content: Content) -> Answer {
+    pub(super) fn answer(
+        mut self: Box<Self>,
+        request: &RequestHead,
+        head: ResponseHead,
+        content: Content,
+    ) -> Answer {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return self.switched(head);
         }
@@ -199,7 +205,7 @@ impl Flight {
                 self.stays &= whole.len() as u64 == length;
                 whole.truncate(length as usize);
                 self.body.pass(length);
-                self.give_back();
+                self.give_back(clock::recent());
                 Body::held(whole)
             }
             _ => Body::upstream(self),
@@ -208,18 +214,18 @@ impl Flight {
     }
 
     /// The connection itself, after a 101.
-    fn switched(mut self, head: ResponseHead) -> Answer {
-        let stream = self.stream.take().map_or(Stream::Closed, Stream::Plain);
+    fn switched(mut self: Box<Self>, head: ResponseHead) -> Answer {
+        let stream = self.stream.take().unwrap_or(Stream::Closed);
         let mut socket = Socket::new(stream, UPGRADED_WRITE_TIMEOUT);
         socket.unread(std::mem::take(&mut self.unread).into_bytes());
         Answer { head, body: Body::upgraded(Upgraded::new(socket)) }
     }
 
     /// Both messages are over, or the connection is of no use.
-    fn give_back(&mut self) {
+    fn give_back(&mut self, now: Instant) {
         let sound = self.stays && self.unread.is_empty() && self.upload.has_ended() && !self.broken_off;
         if let (Some(stream), true, Some(pool)) = (self.stream.take(), sound, self.pool.upgrade()) {
-            pool.idle.put(self.origin, stream);
+            pool.idle.put(self.origin, stream, now);
         }
     }
 
@@ -234,7 +240,7 @@ impl Flight {
         match ready!(self.poll_body(cx)) {
             Ok(frame) => {
                 if self.body.has_ended() {
-                    self.give_back();
+                    self.give_back(clock::now());
                 }
                 Poll::Ready(frame.map(Ok))
             }
@@ -318,7 +324,7 @@ impl Flight {
     /// Whether so many of the next bytes are data in the socket that can go on without a look at them.
     pub(crate) fn can_splice(&self) -> bool {
         self.unread.is_empty()
-            && self.stream.is_some()
+            && self.stream.as_ref().is_some_and(|stream| stream.plain().is_some())
             && !self.broken_off
             && self.upload.has_ended()
             && self.body.data_ahead() >= SPLICE_MIN_BYTES
@@ -330,17 +336,17 @@ impl Flight {
         cx: &mut Context<'_>,
         pipe: &OwnedFd,
     ) -> Poll<Result<usize, BodyError>> {
-        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
+        let Some(tcp) = self.stream.as_ref().and_then(Stream::plain) else { return Poll::Ready(Ok(0)) };
         let most = usize::try_from(self.body.data_ahead()).map_or(PIPE_BYTES, |ahead| ahead.min(PIPE_BYTES));
         if most == 0 {
             return Poll::Ready(Ok(0));
         }
-        match poll_into_pipe(stream, cx, pipe, most) {
+        match tcp::poll_into_pipe(tcp, cx, pipe, most) {
             Poll::Ready(Ok(length @ 1..)) => {
                 self.patience.renew();
                 self.body.pass(length as u64);
                 if self.body.has_ended() {
-                    self.give_back();
+                    self.give_back(clock::now());
                 }
                 Poll::Ready(Ok(length))
             }
@@ -374,7 +380,7 @@ impl Drop for Flight {
     fn drop(&mut self) {
         // A body of known length need not be asked for its end.
         if self.stream.is_some() && self.body.has_ended() {
-            self.give_back();
+            self.give_back(clock::now());
         }
     }
 }

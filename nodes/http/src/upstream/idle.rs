@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use foldhash::fast::RandomState;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::clock;
+use crate::socket::Stream;
 
 /// By address, each with the time at which it is closed.
 pub(super) struct Idle {
@@ -22,13 +22,14 @@ pub(super) struct Idle {
 
 #[derive(Default)]
 struct Shelves {
-    streams: HashMap<SocketAddr, Vec<Resting>>,
+    /// Nobody outside chooses the addresses, so that a fast hash is safe.
+    streams: HashMap<SocketAddr, Vec<Resting>, RandomState>,
     /// Closes what has rested for too long; runs only while there is something.
     keeper: Option<AbortHandle>,
 }
 
 struct Resting {
-    stream: TcpStream,
+    stream: Stream,
     until: Instant,
 }
 
@@ -41,7 +42,7 @@ impl Idle {
     }
 
     /// A connection that is fit for use, the youngest first: so in quiet times the others age and go.
-    pub(super) fn take(&self, origin: SocketAddr) -> Option<TcpStream> {
+    pub(super) fn take(&self, origin: SocketAddr) -> Option<Stream> {
         let mut shelves = self.shelves.borrow_mut();
         let shelf = shelves.streams.get_mut(&origin)?;
         while let Some(resting) = shelf.pop() {
@@ -52,14 +53,14 @@ impl Idle {
         None
     }
 
-    /// Keeps a connection on which both messages have just ended.
-    pub(super) fn put(&self, origin: SocketAddr, stream: TcpStream) {
+    /// Keeps a connection on which both messages have ended now.
+    pub(super) fn put(&self, origin: SocketAddr, stream: Stream, now: Instant) {
         let mut shelves = self.shelves.borrow_mut();
         let shelf = shelves.streams.entry(origin).or_default();
         if shelf.len() >= self.max_per_origin {
             return;
         }
-        shelf.push(Resting { stream, until: clock::now() + self.timeout });
+        shelf.push(Resting { stream, until: now + self.timeout });
         if shelves.keeper.is_none() {
             let keeper = tokio::task::spawn_local(keep(Rc::downgrade(&self.shelves), self.timeout));
             shelves.keeper = Some(keeper.abort_handle());
@@ -77,8 +78,9 @@ impl Drop for Shelves {
 
 /// Whether nothing has come of a connection on which nothing is asked: no end, and no bytes that would be taken for the
 /// next answer. As a rule this needs no system call: the event loop would know.
-fn is_quiet(stream: &TcpStream) -> bool {
-    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+fn is_quiet(stream: &Stream) -> bool {
+    let Some(tcp) = stream.plain() else { return false };
+    matches!(tcp.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Closes connections in their time, and those that their upstream has closed, until there are none.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::body::{Body, BodyError};
@@ -15,6 +14,7 @@ use crate::deadline::Deadline;
 use crate::head::{Known, RequestHead};
 use crate::http1::{self, Framing};
 use crate::outbox::{Data, Outbox};
+use crate::socket::Stream;
 
 /// What is sent, and how far that is.
 pub(super) struct Upload {
@@ -115,11 +115,7 @@ impl Upload {
 
     /// Sends what can be sent now. Ready when there is no more to come; an error is the body's, which breaks the
     /// request off.
-    pub(super) fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        stream: &mut TcpStream,
-    ) -> Poll<Result<(), BodyError>> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Result<(), BodyError>> {
         loop {
             if self.deaf {
                 return Poll::Pending;
@@ -156,7 +152,7 @@ impl Upload {
     }
 
     /// Sends what waits in the outbox.
-    fn poll_flush(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream) -> Poll<()> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<()> {
         while !self.out.is_empty() {
             let Poll::Ready(written) = self.out.poll_write(cx, stream) else {
                 self.waited = true;
