@@ -11,8 +11,10 @@
 pub mod checks;
 mod chunk;
 mod decoder;
+mod framer;
 mod grammar;
 mod incoming;
+mod intake;
 mod rule;
 mod scan;
 mod send;
@@ -38,18 +40,17 @@ use crate::problem;
 use crate::serve::Server;
 use crate::socket::{Socket, Stream};
 use crate::upgrade::Upgraded;
-pub(crate) use decoder::{Decoder, Found, Step};
+pub(crate) use framer::Framer;
 pub(crate) use grammar::is_host;
 pub(crate) use incoming::Incoming;
+pub(crate) use intake::{Intake, Read, Taken};
 pub(crate) use rule::Rule;
 pub(crate) use scan::{Bounds, Content, Scan, may_trail};
 use send::{Sent, send};
 use wire::Next;
 pub(crate) use wire::Wire;
 use write::Persistence;
-pub(crate) use write::{
-    BODY_END, CHUNK_AND_BODY_END, CHUNK_END, Framing, chunk_size, request_head, trailers,
-};
+pub(crate) use write::{Framing, request_head};
 
 /// What becomes of a connection after an exchange.
 enum After {
@@ -96,7 +97,7 @@ fn take_apart<S>(wire: &RefCell<Wire>, server: &Server<S>) -> (Socket, bool) {
     let unread = wire.is_unread();
     let stream = std::mem::replace(&mut wire.stream, Stream::Closed);
     let mut socket = Socket::new(stream, server.limits.write_timeout);
-    socket.unread(std::mem::take(&mut wire.unread).into_bytes());
+    socket.unread(std::mem::take(&mut wire.intake.unread).into_bytes());
     wire.out.clear();
     (socket, unread)
 }
