@@ -207,14 +207,12 @@ impl Pool {
         inform: Option<&Exchange>,
     ) -> Result<Answer, AskError> {
         let (mut body, mut begun) = (body, false);
+        turn::its_end().await;
         let mut pooled = self.idle.take(origin);
         loop {
             let may_be_dead = pooled.is_some();
             let stream = match pooled.take() {
-                Some(stream) => {
-                    turn::its_end().await;
-                    stream
-                }
+                Some(stream) => stream,
                 None => match Box::pin(self.connect(origin)).await {
                     Ok(stream) => stream,
                     Err(kind) => return Err(AskError { kind, unsent: (!begun).then_some(body) }),
