@@ -3,9 +3,10 @@
 //! | layer | modules |
 //! | --- | --- |
 //! | grammar and framing, no I/O | `grammar`, `scan` (heads), `chunk`, `decoder` (bodies), `rule`, `write` |
-//! | one connection of a client | this file (its steps), `wire` (reading), `incoming` (bodies), `send` |
+//! | bodies in and out, for both sides | `intake`, `framer` |
+//! | one connection of a client | this file (its steps), `wire`, `incoming` (the request's body), `send` |
 //!
-//! The other side, requests to upstreams, is [`crate::upstream`]; it shares the first layer.
+//! The other side, requests to upstreams, is [`crate::upstream`]; it shares the first two layers.
 
 #[cfg(any(test, fuzzing))]
 pub mod checks;
@@ -146,8 +147,11 @@ async fn exchange<S: Service>(
         }
         match answered {
             Some(answer) => answer,
-            // Nobody is there to be answered.
-            None => return After::Close,
+            // Nobody is there to be answered, unless it has only ended its side, and still reads the answers before.
+            None => {
+                let _ = poll_fn(|cx| wire.borrow_mut().poll_flush(cx)).await;
+                return After::Close;
+            }
         }
     };
     let tunnel = exchange.take_tunnel(answer.head.status);
@@ -193,23 +197,22 @@ fn poll_answer(
     cx: &mut Context<'_>,
 ) -> Poll<Option<Answer>> {
     let answer = answer.poll(cx);
-    inform(wire, exchange, cx);
+    inform(wire, exchange);
     if let Poll::Ready(answer) = answer {
         return Poll::Ready(Some(answer));
     }
     *waited = true;
-    wire.borrow_mut().poll_gone(cx).map(|()| None)
+    let mut wire = wire.borrow_mut();
+    if wire.has_unsent() {
+        // The answers before must not wait for this one. What can't be sent now goes before it, and a failure shows there.
+        let _ = wire.poll_flush(cx);
+    }
+    wire.poll_gone(cx).map(|()| None)
 }
 
-fn inform(wire: &RefCell<Wire>, exchange: &Exchange, cx: &mut Context<'_>) {
-    let heads = exchange.take_interim();
-    let mut wire = wire.borrow_mut();
-    for head in heads {
-        write::interim_head(wire.out.head(), &head);
-    }
-    if wire.has_unsent() {
-        // What can't be sent now goes before the answer, and a failure shows there.
-        let _ = wire.poll_flush(cx);
+fn inform(wire: &RefCell<Wire>, exchange: &Exchange) {
+    for head in exchange.take_interim() {
+        write::interim_head(wire.borrow_mut().out.head(), &head);
     }
 }
 

@@ -137,6 +137,8 @@ impl Intake {
         let length = match self.data_ahead() {
             0 => ready!(self.unread.poll_fill(cx, stream))?,
             ahead => {
+                // No memory is taken before there is something to put there.
+                ready!(stream.poll_readable(cx))?;
                 let size = ahead.min(BODY_BYTES as u64) as usize;
                 let mut data = BytesMut::with_capacity(size);
                 let mut space = (&mut data).limit(size);

@@ -45,7 +45,7 @@ pub(super) struct Sending<'a> {
     pipe: Option<Pipe>,
 }
 
-/// Past our own memory.
+/// Past the outbox.
 #[derive(Clone, Copy)]
 enum Straight {
     File,
@@ -174,13 +174,16 @@ impl Sending<'_> {
         flushed
     }
 
-    /// How the rest of the body can go without a copy, if it can.
+    /// How the rest of the body can go past the outbox, if it can.
     fn straight_way(&mut self) -> Option<Straight> {
-        if self.framer.has_ended() || !self.framer.is_bare() || self.wire.borrow().stream.plain().is_none() {
+        if self.framer.has_ended() || !self.framer.is_bare() {
             return None;
         }
         if self.body.as_file().is_some() {
             return Some(Straight::File);
+        }
+        if !self.wire.borrow().stream.is_plain() {
+            return None;
         }
         if self.pipe.is_none() && self.body.as_upstream().is_some_and(|flight| flight.can_splice()) {
             // With no file descriptors left it goes by way of our memory.
@@ -196,7 +199,7 @@ impl Sending<'_> {
         // Nothing is read before it can be sent.
         ready!(wire.poll_room(cx)).map_err(|_| Lost)?;
         let sent = file_part::with_space(|space| match part.poll_read(cx, space) {
-            Poll::Ready(Ok(read @ 1..)) => wire.poll_send(cx, &space[..read]).map_err(|_| Lost),
+            Poll::Ready(Ok(read @ 1..)) => wire.poll_send_all(cx, &space[..read]).map_err(|_| Lost),
             // It can't be read, or is shorter than it was said to be.
             Poll::Ready(_) => Poll::Ready(Err(Lost)),
             Poll::Pending => wire.poll_gone(cx).map(|()| Err(Lost)),

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Version;
 use http_body::Frame;
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use super::intake::{Intake, Read, Taken};
@@ -27,7 +28,6 @@ use crate::head::{Known, RequestHead};
 use crate::limits::Limits;
 use crate::outbox::Outbox;
 use crate::socket::Stream;
-use crate::tcp;
 use crate::turn;
 
 /// One connection.
@@ -174,6 +174,7 @@ impl Wire {
         self.intake.unread.consume(length);
         self.owes_continue = content != Content::Fixed(0) && expects_continue(&head);
         self.intake.begin(content);
+        self.body_patience.renew();
         Ok(Some(head))
     }
 
@@ -234,7 +235,7 @@ impl Wire {
             return;
         }
         // What can't be sent now is sent at the next poll, or before the answer; a failure shows when it is read.
-        self.flushing = self.out.poll_send(cx, &mut self.stream).is_pending();
+        let _ = self.poll_flush(cx);
     }
 
     /// The answer begins: the body is not asked for any more. Says whether all of it has come, so that another request
@@ -302,33 +303,37 @@ impl Wire {
         }
     }
 
-    /// Ready when a plain socket is likely to take something.
+    /// Ready when the client is likely to take something.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.on_plain(|tcp| tcp.poll_write_ready(cx)) {
+        match self.stream.poll_room(cx) {
             Poll::Pending => self.poll_taken(cx, Poll::Pending),
             room => room,
         }
     }
 
-    /// Sends past the outbox, on a plain socket; says how much.
-    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let sent = self.on_plain(|tcp| tcp::poll_send(tcp, cx, bytes));
-        self.poll_taken(cx, sent)
+    /// Sends past the outbox as much as can be now; says how much.
+    pub(super) fn poll_send_all(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match Pin::new(&mut self.stream).poll_write(cx, &bytes[sent..]) {
+                Poll::Ready(Ok(length @ 1..)) => sent += length,
+                // What it is shows at the next attempt.
+                _ if sent > 0 => break,
+                none => return self.poll_taken(cx, none),
+            }
+        }
+        self.poll_taken(cx, Poll::Ready(Ok(sent)))
     }
 
-    /// The same of what is in a pipe.
+    /// Sends what is in a pipe past the outbox; says how much.
     pub(super) fn poll_drain(
         &mut self,
         cx: &mut Context<'_>,
         pipe: &OwnedFd,
         length: usize,
     ) -> Poll<io::Result<usize>> {
-        let sent = self.on_plain(|tcp| tcp::poll_drain(tcp, cx, pipe, length));
+        let sent = self.stream.poll_drain(cx, pipe, length);
         self.poll_taken(cx, sent)
-    }
-
-    fn on_plain<T>(&self, send: impl FnOnce(&TcpStream) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.stream.plain().map_or_else(|| Poll::Ready(Err(io::ErrorKind::Unsupported.into())), send)
     }
 
     /// Gives a client up that takes nothing for too long.

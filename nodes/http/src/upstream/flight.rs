@@ -22,7 +22,6 @@ use crate::head::{Known, RequestHead, ResponseHead};
 use crate::http1::{Bounds, Content, Intake, Read, Rule, Scan, Taken};
 use crate::pipe::PIPE_BYTES;
 use crate::socket::{Socket, Stream};
-use crate::tcp;
 use crate::upgrade::Upgraded;
 
 /// A connection in use. Dropped before the answer's end it is closed; after it the pool has it again.
@@ -236,11 +235,7 @@ impl Flight {
                 }
                 Poll::Ready(frame.map(Ok))
             }
-            Err(error) => {
-                self.broken_off = true;
-                self.stream = None;
-                Poll::Ready(Some(Err(error)))
-            }
+            Err(error) => Poll::Ready(Some(Err(self.break_off(error)))),
         }
     }
 
@@ -285,7 +280,7 @@ impl Flight {
 
     /// Whether so many of the next bytes are data in the socket that can go on without a look at them.
     pub(crate) fn can_splice(&self) -> bool {
-        self.stream.as_ref().is_some_and(|stream| stream.plain().is_some())
+        self.stream.as_ref().is_some_and(Stream::is_plain)
             && !self.broken_off
             && self.upload.has_ended()
             && self.intake.data_ahead() >= SPLICE_MIN_BYTES
@@ -297,13 +292,13 @@ impl Flight {
         cx: &mut Context<'_>,
         pipe: &OwnedFd,
     ) -> Poll<Result<usize, BodyError>> {
-        let Some(tcp) = self.stream.as_ref().and_then(Stream::plain) else { return Poll::Ready(Ok(0)) };
+        let Some(stream) = &self.stream else { return Poll::Ready(Ok(0)) };
         let most =
             usize::try_from(self.intake.data_ahead()).map_or(PIPE_BYTES, |ahead| ahead.min(PIPE_BYTES));
         if most == 0 {
             return Poll::Ready(Ok(0));
         }
-        match tcp::poll_into_pipe(tcp, cx, pipe, most) {
+        match stream.poll_into_pipe(cx, pipe, most) {
             Poll::Ready(Ok(length @ 1..)) => {
                 self.patience.renew();
                 self.intake.pass(length as u64);
@@ -313,20 +308,21 @@ impl Flight {
                 Poll::Ready(Ok(length))
             }
             Poll::Ready(Ok(_)) if self.intake.connection_ended() => Poll::Ready(Ok(0)),
-            Poll::Ready(Ok(_)) => Poll::Ready(Err(self.break_off("it ended".into()))),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(self.break_off(error.to_string()))),
+            Poll::Ready(Ok(_)) => Poll::Ready(Err(self.break_off(BodyError::Upstream("it ended".into())))),
+            Poll::Ready(Err(error)) => {
+                Poll::Ready(Err(self.break_off(BodyError::Upstream(error.to_string()))))
+            }
             Poll::Pending => {
                 ready!(self.patience.poll_lost(cx));
-                self.broken_off = true;
-                Poll::Ready(Err(BodyError::UpstreamTooSlow(self.patience.limit())))
+                Poll::Ready(Err(self.break_off(BodyError::UpstreamTooSlow(self.patience.limit()))))
             }
         }
     }
 
-    fn break_off(&mut self, cause: String) -> BodyError {
+    fn break_off(&mut self, error: BodyError) -> BodyError {
         self.broken_off = true;
         self.stream = None;
-        BodyError::Upstream(cause)
+        error
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {

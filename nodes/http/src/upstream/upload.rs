@@ -32,7 +32,7 @@ pub(super) struct Upload {
     /// The upstream takes nothing any more. It may have answered before; how it goes on is told by reading.
     deaf: bool,
     /// When the connection last took something, or when the body had nothing to give.
-    pub(super) moved: Instant,
+    moved: Instant,
     /// It is the body's source that everybody waits for.
     starved: bool,
     /// Not all went at once.
@@ -174,6 +174,7 @@ impl Upload {
         let Some(hold) = &mut self.hold else { return false };
         if hold.deadline.poll(cx, hold.until).is_ready() {
             self.hold = None;
+            self.waited = true;
         }
         self.hold.is_some()
     }
