@@ -27,6 +27,8 @@ struct Tape {
     source_ended: bool,
     kept: Vec<Kept>,
     kept_bytes: usize,
+    /// Kept frames that the current sending has given.
+    given: usize,
     /// False once the answer stands, or when too much was read.
     keeping: bool,
     /// The sending that may read on; earlier ones were broken off.
@@ -45,8 +47,6 @@ enum Kept {
 struct Sending {
     tape: Rc<RefCell<Tape>>,
     number: u32,
-    /// Kept frames that it has given.
-    given: usize,
 }
 
 impl Replay {
@@ -57,6 +57,7 @@ impl Replay {
             source_ended: false,
             kept: Vec::new(),
             kept_bytes: 0,
+            given: 0,
             keeping: true,
             current: 0,
             waiting: None,
@@ -74,17 +75,20 @@ impl Replay {
             return None;
         }
         tape.current += 1;
+        tape.given = 0;
         // It learns that it is broken off, and lets go of its connection.
         if let Some(earlier) = tape.waiting.take() {
             earlier.wake();
         }
-        Some(Body::wrap(Sending { tape: Rc::clone(shared), number: tape.current, given: 0 }))
+        Some(Body::wrap(Sending { tape: Rc::clone(shared), number: tape.current }))
     }
 
     /// The answer stands: the body goes on without being kept.
     pub(crate) fn settle(&self) {
         if let Some(tape) = &self.tape {
-            tape.borrow_mut().keeping = false;
+            let mut tape = tape.borrow_mut();
+            tape.keeping = false;
+            tape.forget();
         }
     }
 }
@@ -113,6 +117,13 @@ impl Tape {
         Poll::Ready(Some(Ok(kept)))
     }
 
+    /// Lets go of what nobody will ask for any more.
+    fn forget(&mut self) {
+        if !self.keeping && self.given >= self.kept.len() {
+            self.kept = Vec::new();
+        }
+    }
+
     /// Keeps a frame that was read, where it fits.
     fn keep(&mut self, frame: &Kept) {
         if let Kept::Data(data) = frame {
@@ -136,7 +147,7 @@ impl http_body::Body for Sending {
     type Error = BodyError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let tape = Rc::clone(&self.tape);
@@ -144,7 +155,7 @@ impl http_body::Body for Sending {
         if tape.current != self.number {
             return Poll::Ready(Some(Err(BodyError::Other("sent anew to another owner".to_owned()))));
         }
-        let frame = match tape.kept.get(self.given).cloned() {
+        let frame = match tape.kept.get(tape.given).cloned() {
             Some(kept) => kept,
             None => match ready!(tape.poll_source(context)) {
                 Some(Ok(frame)) => {
@@ -155,10 +166,8 @@ impl http_body::Body for Sending {
                 None => return Poll::Ready(None),
             },
         };
-        self.given += 1;
-        if !tape.keeping && self.given >= tape.kept.len() {
-            tape.kept = Vec::new();
-        }
+        tape.given += 1;
+        tape.forget();
         Poll::Ready(Some(Ok(match frame {
             Kept::Data(data) => Frame::data(data),
             Kept::Trailers(trailers) => Frame::trailers(trailers),
@@ -167,13 +176,13 @@ impl http_body::Body for Sending {
 
     fn is_end_stream(&self) -> bool {
         let tape = self.tape.borrow();
-        tape.source_ended && self.given >= tape.kept.len()
+        tape.current == self.number && tape.source_ended && tape.given >= tape.kept.len()
     }
 
     fn size_hint(&self) -> SizeHint {
         let tape = self.tape.borrow();
         let left = tape.source.size_hint();
-        let unsent: usize = tape.kept.iter().skip(self.given).map(Kept::bytes).sum();
+        let unsent: usize = tape.kept.iter().skip(tape.given).map(Kept::bytes).sum();
         let mut hint = SizeHint::new();
         hint.set_lower(left.lower() + unsent as u64);
         if let Some(upper) = left.upper() {

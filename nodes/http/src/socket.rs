@@ -24,6 +24,8 @@ pub(crate) struct Socket {
     leading: Bytes,
     /// With a peer that takes nothing of what there is to send.
     patience: Patience,
+    /// What was sealed and not sent when a write was tried last.
+    sealed_bytes: usize,
 }
 
 pub(crate) enum Stream {
@@ -41,7 +43,7 @@ const DISCARD_BYTES: usize = 16 * 1024;
 
 impl Socket {
     pub(crate) fn new(stream: Stream, write_timeout: Duration) -> Self {
-        Self { stream, leading: Bytes::new(), patience: Patience::new(write_timeout) }
+        Self { stream, leading: Bytes::new(), patience: Patience::new(write_timeout), sealed_bytes: 0 }
     }
 
     /// Puts bytes back that were read from the stream.
@@ -94,8 +96,12 @@ impl Socket {
         cx: &mut Context<'_>,
         result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if result.is_ready() {
+        let sealed_bytes = self.stream.sealed_bytes();
+        let moves = sealed_bytes != std::mem::replace(&mut self.sealed_bytes, sealed_bytes);
+        if moves || result.is_ready() {
             self.patience.renew();
+        }
+        if result.is_ready() {
             return result;
         }
         ready!(self.patience.poll_lost(cx));
@@ -110,6 +116,14 @@ impl Stream {
     /// Whether bytes can go in and out of it by pipes, without a copy.
     pub(crate) fn is_plain(&self) -> bool {
         matches!(self, Self::Plain(_))
+    }
+
+    /// How much of what was written has not been sent: it is ours to send. When this changes, the peer takes something.
+    pub(crate) fn sealed_bytes(&self) -> usize {
+        match self {
+            Self::Tls(stream) => stream.waiting_bytes(),
+            _ => 0,
+        }
     }
 
     /// Reads once, behind what is in `memory`, which must have room; says how much. 0 is the end of the stream.

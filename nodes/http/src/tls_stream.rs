@@ -64,6 +64,11 @@ impl TlsStream {
         &self.tcp
     }
 
+    /// How much is sealed and has not been sent.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.session.waiting().len()
+    }
+
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             self.session.shake_hands();

@@ -1,6 +1,8 @@
 //! A body sent twice is the same both times, or is refused; what was broken off learns of it.
 
 use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream;
@@ -70,6 +72,90 @@ fn a_settled_body_goes_on_unkept() {
         assert_eq!(sent, whole);
         assert!(replay.send().is_none());
         assert!(replay.tape.unwrap().borrow().kept.is_empty());
+    });
+}
+
+/// Memory that says when it is given back.
+struct Lent(Vec<u8>, Arc<AtomicBool>);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.1.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_small_piece_does_not_keep_a_large_buffer_alive() {
+    let given_back = Arc::new(AtomicBool::new(false));
+    let buffer = Bytes::from_owner(Lent(vec![7; 1 << 20], Arc::clone(&given_back)));
+    let replay = Replay::new(Body::stream(stream::iter([Ok(buffer.slice(..10))])));
+    drop(buffer);
+    block_on(async {
+        let piece = replay.send().unwrap().chunk().await.unwrap().unwrap();
+        assert!(!given_back.load(Ordering::Relaxed), "the first sending gives the piece as it is");
+        drop(piece);
+        assert!(given_back.load(Ordering::Relaxed));
+        assert_eq!(read(&mut replay.send().unwrap(), usize::MAX).await, [7; 10]);
+    });
+}
+
+fn kept(replay: &Replay) -> (usize, usize) {
+    let tape = replay.tape.as_ref().unwrap().borrow();
+    (tape.kept.iter().map(Kept::bytes).sum(), tape.kept.capacity() * size_of::<Kept>())
+}
+
+#[test]
+fn what_is_kept_has_a_limit_however_small_the_pieces_are() {
+    // More than four times as much as may be kept, or as many pieces.
+    for (size, count) in [(0, 10_000), (1, 10_000), (100, 3_000), (16_384, 16), (300_000, 1)] {
+        let (source, whole) = pieces(&vec![size; count]);
+        let replay = Replay::new(source);
+        block_on(async {
+            let mut body = replay.send().unwrap();
+            let mut sent = Vec::new();
+            for _ in 0..count {
+                sent.extend(read(&mut body, 1).await);
+                let (bytes, frames) = kept(&replay);
+                assert!(bytes <= MAX_REPLAY_BYTES, "{bytes} bytes of pieces of {size}");
+                assert!(frames <= 4 * MAX_REPLAY_BYTES, "{frames} bytes around pieces of {size}");
+            }
+            assert_eq!(kept(&replay), (0, 0), "too much was read for it to be of use");
+            assert!(sent == whole && replay.send().is_none());
+        });
+    }
+}
+
+#[test]
+fn a_settled_body_is_given_back_as_soon_as_it_has_been_sent() {
+    block_on(async {
+        for ended in [false, true] {
+            let (source, _) = pieces(&[9_000; 5]);
+            let replay = Replay::new(source);
+            let mut body = replay.send().unwrap();
+            read(&mut body, if ended { usize::MAX } else { 5 }).await;
+            assert_eq!(kept(&replay).0, 45_000);
+            // The answer may go on for hours.
+            replay.settle();
+            assert_eq!(kept(&replay), (0, 0), "nobody asks for it any more");
+        }
+        // What is sent once more is kept until it has gone.
+        let (source, whole) = pieces(&[9_000; 5]);
+        let replay = Replay::new(source);
+        read(&mut replay.send().unwrap(), 4).await;
+        let mut again = replay.send().unwrap();
+        let mut sent = read(&mut again, 2).await;
+        replay.settle();
+        assert_eq!((kept(&replay).0, again.exact_length()), (36_000, None));
+        sent.extend(read(&mut again, 2).await);
+        assert_eq!(kept(&replay), (0, 0));
+        sent.extend(read(&mut again, usize::MAX).await);
+        assert_eq!(sent, whole);
     });
 }
 

@@ -274,10 +274,10 @@ impl Wire {
             // Whoever sends past the outbox is still waiting.
             return Poll::Ready(Ok(()));
         }
-        let waiting = self.out.len();
+        let waiting = (self.out.len(), self.stream.sealed_bytes());
         let sent = self.out.poll_send(cx, &mut self.stream);
         self.flushing = sent.is_pending();
-        if self.out.len() < waiting {
+        if (self.out.len(), self.stream.sealed_bytes()) != waiting {
             // However slowly, it takes something.
             self.write_patience.renew();
         }

@@ -34,6 +34,21 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
     LocalSet::new().block_on(&runtime, within(test));
 }
 
+/// The same with a clock that goes on only where the test says so: what happens does not depend on how fast the machine is.
+pub(crate) fn run_with_a_still_clock(test: impl Future<Output = ()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        // While a blocking task runs tokio does not wind the clock on by itself. When this one has waited in vain the clock
+        // runs again, and whatever hangs comes to its deadline.
+        let (over, is_over) = std::sync::mpsc::channel::<()>();
+        let hold = tokio::task::spawn_blocking(move || is_over.recv_timeout(Duration::from_secs(120)));
+        within(test).await;
+        drop(over);
+        let _ = hold.await;
+    });
+}
+
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(20), future).await.expect("it takes too long")
 }
@@ -89,7 +104,21 @@ where
     F: Fn(Request, Rc<Exchange>) -> T + 'static,
     T: Future<Output = Response> + 'static,
 {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    start_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), limits, tls, log, handler)
+}
+
+/// Starts a server on a socket.
+pub(crate) fn start_on<F, T>(
+    socket: std::net::TcpListener,
+    limits: Limits,
+    tls: Option<TlsConfig>,
+    log: AccessLog,
+    handler: F,
+) -> Server
+where
+    F: Fn(Request, Rc<Exchange>) -> T + 'static,
+    T: Future<Output = Response> + 'static,
+{
     let address = socket.local_addr().unwrap();
     let (trigger, drain) = Drain::new();
     let listeners = vec![Listener { socket, tls }];

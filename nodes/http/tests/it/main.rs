@@ -13,6 +13,7 @@ mod logging;
 mod misbehaving_clients;
 mod misbehaving_upstreams;
 mod pipelining;
+mod slow_readers;
 mod stage;
 mod tls;
 mod traps;

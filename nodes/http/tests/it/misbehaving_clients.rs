@@ -7,10 +7,10 @@ use std::time::Duration;
 use protoplex_http::Limits;
 use protoplex_http::upstream::Settings;
 use tokio::io::AsyncReadExt;
-use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, advance};
 
-use crate::kit::{limits, settle, within};
+use crate::kit::{limits, run_with_a_still_clock, settle, within};
 use crate::stage::{Client, Finish, Peer, Reading, Stage, in_the_clear_and_over_tls, pattern};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -291,6 +291,75 @@ fn a_client_that_ends_or_resets_in_its_body_breaks_the_request_off() {
             });
         }
     }
+}
+
+/// How a client breaks its body off.
+#[derive(Clone, Copy, Debug)]
+enum Break {
+    Ends,
+    Resets,
+    Stops,
+    BreaksARule,
+}
+
+/// The upstream's answer has begun when the body breaks off, and goes on.
+fn broken_off_behind_an_early_answer(how: Break, framing: &'static str, begun: &'static str) {
+    for tls in [false, true] {
+        run_with_a_still_clock(async {
+            let limits = Limits { body_idle_timeout: Duration::from_secs(2), ..limits() };
+            let (go, (tell, mut told)) = (Rc::new(Notify::new()), mpsc::unbounded_channel());
+            let goes = Rc::clone(&go);
+            let stage = Stage::start_with(tls, limits, Settings::default(), async move |mut peer: Peer| {
+                while let Some(head) = peer.head().await {
+                    if head.starts_with("GET ") {
+                        peer.answer(peer.at.to_string()).await;
+                        continue;
+                    }
+                    let mut body = peer.body(begun.len()).await;
+                    peer.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await;
+                    goes.notified().await;
+                    peer.send("world").await;
+                    // Until the connection ends.
+                    body.extend(peer.body(usize::MAX).await);
+                    return tell.send(String::from_utf8(body).unwrap()).unwrap();
+                }
+            })
+            .await;
+            let mut client = stage.client().await;
+            client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{begun}")).await;
+            let head = client.head().await;
+            assert!(head.starts_with("http/1.1 200 ok\r\n"), "{head}");
+            match how {
+                Break::Ends => client.half_close().await,
+                Break::BreaksARule => client.send("x\r\n").await,
+                Break::Stops => {}
+                Break::Resets => client.reset(),
+            }
+            // Whatever the relay waits for is over then.
+            settle().await;
+            advance(Duration::from_secs(3)).await;
+            settle().await;
+            go.notify_one();
+            assert_eq!(within(told.recv()).await.as_deref(), Some(begun), "{how:?} {framing}");
+            assert_eq!(stage.client().await.assert_stays("/").await.text(), "1");
+        });
+    }
+}
+
+macro_rules! broken_off_behind_an_early_answer {
+    ($($row:ident: $how:ident, $framing:literal, $begun:literal;)*) => {
+        $(#[test] fn $row() { broken_off_behind_an_early_answer(Break::$how, $framing, $begun); })*
+    };
+}
+
+broken_off_behind_an_early_answer! {
+    an_end_in_a_body_that_is_answered_already: Ends, "Content-Length: 10", "hello";
+    an_end_in_chunks_that_are_answered_already: Ends, "Transfer-Encoding: chunked", "5\r\nhello\r\n";
+    a_reset_in_a_body_that_is_answered_already: Resets, "Content-Length: 10", "hello";
+    a_reset_in_chunks_that_are_answered_already: Resets, "Transfer-Encoding: chunked", "5\r\nhello\r\n";
+    a_stop_in_a_body_that_is_answered_already: Stops, "Content-Length: 10", "hello";
+    a_stop_in_chunks_that_are_answered_already: Stops, "Transfer-Encoding: chunked", "5\r\nhello\r\n";
+    a_bad_chunk_of_a_body_that_is_answered_already: BreaksARule, "Transfer-Encoding: chunked", "5\r\nhello\r\n";
 }
 
 #[test]

@@ -420,6 +420,58 @@ fn early_hints_that_come_together_with_the_answer_are_relayed_too() {
     });
 }
 
+#[test]
+fn early_hints_reach_the_client_while_the_answer_is_still_awaited() {
+    in_the_clear_and_over_tls(async |tls| {
+        let go = Rc::new(Notify::new());
+        let goes = Rc::clone(&go);
+        let stage = Stage::start(tls, async move |mut peer| {
+            while peer.head().await.is_some() {
+                for link in ["a", "b"] {
+                    peer.send(format!("HTTP/1.1 103 Early Hints\r\nLink: </{link}>\r\n\r\n")).await;
+                    goes.notified().await;
+                }
+                peer.answer("hello").await;
+            }
+        })
+        .await;
+        let mut client = stage.client().await;
+        for _ in 0..2 {
+            client.send(GET).await;
+            for link in ["</a>", "</b>"] {
+                // The upstream says nothing more before the client has this.
+                let hint = client.answer(false).await;
+                assert_eq!((hint.status, hint.header("link")), (103, Some(link)), "{hint:?}");
+                go.notify_one();
+            }
+            assert_eq!(client.answer(false).await.text(), "hello");
+        }
+    });
+}
+
+#[test]
+fn a_continue_reaches_the_client_while_the_answer_is_still_awaited() {
+    in_the_clear_and_over_tls(async |tls| {
+        let stage = Stage::start(tls, async |mut peer| {
+            while peer.head().await.is_some() {
+                peer.send("HTTP/1.1 100 Continue\r\n\r\n").await;
+                let body = peer.body(5).await;
+                peer.answer(body).await;
+            }
+        })
+        .await;
+        let mut client = stage.client().await;
+        for _ in 0..2 {
+            client
+                .send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+                .await;
+            assert_eq!(client.answer(false).await.status, 100);
+            client.send("hello").await;
+            assert_eq!(client.answer(false).await.text(), "hello");
+        }
+    });
+}
+
 /// Sends an answer to a request of whose body half has come; and keeps the connection open, or ends it.
 fn answered_early(ends: bool) {
     in_the_clear_and_over_tls(async |tls| {

@@ -2,10 +2,12 @@
 //! made, in the clear or over TLS, and clients that say how what they read has ended.
 
 use std::cell::{Cell, RefCell};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use futures_util::future::join;
 use http::StatusCode;
 use protoplex_http::tls::{ensure_local, load};
 use protoplex_http::upstream::{Pool, SendErrorKind, Settings};
@@ -18,7 +20,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -131,12 +133,23 @@ impl Stage {
         settings: Settings,
         treat: impl AsyncFn(Peer) + 'static,
     ) -> Self {
+        Self::start_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), tls, limits, settings, treat)
+            .await
+    }
+
+    /// The same with the relay on this socket.
+    pub(crate) async fn start_on(
+        socket: std::net::TcpListener,
+        tls: bool,
+        limits: Limits,
+        settings: Settings,
+        treat: impl AsyncFn(Peer) + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let origin = listener.local_addr().unwrap();
         let notes = Rc::new(Notes::default());
         tokio::task::spawn_local(accept(listener, Rc::clone(&notes), Rc::new(treat)));
         let (server, client) = if tls { certificates() } else { (None, None) };
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let relay = socket.local_addr().unwrap();
         let (trigger, drain) = Drain::new();
         let listeners = vec![Listener { socket, tls: server }];
@@ -152,14 +165,12 @@ impl Stage {
     pub(crate) async fn client(&self) -> Client {
         let stream = TcpStream::connect(self.relay).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        match &self.tls {
-            None => Client(Box::new(stream)),
-            Some(config) => {
-                let name = ServerName::try_from("127.0.0.1").unwrap();
-                let connector = TlsConnector::from(Arc::clone(config));
-                Client(Box::new(connector.connect(name, stream).await.unwrap()))
-            }
-        }
+        Client::over(stream, self.tls.as_ref()).await
+    }
+
+    /// A connection that holds next to nothing of what was not read.
+    pub(crate) async fn narrow_client(&self) -> Client {
+        Client::over(narrow_connection(self.relay).await, self.tls.as_ref()).await
     }
 
     /// How TLS clients connect.
@@ -190,7 +201,8 @@ impl Stage {
     }
 }
 
-fn certificates() -> (Option<protoplex_http::tls::TlsConfig>, Option<Arc<ClientConfig>>) {
+/// What a server and its clients need for TLS.
+pub(crate) fn certificates() -> (Option<protoplex_http::tls::TlsConfig>, Option<Arc<ClientConfig>>) {
     let directory = tempfile::tempdir().unwrap();
     let local = ensure_local(directory.path(), &[]).unwrap();
     let server = load(&local.certificate, &local.key).unwrap();
@@ -272,6 +284,19 @@ impl Peer {
         }
     }
 
+    /// Sends all of an answer, and reads so many bytes of a request's body meanwhile.
+    pub(crate) async fn body_while_answering(&mut self, length: usize, answer: &[u8]) -> Vec<u8> {
+        let Self { stream, unread, .. } = self;
+        let (mut reads, mut writes) = stream.split();
+        let send = async {
+            let _ = writes.write_all(answer).await;
+        };
+        let receive =
+            async { while unread.len() < length && matches!(reads.read_buf(unread).await, Ok(1..)) {} };
+        join(send, receive).await;
+        self.body(length).await
+    }
+
     async fn read(&mut self) -> Option<()> {
         match self.stream.read_buf(&mut self.unread).await {
             Ok(1..) => Some(()),
@@ -351,7 +376,36 @@ impl Reading {
     }
 }
 
+/// As little as the system allows, and enough for it to go on without its timers.
+const NARROW_SEND_BYTES: u32 = 1;
+const NARROW_RECEIVE_BYTES: u32 = 4096;
+
+/// A listener whose connections hold next to nothing of what is sent: with a narrow client's, about 6 KiB.
+pub(crate) fn narrow_listener() -> std::net::TcpListener {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(NARROW_SEND_BYTES).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    socket.listen(8).unwrap().into_std().unwrap()
+}
+
+/// A client's end of one.
+pub(crate) async fn narrow_connection(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(NARROW_RECEIVE_BYTES).unwrap();
+    let stream = socket.connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
 impl Client {
+    /// A client in the clear, or over TLS.
+    pub(crate) async fn over(stream: TcpStream, tls: Option<&Arc<ClientConfig>>) -> Self {
+        let Some(config) = tls else { return Self(Box::new(stream)) };
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let connector = TlsConnector::from(Arc::clone(config));
+        Self(Box::new(connector.connect(name, stream).await.unwrap()))
+    }
+
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.write_all(bytes.as_ref()).await.unwrap();
         self.0.flush().await.unwrap();
@@ -485,4 +539,16 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
 pub(crate) fn assert_same(read: &[u8], sent: &[u8]) {
     let differs = read.iter().zip(sent).position(|(read, sent)| read != sent);
     assert_eq!((read.len(), differs), (sent.len(), None), "the length, and the first byte that is wrong");
+}
+
+/// A body in chunks of a size.
+pub(crate) fn chunked(body: &[u8], size: usize) -> Vec<u8> {
+    let mut chunks = Vec::new();
+    for piece in body.chunks(size) {
+        write!(chunks, "{:x}\r\n", piece.len()).unwrap();
+        chunks.extend_from_slice(piece);
+        chunks.extend_from_slice(b"\r\n");
+    }
+    chunks.extend_from_slice(b"0\r\n\r\n");
+    chunks
 }

@@ -5,14 +5,17 @@ use std::io::{Read, Write};
 use std::rc::Rc;
 use std::time::Duration;
 
+use protoplex_http::upstream::Settings;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::kit::{settle, within};
-use crate::stage::{Finish, Peer, Stage, assert_same, in_the_clear_and_over_tls, pattern};
+use crate::kit::{limits, settle, within};
+use crate::stage::{
+    Finish, Peer, Stage, assert_same, chunked, in_the_clear_and_over_tls, narrow_listener, pattern,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -31,17 +34,6 @@ async fn body_of(peer: &mut Peer, head: &str) -> Option<Vec<u8>> {
         None if header(head, "transfer-encoding").is_some() => peer.chunked_body().await,
         None => Some(Vec::new()),
     }
-}
-
-fn chunked(body: &[u8], size: usize) -> Vec<u8> {
-    let mut chunks = Vec::new();
-    for piece in body.chunks(size) {
-        write!(chunks, "{:x}\r\n", piece.len()).unwrap();
-        chunks.extend_from_slice(piece);
-        chunks.extend_from_slice(b"\r\n");
-    }
-    chunks.extend_from_slice(b"0\r\n\r\n");
-    chunks
 }
 
 /// Sends a body back with its length, or, where the target says so, in chunks, with the connection's number in a field.
@@ -518,4 +510,35 @@ fn large_bodies_both_ways_at_once_hold_nobody_up() {
             }
         }
     });
+}
+
+#[test]
+fn an_upload_goes_on_while_nobody_reads_the_answer() {
+    for in_chunks in [false, true] {
+        in_the_clear_and_over_tls(async |tls| {
+            // More than the way to the relay holds; of the answer next to nothing is taken by the way back.
+            let (body, answer) = (pattern(16 * MIB), pattern(3 * MIB));
+            let framed = match in_chunks {
+                true => [b"Transfer-Encoding: chunked\r\n\r\n", &chunked(&answer, 100_000)[..]].concat(),
+                false => [format!("Content-Length: {}\r\n\r\n", answer.len()).as_bytes(), &answer].concat(),
+            };
+            let (sent, early) = (body.clone(), [b"HTTP/1.1 200 OK\r\n", &framed[..]].concat());
+            let settings = Settings::default();
+            let stage = Stage::start_on(narrow_listener(), tls, limits(), settings, async move |mut peer| {
+                peer.head().await;
+                let body = peer.body_while_answering(sent.len(), &early).await;
+                assert_same(&body, &sent);
+                peer.ended().await;
+            })
+            .await;
+            let mut client = stage.narrow_client().await;
+            client
+                .send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()))
+                .await;
+            within(client.send(&body)).await;
+            let read = client.answer(false).await;
+            assert_eq!((read.status, read.finish), (200, Finish::Whole));
+            assert_same(&read.body, &answer);
+        });
+    }
 }
