@@ -54,8 +54,8 @@ pub(crate) struct Wire {
     deadline: Deadline,
     pub(super) out: Outbox,
     write_patience: Patience,
-    /// What was written may not have gone yet.
-    flushing: bool,
+    /// What was sealed and not sent when something was sent last.
+    sealed_bytes: usize,
     /// Answers are to be sent at the end of the turn.
     waits_for_turn: bool,
     /// The connection's task, where somebody else reads.
@@ -102,7 +102,7 @@ impl Wire {
             deadline: Deadline::default(),
             out: Outbox::default(),
             write_patience: Patience::new(limits.write_timeout),
-            flushing: false,
+            sealed_bytes: 0,
             waits_for_turn: false,
             watcher: None,
         }
@@ -271,13 +271,11 @@ impl Wire {
     /// Sends what waits. An error means that the connection is of no use any more.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.has_unsent() {
-            // Whoever sends past the outbox is still waiting.
             return Poll::Ready(Ok(()));
         }
-        let waiting = (self.out.len(), self.stream.sealed_bytes());
+        let waiting = self.out.len();
         let sent = self.out.poll_send(cx, &mut self.stream);
-        self.flushing = sent.is_pending();
-        if (self.out.len(), self.stream.sealed_bytes()) != waiting {
+        if self.out.len() < waiting {
             // However slowly, it takes something.
             self.write_patience.renew();
         }
@@ -286,7 +284,7 @@ impl Wire {
 
     /// Whether something waits to be sent, be it sealed already.
     pub(super) fn has_unsent(&self) -> bool {
-        !self.out.is_empty() || self.flushing
+        !self.out.is_empty() || self.stream.sealed_bytes() > 0
     }
 
     /// Looks once for what the client has sent meanwhile.
@@ -342,6 +340,10 @@ impl Wire {
         cx: &mut Context<'_>,
         sent: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        let sealed_bytes = self.stream.sealed_bytes();
+        if sealed_bytes != std::mem::replace(&mut self.sealed_bytes, sealed_bytes) {
+            self.write_patience.renew();
+        }
         match sent {
             Poll::Ready(sent) => {
                 self.write_patience.renew();
