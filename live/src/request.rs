@@ -103,7 +103,7 @@ impl Live {
                 self.subscribe(tenure, &head, caller, head_only).await
             }
             Action::Publish => self.publish(tenure, request, caller).await,
-            Action::Register => self.register(tenure, &request, exchange),
+            Action::Register => self.register(tenure, exchange),
             Action::Invalidate => self.invalidate(&request).await,
         }
     }
@@ -245,13 +245,13 @@ impl Live {
         Ok(response)
     }
 
-    fn register(&self, shard: Use, request: &Request, exchange: &Rc<Exchange>) -> Result<Response, Refusal> {
+    fn register(&self, shard: Use, exchange: &Rc<Exchange>) -> Result<Response, Refusal> {
         if !self.registrants.has_room() {
             return Err(Refusal::Busy("registrants"));
         }
         let registrants = Rc::clone(&self.registrants);
         let attend = move |connection| async move { registrants.attend(shard, connection).await };
-        Ok(upgrade::accept(request, exchange, PROTOCOL, attend))
+        Ok(upgrade::accept(exchange, PROTOCOL, attend))
     }
 
     async fn invalidate(&self, request: &Request) -> Result<Response, Refusal> {

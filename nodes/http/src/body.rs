@@ -102,8 +102,8 @@ impl Body {
         Self(Kind::Stream(Box::pin(stream)))
     }
 
-    /// A part of a file, sent without a copy where that can be done: over a connection in the clear. `otherwise` has the
-    /// same bytes. A file that proves shorter breaks the message off.
+    /// A part of a file, which HTTP/1.1 connections read as they send it. `otherwise` has the same bytes, for others. A file
+    /// that proves shorter breaks the message off.
     pub fn file(file: Arc<File>, range: Range<u64>, otherwise: Self) -> Self {
         Self(Kind::File(Box::new(FilePart::new(file, range, otherwise))))
     }

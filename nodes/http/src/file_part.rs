@@ -13,24 +13,31 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustix::io::{Errno, ReadWriteFlags, pread, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::body::Body;
 
-/// What is left of it. What the disk has to be asked for is read by a blocking thread first.
+/// What is left of it. What the disk may have to be asked for is read by a blocking thread first.
 pub(crate) struct FilePart {
     file: Arc<File>,
     range: Range<u64>,
+    /// As much as is read at a time: what its receiver seems able to take.
+    step: usize,
     warming: Option<JoinHandle<io::Result<()>>>,
+    /// Up to there a blocking thread has read it.
+    warm: u64,
     /// The same bytes for connections that can't be sent a file.
     pub(crate) otherwise: Body,
 }
 
-/// As much as is read and sent at a time.
+/// The most that is read and sent at a time.
 const SPACE_BYTES: usize = 256 * 1024;
-/// As much as is asked of the disk at a time, and by how much.
+/// A receiver that takes little is offered no less.
+const MIN_STEP_BYTES: usize = 16 * 1024;
+/// A blocking thread reads so much in one go,
 const WINDOW_BYTES: u64 = 1 << 20;
+/// in pieces of this size.
 const READ_BYTES: usize = 128 * 1024;
 
 thread_local! {
@@ -47,7 +54,8 @@ pub(crate) fn with_space<T>(step: impl FnOnce(&mut [u8]) -> T) -> T {
 
 impl FilePart {
     pub(crate) fn new(file: Arc<File>, range: Range<u64>, otherwise: Body) -> Self {
-        Self { file, range, warming: None, otherwise }
+        let warm = range.start;
+        Self { file, range, step: 4 * MIN_STEP_BYTES, warming: None, warm, otherwise }
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -57,35 +65,34 @@ impl FilePart {
     /// So much of it has been sent.
     pub(crate) fn consume(&mut self, length: usize) {
         self.range.start += length as u64;
+        self.step = (2 * length).clamp(MIN_STEP_BYTES, SPACE_BYTES);
     }
 
     /// Reads the next of it, without going on; says how much. 0 is the end of the file, or of the part.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
-        let length = usize::try_from(self.len()).map_or(space.len(), |left| left.min(space.len()));
+        let most = space.len().min(self.step);
+        let space = &mut space[..usize::try_from(self.len()).map_or(most, |left| left.min(most))];
         loop {
             if let Some(warming) = &mut self.warming {
                 let read = ready!(Pin::new(warming).poll(cx));
                 self.warming = None;
                 read.map_err(io::Error::other)??;
             }
-            match read_from_memory(&self.file, &mut space[..length], self.range.start) {
-                Err(Errno::AGAIN) => {
-                    let window = self.range.start..(self.range.start + WINDOW_BYTES).min(self.range.end);
-                    let file = Arc::clone(&self.file);
+            let at = self.range.start;
+            // Nothing is read by a blocking thread twice: what has been dropped from memory since is waited for here.
+            let flags = if at < self.warm { ReadWriteFlags::empty() } else { ReadWriteFlags::NOWAIT };
+            match preadv2(&*self.file, &mut [IoSliceMut::new(space)], at, flags) {
+                Err(Errno::INTR) => {}
+                // Some file systems can't tell what they have in memory.
+                Err(Errno::AGAIN | Errno::OPNOTSUPP) if at >= self.warm => {
+                    let (file, window) =
+                        (Arc::clone(&self.file), at..(at + WINDOW_BYTES).min(self.range.end));
+                    self.warm = window.end;
                     self.warming = Some(spawn_blocking(move || read_through(&file, window)));
                 }
                 read => return Poll::Ready(Ok(read?)),
             }
         }
-    }
-}
-
-/// Reads what the kernel has in memory; `AGAIN` where the disk would have to be asked for the first byte. File systems
-/// that can't tell are read from all the same.
-fn read_from_memory(file: &File, space: &mut [u8], at: u64) -> rustix::io::Result<usize> {
-    match preadv2(file, &mut [IoSliceMut::new(space)], at, ReadWriteFlags::NOWAIT) {
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => pread(file, space, at),
-        read => read,
     }
 }
 

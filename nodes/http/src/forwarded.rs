@@ -66,7 +66,7 @@ fn forward(head: &RequestHead, exchange: &Exchange, trusted: bool) -> RequestHea
             known => !is_of_this_hop(known) && !named.has(field.name, known),
         };
         if kept {
-            sent.fields.push_known(field.known, field.name, field.value);
+            sent.fields.push_copy(field);
         }
     }
     if head.fields.known(Known::Te).any(|te| has_token(te, "trailers")) {

@@ -12,9 +12,9 @@ use http::{Method, StatusCode, Version};
 
 use crate::forwarded::has_token;
 pub use fields::Fields;
-pub(crate) use fields::MAX_NAME_BYTES;
 #[cfg(test)]
 pub(crate) use fields::held;
+pub(crate) use fields::{MAX_NAME_BYTES, line_bytes};
 pub(crate) use known::Known;
 
 /// The head of a request: its target is a path with its query, or `*` with OPTIONS; its authority is in `Host`.

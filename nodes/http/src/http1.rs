@@ -3,16 +3,19 @@
 //! | layer | modules |
 //! | --- | --- |
 //! | grammar and framing, no I/O | `grammar`, `scan` (heads), `chunk`, `decoder` (bodies), `rule`, `write` |
-//! | one connection of a client | this file (its steps), `wire` (reading), `incoming` (bodies), `send` |
+//! | bodies in and out, for both sides | `intake`, `framer` |
+//! | one connection of a client | this file (its steps), `wire`, `incoming` (the request's body), `send` |
 //!
-//! The other side, requests to upstreams, is [`crate::upstream`]; it shares the first layer.
+//! The other side, requests to upstreams, is [`crate::upstream`]; it shares the first two layers.
 
 #[cfg(any(test, fuzzing))]
 pub mod checks;
 mod chunk;
 mod decoder;
+mod framer;
 mod grammar;
 mod incoming;
+mod intake;
 mod rule;
 mod scan;
 mod send;
@@ -38,18 +41,17 @@ use crate::problem;
 use crate::serve::Server;
 use crate::socket::{Socket, Stream};
 use crate::upgrade::Upgraded;
-pub(crate) use decoder::{Decoder, Found, Step};
+pub(crate) use framer::Framer;
 pub(crate) use grammar::is_host;
 pub(crate) use incoming::Incoming;
+pub(crate) use intake::{Intake, Read, Taken};
 pub(crate) use rule::Rule;
 pub(crate) use scan::{Bounds, Content, Scan, may_trail};
 use send::{Sent, send};
 use wire::Next;
 pub(crate) use wire::Wire;
 use write::Persistence;
-pub(crate) use write::{
-    BODY_END, CHUNK_AND_BODY_END, CHUNK_END, Framing, chunk_size, request_head, trailers,
-};
+pub(crate) use write::{Framing, request_head};
 
 /// What becomes of a connection after an exchange.
 enum After {
@@ -96,7 +98,7 @@ fn take_apart<S>(wire: &RefCell<Wire>, server: &Server<S>) -> (Socket, bool) {
     let unread = wire.is_unread();
     let stream = std::mem::replace(&mut wire.stream, Stream::Closed);
     let mut socket = Socket::new(stream, server.limits.write_timeout);
-    socket.unread(std::mem::take(&mut wire.unread).into_bytes());
+    socket.unread(std::mem::take(&mut wire.intake.unread).into_bytes());
     wire.out.clear();
     (socket, unread)
 }
@@ -145,8 +147,11 @@ async fn exchange<S: Service>(
         }
         match answered {
             Some(answer) => answer,
-            // Nobody is there to be answered.
-            None => return After::Close,
+            // Nobody is there to be answered, unless it has only ended its side, and still reads the answers before.
+            None => {
+                let _ = poll_fn(|cx| wire.borrow_mut().poll_flush(cx)).await;
+                return After::Close;
+            }
         }
     };
     let tunnel = exchange.take_tunnel(answer.head.status);
@@ -192,23 +197,22 @@ fn poll_answer(
     cx: &mut Context<'_>,
 ) -> Poll<Option<Answer>> {
     let answer = answer.poll(cx);
-    inform(wire, exchange, cx);
+    inform(wire, exchange);
     if let Poll::Ready(answer) = answer {
         return Poll::Ready(Some(answer));
     }
     *waited = true;
-    wire.borrow_mut().poll_gone(cx).map(|()| None)
+    let mut wire = wire.borrow_mut();
+    if wire.has_unsent() {
+        // The answers before must not wait for this one. What can't be sent now goes before it, and a failure shows there.
+        let _ = wire.poll_flush(cx);
+    }
+    wire.poll_gone(cx).map(|()| None)
 }
 
-fn inform(wire: &RefCell<Wire>, exchange: &Exchange, cx: &mut Context<'_>) {
-    let heads = exchange.take_interim();
-    let mut wire = wire.borrow_mut();
-    for head in heads {
-        write::interim_head(wire.out.head(), &head);
-    }
-    if wire.has_unsent() {
-        // What can't be sent now goes before the answer, and a failure shows there.
-        let _ = wire.poll_flush(cx);
+fn inform(wire: &RefCell<Wire>, exchange: &Exchange) {
+    for head in exchange.take_interim() {
+        write::interim_head(wire.borrow_mut().out.head(), &head);
     }
 }
 

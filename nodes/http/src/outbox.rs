@@ -9,7 +9,8 @@ use tokio::io::AsyncWrite;
 
 use crate::buffer::Buffer;
 
-/// A head or a chunk's line, data, and what stands behind them. An empty one holds no memory.
+/// A head or a chunk's line, data, and what stands behind them; before them perhaps whole messages. An empty one holds no
+/// memory.
 #[derive(Default)]
 pub(crate) struct Outbox {
     head: Buffer,

@@ -5,9 +5,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 /// What comes of a call that reads.
 #[derive(Clone, Debug)]
@@ -15,6 +17,8 @@ pub(crate) enum Read {
     Bytes(Vec<u8>),
     /// Nothing now, but at once afterwards.
     Block,
+    /// Nothing for a time.
+    Wait(Duration),
     End,
     Reset,
 }
@@ -25,6 +29,8 @@ pub(crate) enum Write {
     /// So many bytes are taken at most.
     Take(usize),
     Block,
+    /// Nothing for a time.
+    Wait(Duration),
     /// Nothing, for ever.
     Never,
 }
@@ -38,12 +44,29 @@ pub(crate) struct Script {
     pub(crate) calls: Rc<RefCell<usize>>,
     /// The call at which the peer resets the connection.
     pub(crate) reset_at: Option<usize>,
+    /// For a read, and for a write.
+    waits: [Option<Pin<Box<Sleep>>>; 2],
 }
 
 impl Script {
     pub(crate) fn new(reads: impl IntoIterator<Item = Read>) -> Self {
         let (sent, calls) = (Rc::default(), Rc::default());
-        Self { reads: reads.into_iter().collect(), writes: VecDeque::new(), sent, calls, reset_at: None }
+        Self {
+            reads: reads.into_iter().collect(),
+            writes: VecDeque::new(),
+            sent,
+            calls,
+            reset_at: None,
+            waits: [None, None],
+        }
+    }
+
+    /// Ready after a time, for one of the two directions.
+    fn poll_wait(&mut self, direction: usize, cx: &mut Context<'_>, time: Duration) -> Poll<()> {
+        let wait = self.waits[direction].get_or_insert_with(|| Box::pin(sleep(time)));
+        ready!(wait.as_mut().poll(cx));
+        self.waits[direction] = None;
+        Poll::Ready(())
     }
 
     fn called(&self) -> io::Result<()> {
@@ -69,6 +92,14 @@ impl AsyncRead for Script {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            Some(Read::Wait(time)) => {
+                if self.poll_wait(0, cx, time).is_pending() {
+                    self.reads.push_front(Read::Wait(time));
+                } else {
+                    cx.waker().wake_by_ref();
+                }
+                return Poll::Pending;
+            }
             Some(Read::End) => self.reads.push_front(Read::End),
             Some(Read::Reset) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             Some(Read::Bytes(mut bytes)) => {
@@ -91,6 +122,14 @@ impl AsyncWrite for Script {
             Some(Write::Take(most)) => bytes.len().min(most),
             Some(Write::Block) => {
                 cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Some(Write::Wait(time)) => {
+                if self.poll_wait(1, cx, time).is_pending() {
+                    self.writes.push_front(Write::Wait(time));
+                } else {
+                    cx.waker().wake_by_ref();
+                }
                 return Poll::Pending;
             }
             Some(Write::Never) => {

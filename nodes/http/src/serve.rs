@@ -23,6 +23,7 @@ use crate::http2;
 use crate::limits::Limits;
 use crate::meter::Meter;
 use crate::socket::{Socket, Stream};
+use crate::tcp::Tcp;
 use crate::tls::{self, TlsConfig};
 use crate::tls_stream::TlsStream;
 
@@ -49,8 +50,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How HTTP/2 by prior knowledge begins (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves the listeners until the drain has started and every request in flight has ended. Must be called
-/// within a
+/// Serves the listeners until the drain has started and every request in flight has ended. Must be called within a
 /// `LocalSet`. The caller limits the time that a drain may take, by dropping the future: that cuts what is left.
 ///
 /// # Errors
@@ -153,17 +153,15 @@ enum Opened {
 
 /// Does the handshake, and finds out what is spoken. `None` if nothing comes of it.
 async fn open<S>(stream: TcpStream, tls: Option<TlsConfig>, server: Rc<Server<S>>) -> Option<Opened> {
-    let mut stream = stream;
     let limits = &server.limits;
-    // Without it small answers wait for the client's acknowledgements; if it can't be set they do.
-    let _ = stream.set_nodelay(true);
+    let mut tcp = Tcp::new(stream);
     let (stream, leading, is_http2) = match tls {
         None => {
-            let (leading, is_http2) = read_preface(&mut stream, limits, &server.drain).await?;
-            (Stream::Plain(stream), leading.freeze(), is_http2)
+            let (leading, is_http2) = read_preface(&mut tcp, limits, &server.drain).await?;
+            (Stream::Plain(tcp), leading.freeze(), is_http2)
         }
         Some(tls) => {
-            let handshake = TlsStream::accept(stream, tls.0);
+            let handshake = TlsStream::accept(tcp, tls.0);
             let Ok(Ok(stream)) = timeout(limits.tls_handshake_timeout, handshake).await else {
                 server.ledger.meter.handshake_failed();
                 return None;
@@ -181,11 +179,11 @@ async fn open<S>(stream: TcpStream, tls: Option<TlsConfig>, server: Rc<Server<S>
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2 by prior knowledge. `None` if it says nothing.
-async fn read_preface(stream: &mut TcpStream, limits: &Limits, drain: &Drain) -> Option<(BytesMut, bool)> {
+async fn read_preface(tcp: &mut Tcp, limits: &Limits, drain: &Drain) -> Option<(BytesMut, bool)> {
     let mut leading = BytesMut::with_capacity(PREFACE.len());
     let mut deadline = Instant::now() + limits.idle_timeout;
     loop {
-        let mut missing = (&mut *stream).take((PREFACE.len() - leading.len()) as u64);
+        let mut missing = (&mut *tcp).take((PREFACE.len() - leading.len()) as u64);
         let read = tokio::select! {
             read = timeout_at(deadline, missing.read_buf(&mut leading)) => read,
             // A client that has said nothing yet is not in flight.

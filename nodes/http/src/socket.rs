@@ -3,18 +3,18 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
 use crate::deadline::Patience;
-use crate::tcp;
+use crate::tcp::Tcp;
 use crate::tls_stream::TlsStream;
 
 /// A connected stream, whoever opened it.
@@ -29,7 +29,7 @@ pub(crate) struct Socket {
 }
 
 pub(crate) enum Stream {
-    Plain(TcpStream),
+    Plain(Tcp),
     Tls(Box<TlsStream>),
     /// What a test says.
     #[cfg(test)]
@@ -81,15 +81,13 @@ impl Socket {
 
     /// Drops the connection such that the peer sees an error rather than an end.
     pub(crate) fn reset(self) {
-        let stream = match &self.stream {
-            Stream::Plain(stream) => stream,
-            Stream::Tls(stream) => stream.tcp(),
+        match &self.stream {
+            Stream::Plain(tcp) => tcp.reset_at_end(),
+            Stream::Tls(stream) => stream.tcp().reset_at_end(),
             #[cfg(test)]
-            Stream::Script(_) => return,
-            Stream::Closed => return,
-        };
-        // If it fails the connection is gone already.
-        let _ = stream.set_zero_linger();
+            Stream::Script(_) => {}
+            Stream::Closed => {}
+        }
     }
 
     /// Ends a wait for the peer to take bytes that has lasted too long.
@@ -115,12 +113,9 @@ impl Socket {
 }
 
 impl Stream {
-    /// The socket, if bytes can go in and out of it without a copy.
-    pub(crate) fn plain(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Plain(tcp) => Some(tcp),
-            _ => None,
-        }
+    /// Whether bytes can go in and out of it by pipes, without a copy.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(_))
     }
 
     /// How much of what was written has not been sent: it is ours to send. When this changes, the peer takes something.
@@ -138,14 +133,61 @@ impl Stream {
         memory: &mut Vec<u8>,
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(tcp) => tcp::poll_fill(tcp, cx, memory),
+            Self::Plain(tcp) => tcp.poll_fill(cx, memory),
             stream => poll_read_buf(Pin::new(stream), cx, memory),
         }
+    }
+
+    /// Ready when there may be something to read.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(tcp) => tcp.poll_readable(cx),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Ready when something is likely to be taken.
+    pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(tcp) => tcp.poll_room(cx),
+            stream => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    /// Moves bytes from a plain stream into an empty pipe; says how many. 0 is the end of the stream.
+    pub(crate) fn poll_into_pipe(
+        &self,
+        cx: &mut Context<'_>,
+        pipe: &OwnedFd,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(tcp) => tcp.poll_into_pipe(cx, pipe, length),
+            _ => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
+    /// Sends what is in a pipe, on a plain stream.
+    pub(crate) fn poll_drain(
+        &self,
+        cx: &mut Context<'_>,
+        pipe: &OwnedFd,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(tcp) => tcp.poll_drain(cx, pipe, length),
+            _ => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
+    /// Whether nothing has come, neither bytes nor the end, as far as the event loop knows.
+    pub(crate) fn is_quiet(&self) -> bool {
+        matches!(self, Self::Plain(tcp) if tcp.is_quiet())
     }
 }
 
 macro_rules! on_stream {
-    ($self:expr, $stream:ident => $call:expr, $closed:expr) => {
+    ($self:expr, $stream:ident => $call:expr) => {
         match $self.get_mut() {
             Stream::Plain(stream) => {
                 let $stream = Pin::new(stream);
@@ -160,13 +202,9 @@ macro_rules! on_stream {
                 let $stream = Pin::new(stream.as_mut());
                 $call
             }
-            Stream::Closed => Poll::Ready($closed),
+            Stream::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
-}
-
-fn closed<T>() -> io::Result<T> {
-    Err(io::ErrorKind::NotConnected.into())
 }
 
 impl AsyncRead for Stream {
@@ -175,16 +213,13 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         space: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        on_stream!(self, stream => stream.poll_read(cx, space), closed())
+        on_stream!(self, stream => stream.poll_read(cx, space))
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => tcp::poll_send(tcp, cx, bytes),
-            stream => on_stream!(Pin::new(stream), stream => stream.poll_write(cx, bytes), closed()),
-        }
+        on_stream!(self, stream => stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -192,12 +227,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => tcp::poll_send_pieces(tcp, cx, slices),
-            stream => {
-                on_stream!(Pin::new(stream), stream => stream.poll_write_vectored(cx, slices), closed())
-            }
-        }
+        on_stream!(self, stream => stream.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -205,11 +235,11 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self, stream => stream.poll_flush(cx), closed())
+        on_stream!(self, stream => stream.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self, stream => stream.poll_shutdown(cx), closed())
+        on_stream!(self, stream => stream.poll_shutdown(cx))
     }
 }
 

@@ -18,9 +18,8 @@ use std::task::{Context, Poll, ready};
 
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
-use crate::tcp;
+use crate::tcp::Tcp;
 use session::Session;
 
 mod buffer;
@@ -33,7 +32,7 @@ mod session;
 /// flush to be sure. What rustls sends of its own accord (session tickets, key updates, alerts) goes with the
 /// next that is written, or when there is nothing to read.
 pub(crate) struct TlsStream {
-    tcp: TcpStream,
+    tcp: Tcp,
     session: Session,
     /// The peer has ended the TCP connection.
     is_at_end: bool,
@@ -48,7 +47,7 @@ impl TlsStream {
     /// # Errors
     /// The peer has ended the connection, or does not speak TLS such that rustls agrees, which an alert has
     /// told it if the socket has taken that at once.
-    pub(crate) async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> io::Result<Box<Self>> {
+    pub(crate) async fn accept(tcp: Tcp, config: Arc<ServerConfig>) -> io::Result<Box<Self>> {
         let session = Session::new(config).map_err(io::Error::other)?;
         let mut stream = Box::new(Self { tcp, session, is_at_end: false, is_writer_waiting: false });
         poll_fn(|cx| stream.poll_handshake(cx)).await?;
@@ -61,7 +60,7 @@ impl TlsStream {
     }
 
     /// The connection beneath. Reading or writing there breaks this one.
-    pub(crate) fn tcp(&self) -> &TcpStream {
+    pub(crate) fn tcp(&self) -> &Tcp {
         &self.tcp
     }
 
@@ -104,13 +103,13 @@ impl TlsStream {
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // Asked first, so that a wait takes no buffer.
-        ready!(self.tcp.poll_read_ready(cx))?;
+        ready!(self.tcp.poll_readable(cx))?;
         let space = self.session.space();
         if space.is_empty() {
             let what = "the peer sends a TLS message that is too long";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
         }
-        let length = ready!(tcp::poll_recv(&self.tcp, cx, space))?;
+        let length = ready!(self.tcp.poll_recv(cx, space))?;
         self.session.received(length);
         Poll::Ready(Ok(length))
     }
@@ -118,7 +117,7 @@ impl TlsStream {
     /// Sends all that waits.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.session.waiting().is_empty() {
-            let sent = ready!(tcp::poll_send(&self.tcp, cx, self.session.waiting()))?;
+            let sent = ready!(self.tcp.poll_send(cx, self.session.waiting()))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

@@ -9,14 +9,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{Either, select, try_join};
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
-use http::{StatusCode, Version};
+use http::StatusCode;
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, sleep_until};
 
 use crate::body::Body;
-use crate::exchange::{Answer, Exchange, Request, Response};
+use crate::exchange::{Answer, Exchange, Response};
 use crate::forwarded::has_token;
+use crate::head::Known;
 use crate::problem::Problem;
 use crate::socket::Socket;
 
@@ -27,29 +28,16 @@ pub struct Upgraded(Socket);
 /// One direction's buffer of a relayed connection.
 const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Whether the request asks to switch protocols (RFC 9110 section 7.8). Switches to h2c are passed over, as a
-/// server may: relayed, they would open a way past the proxy.
-pub fn requested(request: &Request) -> bool {
-    let headers = request.headers();
-    let says = |name, token| headers.get_all(name).iter().any(|list| has_token(list.as_bytes(), token));
-    request.version() == Version::HTTP_11
-        && headers.contains_key(UPGRADE)
-        && says(CONNECTION, "upgrade")
-        && !says(UPGRADE, "h2c")
-        && !headers.contains_key(TRANSFER_ENCODING)
-        && headers.get_all(CONTENT_LENGTH).iter().all(|length| length == "0")
-}
-
 /// Switches to a protocol of our own: answers 101, then runs `serve` on the connection, as a part of the
 /// connection's own task: a drain waits for it, up to `tunnel_drain_timeout`. Answers 426 where the request
 /// doesn't ask for `protocol`.
-pub fn accept<F, T>(request: &Request, exchange: &Rc<Exchange>, protocol: &'static str, serve: F) -> Response
+pub fn accept<F, T>(exchange: &Rc<Exchange>, protocol: &'static str, serve: F) -> Response
 where
     F: FnOnce(Upgraded) -> T + 'static,
     T: Future<Output = ()> + 'static,
 {
-    let asked = request.headers().get_all(UPGRADE).iter().any(|list| has_token(list.as_bytes(), protocol));
-    if !requested(request) || !asked {
+    let head = &exchange.head;
+    if !head.asks_upgrade() || !head.fields.known(Known::Upgrade).any(|list| has_token(list, protocol)) {
         let detail = format!("This is spoken over connections that are upgraded to {protocol} only.");
         return Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade-required", detail)
             .header(UPGRADE, HeaderValue::from_static(protocol))

@@ -29,6 +29,7 @@ use crate::body::{Body, BodyError};
 use crate::exchange::{Answer, Exchange, Request, Response};
 use crate::head::RequestHead;
 use crate::socket::Stream;
+use crate::tcp::Tcp;
 use crate::turn;
 pub(crate) use flight::Flight;
 use idle::Idle;
@@ -207,14 +208,13 @@ impl Pool {
         inform: Option<&Exchange>,
     ) -> Result<Answer, AskError> {
         let (mut body, mut begun) = (body, false);
+        // Before a connection is taken: it would be lost with this future, or go stale meanwhile.
+        turn::its_end().await;
         let mut pooled = self.idle.take(origin);
         loop {
             let may_be_dead = pooled.is_some();
             let stream = match pooled.take() {
-                Some(stream) => {
-                    turn::its_end().await;
-                    stream
-                }
+                Some(stream) => stream,
                 None => match Box::pin(self.connect(origin)).await {
                     Ok(stream) => stream,
                     Err(kind) => return Err(AskError { kind, unsent: (!begun).then_some(body) }),
@@ -227,7 +227,10 @@ impl Pool {
                     begun = !flight.is_unsent();
                     body = flight.take_body();
                 }
-                Err(kind) => return Err(flight.failed(kind)),
+                Err(kind) => {
+                    let AskError { kind, unsent } = flight.failed(kind);
+                    return Err(AskError { kind, unsent: unsent.filter(|_| !begun) });
+                }
             }
         }
     }
@@ -250,15 +253,10 @@ impl Pool {
 
     async fn connect(&self, origin: SocketAddr) -> Result<Stream, SendErrorKind> {
         let after = self.settings.connect_timeout;
-        let connected = async {
-            let stream = TcpStream::connect(origin).await?;
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        };
-        match timeout(after, connected).await {
+        match timeout(after, TcpStream::connect(origin)).await {
             Err(_) => Err(SendErrorKind::ConnectTimeout { origin, after }),
             Ok(Err(cause)) => Err(SendErrorKind::Connect { origin, cause }),
-            Ok(Ok(stream)) => Ok(Stream::Plain(stream)),
+            Ok(Ok(tcp)) => Ok(Stream::Plain(Tcp::new(tcp))),
         }
     }
 }

@@ -29,6 +29,8 @@ struct Entry {
 /// A field as it is read.
 #[derive(Clone, Copy)]
 pub(crate) struct Field<'a> {
+    /// All of it, as it is sent.
+    line: &'a [u8],
     pub(crate) name: &'a [u8],
     pub(crate) value: &'a [u8],
     pub(crate) known: Known,
@@ -44,6 +46,11 @@ impl Entry {
     fn end(self) -> usize {
         self.start as usize + usize::from(self.name) + COLON.len() + self.value as usize + LINE_END.len()
     }
+}
+
+/// How long a field is as it is sent.
+pub(crate) fn line_bytes(name: &[u8], value: &[u8]) -> usize {
+    name.len() + COLON.len() + value.len() + LINE_END.len()
 }
 
 impl Fields {
@@ -86,6 +93,23 @@ impl Fields {
             self.text.extend_from_slice(part);
         }
         self.entries.push(entry);
+    }
+
+    /// Adds a whole line, which must be in the form in which it is sent: one blank behind the colon, CRLF at the end.
+    pub(crate) fn push_line(&mut self, known: Known, line: &[u8], name_bytes: usize) {
+        let entry = Entry {
+            start: self.text.len() as u32,
+            name: name_bytes as u16,
+            value: (line.len() - name_bytes - COLON.len() - LINE_END.len()) as u32,
+            known,
+        };
+        self.text.extend_from_slice(line);
+        self.entries.push(entry);
+    }
+
+    /// Adds a field of another head as it is.
+    pub(crate) fn push_copy(&mut self, field: Field<'_>) {
+        self.push_line(field.known, field.line, field.name.len());
     }
 
     /// Adds a field whose value is of several parts.
@@ -197,6 +221,7 @@ fn field(text: &[u8], entry: Entry) -> Field<'_> {
     let name_end = entry.start as usize + usize::from(entry.name);
     let value = name_end + COLON.len();
     Field {
+        line: &text[entry.start as usize..entry.end()],
         name: &text[entry.start as usize..name_end],
         value: &text[value..value + entry.value as usize],
         known: entry.known,
@@ -311,6 +336,26 @@ mod tests {
         assert_eq!(written(&fields, |known| known != Known::Te), ">Host: a\r\nX: 1, 2\r\n");
         assert_eq!(written(&fields, |_| false), ">");
         assert_eq!(fields.leading(2), b"/x");
+    }
+
+    #[test]
+    fn a_line_is_the_same_as_its_parts() {
+        let (mut parts, mut lines) = (fields(), fields());
+        parts.push(b"X-Y", b"");
+        parts.push(b"Te", b"b");
+        lines.push_line(Known::Other, b"X-Y: \r\n", 3);
+        lines.push_line(Known::Te, b"Te: b\r\n", 2);
+        let mut copies = Fields::new();
+        copies.lead(b"/x");
+        lines.iter().for_each(|field| copies.push_copy(field));
+        for other in [lines, copies] {
+            assert_eq!(
+                written(&other, |known| known != Known::Host),
+                written(&parts, |known| known != Known::Host)
+            );
+            assert_eq!(other.known(Known::Te).collect::<Vec<_>>(), [&b"gzip"[..], b"b"]);
+            assert_eq!(other.get_named(b"x-y"), Some(&b""[..]));
+        }
     }
 
     #[test]

@@ -3,8 +3,9 @@
 
 use http::{HeaderMap, Method, Version};
 
+use super::decoder::{Decoder, Found};
 use super::write::{self, Framing};
-use super::{Bounds, Content, Decoder, Found, Rule, Scan};
+use super::{Bounds, Content, Rule, Scan};
 use crate::head::{Fields, Known};
 
 /// Names and values, as they stand.

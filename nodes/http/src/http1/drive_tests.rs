@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use protoplex_runtime::drain::Drain;
 use tokio::task::LocalSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::exchange::{Ledger, Scheme};
@@ -43,6 +43,13 @@ impl Service for Sample {
             "/large" => Body::full(vec![b'l'; 40_000]),
             "/chunks" => Body::stream(stream::iter([Ok(Bytes::from_static(b"one")), Ok("two".into())])),
             "/never" => std::future::pending().await,
+            "/give-up" => {
+                let mut body = body;
+                let _ = timeout(Duration::from_millis(1), body.chunk()).await;
+                drop(body);
+                sleep(Duration::from_secs(1)).await;
+                Body::empty()
+            }
             _ => Body::empty(),
         };
         crate::Response::new(body).into()
@@ -159,6 +166,44 @@ fn each_phase_has_its_deadline() {
     stuck.writes = [Write::Take(100)].into();
     stuck.writes.extend(std::iter::repeat_n(Write::Never, 1));
     within(&play(stuck), limits.write_timeout);
+}
+
+#[test]
+fn short_answers_to_pipelined_requests_go_out_together() {
+    let requests = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3);
+    let mut script = Script::new([Read::Bytes(requests), Read::Wait(Duration::from_secs(1)), Read::End]);
+    script.writes = [Write::Take(usize::MAX), Write::Never].into();
+    assert_eq!(play(script).sent.matches("HTTP/1.1 200 OK").count(), 3);
+}
+
+#[test]
+fn an_answer_does_not_wait_for_the_next_one() {
+    let requests = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /never HTTP/1.1\r\nHost: a\r\n\r\n".to_vec();
+    let story =
+        play(Script::new([Read::Bytes(requests.clone()), Read::Wait(Duration::from_secs(5)), Read::Reset]));
+    assert_eq!(story.sent.matches("HTTP/1.1 200 OK").count(), 1);
+    // Nor is it lost with the next one, where the client has ended its side and takes its time.
+    let mut script = Script::new([Read::Bytes(requests), Read::End]);
+    script.writes = [Write::Wait(Duration::from_secs(5))].into();
+    assert_eq!(play(script).sent.matches("HTTP/1.1 200 OK").count(), 1);
+}
+
+#[test]
+fn patience_with_one_body_is_none_with_the_next() {
+    let head = |path| format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n").into_bytes();
+    let nearly = Limits::default().body_idle_timeout - Duration::from_millis(500);
+    let reads = [
+        Read::Bytes(head("/give-up")),
+        Read::Wait(Duration::from_millis(500)),
+        Read::Bytes(b"hello".to_vec()),
+        Read::Wait(Duration::from_secs(3)),
+        Read::Bytes(head("/echo")),
+        Read::Wait(nearly),
+        Read::Bytes(b"hello".to_vec()),
+        Read::End,
+    ];
+    let sent = play(Script::new(reads)).sent;
+    assert_eq!(sent.matches("HTTP/1.1 200 OK").count(), 2, "{sent}");
 }
 
 #[test]

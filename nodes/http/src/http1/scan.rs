@@ -11,7 +11,7 @@ use http::{Method, StatusCode, Version};
 use super::grammar::{PATH, QUERY, TOKEN, VALUE, is_host, trimmed};
 use super::rule::Rule;
 use crate::decimal;
-use crate::head::{Fields, Known, MAX_NAME_BYTES, RequestHead, ResponseHead};
+use crate::head::{Fields, Known, MAX_NAME_BYTES, RequestHead, ResponseHead, line_bytes};
 use crate::reserved;
 
 /// How a message goes on after its head (RFC 9112 section 6.3).
@@ -305,7 +305,13 @@ impl Scan {
         } else {
             self.check(known, value)?;
         }
-        self.fields.push_known(known, name, value);
+        // Nearly all lines come as they are sent on: one copy.
+        let line = &bytes[self.start..=self.at];
+        if bytes[self.name_end + 1] == b' ' && line.len() == line_bytes(name, value) {
+            self.fields.push_line(known, line, name.len());
+        } else {
+            self.fields.push_known(known, name, value);
+        }
         Ok(Place::LineStart)
     }
 
@@ -427,7 +433,7 @@ fn in_origin_form(head: &RequestHead) -> Result<RequestHead, Rule> {
     };
     let mut origin = RequestHead::new(head.method.clone(), head.version, target.as_bytes());
     for field in head.fields.iter() {
-        origin.fields.push_known(field.known, field.name, field.value);
+        origin.fields.push_copy(field);
     }
     origin.set_host(authority.as_bytes());
     Ok(origin)

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::{Body as _, Frame};
 
+use super::framer::Framer;
 use super::wire::Wire;
 use super::write::{self, Framing, Persistence};
 use crate::body::Body;
@@ -36,18 +37,15 @@ pub(super) enum Sent {
 pub(super) struct Sending<'a> {
     wire: &'a RefCell<Wire>,
     exchange: &'a Exchange,
-    framing: Framing,
+    framer: Framer,
     /// Other answers may follow.
     stays: bool,
     body: Body,
-    /// Of a body of known length: how much is to come.
-    left: u64,
-    ended: bool,
     /// Of an upstream's body that goes through one.
     pipe: Option<Pipe>,
 }
 
-/// Past our own memory.
+/// Past the outbox.
 #[derive(Clone, Copy)]
 enum Straight {
     File,
@@ -72,15 +70,17 @@ pub(super) async fn send(
     };
     write::response_head(wire.borrow_mut().out.head(), &head, exchange.head.version, framing, persistence);
     drop(head);
-    let left = match framing {
-        Framing::Exact(length) => length,
-        _ => 0,
+    let framer = match exchange.head.method {
+        Method::HEAD => Framer::without_body(),
+        _ => Framer::new(framing),
     };
-    let ended =
-        matches!(framing, Framing::Bodiless | Framing::Exact(0)) || exchange.head.method == Method::HEAD;
     let stays = persistence != Persistence::Closes;
-    let mut sending = Sending { wire, exchange, framing, stays, body, left, ended, pipe: None };
+    let mut sending = Sending { wire, exchange, framer, stays, body, pipe: None };
     let whole = poll_fn(|cx| sending.poll(cx)).await;
+    if !whole {
+        // What was sound goes out before the end that shows that it was not all.
+        let _ = poll_fn(|cx| wire.borrow_mut().poll_flush(cx)).await;
+    }
     match (whole, framing) {
         (true, Framing::UntilEnd) => Sent::Last,
         (true, _) => Sent::Whole,
@@ -126,20 +126,18 @@ impl Sending<'_> {
                 continue;
             }
             // One piece at a time, but the head together with the first if that is there.
-            if !self.ended && self.may_fill() {
+            if !self.framer.has_ended() && self.may_fill() {
                 if let Some(data) = self.body.take_ready()
                     && !self.data(data)
                 {
                     return Poll::Ready(false);
                 }
-                if self.ended || !self.may_fill() {
+                if self.framer.has_ended() || !self.may_fill() {
                     continue;
                 }
                 match Pin::new(&mut self.body).poll_frame(cx) {
                     Poll::Ready(frame) => {
                         if !self.take(frame) {
-                            // What was sound goes out before the end that shows that it was not all.
-                            let _ = self.wire.borrow_mut().poll_flush(cx);
                             return Poll::Ready(false);
                         }
                     }
@@ -151,13 +149,14 @@ impl Sending<'_> {
                     }
                 }
             }
-            if self.ended && self.stays && self.wire.borrow_mut().out.seal() {
+            let ended = self.framer.has_ended();
+            if ended && self.stays && self.wire.borrow_mut().out.seal() {
                 return Poll::Ready(true);
             }
             if ready!(self.poll_flush(cx)).is_err() {
                 return Poll::Ready(false);
             }
-            if self.ended {
+            if ended {
                 return Poll::Ready(true);
             }
         }
@@ -175,14 +174,16 @@ impl Sending<'_> {
         flushed
     }
 
-    /// How the rest of the body can go without a copy, if it can.
+    /// How the rest of the body can go past the outbox, if it can.
     fn straight_way(&mut self) -> Option<Straight> {
-        let framed = matches!(self.framing, Framing::Exact(_) | Framing::UntilEnd);
-        if self.ended || !framed || self.wire.borrow().stream.plain().is_none() {
+        if self.framer.has_ended() || !self.framer.is_bare() {
             return None;
         }
         if self.body.as_file().is_some() {
             return Some(Straight::File);
+        }
+        if !self.wire.borrow().stream.is_plain() {
+            return None;
         }
         if self.pipe.is_none() && self.body.as_upstream().is_some_and(|flight| flight.can_splice()) {
             // With no file descriptors left it goes by way of our memory.
@@ -198,7 +199,7 @@ impl Sending<'_> {
         // Nothing is read before it can be sent.
         ready!(wire.poll_room(cx)).map_err(|_| Lost)?;
         let sent = file_part::with_space(|space| match part.poll_read(cx, space) {
-            Poll::Ready(Ok(read @ 1..)) => wire.poll_send(cx, &space[..read]).map_err(|_| Lost),
+            Poll::Ready(Ok(read @ 1..)) => wire.poll_send_all(cx, &space[..read]).map_err(|_| Lost),
             // It can't be read, or is shorter than it was said to be.
             Poll::Ready(_) => Poll::Ready(Err(Lost)),
             Poll::Pending => wire.poll_gone(cx).map(|()| Err(Lost)),
@@ -217,10 +218,7 @@ impl Sending<'_> {
         let mut wire = self.wire.borrow_mut();
         if pipe.held == 0 {
             match flight.poll_splice(cx, pipe.end_in().map_err(|_| Lost)?) {
-                Poll::Ready(Ok(0)) => {
-                    self.ended = true;
-                    return Poll::Ready(if self.left == 0 { Ok(()) } else { Err(Lost) });
-                }
+                Poll::Ready(Ok(0)) => return Poll::Ready(self.framer.stop().map_err(|_| Lost)),
                 Poll::Ready(Ok(length)) => pipe.held = length,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost)),
                 Poll::Pending => return wire.poll_gone(cx).map(|()| Err(Lost)),
@@ -237,14 +235,7 @@ impl Sending<'_> {
     fn passed(&mut self, sent: usize) -> Poll<Result<(), Lost>> {
         let length = sent as u64;
         self.exchange.bytes_out.set(self.exchange.bytes_out.get() + length);
-        if let Framing::Exact(_) = self.framing {
-            if length > self.left {
-                return Poll::Ready(Err(Lost));
-            }
-            self.left -= length;
-            self.ended = self.left == 0;
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.framer.pass(length).map_err(|_| Lost))
     }
 
     /// Whether there is room for another piece.
@@ -265,41 +256,13 @@ impl Sending<'_> {
     }
 
     fn data(&mut self, data: Data) -> bool {
-        if data.len() == 0 {
-            return true;
-        }
-        let length = data.len() as u64;
-        self.exchange.bytes_out.set(self.exchange.bytes_out.get() + length);
+        self.exchange.bytes_out.set(self.exchange.bytes_out.get() + data.len() as u64);
         // A body that is known to end here needs no further look. It may read from this very connection.
-        let last = self.framing == Framing::Chunked && self.body.is_end_stream();
-        let out = &mut self.wire.borrow_mut().out;
-        match self.framing {
-            Framing::Exact(_) if length > self.left => return false,
-            Framing::Exact(_) => {
-                self.left -= length;
-                self.ended = self.left == 0;
-                out.data(data);
-            }
-            Framing::Chunked => {
-                write::chunk_size(out.head(), data.len());
-                self.ended = last;
-                out.data(data);
-                out.tail(if last { write::CHUNK_AND_BODY_END } else { write::CHUNK_END });
-            }
-            Framing::UntilEnd | Framing::Bodiless => out.data(data),
-        }
-        true
+        let is_last = self.body.is_end_stream();
+        self.framer.data(&mut self.wire.borrow_mut().out, data, is_last).is_ok()
     }
 
     fn end(&mut self, trailers: Option<HeaderMap>) -> bool {
-        self.ended = true;
-        if self.framing == Framing::Chunked {
-            let mut wire = self.wire.borrow_mut();
-            match trailers {
-                None => wire.out.head().extend_from_slice(write::BODY_END),
-                Some(trailers) => write::trailers(wire.out.head(), &trailers),
-            }
-        }
-        self.left == 0
+        self.framer.end(&mut self.wire.borrow_mut().out, trailers).is_ok()
     }
 }

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::decoder::Decoder;
 use super::*;
 
 mod corpus;

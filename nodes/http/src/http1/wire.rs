@@ -11,38 +11,33 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::Version;
 use http_body::Frame;
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite;
 use tokio::time::Instant;
-use tokio_util::io::poll_read_buf;
 
-use super::decoder::{Decoder, Found, Step};
+use super::intake::{Intake, Read, Taken};
 use super::rule::Rule;
 use super::scan::{Bounds, Content, Scan};
 use super::write;
 use crate::body::BodyError;
-use crate::buffer::Buffer;
 use crate::clock;
 use crate::deadline::{Deadline, Patience};
 use crate::head::{Known, RequestHead};
 use crate::limits::Limits;
 use crate::outbox::Outbox;
 use crate::socket::Stream;
-use crate::tcp;
 use crate::turn;
 
 /// One connection.
 pub(crate) struct Wire {
     pub(super) stream: Stream,
-    /// Read and not yet understood: part of a head or of a body, or what follows it.
-    pub(super) unread: Buffer,
+    /// Of the request that is being answered, and what is read beside.
+    pub(super) intake: Intake,
     /// Of a head that came in several pieces.
     scan: Option<Box<Scan>>,
     bounds: Bounds,
-    /// Of the request that is being answered.
-    body: Decoder,
     body_patience: Patience,
     /// Somebody may still read the body.
     pub(super) has_reader: bool,
@@ -81,8 +76,6 @@ pub(super) enum Next {
 const HALF_CLOSED_WAIT: Duration = Duration::from_secs(1);
 /// How much of what follows a request is read while it is answered: a reader is needed to see that the client leaves.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
-/// As much of a body as is read at a time.
-const BODY_BYTES: usize = 64 * 1024;
 
 impl Wire {
     /// A connection of which some bytes have been read.
@@ -91,15 +84,14 @@ impl Wire {
     }
 
     fn new(stream: Stream, leading: &[u8], limits: &Limits) -> Self {
-        let mut unread = Buffer::new();
-        unread.extend(leading);
         let bounds = Bounds { bytes: limits.max_head_bytes, fields: limits.max_headers };
+        let mut intake = Intake::new(bounds);
+        intake.unread.extend(leading);
         Self {
             stream,
-            unread,
+            intake,
             scan: None,
             bounds,
-            body: Decoder::new(Content::Fixed(0), bounds),
             body_patience: Patience::new(limits.body_idle_timeout),
             has_reader: false,
             owes_continue: false,
@@ -124,7 +116,7 @@ impl Wire {
     /// The next request, once its head is whole.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>, limits: &Limits, closing: bool) -> Poll<Next> {
         loop {
-            if !self.unread.is_empty() {
+            if !self.intake.unread.is_empty() {
                 match self.read_head() {
                     Ok(Some(head)) => return Poll::Ready(Next::Request(head)),
                     Ok(None) => {}
@@ -135,7 +127,7 @@ impl Wire {
             if self.broken || self.ended.is_some() {
                 return Poll::Ready(Next::End);
             }
-            let idle = self.unread.is_empty();
+            let idle = self.intake.unread.is_empty();
             if self.poll_read(cx).is_ready() {
                 self.head_begins |= idle;
                 continue;
@@ -173,21 +165,22 @@ impl Wire {
             Some(scan) => scan,
             None => fresh.insert(Scan::request()),
         };
-        let Some(length) = scan.advance(self.unread.filled(), self.bounds)? else {
+        let Some(length) = scan.advance(self.intake.unread.filled(), self.bounds)? else {
             self.scan = kept.or_else(|| fresh.map(Box::new));
             return Ok(None);
         };
         let scan = kept.map(|scan| *scan).or(fresh).unwrap_or_else(Scan::request);
         let (head, content) = scan.into_request()?;
-        self.unread.consume(length);
+        self.intake.unread.consume(length);
         self.owes_continue = content != Content::Fixed(0) && expects_continue(&head);
-        self.body = Decoder::new(content, self.bounds);
+        self.intake.begin(content);
+        self.body_patience.renew();
         Ok(Some(head))
     }
 
     /// Reads once. Ready means that there is something new to look at.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match ready!(self.unread.poll_fill(cx, &mut self.stream)) {
+        match ready!(self.intake.unread.poll_fill(cx, &mut self.stream)) {
             Ok(0) => self.ended = Some(clock::now()),
             Ok(_) => {}
             Err(_) => self.broken = true,
@@ -197,12 +190,12 @@ impl Wire {
 
     /// Whether the request has a body that isn't over.
     pub(super) fn has_body(&self) -> bool {
-        !self.body.has_ended()
+        !self.intake.has_ended()
     }
 
     /// How many bytes of the body are still to come, where that is known.
     pub(super) fn body_length(&self) -> Option<u64> {
-        self.body.exact_length()
+        self.intake.exact_length()
     }
 
     /// The next piece of the body.
@@ -211,70 +204,25 @@ impl Wire {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Frame<Bytes>>, BodyFault>> {
         loop {
-            if self.body.has_ended() {
-                return Poll::Ready(Ok(None));
-            }
-            if let Some(found) = self.decode().map_err(BodyFault::Broken)? {
-                return Poll::Ready(Ok(found));
+            match self.intake.take().map_err(BodyFault::Broken)? {
+                Taken::Frame(frame) => return Poll::Ready(Ok(Some(frame))),
+                Taken::End => return Poll::Ready(Ok(None)),
+                Taken::Nothing => {}
             }
             if self.broken || self.ended.is_some() {
                 return Poll::Ready(Err(BodyFault::Gone));
             }
             self.poll_ask(cx);
-            let read = match self.body.data_ahead() {
-                0 => self.poll_read(cx).map(|()| None),
-                ahead => self.poll_data(cx, ahead),
+            let Poll::Ready(read) = self.intake.poll_read(cx, &mut self.stream) else {
+                ready!(self.body_patience.poll_lost(cx));
+                return Poll::Ready(Err(BodyFault::TooSlow(self.body_patience.limit())));
             };
+            self.body_patience.renew();
             match read {
-                Poll::Ready(None) => self.body_patience.renew(),
-                Poll::Ready(Some(data)) => {
-                    self.body_patience.renew();
-                    return Poll::Ready(Ok(Some(Frame::data(data))));
-                }
-                Poll::Pending => {
-                    ready!(self.body_patience.poll_lost(cx));
-                    return Poll::Ready(Err(BodyFault::TooSlow(self.body_patience.limit())));
-                }
-            }
-        }
-    }
-
-    /// What of the body is in the bytes at hand: a piece, its end, or nothing yet.
-    fn decode(&mut self) -> Result<Option<Option<Frame<Bytes>>>, Rule> {
-        while !self.unread.is_empty() {
-            let Step { consumed, found } = self.body.step(self.unread.filled())?;
-            let frame = match found {
-                Found::More if consumed == 0 => return Ok(None),
-                Found::More => None,
-                Found::Data(range) => {
-                    Some(Some(Frame::data(Bytes::copy_from_slice(&self.unread.filled()[range]))))
-                }
-                Found::End(trailers) => Some(trailers.map(|fields| Frame::trailers(fields.to_map()))),
-            };
-            self.unread.consume(consumed);
-            if frame.is_some() {
-                return Ok(frame);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Reads data of the body, of which so much is ahead, into memory of its own.
-    fn poll_data(&mut self, cx: &mut Context<'_>, ahead: u64) -> Poll<Option<Bytes>> {
-        let mut data = BytesMut::with_capacity(ahead.min(BODY_BYTES as u64) as usize);
-        let mut limited = (&mut data).limit(ahead.min(BODY_BYTES as u64) as usize);
-        match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut limited)) {
-            Ok(0) => {
-                self.ended = Some(clock::now());
-                Poll::Ready(None)
-            }
-            Ok(length) => {
-                self.body.pass(length as u64);
-                Poll::Ready(Some(data.freeze()))
-            }
-            Err(_) => {
-                self.broken = true;
-                Poll::Ready(None)
+                Ok(Read::Data(data)) => return Poll::Ready(Ok(Some(Frame::data(data)))),
+                Ok(Read::More) => {}
+                Ok(Read::End) => self.ended = Some(clock::now()),
+                Err(_) => self.broken = true,
             }
         }
     }
@@ -287,14 +235,14 @@ impl Wire {
             return;
         }
         // What can't be sent now is sent at the next poll, or before the answer; a failure shows when it is read.
-        self.flushing = self.out.poll_send(cx, &mut self.stream).is_pending();
+        let _ = self.poll_flush(cx);
     }
 
     /// The answer begins: the body is not asked for any more. Says whether all of it has come, so that another request
     /// may follow; what of it is at hand and nobody wants is thrown away.
     pub(super) fn begin_answer(&mut self) -> bool {
         let owed = std::mem::take(&mut self.owes_continue);
-        while !owed && !self.has_reader && self.has_body() && matches!(self.decode(), Ok(Some(_))) {}
+        while !owed && !self.has_reader && matches!(self.intake.take(), Ok(Taken::Frame(_))) {}
         !self.has_body()
     }
 
@@ -313,7 +261,7 @@ impl Wire {
                 return Poll::Pending;
             }
             // What is more than enough is left where it is.
-            if self.unread.len() >= READ_AHEAD_BYTES {
+            if self.intake.unread.len() >= READ_AHEAD_BYTES {
                 return Poll::Pending;
             }
             ready!(self.poll_read(cx));
@@ -343,7 +291,7 @@ impl Wire {
 
     /// Looks once for what the client has sent meanwhile.
     pub(super) fn look(&mut self, cx: &mut Context<'_>) {
-        if self.unread.is_empty() && self.ended.is_none() && !self.broken {
+        if self.intake.unread.is_empty() && self.ended.is_none() && !self.broken {
             let _ = self.poll_read(cx);
         }
     }
@@ -355,33 +303,37 @@ impl Wire {
         }
     }
 
-    /// Ready when a plain socket is likely to take something.
+    /// Ready when the client is likely to take something.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.on_plain(|tcp| tcp.poll_write_ready(cx)) {
+        match self.stream.poll_room(cx) {
             Poll::Pending => self.poll_taken(cx, Poll::Pending),
             room => room,
         }
     }
 
-    /// Sends past the outbox, on a plain socket; says how much.
-    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let sent = self.on_plain(|tcp| tcp::poll_send(tcp, cx, bytes));
-        self.poll_taken(cx, sent)
+    /// Sends past the outbox as much as can be now; says how much.
+    pub(super) fn poll_send_all(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match Pin::new(&mut self.stream).poll_write(cx, &bytes[sent..]) {
+                Poll::Ready(Ok(length @ 1..)) => sent += length,
+                // What it is shows at the next attempt.
+                _ if sent > 0 => break,
+                none => return self.poll_taken(cx, none),
+            }
+        }
+        self.poll_taken(cx, Poll::Ready(Ok(sent)))
     }
 
-    /// The same of what is in a pipe.
+    /// Sends what is in a pipe past the outbox; says how much.
     pub(super) fn poll_drain(
         &mut self,
         cx: &mut Context<'_>,
         pipe: &OwnedFd,
         length: usize,
     ) -> Poll<io::Result<usize>> {
-        let sent = self.on_plain(|tcp| tcp::poll_drain(tcp, cx, pipe, length));
+        let sent = self.stream.poll_drain(cx, pipe, length);
         self.poll_taken(cx, sent)
-    }
-
-    fn on_plain<T>(&self, send: impl FnOnce(&TcpStream) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.stream.plain().map_or_else(|| Poll::Ready(Err(io::ErrorKind::Unsupported.into())), send)
     }
 
     /// Gives a client up that takes nothing for too long.
@@ -406,7 +358,7 @@ impl Wire {
 
     /// Whether the connection is about to end although the client may still be sending.
     pub(super) fn is_unread(&self) -> bool {
-        (self.has_body() || !self.unread.is_empty()) && self.ended.is_none() && !self.broken
+        (self.has_body() || !self.intake.unread.is_empty()) && self.ended.is_none() && !self.broken
     }
 }
 

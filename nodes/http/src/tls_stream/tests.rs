@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustls::{ClientConfig, HandshakeKind, SupportedProtocolVersion};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex, split};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
@@ -55,7 +55,8 @@ async fn connect<S: AsyncRead + AsyncWrite + Unpin>(config: ClientConfig, stream
 
 async fn pair_of(client: ClientConfig, server: ServerConfig) -> (Client, Box<TlsStream>) {
     let (near, far) = tcp().await;
-    let (client, server) = tokio::join!(connect(client, near), TlsStream::accept(far, Arc::new(server)));
+    let (client, server) =
+        tokio::join!(connect(client, near), TlsStream::accept(Tcp::new(far), Arc::new(server)));
     (client, server.unwrap())
 }
 
@@ -164,7 +165,7 @@ async fn conversation(keys: &Keys, version: &'static SupportedProtocolVersion, c
         assert_eq!(answer, "hello");
     };
     let server = async {
-        let mut server = TlsStream::accept(far, Arc::new(keys.server())).await.unwrap();
+        let mut server = TlsStream::accept(Tcp::new(far), Arc::new(keys.server())).await.unwrap();
         let mut bytes = Vec::new();
         server.read_to_end(&mut bytes).await.unwrap();
         server.write_all(&bytes).await.unwrap();
@@ -223,7 +224,7 @@ fn a_request_that_comes_with_the_end_of_the_handshake_is_read_without_another_ed
             client.read_exact(&mut answer).await.unwrap();
             answer
         });
-        let mut server = TlsStream::accept(far, Arc::new(keys.server())).await.unwrap();
+        let mut server = TlsStream::accept(Tcp::new(far), Arc::new(keys.server())).await.unwrap();
         assert_eq!(now(read_now(&mut server, 100)).unwrap(), b"request");
         assert!(!server.session.waiting().is_empty(), "tickets go with the answer");
         server.write_all(b"answer").await.unwrap();
@@ -239,7 +240,7 @@ fn tickets_reach_a_client_that_says_nothing() {
         let (client_config, server_config) = (keys.client(VERSIONS[1]), Arc::new(keys.server()));
         for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
             let (near, far) = tcp().await;
-            let accepting = TlsStream::accept(far, Arc::clone(&server_config));
+            let accepting = TlsStream::accept(Tcp::new(far), Arc::clone(&server_config));
             let (mut client, server) = tokio::join!(connect(client_config.clone(), near), accepting);
             let mut server = server.unwrap();
             assert_eq!(client.get_ref().1.handshake_kind(), Some(expected));
@@ -362,7 +363,7 @@ fn garbage_instead_of_a_hello_is_answered_with_an_alert() {
         for garbage in [&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], &[0; 50], &[22, 3, 1, 0, 4, 9, 0, 0, 0]] {
             let (mut client, far) = tcp().await;
             client.write_all(garbage).await.unwrap();
-            let error = TlsStream::accept(far, Arc::new(keys.server())).await.err().unwrap();
+            let error = TlsStream::accept(Tcp::new(far), Arc::new(keys.server())).await.err().unwrap();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
             let mut alert = Vec::new();
             client.read_to_end(&mut alert).await.unwrap();
@@ -380,7 +381,7 @@ fn a_client_that_leaves_during_the_handshake_is_told_from_one_that_talks_nonsens
             let (mut client, far) = tcp().await;
             client.write_all(begun).await.unwrap();
             drop(client);
-            let error = TlsStream::accept(far, Arc::new(keys.server())).await.err().unwrap();
+            let error = TlsStream::accept(Tcp::new(far), Arc::new(keys.server())).await.err().unwrap();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
         }
     });
@@ -506,7 +507,7 @@ fn openssl(version: &str, listener: TcpListener) -> (Child, JoinHandle<()>) {
     let server = spawn_local(async move {
         let (far, _) = listener.accept().await.unwrap();
         let config = Arc::new(Keys::new().server());
-        let mut server = TlsStream::accept(far, config).await.unwrap();
+        let mut server = TlsStream::accept(Tcp::new(far), config).await.unwrap();
         let mut bytes = [0; 1000];
         while let Ok(length @ 1..) = server.read(&mut bytes).await {
             server.write_all(&bytes[..length]).await.unwrap();

@@ -2,30 +2,26 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
-use tokio_util::io::poll_read_buf;
 
 use super::upload::Upload;
 use super::{AskError, Pool, SendErrorKind};
 use crate::body::{Body, BodyError};
-use crate::buffer::Buffer;
 use crate::clock;
 use crate::deadline::{Deadline, Patience};
 use crate::exchange::{Answer, Exchange};
 use crate::forwarded::has_token;
 use crate::head::{Known, RequestHead, ResponseHead};
-use crate::http1::{Bounds, Content, Decoder, Found, Rule, Scan, Step};
+use crate::http1::{Bounds, Content, Intake, Read, Rule, Scan, Taken};
 use crate::pipe::PIPE_BYTES;
 use crate::socket::{Socket, Stream};
-use crate::tcp;
 use crate::upgrade::Upgraded;
 
 /// A connection in use. Dropped before the answer's end it is closed; after it the pool has it again.
@@ -34,7 +30,8 @@ pub(crate) struct Flight {
     origin: SocketAddr,
     /// Taken when both messages are over.
     stream: Option<Stream>,
-    unread: Buffer,
+    /// Of the answer.
+    intake: Intake,
     upload: Upload,
     /// Of a head of the answer that came in several pieces.
     scan: Option<Scan>,
@@ -42,8 +39,6 @@ pub(crate) struct Flight {
     heads: usize,
     /// For the first byte.
     deadline: Deadline,
-    /// Of the answer.
-    body: Decoder,
     patience: Patience,
     /// The upstream will take another request on this connection.
     stays: bool,
@@ -58,8 +53,6 @@ const BOUNDS: Bounds = Bounds { bytes: 64 * 1024, fields: 256 };
 const MAX_HEADS: usize = 100;
 /// Less is not worth the detour through a pipe.
 const SPLICE_MIN_BYTES: u64 = 64 * 1024;
-/// As much of a body as is read at a time.
-const BODY_BYTES: usize = 64 * 1024;
 /// For an upstream that takes nothing of what an upgraded connection brings.
 const UPGRADED_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -75,12 +68,11 @@ impl Flight {
             pool: Rc::downgrade(pool),
             origin,
             stream: Some(stream),
-            unread: Buffer::new(),
+            intake: Intake::new(BOUNDS),
             upload: Upload::new(head, body),
             scan: None,
             heads: 0,
             deadline: Deadline::default(),
-            body: Decoder::new(Content::Fixed(0), BOUNDS),
             patience: Patience::new(pool.settings.body_idle_timeout),
             stays: false,
             broken_off: false,
@@ -121,10 +113,10 @@ impl Flight {
     /// Sends on, and reads on until a head is whole.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Scan, SendErrorKind>> {
         loop {
-            if !self.unread.is_empty() {
+            if !self.intake.unread.is_empty() {
                 let mut scan = self.scan.take().unwrap_or_else(Scan::response);
-                if let Some(length) = self.broken(scan.advance(self.unread.filled(), BOUNDS))? {
-                    self.unread.consume(length);
+                if let Some(length) = self.broken(scan.advance(self.intake.unread.filled(), BOUNDS))? {
+                    self.intake.unread.consume(length);
                     return Poll::Ready(Ok(scan));
                 }
                 self.scan = Some(scan);
@@ -133,7 +125,7 @@ impl Flight {
             if let Poll::Ready(Err(error)) = self.upload.poll(cx, stream) {
                 return Poll::Ready(Err(SendErrorKind::RequestBody(error)));
             }
-            match self.unread.poll_fill(cx, stream) {
+            match self.intake.unread.poll_fill(cx, stream) {
                 Poll::Ready(Ok(1..)) => {
                     clock::now();
                 }
@@ -171,7 +163,7 @@ impl Flight {
     /// Whether the request may be sent once more, on another connection, after this one has ended without a byte of an
     /// answer.
     pub(super) fn can_be_sent_anew(&self, head: &RequestHead) -> bool {
-        let silent = self.unread.is_empty() && self.heads == 0;
+        let silent = self.intake.unread.is_empty() && self.heads == 0;
         silent && (self.is_unsent() || (head.method.is_idempotent() && self.upload.has_body()))
     }
 
@@ -197,18 +189,16 @@ impl Flight {
             && (head.fields.known(Known::TransferEncoding).next().is_some()
                 || head.fields.known(Known::ContentLength).any(|length| length != b"0"));
         self.stays &= !odd && request.method != Method::CONNECT;
-        self.body = Decoder::new(content, BOUNDS);
-        let body = match content {
-            // Nearly all answers come whole: then the connection is free before they have gone on.
-            Content::Fixed(length) if length <= self.unread.len() as u64 && self.upload.has_ended() => {
-                let mut whole = std::mem::take(&mut self.unread);
-                self.stays &= whole.len() as u64 == length;
-                whole.truncate(length as usize);
-                self.body.pass(length);
+        self.intake.begin(content);
+        // Nearly all answers come whole: then the connection is free before they have gone on.
+        let whole = if self.upload.has_ended() { self.intake.take_whole() } else { None };
+        let body = match whole {
+            Some((whole, is_followed)) => {
+                self.stays &= !is_followed;
                 self.give_back(clock::recent());
                 Body::held(whole)
             }
-            _ => Body::upstream(self),
+            None => Body::upstream(self),
         };
         Answer { head, body }
     }
@@ -217,13 +207,14 @@ impl Flight {
     fn switched(mut self: Box<Self>, head: ResponseHead) -> Answer {
         let stream = self.stream.take().unwrap_or(Stream::Closed);
         let mut socket = Socket::new(stream, UPGRADED_WRITE_TIMEOUT);
-        socket.unread(std::mem::take(&mut self.unread).into_bytes());
+        socket.unread(std::mem::take(&mut self.intake.unread).into_bytes());
         Answer { head, body: Body::upgraded(Upgraded::new(socket)) }
     }
 
     /// Both messages are over, or the connection is of no use.
     fn give_back(&mut self, now: Instant) {
-        let sound = self.stays && self.unread.is_empty() && self.upload.has_ended() && !self.broken_off;
+        let sound =
+            self.stays && self.intake.unread.is_empty() && self.upload.has_ended() && !self.broken_off;
         if let (Some(stream), true, Some(pool)) = (self.stream.take(), sound, self.pool.upgrade()) {
             pool.idle.put(self.origin, stream, now);
         }
@@ -234,21 +225,17 @@ impl Flight {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.broken_off || (self.body.has_ended() && self.stream.is_none()) {
+        if self.broken_off || (self.intake.has_ended() && self.stream.is_none()) {
             return Poll::Ready(None);
         }
         match ready!(self.poll_body(cx)) {
             Ok(frame) => {
-                if self.body.has_ended() {
+                if self.intake.has_ended() {
                     self.give_back(clock::now());
                 }
                 Poll::Ready(frame.map(Ok))
             }
-            Err(error) => {
-                self.broken_off = true;
-                self.stream = None;
-                Poll::Ready(Some(Err(error)))
-            }
+            Err(error) => Poll::Ready(Some(Err(self.break_off(error)))),
         }
     }
 
@@ -264,70 +251,39 @@ impl Flight {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, BodyError>> {
         self.upload_on(cx);
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(None)) };
+        let broken = |cause: &str| Err(BodyError::Upstream(cause.to_owned()));
         loop {
-            if self.body.has_ended() {
-                return Poll::Ready(Ok(None));
+            match self.intake.take() {
+                Ok(Taken::Frame(frame)) => return Poll::Ready(Ok(Some(frame))),
+                Ok(Taken::End) => return Poll::Ready(Ok(None)),
+                Ok(Taken::Nothing) => {}
+                Err(rule) => return Poll::Ready(broken(rule.kind())),
             }
-            if !self.unread.is_empty() {
-                let step = self.body.step(self.unread.filled());
-                let Step { consumed, found } =
-                    step.map_err(|rule| BodyError::Upstream(rule.kind().to_owned()))?;
-                let frame = match found {
-                    Found::More => None,
-                    Found::Data(range) => {
-                        Some(Some(Frame::data(Bytes::copy_from_slice(&self.unread.filled()[range]))))
-                    }
-                    Found::End(trailers) => Some(trailers.map(|fields| Frame::trailers(fields.to_map()))),
-                };
-                if consumed > 0 {
-                    self.unread.consume(consumed);
+            let Poll::Ready(read) = self.intake.poll_read(cx, stream) else {
+                // It may well read all of the request before it goes on with its answer.
+                if !self.upload.has_ended() && self.upload.moved_since(&mut self.upload_moved) {
+                    self.patience.renew();
                 }
-                match frame {
-                    Some(frame) => return Poll::Ready(Ok(frame)),
-                    None if consumed > 0 => continue,
-                    None => {}
-                }
-            }
-            let read = match self.body.data_ahead() {
-                0 => self.unread.poll_fill(cx, stream),
-                ahead => {
-                    let size = ahead.min(BODY_BYTES as u64) as usize;
-                    let mut data = BytesMut::with_capacity(size);
-                    let mut space = (&mut data).limit(size);
-                    match poll_read_buf(Pin::new(&mut *stream), cx, &mut space) {
-                        Poll::Ready(Ok(length @ 1..)) => {
-                            self.body.pass(length as u64);
-                            self.patience.renew();
-                            return Poll::Ready(Ok(Some(Frame::data(data.freeze()))));
-                        }
-                        other => other,
-                    }
-                }
+                ready!(self.patience.poll_lost(cx));
+                return Poll::Ready(Err(BodyError::UpstreamTooSlow(self.patience.limit())));
             };
+            self.patience.renew();
             match read {
-                Poll::Ready(Ok(0)) if self.body.connection_ended() => {}
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(BodyError::Upstream("it ended".into()))),
-                Poll::Ready(Ok(_)) => self.patience.renew(),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(BodyError::Upstream(error.to_string()))),
-                Poll::Pending => {
-                    // It may well read all of the request before it goes on with its answer.
-                    if !self.upload.has_ended() && self.upload.moved_since(&mut self.upload_moved) {
-                        self.patience.renew();
-                    }
-                    ready!(self.patience.poll_lost(cx));
-                    return Poll::Ready(Err(BodyError::UpstreamTooSlow(self.patience.limit())));
-                }
+                Ok(Read::Data(data)) => return Poll::Ready(Ok(Some(Frame::data(data)))),
+                Ok(Read::More) => {}
+                Ok(Read::End) if self.intake.connection_ended() => {}
+                Ok(Read::End) => return Poll::Ready(broken("it ended")),
+                Err(error) => return Poll::Ready(broken(&error.to_string())),
             }
         }
     }
 
     /// Whether so many of the next bytes are data in the socket that can go on without a look at them.
     pub(crate) fn can_splice(&self) -> bool {
-        self.unread.is_empty()
-            && self.stream.as_ref().is_some_and(|stream| stream.plain().is_some())
+        self.stream.as_ref().is_some_and(Stream::is_plain)
             && !self.broken_off
             && self.upload.has_ended()
-            && self.body.data_ahead() >= SPLICE_MIN_BYTES
+            && self.intake.data_ahead() >= SPLICE_MIN_BYTES
     }
 
     /// Moves data of the body into an empty pipe; says how much. 0 is its end.
@@ -336,50 +292,52 @@ impl Flight {
         cx: &mut Context<'_>,
         pipe: &OwnedFd,
     ) -> Poll<Result<usize, BodyError>> {
-        let Some(tcp) = self.stream.as_ref().and_then(Stream::plain) else { return Poll::Ready(Ok(0)) };
-        let most = usize::try_from(self.body.data_ahead()).map_or(PIPE_BYTES, |ahead| ahead.min(PIPE_BYTES));
+        let Some(stream) = &self.stream else { return Poll::Ready(Ok(0)) };
+        let most =
+            usize::try_from(self.intake.data_ahead()).map_or(PIPE_BYTES, |ahead| ahead.min(PIPE_BYTES));
         if most == 0 {
             return Poll::Ready(Ok(0));
         }
-        match tcp::poll_into_pipe(tcp, cx, pipe, most) {
+        match stream.poll_into_pipe(cx, pipe, most) {
             Poll::Ready(Ok(length @ 1..)) => {
                 self.patience.renew();
-                self.body.pass(length as u64);
-                if self.body.has_ended() {
+                self.intake.pass(length as u64);
+                if self.intake.has_ended() {
                     self.give_back(clock::now());
                 }
                 Poll::Ready(Ok(length))
             }
-            Poll::Ready(Ok(_)) if self.body.connection_ended() => Poll::Ready(Ok(0)),
-            Poll::Ready(Ok(_)) => Poll::Ready(Err(self.break_off("it ended".into()))),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(self.break_off(error.to_string()))),
+            Poll::Ready(Ok(_)) if self.intake.connection_ended() => Poll::Ready(Ok(0)),
+            Poll::Ready(Ok(_)) => Poll::Ready(Err(self.break_off(BodyError::Upstream("it ended".into())))),
+            Poll::Ready(Err(error)) => {
+                Poll::Ready(Err(self.break_off(BodyError::Upstream(error.to_string()))))
+            }
             Poll::Pending => {
                 ready!(self.patience.poll_lost(cx));
-                self.broken_off = true;
-                Poll::Ready(Err(BodyError::UpstreamTooSlow(self.patience.limit())))
+                Poll::Ready(Err(self.break_off(BodyError::UpstreamTooSlow(self.patience.limit()))))
             }
         }
     }
 
-    fn break_off(&mut self, cause: String) -> BodyError {
+    fn break_off(&mut self, error: BodyError) -> BodyError {
         self.broken_off = true;
         self.stream = None;
-        BodyError::Upstream(cause)
+        error
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.broken_off || self.body.has_ended()
+        self.broken_off || self.intake.has_ended()
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.body.exact_length().map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.intake.exact_length().map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         // A body of known length need not be asked for its end.
-        if self.stream.is_some() && self.body.has_ended() {
+        if self.stream.is_some() && self.intake.has_ended() {
             self.give_back(clock::now());
         }
     }

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -41,12 +40,14 @@ impl Idle {
         Self { shelves: Rc::default(), timeout, max_per_origin }
     }
 
-    /// A connection that is fit for use, the youngest first: so in quiet times the others age and go.
+    /// A connection that is fit for use, the youngest first: so in quiet times the others age and go. One of which something
+    /// has come though nothing was asked is not: that would be taken for the next answer. What comes in this very turn of the
+    /// event loop is not seen; to look for it would cost each request a system call.
     pub(super) fn take(&self, origin: SocketAddr) -> Option<Stream> {
         let mut shelves = self.shelves.borrow_mut();
         let shelf = shelves.streams.get_mut(&origin)?;
         while let Some(resting) = shelf.pop() {
-            if is_quiet(&resting.stream) {
+            if resting.stream.is_quiet() {
                 return Some(resting.stream);
             }
         }
@@ -76,13 +77,6 @@ impl Drop for Shelves {
     }
 }
 
-/// Whether nothing has come of a connection on which nothing is asked: no end, and no bytes that would be taken for the
-/// next answer. As a rule this needs no system call: the event loop would know.
-fn is_quiet(stream: &Stream) -> bool {
-    let Some(tcp) = stream.plain() else { return false };
-    matches!(tcp.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-}
-
 /// Closes connections in their time, and those that their upstream has closed, until there are none.
 async fn keep(shelves: Weak<RefCell<Shelves>>, timeout: Duration) {
     let mut next = Instant::now() + timeout.min(LOOK_INTERVAL);
@@ -93,7 +87,7 @@ async fn keep(shelves: Weak<RefCell<Shelves>>, timeout: Duration) {
         let now = Instant::now();
         next = now + LOOK_INTERVAL;
         for shelf in shelves.streams.values_mut() {
-            shelf.retain(|resting| resting.until > now && is_quiet(&resting.stream));
+            shelf.retain(|resting| resting.until > now && resting.stream.is_quiet());
             next = shelf.iter().map(|resting| resting.until).fold(next, Instant::min);
         }
         shelves.streams.retain(|_, shelf| !shelf.is_empty());

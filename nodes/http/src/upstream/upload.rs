@@ -12,30 +12,27 @@ use crate::body::{Body, BodyError};
 use crate::clock;
 use crate::deadline::Deadline;
 use crate::head::{Known, RequestHead};
-use crate::http1::{self, Framing};
+use crate::http1::{self, Framer, Framing};
 use crate::outbox::{Data, Outbox};
 use crate::socket::Stream;
 
 /// What is sent, and how far that is.
 pub(super) struct Upload {
     out: Outbox,
-    framing: Framing,
+    framer: Framer,
     body: Body,
     /// The body once more, where it is wholly in memory.
     spare: Option<Body>,
-    /// Of a body of known length: how much is to come of it.
-    left: u64,
     /// Until then nothing is sent of the body: the client has asked the upstream for a word before.
     hold: Option<Hold>,
     /// A byte was sent.
     begun: bool,
     /// The body has been asked for a piece.
     touched: bool,
-    ended: bool,
     /// The upstream takes nothing any more. It may have answered before; how it goes on is told by reading.
     deaf: bool,
     /// When the connection last took something, or when the body had nothing to give.
-    pub(super) moved: Instant,
+    moved: Instant,
     /// It is the body's source that everybody waits for.
     starved: bool,
     /// Not all went at once.
@@ -59,19 +56,17 @@ impl Upload {
         let expects =
             head.fields.known(Known::Expect).any(|value| value.eq_ignore_ascii_case(b"100-continue"));
         let now = clock::now();
-        let ended = length == Some(0);
-        let hold =
-            (expects && !ended).then(|| Hold { until: now + CONTINUE_WAIT, deadline: Deadline::default() });
+        let framer = Framer::new(framing);
+        let hold = (expects && !framer.has_ended())
+            .then(|| Hold { until: now + CONTINUE_WAIT, deadline: Deadline::default() });
         Self {
             out,
-            framing,
+            framer,
             spare: body.copy(),
             body,
-            left: length.unwrap_or(0),
             hold,
             begun: false,
             touched: false,
-            ended,
             deaf: false,
             moved: now,
             starved: false,
@@ -81,7 +76,7 @@ impl Upload {
 
     /// Whether all has been sent.
     pub(super) fn has_ended(&self) -> bool {
-        self.ended && self.out.is_empty() && !self.deaf
+        self.framer.has_ended() && self.out.is_empty() && !self.deaf
     }
 
     /// Whether not a byte has been sent.
@@ -120,7 +115,7 @@ impl Upload {
             if self.deaf {
                 return Poll::Pending;
             }
-            if !self.held(cx) && !self.ended && self.out.takes_data() {
+            if !self.held(cx) && !self.framer.has_ended() && self.out.takes_data() {
                 self.touched = true;
                 let frame = Pin::new(&mut self.body).poll_frame(cx);
                 self.starved = frame.is_pending();
@@ -132,7 +127,7 @@ impl Upload {
                         self.out.clear();
                         return Poll::Ready(Err(error));
                     }
-                    if self.out.is_empty() && !self.ended {
+                    if self.out.is_empty() && !self.framer.has_ended() {
                         // An empty piece: nobody would wake us for the next one.
                         continue;
                     }
@@ -142,10 +137,10 @@ impl Upload {
                 }
             }
             if self.out.is_empty() {
-                return if self.ended { Poll::Ready(Ok(())) } else { Poll::Pending };
+                return if self.framer.has_ended() { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
             ready!(self.poll_flush(cx, stream));
-            if self.ended {
+            if self.framer.has_ended() {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -179,49 +174,21 @@ impl Upload {
         let Some(hold) = &mut self.hold else { return false };
         if hold.deadline.poll(cx, hold.until).is_ready() {
             self.hold = None;
+            self.waited = true;
         }
         self.hold.is_some()
     }
 
     fn take(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) -> Result<(), BodyError> {
-        let Some(frame) = frame else { return self.end(None) };
-        match frame?.into_data() {
-            Ok(data) if data.is_empty() => Ok(()),
-            Ok(data) => self.data(data),
-            Err(frame) => self.end(frame.into_trailers().ok()),
-        }
-    }
-
-    fn data(&mut self, data: Bytes) -> Result<(), BodyError> {
-        let length = data.len() as u64;
-        if let Framing::Exact(_) = self.framing {
-            if length > self.left {
-                return Err(BodyError::Other("the body is longer than it was said to be".into()));
+        let put = match frame.transpose()?.map(Frame::into_data) {
+            None => self.framer.end(&mut self.out, None),
+            Some(Ok(data)) => {
+                // A body that is known to end here needs no further look.
+                let is_last = self.body.is_end_stream();
+                self.framer.data(&mut self.out, Data::Shared(data), is_last)
             }
-            self.left -= length;
-            self.ended = self.left == 0;
-            self.out.data(Data::Shared(data));
-        } else {
-            http1::chunk_size(self.out.head(), data.len());
-            // A body that is known to end here needs no further look.
-            self.ended = self.body.is_end_stream();
-            self.out.data(Data::Shared(data));
-            self.out.tail(if self.ended { http1::CHUNK_AND_BODY_END } else { http1::CHUNK_END });
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, trailers: Option<http::HeaderMap>) -> Result<(), BodyError> {
-        if self.left > 0 {
-            return Err(BodyError::Other("the body is shorter than it was said to be".into()));
-        }
-        self.ended = true;
-        if self.framing == Framing::Chunked {
-            match trailers {
-                None => self.out.head().extend_from_slice(http1::BODY_END),
-                Some(trailers) => http1::trailers(self.out.head(), &trailers),
-            }
-        }
-        Ok(())
+            Some(Err(frame)) => self.framer.end(&mut self.out, frame.into_trailers().ok()),
+        };
+        put.map_err(|mismatch| BodyError::Other(mismatch.to_string()))
     }
 }

@@ -139,7 +139,9 @@ async fn refused_midway<S>(
     let seen = watched.seen().pop().unwrap();
     let (head, body) = seen.split_once("\r\n\r\n").unwrap_or((&seen, ""));
     assert!(head.is_empty() || head.starts_with("POST / HTTP/1.1\r\n"), "{seen:?}");
-    assert!("3\r\nabc\r\n3\r\nabc\r\n".starts_with(body), "{seen:?}");
+    // Chunks that come together go on as one.
+    let sound = ["3\r\nabc\r\n3\r\nabc\r\n", "6\r\nabcabc\r\n"];
+    assert!(sound.iter().any(|sound| sound.starts_with(body)), "{seen:?}");
 }
 
 macro_rules! refused_bodies {

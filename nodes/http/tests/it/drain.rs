@@ -93,8 +93,8 @@ fn a_drain_tells_http_2_clients_to_go_and_lets_their_streams_end() {
 fn a_tunnel_outlives_the_start_of_a_drain_only_by_its_limit() {
     run(async {
         let limits = Limits { tunnel_drain_timeout: Duration::from_millis(100), ..limits() };
-        let server = start(limits, |request, exchange| async move {
-            protoplex_http::upgrade::accept(&request, &exchange, "test", |upgraded| async move {
+        let server = start(limits, |_, exchange| async move {
+            protoplex_http::upgrade::accept(&exchange, "test", |upgraded| async move {
                 let _upgraded = upgraded;
                 std::future::pending().await
             })

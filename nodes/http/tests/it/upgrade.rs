@@ -17,7 +17,7 @@ fn shouting(limits: Limits) -> Server {
         if request.uri().path() == "/no" {
             return text("no");
         }
-        accept(&request, &exchange, "shout", |mut upgraded| async move {
+        accept(&exchange, "shout", |mut upgraded| async move {
             let mut buffer = [0; 100];
             loop {
                 let length = upgraded.read(&mut buffer).await.unwrap();

@@ -41,7 +41,9 @@ fn a_gibibyte_in_constant_memory_has_the_digests_of_sha256sum_and_openssl() {
 
     for node in ["fileserver-1", "proxy-1"] {
         for child in [0, 1] {
-            let peak = peak_rss_kib(cluster.child_pid(node, child));
+            let status = status(cluster.child_pid(node, child));
+            assert!(status.contains("\nTHP_enabled:\t0\n"), "small memory would take huge pages: {status}");
+            let peak = peak_rss_kib(&status);
             println!("peak RSS of {node}:{child}: {peak} KiB");
             assert!(peak < MAX_PEAK_RSS_KIB, "{node}:{child} had {peak} KiB");
         }
@@ -59,9 +61,13 @@ fn first_word(program: &str, arguments: &[&str]) -> String {
     text.split_whitespace().next().unwrap().to_owned()
 }
 
-fn peak_rss_kib(pid: u64) -> u64 {
+fn status(pid: u64) -> String {
     let mut status = String::new();
     std::fs::File::open(format!("/proc/{pid}/status")).unwrap().read_to_string(&mut status).unwrap();
+    status
+}
+
+fn peak_rss_kib(status: &str) -> u64 {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     peak.trim().trim_end_matches(" kB").parse().unwrap()
 }

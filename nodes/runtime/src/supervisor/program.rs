@@ -28,6 +28,10 @@ pub struct Program {
     parcel: Option<Parcel>,
 }
 
+/// Whether mimalloc lets the kernel use huge pages. With them the memory of some thousand small things takes several times
+/// the room, since what is free between them can't be given back.
+const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
+
 impl Program {
     /// A node of `protoplex up`: a command line whose process calls [`crate::parent::Bound::run`] or
     /// [`crate::solo::run`]. It is told to drain, and tells its readiness, over its control socket.
@@ -68,6 +72,9 @@ impl Program {
             Some(parcel) => {
                 parcel.send(&ours)?;
                 command.arg0(format!("protoplex {}", self.name)).env(control::VARIABLE, control::CHILD);
+                if std::env::var_os(HUGE_PAGES).is_none() {
+                    command.env(HUGE_PAGES, "0");
+                }
             }
             None => {
                 command.env(control::VARIABLE, control::NODE);
