@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::stream;
 use protoplex_http::upstream::{Pool, Settings};
-use protoplex_http::{AccessLog, Body, Exchange, Limits, Request, Response, upgrade};
+use protoplex_http::{AccessLog, Body, Exchange, Limits, Response, upgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::advance;
 
@@ -45,7 +45,7 @@ enum Source {
     Tunnel,
 }
 
-async fn answer(source: Source, request: Request, exchange: Rc<Exchange>, ask: Ask) -> Response {
+async fn answer(source: Source, exchange: Rc<Exchange>, ask: Ask) -> Response {
     Response::new(match source {
         Source::Memory => Body::full(pattern(BODY_BYTES)),
         Source::Chunks => {
@@ -64,7 +64,7 @@ async fn answer(source: Source, request: Request, exchange: Rc<Exchange>, ask: A
             return ask.pool.send(ask.origin, request).await.unwrap();
         }
         Source::Tunnel => {
-            return upgrade::accept(&request, &exchange, "bytes", |mut upgraded| async move {
+            return upgrade::accept(&exchange, "bytes", |mut upgraded| async move {
                 upgraded.write_all(&pattern(BODY_BYTES)).await.unwrap();
                 upgraded.shutdown().await.unwrap();
             });
@@ -77,10 +77,9 @@ async fn read_slowly(source: Source, tls: bool) {
     let ask = Ask { pool: Pool::new(Settings::default()), origin: origin.address };
     let (server_tls, client_tls) = if tls { certificates() } else { (None, None) };
     let limits = Limits { write_timeout: WRITE_TIMEOUT, ..limits() };
-    let server =
-        start_on(narrow_listener(), limits, server_tls, AccessLog::off(), move |request, exchange| {
-            answer(source, request, exchange, ask.clone())
-        });
+    let server = start_on(narrow_listener(), limits, server_tls, AccessLog::off(), move |_, exchange| {
+        answer(source, exchange, ask.clone())
+    });
     let mut client = Client::over(narrow_connection(server.address).await, client_tls.as_ref()).await;
     client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: bytes\r\n\r\n").await;
     client.head().await;
