@@ -40,12 +40,13 @@ pub(crate) fn run_with_a_still_clock(test: impl Future<Output = ()>) {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     LocalSet::new().block_on(&runtime, async {
         // While a blocking task runs tokio does not wind the clock on by itself. When this one has waited in vain the clock
-        // runs again, and whatever hangs comes to its deadline.
+        // runs again, so that whatever hangs comes to its deadline.
         let (over, is_over) = std::sync::mpsc::channel::<()>();
-        let hold = tokio::task::spawn_blocking(move || is_over.recv_timeout(Duration::from_secs(120)));
+        let hold = tokio::task::spawn_blocking(move || is_over.recv_timeout(Duration::from_secs(60)));
         within(test).await;
         drop(over);
-        let _ = hold.await;
+        let in_vain = hold.await.unwrap() == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+        assert!(!in_vain, "it takes too long");
     });
 }
 

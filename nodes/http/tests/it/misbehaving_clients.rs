@@ -333,15 +333,21 @@ fn broken_off_behind_an_early_answer(how: Break, framing: &'static str, begun: &
                 Break::Ends => client.half_close().await,
                 Break::BreaksARule => client.send("x\r\n").await,
                 Break::Stops => {}
-                Break::Resets => client.reset(),
+                Break::Resets => std::mem::replace(&mut client, stage.client().await).reset(),
             }
             // Whatever the relay waits for is over then.
             settle().await;
             advance(Duration::from_secs(3)).await;
             settle().await;
             go.notify_one();
-            assert_eq!(within(told.recv()).await.as_deref(), Some(begun), "{how:?} {framing}");
+            if matches!(how, Break::Stops | Break::BreaksARule) {
+                // The relay is done with the upstream's connection then, and must not keep it for another request.
+                let mut body = [0; 10];
+                within(client.0.read_exact(&mut body)).await.unwrap();
+                assert_eq!(&body, b"helloworld");
+            }
             assert_eq!(stage.client().await.assert_stays("/").await.text(), "1");
+            assert_eq!(within(told.recv()).await.as_deref(), Some(begun), "{how:?} {framing}");
         });
     }
 }
