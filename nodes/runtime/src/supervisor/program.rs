@@ -28,8 +28,7 @@ pub struct Program {
     parcel: Option<Parcel>,
 }
 
-/// Whether mimalloc lets the kernel use huge pages. With them the memory of some thousand small things takes several times
-/// the room, since what is free between them can't be given back.
+/// Whether mimalloc lets the kernel use huge pages. One of which a little is in use is resident as a whole.
 const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
 
 impl Program {
