@@ -16,6 +16,11 @@ struct Bench {
 }
 
 fn start() -> Bench {
+    start_with(500)
+}
+
+/// With so much time for the bucket to begin an answer before it is asked again.
+fn start_with(read_timeout_ms: u64) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let s3 = FaultS3::start(folder.path());
     let settings = [
@@ -27,7 +32,7 @@ fn start() -> Bench {
         format!("s3.access_key={ACCESS_KEY}"),
         format!("s3.secret_key={SECRET_KEY}"),
         "s3.max_attempts=2".to_owned(),
-        "s3.read_timeout_ms=500".to_owned(),
+        format!("s3.read_timeout_ms={read_timeout_ms}"),
         "s3.body_idle_timeout_ms=500".to_owned(),
         "s3.upload_timeout_ms=1000".to_owned(),
     ];
@@ -62,7 +67,8 @@ impl Bench {
 
 #[test]
 fn files_go_to_the_bucket_and_come_back_after_the_disk_is_lost() {
-    let mut bench = start();
+    // A busy machine must not have the bucket asked twice: that is counted.
+    let mut bench = start_with(20_000);
     let body = noise(31, 20_000_000);
     let stored = bench.store("/files/big", &body);
     let text = "the same line again\n".repeat(50_000);
