@@ -4,7 +4,7 @@
 use http::header::{FORWARDED, TRAILER};
 use http::{StatusCode, Version};
 
-use crate::exchange::{Exchange, Request, Response};
+use crate::exchange::Exchange;
 use crate::head::{Fields, Known, RequestHead, ResponseHead};
 
 /// The head that an upstream gets in the place of a client's: without hop-by-hop fields (but with a requested upgrade,
@@ -14,43 +14,7 @@ use crate::head::{Fields, Known, RequestHead, ResponseHead};
 /// Anybody else can write anything there: what he says of his way (`X-Forwarded-*`, `X-Real-IP`, `Protoplex-*`, with
 /// underscores too) is dropped.
 pub fn request_head(exchange: &Exchange, trusted: bool) -> RequestHead {
-    forward(&exchange.head, exchange, trusted)
-}
-
-/// Makes of an upstream's head the one that the client gets: without hop-by-hop fields (but with a granted upgrade), with
-/// Via and X-Request-Id, in this hop's version.
-pub fn answer_head(head: &mut ResponseHead, exchange: &Exchange) {
-    let granted = head.status == StatusCode::SWITCHING_PROTOCOLS;
-    let upgrade = head.fields.known(Known::Upgrade).next().filter(|_| granted).map(<[u8]>::to_vec);
-    let via = via(head.version);
-    // Ours, not the upstream's (RFC 9112 section 2.3); a client of an older one is answered in its own.
-    head.version = Version::HTTP_11;
-    let named = named_by_connection(&head.fields);
-    head.fields.retain(|field| !is_of_this_hop(field.known) && !named.has(field.name, field.known));
-    head.fields.retain(|field| field.known != Known::XRequestId);
-    if let Some(protocol) = upgrade {
-        push_upgrade(&mut head.fields, &protocol);
-    }
-    head.fields.push_known(Known::XRequestId, b"x-request-id", exchange.request_id.as_bytes());
-    head.fields.push_known(Known::Other, b"via", via);
-}
-
-/// The same as [`request_head`] for a request in the `http` crate's types.
-pub fn request(request: &mut Request, exchange: &Exchange, trusted: bool) {
-    let (mut parts, body) = std::mem::take(request).into_parts();
-    parts.headers = forward(&RequestHead::of_parts(&parts), exchange, trusted).fields.to_map();
-    *request = Request::from_parts(parts, body);
-}
-
-/// The same as [`answer_head`] for an answer in the `http` crate's types.
-pub fn response(response: &mut Response, exchange: &Exchange) {
-    let (parts, body) = std::mem::take(response).into_parts();
-    let mut head = ResponseHead::of_parts(&parts);
-    answer_head(&mut head, exchange);
-    *response = Response::from_parts(head.to_parts(), body);
-}
-
-fn forward(head: &RequestHead, exchange: &Exchange, trusted: bool) -> RequestHead {
+    let head = &exchange.head;
     let mut sent = RequestHead::new(head.method.clone(), head.version, head.target_bytes());
     let named = named_by_connection(&head.fields);
     if head.host().is_none() {
@@ -78,17 +42,38 @@ fn forward(head: &RequestHead, exchange: &Exchange, trusted: bool) -> RequestHea
     {
         push_upgrade(&mut sent.fields, protocol);
     }
-    tell_the_way(&mut sent, head, exchange, trusted);
+    tell_the_way(&mut sent, exchange, trusted);
     sent
 }
 
-fn tell_the_way(sent: &mut RequestHead, head: &RequestHead, exchange: &Exchange, trusted: bool) {
+/// Makes of an upstream's head the one that the client gets: without hop-by-hop fields (but with a granted upgrade), with
+/// Via and X-Request-Id, in this hop's version.
+pub fn answer_head(head: &mut ResponseHead, exchange: &Exchange) {
+    let granted = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let upgrade = head.fields.known(Known::Upgrade).next().filter(|_| granted).map(<[u8]>::to_vec);
+    let via = via(head.version);
+    // Ours, not the upstream's (RFC 9112 section 2.3); a client of an older one is answered in its own.
+    head.version = Version::HTTP_11;
+    let named = named_by_connection(&head.fields);
+    head.fields.retain(|field| {
+        let is_ours = field.known == Known::XRequestId || is_of_this_hop(field.known);
+        !is_ours && !named.has(field.name, field.known)
+    });
+    if let Some(protocol) = upgrade {
+        push_upgrade(&mut head.fields, &protocol);
+    }
+    head.fields.push_known(Known::XRequestId, b"x-request-id", exchange.request_id.as_bytes());
+    head.fields.push_known(Known::Other, b"via", via);
+}
+
+fn tell_the_way(sent: &mut RequestHead, exchange: &Exchange, trusted: bool) {
+    let head = &exchange.head;
     let peer = exchange.addresses.ip.as_bytes();
-    let before: Vec<&[u8]> = match trusted {
-        true => head.fields.known(Known::XForwardedFor).flat_map(|hop| [hop, b", "]).collect(),
-        false => Vec::new(),
-    };
-    let way = [&before[..], &[peer]].concat();
+    let mut way: Vec<&[u8]> = Vec::new();
+    if trusted {
+        way.extend(head.fields.known(Known::XForwardedFor).flat_map(|hop| [hop, b", "]));
+    }
+    way.push(peer);
     sent.fields.push_parts(Known::XForwardedFor, b"x-forwarded-for", &way);
     if sent.fields.known(Known::XForwardedProto).next().is_none() {
         let scheme = exchange.scheme.as_str().as_bytes();

@@ -68,11 +68,6 @@ pub fn relay_answer(exchange: &Rc<Exchange>, answer: Answer, idle_timeout: Durat
     Answer { head, body: Body::empty() }
 }
 
-/// The same as [`relay_answer`] in the `http` crate's types.
-pub fn relay(exchange: &Rc<Exchange>, answer: Response, idle_timeout: Duration) -> Response {
-    relay_answer(exchange, answer.into(), idle_timeout).into()
-}
-
 /// The client's side: the connection that an upstream's 101 has opened. `None` for any other answer.
 pub fn of_answer(answer: Response) -> Option<Upgraded> {
     answer.into_body().into_upgraded().ok()

@@ -194,8 +194,8 @@ impl Pool {
     ///
     /// With `Expect: 100-continue` the body is not touched before the upstream has asked for it, or has kept
     /// silent for a second. A pooled connection that proves dead is replaced by a fresh one, once: for any request
-    /// before anything was sent; after that for an idempotent one whose body was not touched, since the upstream may
-    /// have closed just then (RFC 9110 section 9.2.2). Dropping the future, or the answer's body before its end,
+    /// before anything was sent; after that for an idempotent one whose body was not touched or is wholly in memory, since
+    /// the upstream may have closed just then (RFC 9110 section 9.2.2). Dropping the future, or the answer's body before its end,
     /// closes the connection.
     ///
     /// # Errors

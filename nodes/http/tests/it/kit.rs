@@ -136,14 +136,14 @@ pub(crate) fn start_relay(origin: SocketAddr) -> Server {
 
 fn start_relay_with(tls: Option<TlsConfig>, origin: SocketAddr) -> Server {
     let pool = Pool::new(protoplex_http::upstream::Settings::default());
-    start_with(limits(), tls, AccessLog::off(), move |mut request, exchange| {
+    start_with(limits(), tls, AccessLog::off(), move |request, exchange| {
         let pool = Rc::clone(&pool);
         async move {
-            forwarded::request(&mut request, &exchange, false);
-            match pool.send(origin, request).await {
+            let head = forwarded::request_head(&exchange, false);
+            match pool.ask(origin, &head, request.into_body(), Some(&exchange)).await {
                 Ok(mut answer) => {
-                    forwarded::response(&mut answer, &exchange);
-                    upgrade::relay(&exchange, answer, Duration::from_secs(60))
+                    forwarded::answer_head(&mut answer.head, &exchange);
+                    upgrade::relay_answer(&exchange, answer, Duration::from_secs(60)).into()
                 }
                 Err(error) => {
                     let status = match error.kind {

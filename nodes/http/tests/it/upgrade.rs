@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use protoplex_http::upgrade::{accept, of_answer};
+use protoplex_http::forwarded;
+use protoplex_http::upgrade::{accept, of_answer, relay_answer};
 use protoplex_http::upstream::{Pool, Settings};
 use protoplex_http::{Body, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -106,13 +107,13 @@ fn a_relayed_connection_on_which_nothing_moves_is_closed() {
     run(async {
         let origin = shouting(limits());
         let pool = Pool::new(Settings::default());
-        let relay = start(limits(), move |mut request, exchange| {
+        let relay = start(limits(), move |request, exchange| {
             let (pool, address) = (pool.clone(), origin.address);
             async move {
-                protoplex_http::forwarded::request(&mut request, &exchange, false);
-                let mut answer = pool.send(address, request).await.unwrap();
-                protoplex_http::forwarded::response(&mut answer, &exchange);
-                protoplex_http::upgrade::relay(&exchange, answer, Duration::from_millis(150))
+                let head = forwarded::request_head(&exchange, false);
+                let mut answer = pool.ask(address, &head, request.into_body(), None).await.unwrap();
+                forwarded::answer_head(&mut answer.head, &exchange);
+                relay_answer(&exchange, answer, Duration::from_millis(150)).into()
             }
         });
         let mut client = Raw::connect(relay.address).await;
