@@ -65,14 +65,9 @@ impl Content {
             (Some(Piece::Span(span)), 1, None) => self.body.in_file(span),
             _ => None,
         };
-        let stream = self.into_stream();
-        match part {
-            Some((file, range)) => Body::file(file, range, stream),
-            None => stream,
+        if let Some((file, range)) = part {
+            return Body::file(file, range);
         }
-    }
-
-    fn into_stream(self) -> Body {
         Body::stream(stream::unfold(self, async |mut content| {
             let next = content.next().await.transpose()?;
             Some((next.map_err(|error| BodyError::Other(error.to_string())), content))

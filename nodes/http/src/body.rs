@@ -102,10 +102,9 @@ impl Body {
         Self(Kind::Stream(Box::pin(stream)))
     }
 
-    /// A part of a file, which HTTP/1.1 connections read as they send it. `otherwise` has the same bytes, for others. A file
-    /// that proves shorter breaks the message off.
-    pub fn file(file: Arc<File>, range: Range<u64>, otherwise: Self) -> Self {
-        Self(Kind::File(Box::new(FilePart::new(file, range, otherwise))))
+    /// A part of a file, read as it is sent. A file that proves shorter breaks the message off.
+    pub fn file(file: Arc<File>, range: Range<u64>) -> Self {
+        Self(Kind::File(Box::new(FilePart::new(file, range))))
     }
 
     /// A body around another one, with its trailers and its length.
@@ -248,7 +247,7 @@ impl http_body::Body for Body {
             Kind::Http1(incoming) => incoming.poll_frame(cx),
             Kind::Http2(incoming) => incoming.poll_frame(cx),
             Kind::Upstream(flight) => flight.poll_frame(cx),
-            Kind::File(part) => Pin::new(&mut part.otherwise).poll_frame(cx),
+            Kind::File(part) => part.poll_frame(cx),
         }
     }
 
@@ -262,7 +261,7 @@ impl http_body::Body for Body {
             Kind::Http1(incoming) => incoming.is_end_stream(),
             Kind::Http2(incoming) => incoming.is_end_stream(),
             Kind::Upstream(flight) => flight.is_end_stream(),
-            Kind::File(part) => part.otherwise.is_end_stream(),
+            Kind::File(part) => part.len() == 0,
         }
     }
 

@@ -13,10 +13,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+use http_body::Frame;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::body::Body;
+use crate::body::BodyError;
 
 /// What is left of it. What the disk may have to be asked for is read by a blocking thread first.
 pub(crate) struct FilePart {
@@ -27,12 +29,12 @@ pub(crate) struct FilePart {
     warming: Option<JoinHandle<io::Result<()>>>,
     /// Up to there a blocking thread has read it.
     warm: u64,
-    /// The same bytes for connections that can't be sent a file.
-    pub(crate) otherwise: Body,
 }
 
 /// The most that is read and sent at a time.
 const SPACE_BYTES: usize = 256 * 1024;
+/// As much is made one frame of, for receivers that want frames.
+const FRAME_BYTES: usize = 64 * 1024;
 /// A receiver that takes little is offered no less.
 const MIN_STEP_BYTES: usize = 16 * 1024;
 /// A blocking thread reads so much in one go,
@@ -53,9 +55,9 @@ pub(crate) fn with_space<T>(step: impl FnOnce(&mut [u8]) -> T) -> T {
 }
 
 impl FilePart {
-    pub(crate) fn new(file: Arc<File>, range: Range<u64>, otherwise: Body) -> Self {
+    pub(crate) fn new(file: Arc<File>, range: Range<u64>) -> Self {
         let warm = range.start;
-        Self { file, range, step: 4 * MIN_STEP_BYTES, warming: None, warm, otherwise }
+        Self { file, range, step: 4 * MIN_STEP_BYTES, warming: None, warm }
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -94,6 +96,28 @@ impl FilePart {
             }
         }
     }
+
+    /// The next of it, as a frame.
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.len() == 0 {
+            return Poll::Ready(None);
+        }
+        let read = with_space(|space| {
+            let length = ready!(self.poll_read(cx, &mut space[..FRAME_BYTES]))?;
+            Poll::Ready(Ok(Bytes::copy_from_slice(&space[..length])))
+        });
+        Poll::Ready(Some(match ready!(read) {
+            Ok(data) if data.is_empty() => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(data) => {
+                self.consume(data.len());
+                Ok(Frame::data(data))
+            }
+            Err(error) => Err(BodyError::Io(error)),
+        }))
+    }
 }
 
 /// Has the kernel read it. Blocking.
@@ -101,9 +125,12 @@ fn read_through(file: &File, window: Range<u64>) -> io::Result<()> {
     let mut piece = vec![0; READ_BYTES];
     let mut at = window.start;
     while at < window.end {
-        match file.read_at(&mut piece, at)? {
-            0 => break,
-            length => at += length as u64,
+        match file.read_at(&mut piece, at) {
+            Ok(0) => break,
+            Ok(length) => at += length as u64,
+            // Network file systems have it.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
@@ -127,7 +154,7 @@ mod tests {
                 rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
             }
             let range = 7..(3 << 20) - 5;
-            let mut part = FilePart::new(Arc::new(file), range.clone(), Body::empty());
+            let mut part = FilePart::new(Arc::new(file), range.clone());
             let (mut got, mut space) = (Vec::new(), vec![0; 100_000]);
             loop {
                 let length = poll_fn(|cx| part.poll_read(cx, &mut space)).await.unwrap();
@@ -147,7 +174,7 @@ mod tests {
     async fn a_file_that_is_shorter_than_its_part_has_an_end() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"short").unwrap();
-        let mut part = FilePart::new(Arc::new(file), 0..100, Body::empty());
+        let mut part = FilePart::new(Arc::new(file), 0..100);
         let mut space = [0; 64];
         assert_eq!(poll_fn(|cx| part.poll_read(cx, &mut space)).await.unwrap(), 5);
         part.consume(5);

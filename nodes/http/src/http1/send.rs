@@ -168,8 +168,9 @@ impl Sending<'_> {
         let flushed = self.wire.borrow_mut().poll_flush(cx);
         if flushed.is_pending()
             && let Some(flight) = self.body.as_upstream()
+            && flight.upload_on(cx)
         {
-            flight.upload_on(cx);
+            self.wire.borrow_mut().keep_patience();
         }
         flushed
     }

@@ -282,6 +282,11 @@ impl Wire {
         self.poll_taken(cx, sent)
     }
 
+    /// The client is busy with its request, and may take nothing before it has sent all of that.
+    pub(super) fn keep_patience(&mut self) {
+        self.write_patience.renew();
+    }
+
     /// Whether something waits to be sent, be it sealed already.
     pub(super) fn has_unsent(&self) -> bool {
         !self.out.is_empty() || self.stream.sealed_bytes() > 0

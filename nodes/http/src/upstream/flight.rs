@@ -239,13 +239,19 @@ impl Flight {
         }
     }
 
-    /// Goes on with the request, while nobody can take more of its answer.
-    pub(crate) fn upload_on(&mut self, cx: &mut Context<'_>) {
-        let Some(stream) = &mut self.stream else { return };
+    /// Goes on with the request, while nobody can take more of its answer; says whether that gets further. The upstream
+    /// may well read all of the request before it goes on with its answer.
+    pub(crate) fn upload_on(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(stream) = &mut self.stream else { return false };
         // A body that fails has broken the request off; the answer may be good all the same, and the connection isn't.
         if let Poll::Ready(Err(_)) = self.upload.poll(cx, stream) {
             self.stays = false;
         }
+        let moves = !self.upload.has_ended() && self.upload.moved_since(&mut self.upload_moved);
+        if moves {
+            self.patience.renew();
+        }
+        moves
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, BodyError>> {
@@ -260,10 +266,6 @@ impl Flight {
                 Err(rule) => return Poll::Ready(broken(rule.kind())),
             }
             let Poll::Ready(read) = self.intake.poll_read(cx, stream) else {
-                // It may well read all of the request before it goes on with its answer.
-                if !self.upload.has_ended() && self.upload.moved_since(&mut self.upload_moved) {
-                    self.patience.renew();
-                }
                 ready!(self.patience.poll_lost(cx));
                 return Poll::Ready(Err(BodyError::UpstreamTooSlow(self.patience.limit())));
             };

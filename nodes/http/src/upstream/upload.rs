@@ -105,7 +105,7 @@ impl Upload {
 
     /// Whether something was sent, or waited for at its source, since this was asked last.
     pub(super) fn moved_since(&self, last: &mut Option<Instant>) -> bool {
-        self.starved || last.replace(self.moved) != Some(self.moved)
+        !self.deaf && (self.starved || last.replace(self.moved) != Some(self.moved))
     }
 
     /// Sends what can be sent now. Ready when there is no more to come; an error is the body's, which breaks the

@@ -15,8 +15,10 @@ use protoplex_http::{AccessLog, Body, Exchange, Limits, Response, upgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::advance;
 
-use crate::kit::{limits, run_with_a_still_clock, start, start_on, within};
-use crate::stage::{Client, assert_same, certificates, chunked, narrow_connection, narrow_listener, pattern};
+use crate::kit::{limits, run_with_a_still_clock, settle, start, start_on, within};
+use crate::stage::{
+    Client, Finish, Stage, assert_same, certificates, chunked, narrow_connection, narrow_listener, pattern,
+};
 
 /// Enough for an upstream's body to go by splice.
 const BODY_BYTES: usize = 1 << 20;
@@ -57,7 +59,7 @@ async fn answer(source: Source, exchange: Rc<Exchange>, ask: Ask) -> Response {
         Source::File => {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&pattern(BODY_BYTES)).unwrap();
-            Body::file(Arc::new(file), 0..BODY_BYTES as u64, Body::full(pattern(BODY_BYTES)))
+            Body::file(Arc::new(file), 0..BODY_BYTES as u64)
         }
         Source::Upstream => {
             let request = http::Request::get("/").header("host", "a").body(Body::empty()).unwrap();
@@ -113,4 +115,40 @@ slow_readers! {
     an_upstreams_body_over_tls: Upstream, true;
     a_tunnel: Tunnel, false;
     a_tunnel_over_tls: Tunnel, true;
+}
+
+/// A client that sends its request slowly, reads nothing before it has sent all of that, and gets an answer meanwhile
+/// that the connection can't hold.
+async fn read_once_all_is_sent(tls: bool) {
+    let limits = Limits { write_timeout: WRITE_TIMEOUT, ..limits() };
+    let stage = Stage::start_on(narrow_listener(), tls, limits, Settings::default(), async |mut peer| {
+        peer.head().await;
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {BODY_BYTES}\r\n\r\n");
+        let body = pattern(BODY_BYTES);
+        let read = peer.body_while_answering(BODY_BYTES, &[head.as_bytes(), &body[..]].concat()).await;
+        assert_same(&read, &body);
+        peer.ended().await;
+    })
+    .await;
+    let mut client = stage.narrow_client().await;
+    let body = pattern(BODY_BYTES);
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY_BYTES}\r\n\r\n")).await;
+    for piece in body.chunks(PIECE_BYTES) {
+        client.send(piece).await;
+        settle().await;
+        advance(PAUSE).await;
+    }
+    let answer = client.answer(false).await;
+    assert_eq!((answer.status, answer.finish), (200, Finish::Whole));
+    assert_same(&answer.body, &body);
+}
+
+#[test]
+fn a_client_that_reads_once_all_is_sent() {
+    run_with_a_still_clock(read_once_all_is_sent(false));
+}
+
+#[test]
+fn a_client_that_reads_once_all_is_sent_over_tls() {
+    run_with_a_still_clock(read_once_all_is_sent(true));
 }
