@@ -35,6 +35,7 @@ pub fn spec(config: &Config, common: &Common) -> Spec {
         shared: vec![(SOCKET.to_owned(), config.listen)],
         own: Vec::new(),
         child_config: serde_json::Value::Null,
+        adopted: &[],
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use protoplex_http::public::{self, ServeError};
 use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
-use protoplex_http::{AccessLog, Listener};
+use protoplex_http::{AccessLog, Listener, Tuning};
 use protoplex_runtime::config::{Common, ConfigError, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
@@ -35,6 +35,8 @@ use crate::upload::{Records, Uploads};
 use crate::vhost_files::VhostFiles;
 
 const KIND: &str = "fileserver";
+/// What a child goes by as soon as it is told: where it listens is its parent's business.
+const ADOPTED: [&str; 6] = ["http", "https", "children", "certificate", "limits", "upstream"];
 /// The pool that children are members of.
 const POOL: &str = "files";
 /// The name of a child's own socket.
@@ -57,6 +59,7 @@ pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
         shared,
         own: vec![(OWN.to_owned(), config.address)],
         child_config: serde_json::json!(config),
+        adopted: &ADOPTED,
     })
 }
 
@@ -76,11 +79,12 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let config: Config = context.config()?;
     let common = context.common();
     let log = AccessLog::open(&config.access_log, config.access_log_format)?;
-    let (listeners, member) = listeners(&context, &config)?;
+    let (own, member) = own(&context)?;
     let mut problems = Problems::default();
     let limits = config.limits.resolve("fileserver.limits", &mut problems);
     let pool = Pool::new(config.upstream.resolve("fileserver.upstream", &mut problems));
     problems.finish()?;
+    let tuning = Tuning::new(limits, public::tls(&config.https, &config.certificate, &common.data)?);
 
     let identity = Identity::open(&common.data.join("cluster"))?;
     let who = Follower {
@@ -121,20 +125,49 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     });
 
     let app_files = Rc::clone(&fileserver.app_files);
-    let publisher = Publisher::new(link.clone(), pool, credentials, tasks.clone(), drain.clone());
+    let publisher = Publisher::new(link.clone(), Rc::clone(&pool), credentials, tasks.clone(), drain.clone());
     tasks.spawn(publisher.deliver(notices));
     tasks.spawn(async move { uploads.look_after().await });
     // Requests that wait at the sockets of a child that died should find the app in its successor too.
     let _ = timeout(FIRST_BUILDS_WAIT, first_builds(&link, &app_files)).await;
     tasks.spawn(follow_builds(link.clone(), app_files, drain.clone()));
-    tasks.spawn(take_part(context, link));
-    protoplex_http::serve(listeners, limits, log, drain, fileserver).await?;
+    tasks.spawn(take_part(context.clone(), link));
+    let ports = public::ports(&context).and(own);
+    // Both arms are polled in place until serving ends.
+    tokio::select! {
+        served = protoplex_http::serve(ports, tuning.clone(), log, drain, fileserver) => served?,
+        () = adopt(&context, &tuning, &pool) => {}
+    }
     tasks.finished().await;
     Ok(())
 }
 
-/// The child's sockets, and the member that its own one makes it.
-fn listeners(context: &Context, config: &Config) -> Result<(Vec<Listener>, Member), ServeError> {
+/// Goes by each new configuration as it comes. Never ends.
+async fn adopt(context: &Context, tuning: &Tuning, pool: &Pool) {
+    let mut reconfigured = context.reconfigured();
+    loop {
+        let adopted = reconfigured.next().await.map_err(ServeError::from).and_then(|config: Config| {
+            let mut problems = Problems::default();
+            let limits = config.limits.resolve("fileserver.limits", &mut problems);
+            let upstream = config.upstream.resolve("fileserver.upstream", &mut problems);
+            problems.finish()?;
+            // The parent has just read it, so that it is in memory.
+            let tls = public::tls(&config.https, &config.certificate, &context.common().data)?;
+            tuning.change(limits, tls);
+            pool.change(upstream);
+            Ok(())
+        });
+        match adopted {
+            Ok(()) => tracing::info!("goes by another configuration"),
+            Err(error) => {
+                tracing::error!(%error, "the new configuration can't be used; the old one goes on");
+            }
+        }
+    }
+}
+
+/// The child's own socket, and the member that it makes it.
+fn own(context: &Context) -> Result<(Vec<Listener>, Member), ServeError> {
     let own = context.listeners(OWN);
     let address = own.first().ok_or_else(|| io::Error::other("the parent gave no socket"))?.local_addr()?;
     let member = Member {
@@ -144,9 +177,7 @@ fn listeners(context: &Context, config: &Config) -> Result<(Vec<Listener>, Membe
         zone: context.common().zone.clone(),
         instance: context.instance().to_owned(),
     };
-    let own = own.into_iter().map(|socket| Listener { socket, tls: None });
-    let listeners = public::listeners(context, &config.certificate)?.into_iter().chain(own).collect();
-    Ok((listeners, member))
+    Ok((own.into_iter().map(|socket| Listener { socket, tls: None }).collect(), member))
 }
 
 /// Where uploads put bodies, and where downloads look for them.
@@ -179,6 +210,7 @@ async fn take_part(context: Context, link: Link) {
     }
     drain.started().await;
     link.leave().await;
+    context.left();
 }
 
 /// Fetches what is current when the child starts: the seed tells of every build before it sends its table.

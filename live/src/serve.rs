@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use protoplex_http::{AccessLog, Listener, serve};
+use protoplex_http::{AccessLog, Listener, Tuning, serve};
 use protoplex_runtime::config::{Common, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
@@ -16,7 +16,7 @@ use protoplex_wire::proto::Member;
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::MissedTickBehavior;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::POOL;
 use crate::config::Config;
@@ -25,6 +25,8 @@ use crate::tenure::End;
 
 /// The name of a child's own port.
 const PORT: &str = "live";
+/// What a child goes by as soon as it is told.
+const ADOPTED: [&str; 2] = ["children", "http"];
 /// How often histories are aged and idle keys given back.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -59,6 +61,7 @@ pub fn spec(config: &Config, common: &Common) -> Spec {
         shared: Vec::new(),
         own: vec![(PORT.to_owned(), config.address)],
         child_config: serde_json::to_value(config).expect("plain data has a JSON form"),
+        adopted: &ADOPTED,
     }
 }
 
@@ -91,12 +94,33 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
     let limits = config.http.resolve("live.http", &mut Problems::default());
     let live = Rc::new(Live::new(config, link.clone(), &identity));
     let tasks = Tasks::default();
-    tasks.spawn(keep_tenures(Rc::clone(&live), lost_keys, context.drain()));
+    let tenures = keep_tenures(Rc::clone(&live), lost_keys, context.drain());
+    let leaving = context.clone();
+    tasks.spawn(async move {
+        tenures.await;
+        leaving.left();
+    });
     tasks.spawn(tell_ready(context.clone(), link));
-    let listeners = vec![Listener { socket, tls: None }];
-    serve(listeners, limits, AccessLog::off(), context.drain(), live).await?;
+    let (listeners, tuning) = (vec![Listener { socket, tls: None }], Tuning::from(limits));
+    // Both arms are polled in place until serving ends.
+    tokio::select! {
+        served = serve(listeners, tuning.clone(), AccessLog::off(), context.drain(), live) => served?,
+        () = adopt(&context, &tuning) => {}
+    }
     tasks.finished().await;
     Ok(())
+}
+
+/// Goes by each new configuration as it comes. Never ends.
+async fn adopt(context: &Context, tuning: &Tuning) {
+    let mut reconfigured = context.reconfigured();
+    loop {
+        match reconfigured.next::<Config>().await {
+            // Checked by the parent.
+            Ok(config) => tuning.change(config.http.resolve("live.http", &mut Problems::default()), None),
+            Err(error) => error!(%error, "the new configuration can't be used; the old one goes on"),
+        }
+    }
 }
 
 /// Ready once the seed knows this child. That the seed goes away later changes nothing for those who are served.

@@ -1,7 +1,7 @@
 //! A request's way through the proxy, step by step.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(crate) struct Relay {
     link: Link,
     table: RefCell<Rc<Table>>,
     upstream: Rc<Pool>,
-    tunnel_idle_timeout: Duration,
+    tunnel_idle_timeout: Cell<Duration>,
     /// Of requests that no handler matched.
     unmatched: Meters,
 }
@@ -56,7 +56,13 @@ impl Relay {
     /// A relay that refuses everything until it [adopts](Self::adopt) a table.
     pub(crate) fn new(link: Link, upstream: Rc<Pool>, tunnel_idle_timeout: Duration) -> Self {
         let unmatched = Meters::of_handler("");
+        let tunnel_idle_timeout = Cell::new(tunnel_idle_timeout);
         Self { link, table: RefCell::default(), upstream, tunnel_idle_timeout, unmatched }
+    }
+
+    /// From now on this counts, for tunnels to come.
+    pub(crate) fn change(&self, tunnel_idle_timeout: Duration) {
+        self.tunnel_idle_timeout.set(tunnel_idle_timeout);
     }
 
     /// Routes by this table from the next request on. Returns what of it can't be used.
@@ -214,7 +220,7 @@ impl Relay {
         answer.head.remove(&PROTOPLEX_MISDIRECTED);
         match answer.head.status() {
             StatusCode::SWITCHING_PROTOCOLS if exchange.head.asks_upgrade() => {
-                Ok(upgrade::relay_answer(exchange, answer, self.tunnel_idle_timeout))
+                Ok(upgrade::relay_answer(exchange, answer, self.tunnel_idle_timeout.get()))
             }
             StatusCode::SWITCHING_PROTOCOLS => Err(Refusal::BadAnswer),
             _ => Ok(answer),

@@ -3,23 +3,26 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use protoplex_http::AccessLog;
 use protoplex_http::public::{self, ServeError};
 use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
+use protoplex_http::{AccessLog, Tuning};
 use protoplex_runtime::config::{Common, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::Identity;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::meters;
 use crate::relay::Relay;
 
 const KIND: &str = "proxy";
+/// What a child goes by as soon as it is told: where it listens is its parent's business.
+const ADOPTED: [&str; 7] =
+    ["http", "https", "children", "certificate", "tunnel_idle_timeout", "limits", "upstream"];
 
 /// How long a child that starts accepts nothing for want of a routing table; then it says that it has none.
 const FIRST_TABLE_WAIT: Duration = Duration::from_secs(2);
@@ -37,6 +40,7 @@ pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
         shared,
         own: Vec::new(),
         child_config: serde_json::json!(config),
+        adopted: &ADOPTED,
     })
 }
 
@@ -52,9 +56,8 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let upstream = config.upstream.resolve("proxy.upstream", &mut problems);
     problems.finish()?;
     let log = AccessLog::open(&config.access_log, config.access_log_format)?;
-    let listeners = public::listeners(&context, &config.certificate)?;
-
     let common = context.common();
+    let tuning = Tuning::new(limits, public::tls(&config.https, &config.certificate, &common.data)?);
     let identity = Identity::open(&common.data.join("cluster"))?;
     let follower = Follower {
         node: context.node().to_owned(),
@@ -65,17 +68,43 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     };
     let link =
         Link::open(&identity, &common.seed, follower).map_err(|error| ServeError::Seed(error.to_string()))?;
-    let relay = Rc::new(Relay::new(link.clone(), Pool::new(upstream), config.tunnel_idle_timeout));
+    let pool = Pool::new(upstream);
+    let relay = Rc::new(Relay::new(link.clone(), Rc::clone(&pool), config.tunnel_idle_timeout));
 
     // Requests that wait at the sockets of a child that died should wait for its successor's table, not be refused.
     if let Ok(table) = timeout(FIRST_TABLE_WAIT, link.table_changed(0)).await {
         relay.adopt(&table);
     }
-    let serving = protoplex_http::serve(listeners, limits, log, context.drain(), Rc::clone(&relay));
-    // Both arms are polled in place until serving ends, so neither is ever cancelled half-way.
+    let (ports, tuned) = (public::ports(&context), tuning.clone());
+    let serving = protoplex_http::serve(ports, tuned, log, context.drain(), Rc::clone(&relay));
+    // All arms are polled in place until serving ends, so none is ever cancelled half-way.
     tokio::select! {
         served = serving => Ok(served?),
         () = follow(&context, &link, &relay) => Ok(()),
+        () = adopt(&context, &tuning, &pool, &relay) => Ok(()),
+    }
+}
+
+/// Goes by each new configuration as it comes. Never ends.
+async fn adopt(context: &Context, tuning: &Tuning, pool: &Pool, relay: &Relay) {
+    let mut reconfigured = context.reconfigured();
+    loop {
+        let adopted = reconfigured.next().await.map_err(ServeError::from).and_then(|config: Config| {
+            let mut problems = Problems::default();
+            let limits = config.limits.resolve("proxy.limits", &mut problems);
+            let upstream = config.upstream.resolve("proxy.upstream", &mut problems);
+            problems.finish()?;
+            // The parent has just read it, so that it is in memory.
+            let tls = public::tls(&config.https, &config.certificate, &context.common().data)?;
+            tuning.change(limits, tls);
+            pool.change(upstream);
+            relay.change(config.tunnel_idle_timeout);
+            Ok(())
+        });
+        match adopted {
+            Ok(()) => info!("goes by another configuration"),
+            Err(error) => error!(%error, "the new configuration can't be used; the old one goes on"),
+        }
     }
 }
 

@@ -49,7 +49,7 @@ pub(crate) use rule::Rule;
 pub(crate) use scan::{Bounds, Content, Scan, may_trail};
 use send::{Sent, send};
 use wire::Next;
-pub(crate) use wire::Wire;
+pub(crate) use wire::{LAST_WORD, Wire};
 use write::Persistence;
 pub(crate) use write::{Framing, request_head};
 
@@ -106,7 +106,7 @@ fn take_apart<S>(wire: &RefCell<Wire>, server: &Server<S>) -> (Socket, bool) {
 /// One request after the other, until there is to be none any more.
 async fn serve_requests<S: Service>(wire: &Rc<RefCell<Wire>>, server: &Server<S>, client: &Client) -> After {
     loop {
-        let next = poll_fn(|cx| wire.borrow_mut().poll_next(cx, &server.limits, server.drain.is_draining()));
+        let next = poll_fn(|cx| wire.borrow_mut().poll_next(cx, &server.limits, server.drain.since()));
         // Boxed, so that a connection that is idle is small.
         let step: LocalBoxFuture<'_, After> = match next.await {
             Next::Request(head) => Box::pin(exchange(wire, server, client, head)),

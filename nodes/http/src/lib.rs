@@ -25,6 +25,7 @@ mod limits;
 mod meter;
 mod outbox;
 mod pipe;
+mod ports;
 pub mod problem;
 pub mod public;
 mod request_id;
@@ -47,6 +48,7 @@ pub use head::{Fields, RequestHead, ResponseHead};
 #[cfg(any(test, fuzzing))]
 pub use http1::checks as fuzzing;
 pub use limits::{Http2Limits, Limits, RawHttp2Limits, RawLimits};
+pub use ports::{Listener, Ports, Tuning};
 pub use problem::Problem;
 pub use request_id::RequestId;
-pub use serve::{Listener, serve};
+pub use serve::serve;

@@ -10,7 +10,7 @@ use protoplex_wire::identity::IdentityError;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::serve::Listener;
+use crate::ports::{Given, Ports};
 use crate::tls::{self, TlsConfig, TlsError};
 
 /// Names of the sockets, for parent and children.
@@ -106,19 +106,23 @@ pub fn sockets(
     Ok(http.chain(https).collect())
 }
 
-/// A child's part of those sockets.
+/// A child's part of those sockets, as it comes and goes.
+pub fn ports(context: &Context) -> Ports {
+    Ports { fixed: Vec::new(), given: Some(Given { context: context.clone(), encrypted: HTTPS }) }
+}
+
+/// The certificate of the HTTPS ports; none where there are no such ports. Blocking.
 ///
 /// # Errors
-/// The certificate can't be loaded.
-pub fn listeners(context: &Context, certificate: &Certificate) -> Result<Vec<Listener>, TlsError> {
-    let plain = context.listeners(HTTP).into_iter().map(|socket| Listener { socket, tls: None });
-    let encrypted = context.listeners(HTTPS);
-    let tls: Option<TlsConfig> = match encrypted.is_empty() {
-        true => None,
-        false => {
-            let (chain, key) = certificate.files(&context.common().data)?;
-            Some(tls::load(&chain, &key)?)
-        }
-    };
-    Ok(plain.chain(encrypted.into_iter().map(|socket| Listener { socket, tls: tls.clone() })).collect())
+/// It can't be loaded.
+pub fn tls(
+    https: &[SocketAddr],
+    certificate: &Certificate,
+    data: &Path,
+) -> Result<Option<TlsConfig>, TlsError> {
+    if https.is_empty() {
+        return Ok(None);
+    }
+    let (chain, key) = certificate.files(data)?;
+    tls::load(&chain, &key).map(Some)
 }

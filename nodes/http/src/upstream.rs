@@ -12,6 +12,7 @@ mod flight;
 mod idle;
 mod upload;
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -52,7 +53,7 @@ pub struct RawSettings {
 }
 
 /// The settings of a pool, checked. [`RawSettings`] tells what each one means.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each field is documented where it is configured, in RawSettings")]
 pub struct Settings {
     pub connect_timeout: Duration,
@@ -177,15 +178,19 @@ pub enum SendErrorKind {
 
 /// A child's connections to other servers, by address. Unused ones are kept for a while.
 pub struct Pool {
-    settings: Settings,
+    settings: Cell<Settings>,
     idle: Idle,
 }
 
 impl Pool {
     /// A pool without connections.
     pub fn new(settings: Settings) -> Rc<Self> {
-        let idle = Idle::new(settings.idle_timeout, settings.max_idle_per_origin);
-        Rc::new(Self { settings, idle })
+        Rc::new(Self { settings: Cell::new(settings), idle: Idle::default() })
+    }
+
+    /// From now on these count, for requests to come.
+    pub fn change(&self, settings: Settings) {
+        self.settings.set(settings);
     }
 
     /// Sends a request (hop-by-hop fields already removed) and returns the answer as soon as its head is there, even
@@ -252,7 +257,7 @@ impl Pool {
     }
 
     async fn connect(&self, origin: SocketAddr) -> Result<Stream, SendErrorKind> {
-        let after = self.settings.connect_timeout;
+        let after = self.settings.get().connect_timeout;
         match timeout(after, TcpStream::connect(origin)).await {
             Err(_) => Err(SendErrorKind::ConnectTimeout { origin, after }),
             Ok(Err(cause)) => Err(SendErrorKind::Connect { origin, cause }),

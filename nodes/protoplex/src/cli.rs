@@ -144,7 +144,7 @@ impl Up {
 }
 
 /// A node of one process.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Single {
     /// Its name, unique in the cluster [default: the kind and "-1"]
     #[arg(long, value_name = "NAME")]

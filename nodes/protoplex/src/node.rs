@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use protoplex_runtime::child::Child;
+use protoplex_runtime::commands::Reload;
 use protoplex_runtime::config::Common as NodeCommon;
 use protoplex_runtime::parent::{Bound, Spec};
 use protoplex_runtime::solo;
@@ -63,20 +64,31 @@ pub(crate) fn run(
 ) -> anyhow::Result<ExitCode> {
     let mut common = common.clone();
     common.set.extend(children.map(|n| (format!("{}.children", kind.name()), i64::from(n).into())));
-    let settings = Settings::load(&common)?;
-    let told = settings.common(kind, node.node.as_deref());
-    let spec = kind.spec(&settings, &told)?;
+    let (settings, told, spec) = configured(kind, &common, node)?;
     let capacity = spec.children;
     let bound = spec.bind()?;
     let identity = identity(kind, &settings)?;
+    let (common, node) = (common.clone(), node.clone());
+    let reload: Reload = Box::new(move || match configured(kind, &common, &node) {
+        Ok((_, _, spec)) => Ok(spec),
+        Err(error) => Err(format!("{error:#}")),
+    });
     runtime(kind)?.block_on(async {
         let (hello, state) = (hello(kind, &bound, &told, capacity), bound.state());
         let joined = join::hold(identity.clone(), told.seed.clone(), hello, state);
         tokio::select! {
-            code = serve(kind, bound, &settings, &told, identity) => Ok(code),
+            code = serve(kind, bound, reload, &settings, &told, identity) => Ok(code),
             Err(error) = joined => Err(anyhow::anyhow!("seed_address {:?} can't be used: {error}", told.seed)),
         }
     })
+}
+
+/// Reads and checks the configuration, whole.
+fn configured(kind: Kind, common: &Common, node: &Single) -> anyhow::Result<(Settings, NodeCommon, Spec)> {
+    let settings = Settings::load(common)?;
+    let told = settings.common(kind, node.node.as_deref());
+    let spec = kind.spec(&settings, &told)?;
+    Ok((settings, told, spec))
 }
 
 /// Runs a child, which was told everything by its parent.
@@ -95,6 +107,7 @@ pub(crate) fn child(child: Child) -> ExitCode {
 async fn serve(
     kind: Kind,
     bound: Bound,
+    reload: Reload,
     settings: &Settings,
     told: &NodeCommon,
     identity: Identity,
@@ -102,17 +115,17 @@ async fn serve(
     match kind {
         Kind::Seed => {
             let main = |context| protoplex_seed::serve::run(settings.seed.clone(), identity, context);
-            solo::run(bound, main).await
+            solo::run(bound, reload, main).await
         }
         Kind::Datastore => {
             let main = async |context| protoplex_datastore::serve::run(&identity, &context).await;
-            solo::run(bound, main).await
+            solo::run(bound, reload, main).await
         }
         Kind::Fileserver => tokio::select! {
-            code = bound.run() => code,
+            code = bound.run(reload) => code,
             () = protoplex_fileserver::serve::look_after(&settings.fileserver, told) => ExitCode::FAILURE,
         },
-        Kind::Proxy | Kind::Live => bound.run().await,
+        Kind::Proxy | Kind::Live => bound.run(reload).await,
     }
 }
 

@@ -64,7 +64,7 @@ impl Child {
         F: AsyncFnOnce(Context) -> Result<(), E>,
         E: Display,
     {
-        let common = &self.hello.common;
+        let common = &self.hello.configuration.common;
         if let Err(error) = telemetry::start(&common.telemetry, &common.node, Some(self.hello.index)) {
             eprintln!("{error}");
             return ExitCode::FAILURE;
@@ -95,10 +95,10 @@ where
     F: AsyncFnOnce(Context) -> Result<(), E>,
     E: Display,
 {
-    let timing = hello.common.timing.clone();
+    let timing = hello.configuration.common.timing.clone();
     let (trigger, drain) = Drain::new();
     let context = Context::new(hello, sockets, drain);
-    let orders = match Orders::of_child(parent, context.report()) {
+    let orders = match Orders::of_child(parent, &context) {
         Ok(orders) => orders,
         Err(error) => {
             error!(%error, "no control socket");

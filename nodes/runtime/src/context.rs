@@ -2,14 +2,15 @@
 
 use std::fmt;
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::Common;
-use crate::control::{Hello, Report};
+use crate::control::{Configuration, Hello, Report};
 use crate::drain::Drain;
+use crate::sockets::Handed;
 
 /// The process's place in its node. Cheap to clone.
 #[derive(Clone)]
@@ -17,26 +18,84 @@ pub struct Context(Arc<Place>);
 
 struct Place {
     hello: Hello,
-    /// Those of `hello` that were not handed out yet. Touched only while the process starts.
-    sockets: Mutex<Vec<(String, TcpListener)>>,
+    own: Mutex<Vec<(String, TcpListener)>>,
+    ports: Mutex<Vec<PortChange>>,
+    ports_changed: Notify,
+    configuration: watch::Sender<Configuration>,
     report: watch::Sender<Report>,
     drain: Drain,
 }
 
+/// A change of the sockets that this process is to accept on.
+#[derive(Debug)]
+pub enum PortChange {
+    /// One more, non-blocking.
+    Open {
+        /// By which it is closed.
+        id: u64,
+        /// As in the [`crate::parent::Spec`]: "http".
+        name: String,
+        /// Siblings may accept on it, too.
+        socket: TcpListener,
+    },
+    /// No more on this one: somebody else accepts what comes.
+    Close {
+        /// As it was opened.
+        id: u64,
+    },
+}
+
 impl Context {
     pub(crate) fn new(hello: Hello, sockets: Vec<TcpListener>, drain: Drain) -> Self {
-        let sockets = hello.sockets.iter().cloned().zip(sockets).collect();
+        let mut sockets = hello.sockets.iter().cloned().zip(sockets);
+        let own =
+            sockets.by_ref().take(hello.own).map(|(Handed { name, .. }, socket)| (name, socket)).collect();
+        let ports =
+            sockets.map(|(Handed { id, name }, socket)| PortChange::Open { id, name, socket }).collect();
         let report = watch::Sender::new(Report::default());
-        Self(Arc::new(Place { hello, sockets: Mutex::new(sockets), report, drain }))
+        Self(Arc::new(Place {
+            own: Mutex::new(own),
+            ports: Mutex::new(ports),
+            ports_changed: Notify::new(),
+            configuration: watch::Sender::new(hello.configuration.clone()),
+            hello,
+            report,
+            drain,
+        }))
     }
 
     pub(crate) fn report(&self) -> watch::Receiver<Report> {
         self.0.report.subscribe()
     }
 
+    pub(crate) fn take(&self, Handed { id, name }: Handed, socket: TcpListener) {
+        self.ports().push(PortChange::Open { id, name, socket });
+        self.0.ports_changed.notify_one();
+    }
+
+    pub(crate) fn release(&self, released: u64) {
+        let mut ports = self.ports();
+        let before = ports.len();
+        // One that nobody has seen yet need not be told of.
+        ports.retain(|change| !matches!(change, PortChange::Open { id, .. } if *id == released));
+        if ports.len() == before {
+            ports.push(PortChange::Close { id: released });
+        }
+        self.0.ports_changed.notify_one();
+    }
+
+    pub(crate) fn adopt(&self, configuration: Configuration) {
+        self.0.configuration.send_replace(configuration);
+    }
+
+    fn ports(&self) -> MutexGuard<'_, Vec<PortChange>> {
+        // No code panics while it holds this lock.
+        self.0.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// `proxy-1`.
     pub fn node(&self) -> &str {
-        &self.0.hello.common.node
+        &self.0.hello.configuration.common.node
     }
 
     /// `proxy`.
@@ -44,19 +103,15 @@ impl Context {
         &self.0.hello.kind
     }
 
-    /// Of this child among the [`Context::children`], from 0; 0 in a node of a single process.
+    /// Of this child among the node's, from 0; 0 in a node of a single process.
     pub fn index(&self) -> u32 {
         self.0.hello.index
     }
 
-    /// How many children the node has; 0 in a node of a single process.
-    pub fn children(&self) -> u32 {
-        self.0.hello.children
-    }
-
-    /// What every node is told.
+    /// What every node is told, as it was when the process started. What may change while it runs is looked after by
+    /// the runtime itself.
     pub fn common(&self) -> &Common {
-        &self.0.hello.common
+        &self.0.hello.configuration.common
     }
 
     /// Which node of its name this is: the same for all its children, and after a restart on its data directory.
@@ -64,20 +119,36 @@ impl Context {
         &self.0.hello.instance
     }
 
-    /// The [`crate::parent::Spec::child_config`].
+    /// The present [`crate::parent::Spec::child_config`].
     ///
     /// # Errors
     /// It has another shape: a mistake of ours.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde::Deserialize::deserialize(&self.0.hello.config)
+        serde::Deserialize::deserialize(&self.0.configuration.borrow().config)
     }
 
-    /// The listening sockets of this name, non-blocking, in the order of the [`crate::parent::Spec`]. Each is handed
-    /// out once.
+    /// Wakes at each change of [`Context::config`] from here on.
+    pub fn reconfigured(&self) -> Reconfigured {
+        Reconfigured(self.0.configuration.subscribe())
+    }
+
+    /// This process's own listening sockets of this name, non-blocking. Each is handed out once.
     pub fn listeners(&self, name: &str) -> Vec<TcpListener> {
         // No code panics while it holds this lock.
-        let mut sockets = self.0.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sockets = self.0.own.lock().unwrap_or_else(PoisonError::into_inner);
         sockets.extract_if(.., |(of, _)| of == name).map(|(_, socket)| socket).collect()
+    }
+
+    /// The next changes of the sockets that the node's children share: those to begin with come at once. For one reader.
+    /// Cancel-safe.
+    pub async fn port_changes(&self) -> Vec<PortChange> {
+        loop {
+            let changes = std::mem::take(&mut *self.ports());
+            if !changes.is_empty() {
+                return changes;
+            }
+            self.0.ports_changed.notified().await;
+        }
     }
 
     /// When to stop accepting and finish.
@@ -88,6 +159,12 @@ impl Context {
     /// Whether this process can serve now. It starts as `false`.
     pub fn ready(&self, ready: bool) {
         self.0.report.send_if_modified(|report| std::mem::replace(&mut report.ready, ready) != ready);
+    }
+
+    /// Says that this process, which drains, has given up what a successor in its place needs: its name in a pool, say. A
+    /// successor may be started from here on, while this process finishes.
+    pub fn left(&self) {
+        self.0.report.send_if_modified(|report| !std::mem::replace(&mut report.left, true));
     }
 
     /// Shows a value on the status page, in place of the last one of this name. For states and totals, not for rates:
@@ -102,6 +179,24 @@ impl Context {
             }
             None => report.details.insert(name.to_owned(), value).is_none(),
         });
+    }
+}
+
+/// See [`Context::reconfigured`].
+#[derive(Debug)]
+pub struct Reconfigured(watch::Receiver<Configuration>);
+
+impl Reconfigured {
+    /// The next configuration. Where one comes quickly behind another only the last is seen. Cancel-safe.
+    ///
+    /// # Errors
+    /// It has another shape: a mistake of ours.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<T, serde_json::Error> {
+        if self.0.changed().await.is_err() {
+            // Nobody is left who would change it.
+            std::future::pending::<()>().await;
+        }
+        serde::Deserialize::deserialize(&self.0.borrow_and_update().config)
     }
 }
 

@@ -8,19 +8,24 @@ mod lines;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error};
 
+use crate::context::Context;
 use crate::drain::Trigger;
 use crate::exposition::Family;
+use crate::sockets::Handed;
 use crate::telemetry;
 
-pub(crate) use hello::{Hello, Parcel, receive};
-pub(crate) use lines::{LineError, Lines, line, send};
+pub(crate) use hello::{Configuration, Hello, Parcel, receive};
+pub(crate) use lines::{LineError, Lines, Receiver, line, send};
 
 /// Tells a process that its standard input is a control socket, and as what it is run.
 pub(crate) const VARIABLE: &str = "PROTOPLEX_CONTROL";
@@ -30,7 +35,7 @@ pub(crate) const CHILD: &str = "child";
 pub(crate) const NODE: &str = "node";
 
 /// What a supervisor tells its process.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Order {
     /// Finish, then end.
@@ -39,7 +44,16 @@ pub(crate) enum Order {
     End,
     /// Answer with [`Word::Metrics`].
     Metrics,
+    /// Accept on the socket that comes along; a child's alone, as the next ones.
+    Take(Handed),
+    /// Accept no more on the socket of this id, and let it go.
+    Release(u64),
+    /// Go by this from here on.
+    Adopt(Box<Configuration>),
 }
+
+/// How often a process says at least something.
+const BEAT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What a process tells its supervisor.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +63,8 @@ pub(crate) enum Word {
     Report(Report),
     /// All its metrics, once for each time it was asked.
     Metrics(Vec<Family>),
+    /// Nothing but that its event loop turns.
+    Beat,
 }
 
 /// How a process is, in its own words.
@@ -56,6 +72,12 @@ pub(crate) enum Word {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Report {
     pub(crate) ready: bool,
+    /// It drains by a wish that it was told of directly.
+    #[serde(default)]
+    pub(crate) leaves: bool,
+    /// It has given up whatever a successor needs, such as its place in a pool.
+    #[serde(default)]
+    pub(crate) left: bool,
     pub(crate) details: BTreeMap<String, serde_json::Value>,
 }
 
@@ -72,34 +94,58 @@ pub(crate) fn inherited(role: &str) -> io::Result<Option<std::os::unix::net::Uni
     Ok(Some(socket.into()))
 }
 
-/// The process's end: reports each change, answers questions, and pulls the triggers that the supervisor's orders, or
-/// its death, ask for. Returns when the supervisor is gone.
+/// The process's end: reports each change, answers questions, and does as the supervisor orders; its death is the order to
+/// drain. Returns when the supervisor is gone. `context` is that of a child.
 pub(crate) async fn obey(
     socket: UnixStream,
     mut report: watch::Receiver<Report>,
     drain: Trigger,
     end: Trigger,
+    context: Option<Context>,
 ) {
     let (reader, writer) = socket.into_split();
-    let mut lines = Lines::new(reader);
+    let mut lines = Lines::new(Receiver::new(reader));
+    let mut beat = interval(BEAT_INTERVAL);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     report.mark_changed();
     loop {
-        // Both arms are cancel-safe.
+        // All arms are cancel-safe.
         let word = tokio::select! {
             order = lines.next() => match order {
                 Ok(Some(Order::Drain)) => { drain.pull(); continue }
                 Ok(Some(Order::End)) => { end.pull(); drain.pull(); continue }
                 Ok(Some(Order::Metrics)) => Word::Metrics(telemetry::gather()),
+                Ok(Some(change)) => match adapt(change, &mut lines, context.as_ref()) {
+                    Ok(()) => continue,
+                    Err(error) => break error!(%error, "the supervisor can't be understood"),
+                },
                 Ok(None) => break debug!("the supervisor has ended"),
                 Err(error) => break error!(%error, "the supervisor can't be understood"),
             },
             Ok(()) = report.changed() => Word::Report(report.borrow_and_update().clone()),
+            _ = beat.tick() => Word::Beat,
         };
-        if let Err(error) = send(&writer, &word).await {
+        if let Err(error) = send(&writer, &word, None).await {
             break debug!(%error, "the supervisor no longer listens");
         }
     }
     drain.pull();
+}
+
+/// What changes for a child while it runs.
+fn adapt(change: Order, lines: &mut Lines<Receiver>, context: Option<&Context>) -> Result<(), LineError> {
+    match (change, context) {
+        (Order::Take(handed), context) => {
+            let socket = TcpListener::from(lines.descriptor()?);
+            if let Some(context) = context {
+                context.take(handed, socket);
+            }
+        }
+        (Order::Release(id), Some(context)) => context.release(id),
+        (Order::Adopt(configuration), Some(context)) => context.adopt(*configuration),
+        _ => {}
+    }
+    Ok(())
 }
 
 #[cfg(test)]

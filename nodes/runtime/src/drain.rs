@@ -3,40 +3,53 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
 
 /// Starts the [`Drain`]s made with it. Where all triggers are dropped they never start.
 #[derive(Clone, Debug)]
-pub struct Trigger(watch::Sender<bool>);
+pub struct Trigger(watch::Sender<Option<Instant>>);
 
 impl Trigger {
     /// Starts the drain; once started it can't be taken back.
     pub fn pull(&self) {
-        self.0.send_replace(true);
+        self.0.send_if_modified(|since| since.is_none() && since.replace(Instant::now()).is_none());
     }
 }
 
 /// Tells when to stop taking new work and to finish what is in flight.
 #[derive(Clone, Debug)]
-pub struct Drain(watch::Receiver<bool>);
+pub struct Drain(watch::Receiver<Option<Instant>>);
 
 impl Drain {
     /// A drain that has not started, and what starts it.
     pub fn new() -> (Trigger, Self) {
-        let (sender, receiver) = watch::channel(false);
+        let (sender, receiver) = watch::channel(None);
         (Trigger(sender), Self(receiver))
     }
 
     /// Returns when the drain starts, at once if it has. Cancel-safe.
     pub async fn started(&self) {
-        if self.0.clone().wait_for(|started| *started).await.is_err() {
+        if self.0.clone().wait_for(Option::is_some).await.is_err() {
             std::future::pending().await
         }
     }
 
+    /// Returns so long after the drain has started. Cancel-safe.
+    pub async fn started_for(&self, time: Duration) {
+        self.started().await;
+        sleep_until(self.since().unwrap_or_else(Instant::now) + time).await;
+    }
+
     /// Whether it has started.
     pub fn is_draining(&self) -> bool {
+        self.since().is_some()
+    }
+
+    /// Since when it goes on.
+    pub fn since(&self) -> Option<Instant> {
         *self.0.borrow()
     }
 }

@@ -7,6 +7,8 @@
 //! [`meta`] port.
 
 pub mod child;
+mod children;
+pub mod commands;
 pub mod config;
 pub mod context;
 mod control;

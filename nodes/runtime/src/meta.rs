@@ -1,19 +1,27 @@
-//! The meta port: `/healthz`, `/readyz`, `/metrics` and `/status` of a node and its children.
+//! The meta port of a node and its children: `/healthz`, `/readyz`, `/metrics` and `/status` to read, and by POST the
+//! commands `/start`, `/stop`, `/restart`, `/drain` and `/reload`.
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tracing::error;
 
+use crate::children::ChildError;
+use crate::commands::{CommandError, Outcome};
 use crate::node::Node;
 
 /// The media type of Prometheus's text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The media type of a problem (RFC 9457).
+const PROBLEM: &str = "application/problem+json";
 
 /// Answers until it is dropped.
 pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>) {
@@ -22,6 +30,11 @@ pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>) {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .route("/start", post(start))
+        .route("/stop", post(stop))
+        .route("/restart", post(restart))
+        .route("/drain", post(drain))
+        .route("/reload", post(reload))
         .with_state(node);
     if let Err(error) = axum::serve(socket, pages).await {
         error!(%error, "the meta port is lost");
@@ -38,6 +51,52 @@ async fn ready(State(node): State<Arc<Node>>) -> Response {
 
 async fn metrics(State(node): State<Arc<Node>>) -> Response {
     ([(header::CONTENT_TYPE, EXPOSITION)], node.metrics().await).into_response()
+}
+
+/// What a command is for: `?child=0`, or without it the whole node.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Target {
+    child: Option<u32>,
+    /// Without letting anything finish.
+    #[serde(default)]
+    now: bool,
+}
+
+async fn start(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
+    answer(node.start(target.child).await)
+}
+
+async fn stop(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
+    answer(node.stop(target.child, target.now).await)
+}
+
+async fn restart(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
+    answer(node.restart(target.child).await)
+}
+
+async fn drain(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
+    answer(node.drain(target.child).await)
+}
+
+async fn reload(State(node): State<Arc<Node>>) -> Response {
+    answer(node.reload().await)
+}
+
+/// `{"changed": true}`, or a problem (RFC 9457) that says why not.
+fn answer(outcome: Result<Outcome, CommandError>) -> Response {
+    let error = match outcome {
+        Ok(outcome) => return Json(outcome).into_response(),
+        Err(error) => error,
+    };
+    let status = match &error {
+        CommandError::Child(ChildError::Unknown { .. }) => StatusCode::NOT_FOUND,
+        CommandError::Child(ChildError::NotReady { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+        CommandError::Child(_) | CommandError::Solo(_) => StatusCode::CONFLICT,
+        CommandError::Configuration(_) | CommandError::Fixed(_) => StatusCode::UNPROCESSABLE_ENTITY,
+    };
+    let problem = json!({ "status": status.as_u16(), "detail": error.to_string() });
+    (status, [(header::CONTENT_TYPE, PROBLEM)], problem.to_string()).into_response()
 }
 
 async fn status(State(node): State<Arc<Node>>) -> Response {

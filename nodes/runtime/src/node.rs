@@ -1,48 +1,72 @@
 //! A node as one thing, whatever its processes: its state for the seed, its status page, its metrics.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::join_all;
 use protoplex_wire::proto::{ChildState, NodeState};
 use serde::Serialize;
 use tokio::sync::watch;
+use tracing::error;
 
+use crate::children::Children;
+use crate::commands::Reloader;
 use crate::control::Report;
+use crate::drain::Trigger;
 use crate::exposition::{Exposition, Family, Kind};
-use crate::running::{Address, Running};
-use crate::supervisor::{Process, State, Status};
+use crate::running::{Address, Claim, META, Running};
+use crate::supervisor::{State, Status};
 use crate::{procfs, telemetry};
 
 /// A running node.
 #[derive(Debug)]
 pub(crate) struct Node {
-    about: Running,
+    claim: Claim,
+    about: Mutex<Running>,
     started: Instant,
     body: Body,
     draining: watch::Sender<bool>,
+    /// Has the node drain.
+    leave: Trigger,
+    left_by_command: AtomicBool,
+    reloader: Reloader,
+    reload: Mutex<Option<ReloadStatus>>,
 }
 
 /// Who does the node's work.
 #[derive(Debug)]
 pub(crate) enum Body {
-    Children(Vec<Process>),
+    Children(Children),
     /// This process itself, and what it says of itself.
     Solo(watch::Receiver<Report>),
 }
 
+/// How the last reload went.
+#[derive(Clone, Debug, Serialize)]
+struct ReloadStatus {
+    at_ms: u64,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
 /// The JSON of `/status`.
 #[derive(Debug, Serialize)]
-pub(crate) struct StatusPage<'a> {
-    node: &'a str,
-    kind: &'a str,
-    version: &'a str,
+pub(crate) struct StatusPage {
+    node: String,
+    kind: String,
+    version: String,
     pid: u32,
     uptime_ms: u64,
     ready: bool,
     draining: bool,
     /// A child is not started again any more.
     degraded: bool,
-    addresses: &'a [Address],
+    addresses: Vec<Address>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reload: Option<ReloadStatus>,
     /// Only of a node of a single process.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     details: BTreeMap<String, serde_json::Value>,
@@ -61,15 +85,78 @@ struct ChildStatus {
 }
 
 impl Node {
-    pub(crate) fn new(about: Running, started: Instant, body: Body) -> Self {
-        Self { about, started, body, draining: watch::Sender::new(false) }
+    pub(crate) fn new(
+        claim: Claim,
+        about: Running,
+        started: Instant,
+        body: Body,
+        leave: Trigger,
+        reloader: Reloader,
+    ) -> Self {
+        Self {
+            claim,
+            about: Mutex::new(about),
+            started,
+            body,
+            draining: watch::Sender::new(false),
+            leave,
+            left_by_command: AtomicBool::new(false),
+            reloader,
+            reload: Mutex::new(None),
+        }
     }
 
-    pub(crate) fn children(&self) -> &[Process] {
-        match &self.body {
-            Body::Children(children) => children,
-            Body::Solo(_) => &[],
+    pub(crate) fn body(&self) -> &Body {
+        &self.body
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.about().node.clone()
+    }
+
+    fn about(&self) -> MutexGuard<'_, Running> {
+        // No code panics while it holds this lock.
+        self.about.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_reload(&self) -> MutexGuard<'_, Option<ReloadStatus>> {
+        self.reload.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn reloader(&self) -> &Reloader {
+        &self.reloader
+    }
+
+    pub(crate) fn note_reload(&self, error: Option<String>) {
+        *self.last_reload() = Some(ReloadStatus { at_ms: unix_ms(), ok: error.is_none(), error });
+    }
+
+    /// Tells everyone where the node listens now, its meta port aside, which stays.
+    pub(crate) fn announce(&self, addresses: Vec<Address>) {
+        let mut about = self.about();
+        about.addresses.retain(|address| address.name == META);
+        about.addresses.extend(addresses);
+        if let Err(error) = self.claim.announce(&about) {
+            error!(%error, "can't tell where the node listens");
         }
+    }
+
+    /// Drains by an operator's wish; whoever supervises the node should not start it again. Says whether it did not
+    /// already.
+    pub(crate) fn leave(&self) -> bool {
+        let first = !self.left_by_command.swap(true, Ordering::Relaxed) && !self.is_draining();
+        self.leave.pull();
+        first
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// As whoever supervises the node is told it.
+    pub(crate) fn report(&self) -> Report {
+        let leaves = self.left_by_command.load(Ordering::Relaxed);
+        Report { ready: self.is_ready(), leaves, ..Report::default() }
     }
 
     /// From here on the node is not ready.
@@ -83,8 +170,8 @@ impl Node {
         !*self.draining.borrow()
             && match &self.body {
                 Body::Solo(report) => report.borrow().ready,
-                Body::Children(_) => {
-                    let statuses = self.statuses();
+                Body::Children(children) => {
+                    let statuses = children.statuses();
                     let settled = |status: &Status| status.restarts > 0 || status.state != State::Starting;
                     statuses.iter().all(settled) && statuses.iter().any(|status| status.ready)
                 }
@@ -92,7 +179,10 @@ impl Node {
     }
 
     fn statuses(&self) -> Vec<Status> {
-        self.children().iter().map(|child| child.status().borrow().clone()).collect()
+        match &self.body {
+            Body::Children(children) => children.statuses(),
+            Body::Solo(_) => Vec::new(),
+        }
     }
 
     /// As the seed is told it.
@@ -113,7 +203,7 @@ impl Node {
     }
 
     /// As operators see it.
-    pub(crate) fn page(&self) -> StatusPage<'_> {
+    pub(crate) fn page(&self) -> StatusPage {
         let child = |(index, status): (usize, Status)| ChildStatus {
             index: index as u32,
             state: status.state,
@@ -124,16 +214,18 @@ impl Node {
             details: status.details,
         };
         let statuses = self.statuses();
+        let about = self.about().clone();
         StatusPage {
-            node: &self.about.node,
-            kind: &self.about.kind,
-            version: &self.about.version,
-            pid: self.about.pid,
+            node: about.node,
+            kind: about.kind,
+            version: about.version,
+            pid: about.pid,
             uptime_ms: self.started.elapsed().as_millis() as u64,
             ready: self.is_ready(),
             draining: *self.draining.borrow(),
             degraded: statuses.iter().any(|status| status.state == State::Fatal),
-            addresses: &self.about.addresses,
+            addresses: about.addresses,
+            reload: self.last_reload().clone(),
             details: match &self.body {
                 Body::Solo(report) => report.borrow().details.clone(),
                 Body::Children(_) => BTreeMap::new(),
@@ -145,35 +237,21 @@ impl Node {
     /// Returns at the next change of anything that [`Node::state`] tells of. Cancel-safe.
     pub(crate) async fn changed(&self, seen: &mut Seen) {
         let Seen { draining, children, report } = seen;
-        let children = children.iter_mut().map(|status| Box::pin(status.changed()));
-        let report = async {
-            match report {
-                Some(report) => report.changed().await,
-                None => std::future::pending().await,
-            }
-        };
-        let any_child = async {
-            match children.len() {
-                0 => std::future::pending().await,
-                _ => futures_util::future::select_all(children).await.0,
-            }
-        };
         // Errors mean that whoever would change it has ended; then the node is about to end too.
         tokio::select! {
             Ok(()) = draining.changed() => {}
-            Ok(()) = report => {}
-            Ok(()) = any_child => {}
+            Ok(()) = change_of(children) => {}
+            Ok(()) = change_of(report) => {}
             else => std::future::pending().await,
         }
     }
 
     /// For [`Node::changed`]: what happens from here on is new.
     pub(crate) fn seen(&self) -> Seen {
-        let report = match &self.body {
-            Body::Solo(report) => Some(report.clone()),
-            Body::Children(_) => None,
+        let (children, report) = match &self.body {
+            Body::Children(children) => (Some(children.stirred()), None),
+            Body::Solo(report) => (None, Some(report.clone())),
         };
-        let children = self.children().iter().map(Process::status).collect();
         Seen { draining: self.draining.subscribe(), children, report }
     }
 
@@ -185,8 +263,13 @@ impl Node {
         let mut ready = Family::new("protoplex_node_ready", Kind::Gauge, "Whether the node takes traffic.");
         ready.push("", String::new(), u8::from(self.is_ready()));
         exposition.add(vec![ready], None);
-        let answers = futures_util::future::join_all(self.children().iter().map(Process::metrics)).await;
-        for (index, (answer, status)) in answers.into_iter().zip(self.statuses()).enumerate() {
+        let processes = match &self.body {
+            Body::Children(children) => children.processes(),
+            Body::Solo(_) => Vec::new(),
+        };
+        let answers = join_all(processes.iter().map(|process| process.metrics())).await;
+        let statuses = processes.iter().map(|process| process.now());
+        for (index, (answer, status)) in answers.into_iter().zip(statuses).enumerate() {
             let child = Some(index as u32);
             exposition.add(answer, child);
             exposition.add(status.pid.map(process_families).unwrap_or_default(), child);
@@ -200,8 +283,20 @@ impl Node {
 #[derive(Debug)]
 pub(crate) struct Seen {
     draining: watch::Receiver<bool>,
-    children: Vec<watch::Receiver<Status>>,
+    children: Option<watch::Receiver<()>>,
     report: Option<watch::Receiver<Report>>,
+}
+
+/// Returns at the next change, if there is anything to change.
+async fn change_of<T>(watched: &mut Option<watch::Receiver<T>>) -> Result<(), watch::error::RecvError> {
+    match watched {
+        Some(watched) => watched.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 fn uptime_ms(status: &Status) -> u64 {

@@ -14,15 +14,18 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::config::Timing;
+use crate::context::Context;
 use crate::control::{self, Report};
 use crate::drain::{Drain, Trigger};
-use crate::signals::{Stop, StopSignals};
+use crate::signals::{ReloadSignals, Stop, StopSignals};
 
 /// What the process is told to do. Who tells it is listened to until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Orders {
     /// End in good order.
     pub(crate) drain: Drain,
+    /// Has the process drain, as a signal would.
+    pub(crate) trigger: Trigger,
     /// End now. Whoever wishes that wishes `drain` too.
     pub(crate) end: Drain,
     _listeners: JoinSet<()>,
@@ -37,16 +40,17 @@ impl Orders {
         let mut orders = Listening::new();
         orders.listeners.spawn(obey(signals, supervised, orders.drain.0.clone(), orders.end.0.clone()));
         if let Some(socket) = supervisor {
-            orders.obey(socket, report)?;
+            orders.obey(socket, report, None)?;
         }
         Ok(orders.into())
     }
 
     /// Of a child: from its parent alone. Signals go to whole groups of processes, and the parent decides what follows.
-    pub(crate) fn of_child(parent: UnixStream, report: watch::Receiver<Report>) -> io::Result<Self> {
+    pub(crate) fn of_child(parent: UnixStream, context: &Context) -> io::Result<Self> {
         StopSignals::take()?;
+        ReloadSignals::take()?;
         let mut orders = Listening::new();
-        orders.obey(parent, report)?;
+        orders.obey(parent, context.report(), Some(context.clone()))?;
         Ok(orders.into())
     }
 }
@@ -62,17 +66,24 @@ impl Listening {
         Self { drain: Drain::new(), end: Drain::new(), listeners: JoinSet::new() }
     }
 
-    fn obey(&mut self, socket: UnixStream, report: watch::Receiver<Report>) -> io::Result<()> {
+    fn obey(
+        &mut self,
+        socket: UnixStream,
+        report: watch::Receiver<Report>,
+        context: Option<Context>,
+    ) -> io::Result<()> {
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixStream::from_std(socket)?;
-        self.listeners.spawn(control::obey(socket, report, self.drain.0.clone(), self.end.0.clone()));
+        let (drain, end) = (self.drain.0.clone(), self.end.0.clone());
+        self.listeners.spawn(control::obey(socket, report, drain, end, context));
         Ok(())
     }
 }
 
 impl From<Listening> for Orders {
     fn from(listening: Listening) -> Self {
-        Self { drain: listening.drain.1, end: listening.end.1, _listeners: listening.listeners }
+        let Listening { drain: (trigger, drain), end: (_, end), listeners } = listening;
+        Self { drain, trigger, end, _listeners: listeners }
     }
 }
 

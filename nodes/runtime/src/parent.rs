@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use futures_util::future::join_all;
 use protoplex_wire::proto::NodeState;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
@@ -14,19 +13,19 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
+use crate::children::{Children, Unstarted};
+use crate::commands::{Reload, Reloader};
 use crate::config::Common;
-use crate::control::{Hello, Report};
+use crate::control::{Configuration, Report};
 use crate::meta;
 use crate::node::{Body, Node};
 use crate::orders::Orders;
-use crate::running::{self, Address, Claim, Instance, Running};
+use crate::running::{self, Address, Claim, META, Running};
+use crate::signals::ReloadSignals;
 use crate::sockets;
 use crate::start::{StartCause, StartError};
-use crate::supervisor::{Policy, Process, Program};
 use crate::telemetry;
 
-/// Between a child's own end of its drain and being killed for not ending.
-const STOP_MARGIN: Duration = Duration::from_secs(2);
 /// How old load and uptimes may be that the seed is told.
 const STATE_AGE: Duration = Duration::from_secs(5);
 
@@ -46,6 +45,9 @@ pub struct Spec {
     pub own: Vec<(String, IpAddr)>,
     /// What [`crate::context::Context::config`] gives the child; its own type, as JSON, at most 64 KiB.
     pub child_config: serde_json::Value,
+    /// The keys of `child_config` that a child goes by as soon as it is told another value. For a change of any other one
+    /// it is replaced.
+    pub adopted: &'static [&'static str],
 }
 
 /// Whether all of these nodes could start now. For whoever starts several and wants to tell everything that is wrong
@@ -78,9 +80,12 @@ impl Spec {
         causes.extend(telemetry::start(&common.telemetry, &common.node, None).err().map(StartCause::from));
         StartError::unless_empty(causes)?;
 
-        let (meta, address) = sockets::listen("meta", common.meta, false)?;
-        let mut addresses = vec![Address { name: "meta".to_owned(), child: None, address }];
-        let sockets = self.listen(&mut addresses)?;
+        let (meta, address) = sockets::listen(META, common.meta, false)?;
+        let mut addresses = vec![Address { name: META.to_owned(), child: None, address }];
+        // Late, so that orphans have had the time to go.
+        let instance = claim.instance()?;
+        let children = Children::bind(self.clone(), &instance)?;
+        addresses.extend(children.addresses());
         let running = Running {
             node: common.node.clone(),
             kind: self.kind.to_owned(),
@@ -91,11 +96,46 @@ impl Spec {
                 .map_or(0, |since| since.as_millis() as u64),
             addresses,
         };
-        // Late, so that orphans have had the time to go.
-        let instance = claim.instance()?;
         claim.announce(&running)?;
         let state = watch::Sender::new(NodeState::default());
-        Ok(Bound { spec: self, started: Instant::now(), running, claim, instance, meta, sockets, state })
+        let station = Station { started: Instant::now(), running, claim, meta, state };
+        Ok(Bound { children, instance: instance.id, station })
+    }
+
+    /// What a child is told of it.
+    pub(crate) fn configuration(&self) -> Configuration {
+        Configuration { common: self.common.clone(), config: self.child_config.clone() }
+    }
+
+    /// What of it can't be another one while the node runs, as it is called in a configuration; nothing where all is well.
+    pub(crate) fn fixed(&self, other: &Self) -> Option<&'static str> {
+        let (ours, theirs) = (&self.common, &other.common);
+        [
+            (self.kind != other.kind || ours.node != theirs.node, "the node's name"),
+            (ours.data != theirs.data, "data"),
+            (ours.meta != theirs.meta, "the address of the meta port"),
+        ]
+        .into_iter()
+        .find_map(|(differs, what)| differs.then_some(what))
+    }
+
+    /// Whether its children have to be told anything.
+    pub(crate) fn differs(&self, other: &Self) -> bool {
+        self.child_config != other.child_config || self.common != other.common
+    }
+
+    /// Whether its children have to be replaced for another one.
+    pub(crate) fn asks_restart(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.common, &other.common);
+        let common = (&ours.seed, &ours.region, &ours.zone) != (&theirs.seed, &theirs.region, &theirs.zone);
+        let told = |spec: &Self| {
+            let mut config = spec.child_config.clone();
+            if let Some(config) = config.as_object_mut() {
+                config.retain(|key, _| !spec.adopted.contains(&key.as_str()));
+            }
+            config
+        };
+        common || self.own != other.own || told(self) != told(other)
     }
 
     /// All addresses with a port of the configuration's choice, and what for.
@@ -109,135 +149,90 @@ impl Spec {
         let meta = self.common.meta;
         (!meta.ip().is_loopback() && !self.common.meta_forced).then_some(StartCause::MetaExposed(meta))
     }
-
-    /// The sockets of each child, and notes of where they are.
-    fn listen(&self, addresses: &mut Vec<Address>) -> Result<Vec<Sockets>, StartCause> {
-        let processes = self.children.max(1);
-        let mut all: Vec<_> = (0..processes).map(|_| Sockets::default()).collect();
-        for (name, address) in &self.shared {
-            let mut address = *address;
-            for sockets in &mut all {
-                let (socket, real) = sockets::listen(name, address, true)?;
-                address = real;
-                sockets.push(name, socket);
-            }
-            addresses.push(Address { name: name.clone(), child: None, address });
-        }
-        for (name, ip) in &self.own {
-            for (child, sockets) in (0..).zip(&mut all) {
-                let (socket, address) = sockets::listen(name, SocketAddr::new(*ip, 0), false)?;
-                sockets.push(name, socket);
-                addresses.push(Address { name: name.clone(), child: Some(child), address });
-            }
-        }
-        Ok(all)
-    }
-}
-
-/// The listening sockets of one child.
-#[derive(Debug, Default)]
-pub(crate) struct Sockets {
-    names: Vec<String>,
-    sockets: Vec<TcpListener>,
-}
-
-impl Sockets {
-    fn push(&mut self, name: &str, socket: TcpListener) {
-        self.names.push(name.to_owned());
-        self.sockets.push(socket);
-    }
 }
 
 /// A node that has all it needs, and serves nothing yet.
 #[derive(Debug)]
 pub struct Bound {
-    spec: Spec,
+    pub(crate) children: Unstarted,
+    instance: String,
+    pub(crate) station: Station,
+}
+
+/// Everything of a node but who does its work.
+#[derive(Debug)]
+pub(crate) struct Station {
     started: Instant,
     running: Running,
     claim: Claim,
-    instance: Instance,
     meta: TcpListener,
-    sockets: Vec<Sockets>,
     state: watch::Sender<NodeState>,
 }
 
 impl Bound {
     /// Where the node listens, its meta port included.
     pub fn addresses(&self) -> &[Address] {
-        &self.running.addresses
+        &self.station.running.addresses
     }
 
     /// Which node of its name this is: the same after a restart on its data directory.
     pub fn instance(&self) -> &str {
-        &self.instance.id
+        &self.instance
     }
 
     /// The node's state as the seed is told it, see `protoplex_wire::join`. Changes of state wake receivers;
     /// load and uptimes are kept fresh without waking them.
     pub fn state(&self) -> watch::Receiver<NodeState> {
-        self.state.subscribe()
+        self.station.state.subscribe()
     }
 
-    /// Keeps the children alive until the node has drained: SIGTERM, SIGINT, or the wish of whoever supervises it.
-    pub async fn run(mut self) -> ExitCode {
-        let timing = self.spec.common.timing.clone();
-        let policy = Policy::new(timing.drain_timeout() + STOP_MARGIN);
-        let instance = Arc::clone(&self.instance.hold);
-        let programs =
-            self.hellos().map(|(hello, sockets)| Program::child(&hello, sockets, Arc::clone(&instance)));
-        let children = programs.map(|program| Process::start(program, policy.clone())).collect();
-        let service = match self.serve(Body::Children(children)) {
+    /// Keeps the children alive until the node has drained: SIGTERM, SIGINT, or the wish of an operator or of whoever
+    /// supervises it. `reload` is what SIGHUP and operators have read anew.
+    pub async fn run(self, reload: Reload) -> ExitCode {
+        let children = self.children.start();
+        let service = match self.station.serve(Body::Children(children), reload) {
             Ok(service) => service,
             Err(error) => return failed(&error),
         };
         let Service { node, orders, .. } = &service;
-        orders.drain.started().await;
+        let Body::Children(children) = node.body() else { return ExitCode::FAILURE };
+        // The first arm never ends; the other is cancel-safe.
+        tokio::select! {
+            () = children.keep_sharing() => {}
+            () = orders.drain.started() => {}
+        }
+        let timing = children.timing();
         info!(grace_ms = timing.drain_grace_ms, "draining");
         node.start_draining();
         // Each arm is cancel-safe.
         tokio::select! {
+            () = children.keep_sharing() => {}
             () = sleep(timing.drain_grace()) => {}
             () = orders.end.started() => {}
         }
-        node.children().iter().for_each(Process::drain);
-        let ended = join_all(node.children().iter().map(Process::ended));
         tokio::select! {
-            _ = ended => ExitCode::SUCCESS,
+            () = children.drain_all() => ExitCode::SUCCESS,
             () = orders.end.started() => {
                 warn!("ending at once");
-                node.children().iter().for_each(Process::end);
-                join_all(node.children().iter().map(Process::ended)).await;
+                children.end_all().await;
                 ExitCode::FAILURE
             }
         }
     }
+}
 
-    /// What each child is told, with its sockets.
-    pub(crate) fn hellos(&mut self) -> impl Iterator<Item = (Hello, Vec<TcpListener>)> {
-        let (spec, instance) = (&self.spec, &self.instance.id);
-        (0..).zip(self.sockets.drain(..)).map(|(index, Sockets { names, sockets })| {
-            let hello = Hello {
-                kind: spec.kind.to_owned(),
-                index,
-                children: spec.children,
-                common: spec.common.clone(),
-                instance: instance.clone(),
-                config: spec.child_config.clone(),
-                sockets: names,
-            };
-            (hello, sockets)
-        })
-    }
-
+impl Station {
     /// Everything around the node's work: orders, meta port, its state for the seed and its supervisor.
-    pub(crate) fn serve(self, body: Body) -> io::Result<Service> {
-        let node = Arc::new(Node::new(self.running, self.started, body));
+    pub(crate) fn serve(self, body: Body, reload: Reload) -> io::Result<Service> {
         let report = watch::Sender::new(Report::default());
         let orders = Orders::of_node(report.subscribe())?;
+        let (leave, reloader) = (orders.trigger.clone(), Reloader::new(reload));
+        let node = Arc::new(Node::new(self.claim, self.running, self.started, body, leave, reloader));
         let mut tasks = JoinSet::new();
         tasks.spawn(meta::serve(tokio::net::TcpListener::from_std(self.meta)?, Arc::clone(&node)));
         tasks.spawn(publish(Arc::clone(&node), self.state, report));
-        Ok(Service { node, orders, _tasks: tasks, _claim: self.claim })
+        tasks.spawn(follow_reloads(Arc::clone(&node), ReloadSignals::take()?));
+        Ok(Service { node, orders, _tasks: tasks })
     }
 }
 
@@ -246,7 +241,6 @@ pub(crate) struct Service {
     pub(crate) node: Arc<Node>,
     pub(crate) orders: Orders,
     _tasks: JoinSet<()>,
-    _claim: Claim,
 }
 
 /// What a node does that can't even begin.
@@ -260,8 +254,12 @@ async fn publish(node: Arc<Node>, state: watch::Sender<NodeState>, report: watch
     let mut seen = node.seen();
     loop {
         state.send_replace(node.state());
-        let ready = node.is_ready();
-        report.send_if_modified(|report| std::mem::replace(&mut report.ready, ready) != ready);
+        let now = node.report();
+        report.send_if_modified(|report| {
+            let changed = *report != now;
+            *report = now;
+            changed
+        });
         // Both arms are cancel-safe.
         while tokio::select! {
             () = node.changed(&mut seen) => false,
@@ -272,6 +270,14 @@ async fn publish(node: Arc<Node>, state: watch::Sender<NodeState>, report: watch
                 false
             });
         }
+    }
+}
+
+/// Reads the configuration anew at each SIGHUP. How that went stands in the log and on the status page.
+async fn follow_reloads(node: Arc<Node>, mut signals: ReloadSignals) {
+    loop {
+        signals.next().await;
+        let _ = node.reload().await;
     }
 }
 

@@ -27,6 +27,20 @@ pub(crate) fn usage(pid: u32) -> Option<Usage> {
     })
 }
 
+/// What a process that seems stuck does, as far as the kernel tells: its state, and where in the kernel it waits.
+pub(crate) fn doing(pid: u32) -> String {
+    let folder = Path::new("/proc").join(pid.to_string());
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+    let stat = read("stat");
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').next()).unwrap_or("?");
+    let (wait, call) = (read("wchan"), read("syscall"));
+    let (wait, call) = (wait.trim(), call.split(' ').next().unwrap_or_default().trim());
+    format!(
+        "state {state}, system call {call}, waits in {wait}, kernel stack {}",
+        read("stack").trim().replace('\n', " < ")
+    )
+}
+
 /// The machine's load average over one minute.
 pub(crate) fn load_average() -> f64 {
     let load = fs::read_to_string("/proc/loadavg").ok();

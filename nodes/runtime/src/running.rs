@@ -22,6 +22,9 @@ use crate::start::StartCause;
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
+/// What the address of a meta port is called.
+pub const META: &str = "meta";
+
 /// A node that runs, as told by `run/NODE.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {

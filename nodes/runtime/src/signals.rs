@@ -1,4 +1,4 @@
-//! The signals that ask a process to end.
+//! The signals that ask a process to end, or to read its configuration anew.
 
 use std::io;
 
@@ -19,6 +19,25 @@ pub enum Stop {
 pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+}
+
+/// SIGHUP, each time that it comes. From when this is made on it doesn't end the process any more, even when it is
+/// dropped.
+#[derive(Debug)]
+pub struct ReloadSignals(Signal);
+
+impl ReloadSignals {
+    /// # Errors
+    /// The system refuses, or there is no tokio runtime with its input and output enabled.
+    pub fn take() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup())?))
+    }
+
+    /// Returns at the next one. Cancel-safe.
+    pub async fn next(&mut self) {
+        // The stream does not end while the runtime lives.
+        self.0.recv().await;
+    }
 }
 
 impl StopSignals {

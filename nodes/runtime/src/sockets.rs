@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, Type};
 
 use crate::procfs;
 use crate::start::StartCause;
@@ -16,6 +19,42 @@ const BACKLOG: i32 = 4096;
 /// For how long the orphans of a parent that was killed may take to let go of its ports.
 const ORPHANS_TIMEOUT: Duration = Duration::from_secs(2);
 const ORPHANS_RETRY: Duration = Duration::from_millis(20);
+
+/// A listening socket of a node. The parent keeps it open for as long as the node serves its address: connections wait in
+/// it while no child accepts them, and whichever child is told to accepts them.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) handed: Handed,
+    pub(crate) listener: TcpListener,
+}
+
+/// What a socket is called between parent and children.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Handed {
+    /// Unique in the node.
+    pub(crate) id: u64,
+    /// What it is for.
+    pub(crate) name: String,
+}
+
+impl Socket {
+    pub(crate) fn new(name: &str, listener: TcpListener) -> Arc<Self> {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let id = IDS.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { handed: Handed { id, name: name.to_owned() }, listener })
+    }
+
+    /// Refuses connections from here on, without giving the address up: nobody is there to accept them.
+    pub(crate) fn refuse(&self) -> io::Result<()> {
+        Ok(rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both)?)
+    }
+
+    /// Takes connections again.
+    pub(crate) fn listen(&self) -> io::Result<()> {
+        Ok(rustix::net::listen(&self.listener, BACKLOG)?)
+    }
+}
 
 /// Whether nothing listens on any of the addresses, and none is there twice. `SO_REUSEPORT` would let us share a port
 /// with any other process of this user, and each would get a part of the other's connections.
@@ -44,6 +83,11 @@ pub(crate) fn probe(wanted: &[(String, SocketAddr)], orphaned: bool) -> Vec<Star
     causes
 }
 
+/// Whether nothing listens on an address that a running node is to serve from now on.
+pub(crate) fn free(name: &str, address: SocketAddr) -> Result<(), StartCause> {
+    bind(address, false).map(drop).map_err(|error| cause(name, address, error))
+}
+
 /// A non-blocking listening socket. Those that are `shared` may have the same address.
 pub(crate) fn listen(
     name: &str,
@@ -61,8 +105,8 @@ pub(crate) fn listen(
     listen().map_err(|error| cause(name, address, error))
 }
 
-fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+fn bind(address: SocketAddr, shared: bool) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

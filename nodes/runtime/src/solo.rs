@@ -2,30 +2,31 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::io;
 use std::process::ExitCode;
 
+use crate::commands::Reload;
 use crate::context::Context;
 use crate::drain::Drain;
 use crate::node::Body;
 use crate::orders;
 use crate::parent::{Bound, failed};
 
-/// Runs the node's code until it returns, or `drain_timeout` after the drain began. Its `shared` sockets are those of
-/// the [`Context`]. An error is logged and becomes exit code 1.
-pub async fn run<F, R, E>(mut bound: Bound, main: F) -> ExitCode
+/// Runs the node's code until it returns, or `drain_timeout` after the drain began. Its sockets are its own ones of the
+/// [`Context`]. An error is logged and becomes exit code 1.
+pub async fn run<F, R, E>(bound: Bound, reload: Reload, main: F) -> ExitCode
 where
     F: FnOnce(Context) -> R,
     R: Future<Output = Result<(), E>>,
     E: Display,
 {
-    let Some((hello, sockets)) = bound.hellos().next() else {
-        return failed(&io::Error::other("no sockets"));
+    let (hello, sockets) = match bound.children.solo() {
+        Ok(told) => told,
+        Err(error) => return failed(&error),
     };
-    let timing = hello.common.timing.clone();
+    let timing = hello.configuration.common.timing.clone();
     let (trigger, drain) = Drain::new();
     let context = Context::new(hello, sockets, drain);
-    let service = match bound.serve(Body::Solo(context.report())) {
+    let service = match bound.station.serve(Body::Solo(context.report()), reload) {
         Ok(service) => service,
         Err(error) => return failed(&error),
     };

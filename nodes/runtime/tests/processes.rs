@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use protoplex_runtime::supervisor::{Policy, Process, State};
 use rig::{Arguments, Client, Node, eventually, lives, until};
 use rustix::process::Signal;
+use serde_json::json;
 
 #[test]
 fn a_client_that_connects_while_no_child_lives_is_served_by_the_successor() {
@@ -329,6 +330,274 @@ async fn ending_a_node_ends_its_children_too() {
     process.end();
     process.ended().await;
     eventually("its children end", || !lives(child)).await;
+}
+
+/// Asks again and again, each time on a new connection and on one that is kept, until it is told to stop; counts answers
+/// and failures.
+struct Load {
+    answered: AtomicUsize,
+    failed: AtomicUsize,
+    stop: AtomicBool,
+}
+
+impl Load {
+    /// Runs while something is done to a node; gives the number of failures.
+    fn during(node: &Node, act: impl FnOnce(&dyn Fn())) -> usize {
+        let load = Self { answered: 0.into(), failed: 0.into(), stop: false.into() };
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| load.ask(node));
+            }
+            let more = || {
+                let before = load.answered.load(Ordering::Relaxed);
+                until("answers go on", || load.answered.load(Ordering::Relaxed) > before + 200);
+            };
+            // Where an assertion fails, too.
+            let _stop = StopOnDrop(&load.stop);
+            more();
+            act(&more);
+            more();
+        });
+        load.failed.into_inner()
+    }
+
+    fn ask(&self, node: &Node) {
+        while !self.stop.load(Ordering::Relaxed) {
+            // Being refused is a panic.
+            let answer = Client::connect(node.http()).ask("who");
+            let counter = if answer.is_ok() { &self.answered } else { &self.failed };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn pids(node: &Node) -> Vec<u32> {
+    let children = node.status()["children"].as_array().unwrap().clone();
+    children.iter().map(|child| child["pid"].as_u64().unwrap_or_default() as u32).collect()
+}
+
+#[test]
+fn a_restart_of_every_child_fails_nobody() {
+    for own in [false, true] {
+        let node = Node::start(&Arguments { own, ..Arguments::default() });
+        let before = pids(&node);
+        let mut watcher = Client::connect(node.http());
+        watcher.ask("before").unwrap();
+        let failed = Load::during(&node, |more| {
+            assert_eq!(node.command("/restart"), (200, json!({"changed": true})));
+            more();
+        });
+        assert_eq!(failed, 0);
+        let after = pids(&node);
+        assert!(before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
+        let (_, pid) = watcher.ask("after").expect("who is being served is served to the end");
+        assert!(before.contains(&pid));
+    }
+}
+
+#[test]
+fn one_child_alone_is_restarted_without_a_gap() {
+    for own in [false, true] {
+        let node = Node::start(&Arguments { children: 1, own, ..Arguments::default() });
+        let first = pids(&node);
+        // It drains for as long as this one stays.
+        let mut watcher = Client::connect(node.http());
+        watcher.ask("before").unwrap();
+        let failed = Load::during(&node, |_| {
+            assert_eq!(node.command("/restart?child=0").0, 200);
+        });
+        assert_eq!(failed, 0);
+        assert_ne!(pids(&node), first);
+        watcher.ask("after").unwrap();
+    }
+}
+
+#[test]
+fn what_a_stopped_child_would_have_accepted_its_sibling_does() {
+    let node = Node::start(&Arguments::default());
+    let failed = Load::during(&node, |more| {
+        assert_eq!(node.command("/stop?child=1"), (200, json!({"changed": true})));
+        assert_eq!(node.child(1).state, "STOPPED");
+        assert_eq!(node.command("/stop?child=1"), (200, json!({"changed": false})), "it is stopped already");
+        more();
+        for _ in 0..64 {
+            assert_eq!(Client::connect(node.http()).ask("who").unwrap().0, 0);
+        }
+        assert_eq!(node.command("/start?child=1"), (200, json!({"changed": true})));
+        assert_eq!(node.command("/start?child=1"), (200, json!({"changed": false})), "it runs already");
+    });
+    assert_eq!(failed, 0);
+    until("both serve again", || Client::connect(node.http()).ask("who").unwrap().0 == 1);
+}
+
+#[test]
+fn a_stopped_node_refuses_and_serves_again_on_the_same_port_when_it_is_started() {
+    let node = Node::start(&Arguments::default());
+    assert_eq!(node.command("/stop").0, 200);
+    assert!(!node.is_ready());
+    until("clients are refused", || TcpStream::connect(node.http()).is_err());
+    assert_eq!(node.command("/start").0, 200);
+    assert!(node.is_ready());
+    until("clients are served", || TcpStream::connect(node.http()).is_ok());
+    Client::connect(node.http()).ask("who").unwrap();
+}
+
+#[test]
+fn a_stop_at_once_cuts_what_a_stop_would_wait_for() {
+    let node = Node::start(&Arguments { timing: (0, 60_000), ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    client.ask("first").unwrap();
+    let started = Instant::now();
+    assert_eq!(node.command("/stop?now=true").0, 200);
+    assert!(started.elapsed() < Duration::from_secs(30));
+    client.ask("last").unwrap_err();
+}
+
+#[test]
+fn a_child_that_was_given_up_can_be_started_by_hand() {
+    let arguments = Arguments { hopeless: Some(1), ..Arguments::default() };
+    let node = Node::spawn(&arguments);
+    until("it is given up", || node.child(1).state == "FATAL");
+    let (status, problem) = node.command("/start?child=1");
+    assert_eq!(status, 500);
+    assert!(problem["detail"].as_str().unwrap().contains("child 1 is FATAL"), "{problem}");
+    node.rewrite(&Arguments { hopeless: None, ..arguments });
+    assert_eq!(node.command("/reload").0, 200);
+    assert_eq!(node.command("/start?child=1").0, 200);
+    assert_eq!(node.child(1).state, "RUNNING");
+    assert_eq!(node.status()["degraded"], false);
+}
+
+#[test]
+fn a_child_that_does_not_exist_can_not_be_commanded() {
+    let node = Node::start(&Arguments::default());
+    for command in ["start", "stop", "restart", "drain"] {
+        let (status, problem) = node.command(&format!("/{command}?child=2"));
+        assert_eq!(status, 404);
+        assert_eq!(problem["detail"], "there is no child 2: the node has children 0 to 1");
+        assert_eq!(node.command(&format!("/{command}?chlid=0")).0, 400, "an unknown key is no wish for all");
+    }
+    assert_eq!((node.child(0).state.as_str(), node.child(1).restarts), ("RUNNING", 0));
+}
+
+#[test]
+fn a_node_that_is_told_to_drain_ends_in_order() {
+    let mut node = Node::start(&Arguments::default());
+    let mut client = Client::connect(node.http());
+    client.ask("first").unwrap();
+    assert_eq!(node.command("/drain"), (200, json!({"changed": true})));
+    until("it accepts no more", || TcpStream::connect(node.http()).is_err());
+    client.ask("last").unwrap();
+    drop(client);
+    assert_eq!(node.wait(), Some(0));
+}
+
+#[test]
+fn a_child_that_hangs_is_killed_and_replaced() {
+    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let first = pids(&node);
+    Client::connect(node.http()).say("hang");
+    until("it is replaced", || node.child(0).restarts == 1 && node.is_ready());
+    assert_ne!(pids(&node), first);
+    Client::connect(node.http()).ask("who").unwrap();
+}
+
+#[test]
+fn what_children_can_adopt_they_adopt_while_every_connection_lives_on() {
+    let arguments = Arguments { word: "old", motto: "old", ..Arguments::default() };
+    let node = Node::start(&arguments);
+    let before = pids(&node);
+    let mut client = Client::connect(node.http());
+    client.ask("before").unwrap();
+    node.rewrite(&Arguments { word: "new", ..arguments.clone() });
+    node.signal(Signal::HUP);
+    until("both have adopted it", || {
+        node.status()["children"].as_array().unwrap().iter().all(|child| child["details"]["word"] == "new")
+    });
+    assert_eq!(pids(&node), before);
+    client.ask("after").unwrap();
+    until("the reload is noted", || node.status()["reload"]["ok"] == true);
+    // For what only a new child can adopt, each is replaced.
+    let failed = Load::during(&node, |_| {
+        node.rewrite(&Arguments { motto: "new", ..arguments.clone() });
+        assert_eq!(node.command("/reload"), (200, json!({"changed": true})));
+    });
+    assert_eq!(failed, 0);
+    assert_ne!(pids(&node), before);
+    assert_eq!(node.status()["children"][1]["details"]["motto"], "new");
+}
+
+#[test]
+fn a_bad_configuration_changes_nothing_and_says_why() {
+    let node = Node::start(&Arguments::default());
+    let (before, status) = (pids(&node), node.status());
+    std::fs::write(node.arguments(), "{ \"data\": ").unwrap();
+    let (code, problem) = node.command("/reload");
+    assert_eq!(code, 422);
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("the old one goes on") && detail.contains("line 1 column"), "{detail}");
+    assert_eq!(node.status()["reload"]["ok"], false);
+    // One that reads well, but whose address is taken.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    node.rewrite(&Arguments { listen, children: 3, ..Arguments::default() });
+    let (code, problem) = node.command("/reload");
+    assert_eq!(code, 409, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("is in use"), "{problem}");
+    // One that changes what can't change.
+    node.rewrite(&Arguments { data: Some("/elsewhere".into()), ..Arguments::default() });
+    assert_eq!(node.command("/reload").0, 422);
+    assert_eq!((pids(&node), node.status()["addresses"].clone()), (before, status["addresses"].clone()));
+    Client::connect(node.http()).ask("who").unwrap();
+}
+
+#[test]
+fn children_are_added_and_taken_away_while_every_connection_lives_on() {
+    let arguments = Arguments { children: 1, ..Arguments::default() };
+    let node = Node::start(&arguments);
+    let before = pids(&node);
+    let mut client = Client::connect(node.http());
+    client.ask("before").unwrap();
+    let failed = Load::during(&node, |more| {
+        node.rewrite(&Arguments { children: 3, ..arguments.clone() });
+        assert_eq!(node.command("/reload").0, 200);
+        until("three serve", || node.is_ready() && pids(&node).iter().filter(|pid| **pid > 0).count() == 3);
+        for index in 0..3 {
+            until("each of them accepts", || Client::connect(node.http()).ask("who").unwrap().0 == index);
+        }
+        more();
+        node.rewrite(&Arguments { children: 1, ..arguments.clone() });
+        assert_eq!(node.command("/reload").0, 200);
+        more();
+    });
+    assert_eq!(failed, 0);
+    assert_eq!(pids(&node), before);
+    assert_eq!(client.ask("after").unwrap(), (0, before[0]));
+}
+
+#[test]
+fn an_address_is_added_and_taken_away_while_every_connection_lives_on() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let node = Node::start(&Arguments::default());
+    let (before, old) = (pids(&node), node.http());
+    let mut client = Client::connect(old);
+    client.ask("before").unwrap();
+    node.rewrite(&Arguments { listen: free.to_string(), ..Arguments::default() });
+    assert_eq!(node.command("/reload"), (200, json!({"changed": true})));
+    until("the new address is served", || TcpStream::connect(free).is_ok());
+    Client::connect(free).ask("who").unwrap();
+    until("the old one is not", || TcpStream::connect(old).is_err());
+    client.ask("after").unwrap();
+    assert_eq!(pids(&node), before);
+    assert_eq!(node.announced("http"), Some(free));
 }
 
 #[test]

@@ -74,6 +74,8 @@ pub(super) enum Next {
 /// A client that has ended its side may wait for the answer all the same, or be gone: nothing tells before something is
 /// sent. So it is served for a while.
 const HALF_CLOSED_WAIT: Duration = Duration::from_secs(1);
+/// How long after the start of a drain idle connections are kept: many a request is on its way already.
+pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);
 /// How much of what follows a request is read while it is answered: a reader is needed to see that the client leaves.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
@@ -114,7 +116,14 @@ impl Wire {
     }
 
     /// The next request, once its head is whole.
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>, limits: &Limits, closing: bool) -> Poll<Next> {
+    /// Where a drain has started (`closing`) an idle client has [`LAST_WORD`] to come with a request that it was about to
+    /// send: the answer tells it that it is the last.
+    pub(super) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &Limits,
+        closing: Option<Instant>,
+    ) -> Poll<Next> {
         loop {
             if !self.intake.unread.is_empty() {
                 match self.read_head() {
@@ -136,11 +145,12 @@ impl Wire {
                 // The head's time begins with its first byte, which has just come.
                 self.since = clock::now();
             }
-            if idle && closing {
-                return Poll::Ready(Next::End);
-            }
-            let limit = if idle { limits.idle_timeout } else { limits.head_timeout };
-            ready!(self.deadline.poll(cx, self.since + limit));
+            let until = match (idle, closing) {
+                (false, _) => self.since + limits.head_timeout,
+                (true, None) => self.since + limits.idle_timeout,
+                (true, Some(since)) => (self.since + limits.idle_timeout).min(since + LAST_WORD),
+            };
+            ready!(self.deadline.poll(cx, until));
             return Poll::Ready(if idle { Next::End } else { Next::Refused(Rule::HeadTooSlow) });
         }
     }

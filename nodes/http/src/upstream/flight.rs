@@ -73,7 +73,7 @@ impl Flight {
             scan: None,
             heads: 0,
             deadline: Deadline::default(),
-            patience: Patience::new(pool.settings.body_idle_timeout),
+            patience: Patience::new(pool.settings.get().body_idle_timeout),
             stays: false,
             broken_off: false,
             upload_moved: None,
@@ -133,7 +133,7 @@ impl Flight {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.closed(&error.to_string()))),
                 Poll::Pending => {
                     let Some(pool) = self.pool.upgrade() else { return Poll::Pending };
-                    let after = pool.settings.first_byte_timeout;
+                    let after = pool.settings.get().first_byte_timeout;
                     let Some(since) = self.upload.waiting_since() else {
                         self.deadline.clear();
                         return Poll::Pending;
@@ -216,7 +216,7 @@ impl Flight {
         let sound =
             self.stays && self.intake.unread.is_empty() && self.upload.has_ended() && !self.broken_off;
         if let (Some(stream), true, Some(pool)) = (self.stream.take(), sound, self.pool.upgrade()) {
-            pool.idle.put(self.origin, stream, now);
+            pool.idle.put(self.origin, stream, now, &pool.settings.get());
         }
     }
 

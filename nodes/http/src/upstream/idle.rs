@@ -10,13 +10,13 @@ use foldhash::fast::RandomState;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
+use super::Settings;
 use crate::socket::Stream;
 
 /// By address, each with the time at which it is closed.
+#[derive(Default)]
 pub(super) struct Idle {
     shelves: Rc<RefCell<Shelves>>,
-    timeout: Duration,
-    max_per_origin: usize,
 }
 
 #[derive(Default)]
@@ -36,10 +36,6 @@ struct Resting {
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Idle {
-    pub(super) fn new(timeout: Duration, max_per_origin: usize) -> Self {
-        Self { shelves: Rc::default(), timeout, max_per_origin }
-    }
-
     /// A connection that is fit for use, the youngest first: so in quiet times the others age and go. One of which something
     /// has come though nothing was asked is not: that would be taken for the next answer. What comes in this very turn of the
     /// event loop is not seen; to look for it would cost each request a system call.
@@ -55,15 +51,15 @@ impl Idle {
     }
 
     /// Keeps a connection on which both messages have ended now.
-    pub(super) fn put(&self, origin: SocketAddr, stream: Stream, now: Instant) {
+    pub(super) fn put(&self, origin: SocketAddr, stream: Stream, now: Instant, settings: &Settings) {
         let mut shelves = self.shelves.borrow_mut();
         let shelf = shelves.streams.entry(origin).or_default();
-        if shelf.len() >= self.max_per_origin {
+        if shelf.len() >= settings.max_idle_per_origin {
             return;
         }
-        shelf.push(Resting { stream, until: now + self.timeout });
+        shelf.push(Resting { stream, until: now + settings.idle_timeout });
         if shelves.keeper.is_none() {
-            let keeper = tokio::task::spawn_local(keep(Rc::downgrade(&self.shelves), self.timeout));
+            let keeper = tokio::task::spawn_local(keep(Rc::downgrade(&self.shelves), settings.idle_timeout));
             shelves.keeper = Some(keeper.abort_handle());
         }
     }

@@ -15,6 +15,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::config::Common;
+use crate::sockets::{Handed, Socket};
 
 /// Fits into a new socket's buffer, so that it can be written before the child runs.
 const HELLO_BYTES: usize = 96 << 10;
@@ -27,66 +28,106 @@ const DESCRIPTORS: usize = 253;
 pub(crate) struct Hello {
     pub(crate) kind: String,
     pub(crate) index: u32,
-    pub(crate) children: u32,
-    pub(crate) common: Common,
     /// See [`crate::running`].
     pub(crate) instance: String,
-    pub(crate) config: serde_json::Value,
-    /// The names of the sockets that come along, in their order.
-    pub(crate) sockets: Vec<String>,
+    pub(crate) configuration: Configuration,
+    /// The sockets that come along, in their order: first the child's own.
+    pub(crate) sockets: Vec<Handed>,
+    /// So many are its own.
+    pub(crate) own: usize,
 }
 
-/// A [`Hello`] with its sockets, to be sent to each of a child's incarnations.
+/// What a child goes by, and may be told anew while it runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Configuration {
+    pub(crate) common: Common,
+    /// Of its kind.
+    pub(crate) config: serde_json::Value,
+}
+
+/// What is sent to each of a child's incarnations: a [`Hello`], and the child's own sockets. Those that it shares with its
+/// siblings come and go.
 #[derive(Debug)]
 pub(crate) struct Parcel {
-    line: Vec<u8>,
-    sockets: Vec<TcpListener>,
+    pub(crate) hello: Hello,
+    own: Vec<Arc<Socket>>,
     /// Of the instance: as long as the child has it, nobody else takes itself for the same one.
     hold: Arc<File>,
 }
 
+/// The most sockets that a child is born with; it may be given more later.
+const SOCKETS: usize = DESCRIPTORS - 1;
+
 impl Parcel {
-    pub(crate) fn new(hello: &Hello, sockets: Vec<TcpListener>, hold: Arc<File>) -> Self {
-        let line = super::line(hello).unwrap_or_default();
-        assert!(!line.is_empty() && line.len() <= HELLO_BYTES, "the configuration of a child is over 64 KiB");
-        assert!(
-            hello.sockets.len() == sockets.len() && sockets.len() < DESCRIPTORS,
-            "as many names as sockets"
-        );
-        Self { line, sockets, hold }
+    pub(crate) fn new(hello: Hello, own: Vec<Arc<Socket>>, hold: Arc<File>) -> Self {
+        Self { hello, own, hold }
     }
 
-    /// Sends everything on a new socket, without waiting.
-    pub(crate) fn send(&self, socket: &UnixStream) -> io::Result<()> {
-        let descriptors: Vec<_> = self.sockets.iter().map(AsFd::as_fd).chain([self.hold.as_fd()]).collect();
+    /// Sends everything on a new socket, without waiting. Of the sockets that are shared it takes as many as there is room
+    /// for; says how many.
+    pub(crate) fn send(&self, socket: &UnixStream, shared: &[Arc<Socket>]) -> io::Result<usize> {
+        let shared = &shared[..shared.len().min(SOCKETS.saturating_sub(self.own.len()))];
+        let sockets = || self.own.iter().chain(shared);
+        let hello = Hello {
+            sockets: sockets().map(|socket| socket.handed.clone()).collect(),
+            own: self.own.len(),
+            ..self.hello.clone()
+        };
+        let line = super::line(&hello).map_err(io::Error::other)?;
+        if line.len() > HELLO_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the configuration of a child is over 64 KiB",
+            ));
+        }
+        let descriptors: Vec<_> =
+            sockets().map(|socket| socket.listener.as_fd()).chain([self.hold.as_fd()]).collect();
         let message = SendAncillaryMessage::ScmRights(&descriptors);
         let mut space = vec![MaybeUninit::uninit(); message.size()];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(message);
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = sendmsg(socket, &[IoSlice::new(&self.line)], &mut ancillary, flags)?;
-        if sent < self.line.len() {
+        let length = (line.len() as u32).to_be_bytes();
+        let parts = [IoSlice::new(&length), IoSlice::new(&line)];
+        let sent = sendmsg(socket, &parts, &mut ancillary, flags)?;
+        if sent < length.len() + line.len() {
             return Err(io::Error::new(io::ErrorKind::WriteZero, "the control socket holds too little"));
         }
-        Ok(())
-    }
-
-    /// Lets go of the sockets: nobody will need them after the present incarnation.
-    pub(crate) fn close(&mut self) {
-        self.sockets.clear();
+        Ok(shared.len())
     }
 }
 
-/// Receives what [`Parcel::send`] sent; waits for it. The last descriptor is to be kept open until the process ends.
+/// Receives what [`Parcel::send`] sent, and not a byte of the orders behind it; waits for it. The last descriptor is to be
+/// kept open until the process ends.
 pub(crate) fn receive(socket: &UnixStream) -> io::Result<(Hello, Vec<TcpListener>, OwnedFd)> {
-    let mut line = Vec::new();
     let mut descriptors = Vec::new();
-    let mut part = vec![0; HELLO_BYTES];
-    while line.last() != Some(&b'\n') {
+    let mut length = [0; size_of::<u32>()];
+    receive_exactly(socket, &mut length, &mut descriptors)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > HELLO_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the parent has said too much"));
+    }
+    let mut line = vec![0; length];
+    receive_exactly(socket, &mut line, &mut descriptors)?;
+    let hello: Hello = serde_json::from_slice(&line)?;
+    match descriptors.pop() {
+        Some(hold) if descriptors.len() == hello.sockets.len() => {
+            Ok((hello, descriptors.into_iter().map(TcpListener::from).collect(), hold))
+        }
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not as many sockets as names")),
+    }
+}
+
+fn receive_exactly(
+    socket: &UnixStream,
+    mut bytes: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<()> {
+    while !bytes.is_empty() {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let room = HELLO_BYTES - line.len();
-        let parts = &mut [IoSliceMut::new(&mut part[..room])];
+        let parts = &mut [IoSliceMut::new(bytes)];
         let received = recvmsg(socket, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(received) = message {
@@ -96,13 +137,7 @@ pub(crate) fn receive(socket: &UnixStream) -> io::Result<(Hello, Vec<TcpListener
         if received == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the parent has said too little"));
         }
-        line.extend_from_slice(&part[..received]);
+        bytes = &mut bytes[received..];
     }
-    let hello: Hello = serde_json::from_slice(&line)?;
-    match descriptors.pop() {
-        Some(hold) if descriptors.len() == hello.sockets.len() => {
-            Ok((hello, descriptors.into_iter().map(TcpListener::from).collect(), hold))
-        }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not as many sockets as names")),
-    }
+    Ok(())
 }

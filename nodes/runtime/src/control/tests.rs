@@ -1,7 +1,7 @@
 //! Messages in pieces, rubbish, and sockets that change hands.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,29 +11,41 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::config::{Common, Timing};
+use crate::context::PortChange;
 use crate::drain::Drain;
+use crate::sockets::Socket;
 use crate::telemetry::Settings;
 
-fn hello(sockets: &[&str], config: serde_json::Value) -> Hello {
+fn hello(config: serde_json::Value) -> Hello {
+    let common = Common {
+        node: "proxy-1".to_owned(),
+        data: "data".into(),
+        seed: "127.0.0.1:8050".to_owned(),
+        region: String::new(),
+        zone: String::new(),
+        meta: "127.0.0.1:8053".parse().unwrap(),
+        meta_forced: false,
+        timing: Timing::default(),
+        telemetry: Settings::default(),
+    };
     Hello {
         kind: "proxy".to_owned(),
         index: 1,
-        children: 2,
-        common: Common {
-            node: "proxy-1".to_owned(),
-            data: "data".into(),
-            seed: "127.0.0.1:8050".to_owned(),
-            region: String::new(),
-            zone: String::new(),
-            meta: "127.0.0.1:8053".parse().unwrap(),
-            meta_forced: false,
-            timing: Timing::default(),
-            telemetry: Settings::default(),
-        },
         instance: "i".to_owned(),
-        config,
-        sockets: sockets.iter().map(ToString::to_string).collect(),
+        configuration: Configuration { common, config },
+        sockets: Vec::new(),
+        own: 0,
     }
+}
+
+fn hold() -> Arc<std::fs::File> {
+    Arc::new(tempfile::tempfile().unwrap())
+}
+
+fn socket(name: &str) -> (Arc<Socket>, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (Socket::new(name, listener), address)
 }
 
 #[tokio::test]
@@ -73,33 +85,97 @@ async fn what_is_no_message_is_refused() {
 
 #[test]
 fn a_socket_that_was_sent_goes_on_listening_with_what_waits_in_it() {
-    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut client = TcpStream::connect(socket.local_addr().unwrap()).unwrap();
+    let (own, address) = socket("own");
+    let mut client = TcpStream::connect(address).unwrap();
     client.write_all(b"hi").unwrap();
     let (ours, theirs) = StdUnixStream::pair().unwrap();
     let config = serde_json::json!({ "text": "é".repeat(30_000) });
-    let hold = Arc::new(tempfile::tempfile().unwrap());
+    let hold = hold();
     hold.lock().unwrap();
-    let mut parcel = Parcel::new(&hello(&["http"], config.clone()), vec![socket], hold);
-    parcel.send(&ours).unwrap();
-    parcel.close();
+    let parcel = Parcel::new(hello(config.clone()), vec![own], hold);
+    let shared = [socket("http").0, socket("http").0];
+    assert_eq!(parcel.send(&ours, &shared).unwrap(), 2);
+    drop(parcel);
+    // What follows is left to whoever reads orders.
+    (&ours).write_all(b"\"metrics\"\n").unwrap();
     let (hello, sockets, _hold) = receive(&theirs).unwrap();
-    assert_eq!((hello.index, hello.config), (1, config));
+    assert_eq!((hello.index, hello.own, hello.configuration.config), (1, 1, config));
+    assert_eq!(
+        hello.sockets.iter().map(|socket| socket.name.as_str()).collect::<Vec<_>>(),
+        ["own", "http", "http"]
+    );
     let mut greeting = [0; 2];
     sockets[0].accept().unwrap().0.read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting, b"hi");
+    let mut orders = [0; 10];
+    (&theirs).read_exact(&mut orders).unwrap();
+    assert_eq!(&orders, b"\"metrics\"\n");
 }
 
 #[test]
-fn a_parent_that_says_too_little_is_not_believed() {
+fn a_child_is_born_with_no_more_sockets_than_one_message_takes() {
     let (ours, theirs) = StdUnixStream::pair().unwrap();
-    (&ours).write_all(b"{\"kind\":").unwrap();
-    drop(ours);
-    assert_eq!(receive(&theirs).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-    let (ours, theirs) = StdUnixStream::pair().unwrap();
-    let words = line(&hello(&["http"], serde_json::Value::Null)).unwrap();
-    (&ours).write_all(&words).unwrap();
-    assert_eq!(receive(&theirs).unwrap_err().to_string(), "not as many sockets as names");
+    let shared: Vec<_> = (0..260).map(|_| socket("http").0).collect();
+    let sent = Parcel::new(hello(serde_json::Value::Null), Vec::new(), hold()).send(&ours, &shared).unwrap();
+    assert_eq!(sent, 252);
+    assert_eq!(receive(&theirs).unwrap().1.len(), sent);
+}
+
+#[test]
+fn a_parent_that_says_too_little_or_too_much_is_not_believed() {
+    let says = |bytes: &[u8]| {
+        let (ours, theirs) = StdUnixStream::pair().unwrap();
+        (&ours).write_all(bytes).unwrap();
+        drop(ours);
+        receive(&theirs).unwrap_err()
+    };
+    let framed = |line: &[u8]| [&(line.len() as u32).to_be_bytes(), line].concat();
+    assert_eq!(says(&framed(b"{\"kind\":")[..9]).kind(), io::ErrorKind::UnexpectedEof);
+    assert_eq!(says(&[0xff; 8]).to_string(), "the parent has said too much");
+    let named = Handed { id: 1, name: "http".to_owned() };
+    let words = line(&Hello { sockets: vec![named], ..hello(serde_json::Value::Null) }).unwrap();
+    assert_eq!(says(&framed(&words)).to_string(), "not as many sockets as names");
+}
+
+#[tokio::test]
+async fn a_child_is_given_and_deprived_of_sockets_while_it_runs_and_told_what_to_go_by() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let context = Context::new(hello(serde_json::json!("old")), Vec::new(), Drain::new().1);
+    let mut reconfigured = context.reconfigured();
+    tokio::spawn(obey(theirs, context.report(), Drain::new().0, Drain::new().0, Some(context.clone())));
+    let (_reader, writer) = ours.into_split();
+    let (http, address) = socket("http");
+    let mut client = TcpStream::connect(address).unwrap();
+    client.write_all(b"hi").unwrap();
+    send(&writer, &Order::Take(http.handed.clone()), Some(http.listener.as_fd())).await.unwrap();
+    let mut changes = context.port_changes().await;
+    let Some(PortChange::Open { id, name, socket }) = changes.pop() else { panic!("{changes:?}") };
+    assert_eq!((id, name.as_str()), (http.handed.id, "http"));
+    let mut greeting = [0; 2];
+    socket.accept().unwrap().0.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"hi");
+    send(&writer, &Order::Release(id), None).await.unwrap();
+    assert!(matches!(context.port_changes().await[..], [PortChange::Close { id: closed }] if closed == id));
+    // One that is taken back before anybody has looked at it was never there.
+    send(&writer, &Order::Take(http.handed.clone()), Some(http.listener.as_fd())).await.unwrap();
+    send(&writer, &Order::Release(id), None).await.unwrap();
+    let configuration = hello(serde_json::json!("new")).configuration;
+    send(&writer, &Order::Adopt(Box::new(configuration)), None).await.unwrap();
+    assert_eq!(reconfigured.next::<String>().await.unwrap(), "new");
+    assert_eq!(context.config::<String>().unwrap(), "new");
+    assert!(timeout(Duration::ZERO, context.port_changes()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_socket_that_does_not_come_with_its_order_ends_the_talk() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (drain_trigger, drain) = Drain::new();
+    let report = watch::Sender::new(Report::default());
+    let obeying = tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, Drain::new().0, None));
+    let (_reader, writer) = ours.into_split();
+    send(&writer, &Order::Take(Handed { id: 1, name: "http".to_owned() }), None).await.unwrap();
+    timeout(Duration::from_secs(10), obeying).await.unwrap().unwrap();
+    assert!(drain.is_draining());
 }
 
 #[tokio::test]
@@ -107,15 +183,21 @@ async fn a_process_reports_answers_and_drains_when_its_supervisor_is_gone() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let report = watch::Sender::new(Report::default());
     let ((drain_trigger, drain), (end_trigger, end)) = (Drain::new(), Drain::new());
-    let obeying = tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, end_trigger));
+    let obeying = tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, end_trigger, None));
     let (reader, writer) = ours.into_split();
     let mut lines = Lines::new(reader);
     assert_eq!(lines.next().await.unwrap(), Some(Word::Report(Report::default())));
     report.send_modify(|report| report.ready = true);
     let ready = Report { ready: true, ..Report::default() };
     assert_eq!(lines.next().await.unwrap(), Some(Word::Report(ready)));
-    send(&writer, &Order::Metrics).await.unwrap();
-    assert!(matches!(lines.next().await.unwrap(), Some(Word::Metrics(_))));
+    send(&writer, &Order::Metrics, None).await.unwrap();
+    loop {
+        match lines.next().await.unwrap() {
+            Some(Word::Beat) => {}
+            Some(Word::Metrics(_)) => break,
+            other => panic!("{other:?}"),
+        }
+    }
     assert!(!drain.is_draining());
     drop((lines, writer));
     timeout(Duration::from_secs(10), obeying).await.unwrap().unwrap();
@@ -128,9 +210,9 @@ async fn whoever_should_end_should_drain_too() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let report = watch::Sender::new(Report::default());
         let ((drain_trigger, drain), (end_trigger, end)) = (Drain::new(), Drain::new());
-        tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, end_trigger));
+        tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, end_trigger, None));
         let (_reader, writer) = ours.into_split();
-        send(&writer, &order).await.unwrap();
+        send(&writer, &order, None).await.unwrap();
         timeout(Duration::from_secs(10), drain.started()).await.unwrap();
         assert_eq!(end.is_draining(), ends, "after {order:?}");
     }

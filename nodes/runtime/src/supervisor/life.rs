@@ -1,14 +1,20 @@
 //! The life of one supervised process, as a pure state machine.
 //!
 //! ```text
-//!              ready            died                died too often
-//!  STARTING ─────────► RUNNING ──────► BACKOFF ···► FATAL
-//!     ▲  │                │  ▲            │
-//!     │  └── drain, end ──┤  └── at once  │ its delay is over
-//!     │                   ▼               │
-//!     │                STOPPING ──────────│──► EXITED
-//!     └───────────────────────────────────┘
+//!               ready            died                died too often
+//!  STARTING ──────────► RUNNING ──────► BACKOFF ···► FATAL
+//!   ▲ ▲  │                │  ▲            │            │
+//!   │ │  └─ stop, drain ──┤  └── at once  │ its delay  │ start
+//!   │ │         end       ▼               │ is over    │
+//!   │ │               STOPPING ─► EXITED  │            │
+//!   │ │                   │         │     │            │
+//!   │ │                   ▼         │     │            │
+//!   │ └─── start ──── STOPPED       │     │            │
+//!   └───────────────────────────────┴─────┴────────────┘
 //! ```
+//!
+//! Who was stopped can be started again, and so can who was drained, as long as it is looked after. A process that says
+//! nothing for too long is stuck, and killed.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,11 +24,17 @@ use serde::{Deserialize, Serialize};
 
 /// From the order to end at once until the process is killed: time for a node to end its own children.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// A process that runs says something more often than that, or is stuck.
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+/// Until its first word.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where a process is in its life; supervisord's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum State {
+    /// Ended as it was told to, by an operator who may want it back.
+    Stopped,
     /// Runs, but was never ready yet.
     Starting,
     /// Runs, and has been ready.
@@ -33,20 +45,26 @@ pub enum State {
     Stopping,
     /// Ended as it was told to.
     Exited,
-    /// Died too often; not started again.
+    /// Died too often; not started again by itself.
     Fatal,
 }
 
 impl State {
-    /// Whether nothing will happen to the process any more.
+    /// Whether nothing will happen to the process by itself any more.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Exited | Self::Fatal)
+        matches!(self, Self::Stopped | Self::Exited | Self::Fatal)
+    }
+
+    /// Whether there is a process that may be given work.
+    pub fn is_up(self) -> bool {
+        matches!(self, Self::Starting | Self::Running)
     }
 }
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Self::Stopped => "STOPPED",
             Self::Starting => "STARTING",
             Self::Running => "RUNNING",
             Self::Backoff => "BACKOFF",
@@ -85,10 +103,20 @@ impl Policy {
 /// What happens to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// It says anything at all.
+    Heard,
     /// It reports itself ready.
     Ready,
+    /// It is about to end in good order, by a wish that it was told of directly.
+    Leaves,
     /// It has ended, or could not be started.
     Died,
+    /// It should run, although it was stopped, was drained, or died too often.
+    Start,
+    /// It should end in good order, and may be wanted again.
+    Stop,
+    /// It should end now, and may be wanted again.
+    Cut,
     /// It should end in good order.
     Drain,
     /// It should end now.
@@ -108,6 +136,17 @@ pub enum Order {
     End,
     /// Kill it.
     Kill,
+    /// Find out where it is stuck, and kill it.
+    KillStuck,
+}
+
+/// What becomes of a process that is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Stopped,
+    Exited,
+    /// It was wanted again before it had ended.
+    Again,
 }
 
 /// The life of one process.
@@ -115,15 +154,26 @@ pub enum Order {
 pub struct Life {
     policy: Policy,
     state: State,
+    after: After,
     deadline: Option<Instant>,
+    /// When it is taken for stuck.
+    silent: Option<Instant>,
     deaths: VecDeque<Instant>,
     restarts: u32,
 }
 
 impl Life {
     /// A process that is being started: the caller spawns it.
-    pub fn new(policy: Policy) -> Self {
-        Self { policy, state: State::Starting, deadline: None, deaths: VecDeque::new(), restarts: 0 }
+    pub fn new(policy: Policy, now: Instant) -> Self {
+        Self {
+            policy,
+            state: State::Starting,
+            after: After::Exited,
+            deadline: None,
+            silent: Some(now + START_TIMEOUT),
+            deaths: VecDeque::new(),
+            restarts: 0,
+        }
     }
 
     /// Where it is.
@@ -138,32 +188,75 @@ impl Life {
 
     /// When [`Event::Deadline`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        [self.deadline, self.silent].into_iter().flatten().min()
     }
 
     /// What follows from an event. Events that have no meaning in the present state change nothing.
     pub fn take(&mut self, event: Event, now: Instant) -> Option<Order> {
         match (self.state, event) {
-            (State::Starting, Event::Ready) => self.enter(State::Running, None, None),
-            (State::Starting | State::Running, Event::Died) => self.died(now),
+            (_, Event::Heard) => {
+                self.silent = self.silent.map(|_| now + SILENCE_LIMIT);
+                None
+            }
+            (State::Starting, Event::Ready) => self.enter(State::Running, None),
+            (State::Starting | State::Running, Event::Leaves) => self.stop(After::Exited, now, None),
+            (State::Starting | State::Running, Event::Stop) => {
+                self.stop(After::Stopped, now, Some(Order::Drain))
+            }
             (State::Starting | State::Running, Event::Drain) => {
-                self.enter(State::Stopping, Some(now + self.policy.stop_timeout), Some(Order::Drain))
+                self.stop(After::Exited, now, Some(Order::Drain))
             }
             (State::Starting | State::Running, Event::End) => {
-                self.enter(State::Stopping, Some(now + END_TIMEOUT), Some(Order::End))
+                self.stop(After::Exited, now, Some(Order::End));
+                self.deadline = Some(now + END_TIMEOUT);
+                Some(Order::End)
             }
-            (State::Stopping, Event::End) => {
+            (State::Starting | State::Running, Event::Cut) => {
+                self.stop(After::Stopped, now, None);
+                self.deadline = Some(now + END_TIMEOUT);
+                Some(Order::End)
+            }
+            (State::Starting | State::Running, Event::Died) => self.died(now),
+            (State::Stopping, Event::Start) => {
+                self.after = After::Again;
+                None
+            }
+            (State::Stopping, Event::Stop) => {
+                self.after = After::Stopped;
+                None
+            }
+            (State::Stopping, Event::Drain) => {
+                self.after = After::Exited;
+                None
+            }
+            (State::Stopping, Event::End | Event::Cut) => {
+                self.after = if event == Event::Cut { After::Stopped } else { After::Exited };
                 self.deadline = self.deadline.map(|deadline| deadline.min(now + END_TIMEOUT));
                 Some(Order::End)
             }
-            (State::Stopping, Event::Died) | (State::Backoff, Event::Drain | Event::End) => {
-                self.enter(State::Exited, None, None)
+            (State::Stopping, Event::Died) => match self.after {
+                After::Stopped => self.rest(State::Stopped),
+                After::Exited => self.rest(State::Exited),
+                After::Again => self.start(now),
+            },
+            (State::Backoff | State::Fatal, Event::Stop | Event::Cut) => self.rest(State::Stopped),
+            (State::Backoff | State::Stopped, Event::Drain | Event::End) => self.rest(State::Exited),
+            (State::Stopped | State::Exited | State::Fatal, Event::Start) => {
+                self.deaths.clear();
+                self.start(now)
             }
-            (State::Stopping, Event::Deadline) if self.is_due(now) => {
+            (State::Backoff, Event::Start) => self.start(now),
+            (_, Event::Deadline) if is_due(self.silent, now) => {
+                self.silent = None;
                 self.deadline = None;
+                Some(Order::KillStuck)
+            }
+            (State::Stopping, Event::Deadline) if is_due(self.deadline, now) => {
+                self.deadline = None;
+                self.silent = None;
                 Some(Order::Kill)
             }
-            (State::Backoff, Event::Deadline) if self.is_due(now) => self.start_again(),
+            (State::Backoff, Event::Deadline) if is_due(self.deadline, now) => self.start(now),
             _ => None,
         }
     }
@@ -175,30 +268,46 @@ impl Life {
         self.deaths.push_back(now);
         let deaths = self.deaths.len();
         if deaths >= self.policy.deaths {
-            return self.enter(State::Fatal, None, None);
+            return self.rest(State::Fatal);
         }
         if deaths == 1 {
-            return self.start_again();
+            return self.start(now);
         }
         let doublings = u32::try_from(deaths - 2).unwrap_or(u32::MAX);
         let delay = self.policy.first_delay.saturating_mul(2_u32.saturating_pow(doublings));
-        self.enter(State::Backoff, Some(now + delay), None)
+        self.rest(State::Backoff);
+        self.deadline = Some(now + delay);
+        None
     }
 
-    fn start_again(&mut self) -> Option<Order> {
+    fn start(&mut self, now: Instant) -> Option<Order> {
         self.restarts += 1;
-        self.enter(State::Starting, None, Some(Order::Spawn))
+        self.silent = Some(now + START_TIMEOUT);
+        self.enter(State::Starting, Some(Order::Spawn))
     }
 
-    fn is_due(&self, now: Instant) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= now)
-    }
-
-    fn enter(&mut self, state: State, deadline: Option<Instant>, order: Option<Order>) -> Option<Order> {
-        self.state = state;
-        self.deadline = deadline;
+    fn stop(&mut self, after: After, now: Instant, order: Option<Order>) -> Option<Order> {
+        self.after = after;
+        self.enter(State::Stopping, order);
+        self.deadline = Some(now + self.policy.stop_timeout);
         order
     }
+
+    /// There is no process any more.
+    fn rest(&mut self, state: State) -> Option<Order> {
+        self.silent = None;
+        self.enter(state, None)
+    }
+
+    fn enter(&mut self, state: State, order: Option<Order>) -> Option<Order> {
+        self.state = state;
+        self.deadline = None;
+        order
+    }
+}
+
+fn is_due(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_some_and(|deadline| deadline <= now)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One supervised process: started, listened to, restarted and ended as its [`Life`] says.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -10,8 +11,10 @@ use tracing::{error, info, warn};
 
 use super::life::{Event, Life, Order, Policy, State};
 use super::program::{Happening, Incarnation, Program};
-use crate::control::{self, Word};
+use crate::control::{self, Configuration, Report, Word};
 use crate::exposition::Family;
+use crate::procfs;
+use crate::sockets::Socket;
 
 /// For the answer to a question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,6 +34,8 @@ pub struct Status {
     pub restarts: u32,
     /// As it reports itself; false when it doesn't run.
     pub ready: bool,
+    /// It has given up whatever a successor needs.
+    pub left: bool,
     /// As it reports them.
     pub details: BTreeMap<String, serde_json::Value>,
 }
@@ -39,35 +44,104 @@ pub struct Status {
 #[derive(Debug)]
 pub struct Process {
     status: watch::Receiver<Status>,
-    wish: watch::Sender<Option<Event>>,
+    wish: watch::Sender<Wish>,
+    shared: watch::Sender<Vec<Arc<Socket>>>,
+    configuration: watch::Sender<Option<Configuration>>,
     questions: mpsc::Sender<oneshot::Sender<Vec<Family>>>,
     keeper: AbortHandle,
+}
+
+/// What should become of a process. A later wish counts, but an end can't be taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Run,
+    Stop,
+    Cut,
+    Drain,
+    End,
+}
+
+impl Wish {
+    fn event(self) -> Event {
+        match self {
+            Self::Run => Event::Start,
+            Self::Stop => Event::Stop,
+            Self::Cut => Event::Cut,
+            Self::Drain => Event::Drain,
+            Self::End => Event::End,
+        }
+    }
 }
 
 impl Process {
     /// Starts it, and starts it again whenever it dies. Must be called within a tokio runtime.
     pub fn start(program: Program, policy: Policy) -> Self {
+        Self::start_with(program, policy, Vec::new())
+    }
+
+    /// The same of a child that is to accept on these sockets.
+    pub(crate) fn start_with(program: Program, policy: Policy, shared: Vec<Arc<Socket>>) -> Self {
         let (status, status_receiver) = watch::channel(Status {
             state: State::Starting,
             pid: None,
             started: None,
             restarts: 0,
             ready: false,
+            left: false,
             details: BTreeMap::new(),
         });
-        let (wish, wish_receiver) = watch::channel(None);
+        let (wish, wish_receiver) = watch::channel(Wish::Run);
+        let (shared, shared_receiver) = watch::channel(shared);
+        let (configuration, configuration_receiver) = watch::channel(None);
         let (questions, question_receiver) = mpsc::channel(QUESTIONS);
         let keeper = Keeper {
             program,
-            life: Life::new(policy),
+            life: Life::new(policy, Instant::now()),
             incarnation: None,
             status,
             wish: wish_receiver,
+            shared: shared_receiver,
+            configuration: configuration_receiver,
             questions: question_receiver,
             asking: Vec::new(),
         };
         let keeper = tokio::spawn(keeper.keep()).abort_handle();
-        Self { status: status_receiver, wish, questions, keeper }
+        Self { status: status_receiver, wish, shared, configuration, questions, keeper }
+    }
+
+    /// Its status now.
+    pub(crate) fn now(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// The sockets that it is to accept on, besides its own. To be told again and again; only changes are passed on.
+    pub(crate) fn share(&self, sockets: Vec<Arc<Socket>>) {
+        let ids = |sockets: &[Arc<Socket>]| sockets.iter().map(|socket| socket.handed.id).collect::<Vec<_>>();
+        self.shared.send_if_modified(|present| {
+            let changed = ids(present) != ids(&sockets);
+            *present = sockets;
+            changed
+        });
+    }
+
+    /// What it goes by from here on, and its successors.
+    pub(crate) fn configure(&self, configuration: Configuration) {
+        self.configuration.send_replace(Some(configuration));
+    }
+
+    /// Starts it again, should it have been stopped or drained, or have died too often; returns when that is done. One that
+    /// is just about to end is started once it has. Cancel-safe.
+    pub async fn begin(&self) {
+        let mut status = self.status();
+        let before = status.borrow_and_update().restarts;
+        self.wish(Wish::Run);
+        // An error means that its keeper is gone.
+        let _ = status.wait_for(|status| status.state.is_up() || status.restarts > before).await;
+    }
+
+    /// Ends it in good order; it may be started again.
+    pub fn stop(&self) {
+        self.wish(Wish::Stop);
     }
 
     /// Its status, now and whenever it changes.
@@ -75,20 +149,39 @@ impl Process {
         self.status.clone()
     }
 
+    /// Ends it at once; it may be started again.
+    pub fn cut(&self) {
+        self.wish(Wish::Cut);
+    }
+
     /// Tells it to drain.
     pub fn drain(&self) {
-        self.wish.send_if_modified(|wish| wish.replace(wish.unwrap_or(Event::Drain)).is_none());
+        self.wish(Wish::Drain);
     }
 
     /// Ends it at once.
     pub fn end(&self) {
-        self.wish.send_replace(Some(Event::End));
+        self.wish(Wish::End);
     }
 
-    /// Returns when it is [`State::Exited`] or [`State::Fatal`]. Cancel-safe.
+    fn wish(&self, new: Wish) {
+        self.wish.send_if_modified(|wish| {
+            *wish != Wish::End && {
+                *wish = new;
+                true
+            }
+        });
+    }
+
+    /// Returns when nothing happens to it by itself any more. Cancel-safe.
     pub async fn ended(&self) {
-        // An error means that its keeper is gone, which ends only after that.
+        // An error means that its keeper is gone, and the process with it.
         let _ = self.status().wait_for(|status| status.state.is_final()).await;
+    }
+
+    /// Returns when it has given up whatever a successor needs, or has ended. Cancel-safe.
+    pub(crate) async fn gone(&self) {
+        let _ = self.status().wait_for(|status| status.left || status.state.is_final()).await;
     }
 
     /// Its metrics, or nothing where it doesn't answer in time.
@@ -113,7 +206,9 @@ struct Keeper {
     life: Life,
     incarnation: Option<Incarnation>,
     status: watch::Sender<Status>,
-    wish: watch::Receiver<Option<Event>>,
+    wish: watch::Receiver<Wish>,
+    shared: watch::Receiver<Vec<Arc<Socket>>>,
+    configuration: watch::Receiver<Option<Configuration>>,
     questions: mpsc::Receiver<oneshot::Sender<Vec<Family>>>,
     /// Who waits for the next [`Word::Metrics`]. While anybody does the question isn't asked again.
     asking: Vec<oneshot::Sender<Vec<Family>>>,
@@ -122,17 +217,18 @@ struct Keeper {
 impl Keeper {
     async fn keep(mut self) {
         let mut event = self.carry_out(Some(Order::Spawn)).await;
-        while !self.life.state().is_final() {
+        loop {
             let happened = match event.take() {
                 Some(event) => event,
                 None => self.next_event().await,
             };
+            let before = self.life.state();
             let order = self.life.take(happened, Instant::now());
             event = self.carry_out(order).await;
             self.publish();
-        }
-        if self.life.state() == State::Fatal {
-            error!(process = self.program.name(), "died too often; it is not started again");
+            if before != State::Fatal && self.life.state() == State::Fatal {
+                error!(process = self.program.name(), "died too often; it is not started again");
+            }
         }
     }
 
@@ -149,13 +245,19 @@ impl Keeper {
             // Every arm is cancel-safe.
             tokio::select! {
                 happening = next_happening(&mut self.incarnation) => match happening {
-                    Happening::Said(word) => if let Some(event) = self.hear(word) { return event },
+                    Happening::Said(word) => {
+                        // No order ever follows from it.
+                        self.life.take(Event::Heard, Instant::now());
+                        if let Some(event) = self.hear(word) { return event }
+                    }
                     Happening::Ended(how) => {
                         self.bury(&how);
                         return Event::Died;
                     }
                 },
-                Ok(()) = self.wish.changed() => if let Some(event) = *self.wish.borrow_and_update() { return event },
+                Ok(()) = self.wish.changed() => return self.wish.borrow_and_update().event(),
+                Ok(()) = self.shared.changed() => self.share().await,
+                Ok(()) = self.configuration.changed() => self.configure().await,
                 Some(question) = self.questions.recv() => self.ask(question).await,
                 () = due => return Event::Deadline,
             }
@@ -167,10 +269,16 @@ impl Keeper {
             Word::Report(report) => {
                 self.status.send_modify(|status| {
                     status.ready = report.ready;
+                    status.left = report.left;
                     status.details = report.details;
                 });
-                report.ready.then_some(Event::Ready)
+                match report {
+                    Report { leaves: true, .. } => Some(Event::Leaves),
+                    Report { ready: true, .. } => Some(Event::Ready),
+                    _ => None,
+                }
             }
+            Word::Beat => None,
             Word::Metrics(families) => {
                 for question in self.asking.drain(..) {
                     // Who no longer waits needs no answer.
@@ -197,34 +305,57 @@ impl Keeper {
         };
         self.asking.retain(|waiting| !waiting.is_closed());
         if self.asking.is_empty() {
-            incarnation.tell(&control::Order::Metrics).await;
+            incarnation.tell(&control::Order::Metrics, None).await;
         }
         self.asking.push(question);
+    }
+
+    /// Gives the process the sockets that it is to accept on. One that ends has let go of all.
+    async fn share(&mut self) {
+        let shared = self.shared.borrow_and_update().clone();
+        if let Some(incarnation) = &mut self.incarnation
+            && self.life.state().is_up()
+        {
+            incarnation.share(&shared).await;
+        }
+    }
+
+    async fn configure(&mut self) {
+        let Some(configuration) = self.configuration.borrow_and_update().clone() else { return };
+        self.program.adopt(configuration.clone());
+        self.tell(&control::Order::Adopt(Box::new(configuration))).await;
     }
 
     /// Does as the life orders. What happens by that is returned.
     async fn carry_out(&mut self, order: Option<Order>) -> Option<Event> {
         match order? {
-            Order::Spawn => match self.program.spawn() {
-                Ok(incarnation) => {
-                    info!(process = self.program.name(), pid = incarnation.pid(), "started");
-                    self.incarnation = Some(incarnation);
-                    self.publish();
+            Order::Spawn => {
+                let shared = self.shared.borrow_and_update().clone();
+                match self.program.spawn(&shared) {
+                    Ok(incarnation) => {
+                        info!(process = self.program.name(), pid = incarnation.pid(), "started");
+                        self.incarnation = Some(incarnation);
+                        self.share().await;
+                        self.publish();
+                    }
+                    Err(error) => {
+                        error!(process = self.program.name(), %error, "can't be started");
+                        return Some(Event::Died);
+                    }
                 }
-                Err(error) => {
-                    error!(process = self.program.name(), %error, "can't be started");
-                    return Some(Event::Died);
-                }
-            },
-            Order::Drain => {
-                // No successor will need them, and the process should be the last to hold them.
-                self.program.close_sockets();
-                self.tell(&control::Order::Drain).await;
             }
+            Order::Drain => self.tell(&control::Order::Drain).await,
             Order::End => self.tell(&control::Order::End).await,
             Order::Kill => {
                 if let Some(incarnation) = &mut self.incarnation {
                     warn!(process = self.program.name(), "does not end; it is killed");
+                    incarnation.kill();
+                }
+            }
+            Order::KillStuck => {
+                if let Some(incarnation) = &mut self.incarnation {
+                    let stuck = incarnation.pid().map(procfs::doing).unwrap_or_default();
+                    error!(process = self.program.name(), %stuck, "says nothing any more; it is killed");
                     incarnation.kill();
                 }
             }
@@ -234,7 +365,7 @@ impl Keeper {
 
     async fn tell(&mut self, order: &control::Order) {
         if let Some(incarnation) = &mut self.incarnation {
-            incarnation.tell(order).await;
+            incarnation.tell(order, None).await;
         }
     }
 
@@ -246,6 +377,7 @@ impl Keeper {
             if status.pid != pid {
                 status.started = pid.map(|_| Instant::now());
                 status.ready = false;
+                status.left = false;
                 status.details.clear();
             }
             status.pid = pid;

@@ -1,10 +1,12 @@
 //! What a supervised process runs, and one of the real processes that it is in the course of its life.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -13,7 +15,8 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::control::{self, Hello, LineError, Lines, Order, Parcel, Word};
+use crate::control::{self, Configuration, LineError, Lines, Order, Parcel, Word};
+use crate::sockets::Socket;
 
 /// Orders are short: where the socket has no room for one, the process has read nothing for a long time.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,16 +42,12 @@ impl Program {
     }
 
     /// A child of a node: this executable, even where another file has taken its place on disk.
-    pub(crate) fn child(
-        hello: &Hello,
-        sockets: Vec<std::net::TcpListener>,
-        instance: std::sync::Arc<std::fs::File>,
-    ) -> Self {
+    pub(crate) fn child(parcel: Parcel) -> Self {
         Self {
-            name: format!("{}:{}", hello.common.node, hello.index),
+            name: format!("{}:{}", parcel.hello.configuration.common.node, parcel.hello.index),
             executable: PathBuf::from("/proc/self/exe"),
             arguments: Vec::new(),
-            parcel: Some(Parcel::new(hello, sockets, instance)),
+            parcel: Some(parcel),
         }
     }
 
@@ -56,20 +55,22 @@ impl Program {
         &self.name
     }
 
-    /// Lets go of what only a further incarnation would need.
-    pub(super) fn close_sockets(&mut self) {
+    /// What the next incarnation goes by.
+    pub(super) fn adopt(&mut self, configuration: Configuration) {
         if let Some(parcel) = &mut self.parcel {
-            parcel.close();
+            parcel.hello.configuration = configuration;
         }
     }
 
-    pub(super) fn spawn(&self) -> io::Result<Incarnation> {
+    pub(super) fn spawn(&self, shared: &[Arc<Socket>]) -> io::Result<Incarnation> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let mut command = Command::new(&self.executable);
         command.args(&self.arguments).stdin(Stdio::from(OwnedFd::from(theirs)));
+        let mut given = BTreeSet::new();
         match &self.parcel {
             Some(parcel) => {
-                parcel.send(&ours)?;
+                let sent = parcel.send(&ours, shared)?;
+                given.extend(shared[..sent].iter().map(|socket| socket.handed.id));
                 command.arg0(format!("protoplex {}", self.name)).env(control::VARIABLE, control::CHILD);
                 if std::env::var_os(HUGE_PAGES).is_none() {
                     command.env(HUGE_PAGES, "0");
@@ -82,7 +83,7 @@ impl Program {
         let process = command.spawn()?;
         ours.set_nonblocking(true)?;
         let (reader, writer) = UnixStream::from_std(ours)?.into_split();
-        Ok(Incarnation { process, lines: Some(Lines::new(reader)), writer })
+        Ok(Incarnation { process, lines: Some(Lines::new(reader)), writer, given })
     }
 }
 
@@ -92,6 +93,8 @@ pub(super) struct Incarnation {
     /// Nothing once the process has ended its side, or has said what can't be believed.
     lines: Option<Lines<OwnedReadHalf>>,
     writer: OwnedWriteHalf,
+    /// The sockets that it shares and was given.
+    given: BTreeSet<u64>,
 }
 
 /// What comes from a process.
@@ -127,9 +130,25 @@ impl Incarnation {
         }
     }
 
-    /// Gives it an order; kills it where it takes none.
-    pub(super) async fn tell(&mut self, order: &Order) {
-        let told = timeout(ORDER_TIMEOUT, control::send(&self.writer, order)).await;
+    /// Gives it the sockets that it lacks of these, and takes back all others but its own.
+    pub(super) async fn share(&mut self, shared: &[Arc<Socket>]) {
+        for socket in shared {
+            if self.given.insert(socket.handed.id) {
+                self.tell(&Order::Take(socket.handed.clone()), Some(socket.listener.as_fd())).await;
+            }
+        }
+        let kept: BTreeSet<_> = shared.iter().map(|socket| socket.handed.id).collect();
+        for id in std::mem::take(&mut self.given) {
+            match kept.contains(&id) {
+                true => drop(self.given.insert(id)),
+                false => self.tell(&Order::Release(id), None).await,
+            }
+        }
+    }
+
+    /// Gives it an order, with a socket where one belongs to it; kills it where it takes none.
+    pub(super) async fn tell(&mut self, order: &Order, along: Option<BorrowedFd<'_>>) {
+        let told = timeout(ORDER_TIMEOUT, control::send(&self.writer, order, along)).await;
         if !matches!(told, Ok(Ok(()))) {
             warn!(pid = self.pid(), ?order, "takes no orders; it is killed");
             self.kill();

@@ -1,13 +1,15 @@
 //! The smallest node there is. Its children answer each line of a connection with their index and pid.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use protoplex_runtime::child;
+use protoplex_runtime::commands::Reload;
 use protoplex_runtime::config::{Common, Timing};
-use protoplex_runtime::context::Context;
-use protoplex_runtime::drain::{Drain, Tasks};
+use protoplex_runtime::context::{Context, PortChange};
+use protoplex_runtime::drain::{Drain, Tasks, Trigger};
 use protoplex_runtime::parent::Spec;
 use protoplex_runtime::solo;
 use protoplex_runtime::telemetry::Settings;
@@ -15,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The only argument, as JSON.
+/// What stands as JSON in the file that is the only argument.
 #[derive(Deserialize)]
 struct Arguments {
     data: PathBuf,
@@ -25,6 +27,8 @@ struct Arguments {
     meta_forced: bool,
     timing: Timing,
     telemetry: Settings,
+    /// Whether each child has a socket of its own.
+    own: bool,
     config: Config,
 }
 
@@ -32,6 +36,12 @@ struct Arguments {
 struct Config {
     /// The child that dies whenever it starts.
     hopeless: Option<u32>,
+    /// Shown on the status page, and adopted while the child runs.
+    #[serde(default)]
+    word: String,
+    /// Shown likewise, but taken to heart only by a new child.
+    #[serde(default)]
+    motto: String,
 }
 
 fn main() -> ExitCode {
@@ -40,9 +50,10 @@ fn main() -> ExitCode {
         Ok(None) => {}
         Err(error) => return refuse(&error),
     }
-    match std::env::args().nth(1).map(|argument| serde_json::from_str(&argument)) {
-        Some(Ok(arguments)) => run(arguments),
-        _ => refuse(&"usage: runtime-fixture JSON"),
+    let Some(file) = std::env::args().nth(1) else { return refuse(&"usage: runtime-fixture FILE") };
+    match spec(&file) {
+        Ok(spec) => run(spec, Box::new(move || self::spec(&file))),
+        Err(error) => refuse(&error),
     }
 }
 
@@ -51,11 +62,14 @@ fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(protoplex_runtime::start::REFUSED)
 }
 
-fn run(arguments: Arguments) -> ExitCode {
-    let (Ok(listen), Ok(meta)) = (arguments.listen.parse(), arguments.meta.parse()) else {
-        return refuse(&"bad address");
+fn spec(file: &str) -> Result<Spec, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+    let arguments: Arguments = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let (Ok(listen), Ok(meta)) = (arguments.listen.parse::<std::net::SocketAddr>(), arguments.meta.parse())
+    else {
+        return Err("bad address".to_owned());
     };
-    let spec = Spec {
+    Ok(Spec {
         kind: "fixture",
         common: Common {
             node: "fixture-1".to_owned(),
@@ -70,9 +84,14 @@ fn run(arguments: Arguments) -> ExitCode {
         },
         children: arguments.children,
         shared: vec![("http".to_owned(), listen)],
-        own: vec![("internal".to_owned(), listen.ip())],
+        own: if arguments.own { vec![("internal".to_owned(), listen.ip())] } else { Vec::new() },
         child_config: serde_json::json!(arguments.config),
-    };
+        adopted: &["word"],
+    })
+}
+
+fn run(spec: Spec, reload: Reload) -> ExitCode {
+    let children = spec.children;
     let bound = match spec.bind() {
         Ok(bound) => bound,
         Err(error) => return refuse(&error),
@@ -81,9 +100,9 @@ fn run(arguments: Arguments) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&error),
     };
-    match arguments.children {
-        0 => tokio::task::LocalSet::new().block_on(&runtime, solo::run(bound, serve)),
-        _ => runtime.block_on(bound.run()),
+    match children {
+        0 => tokio::task::LocalSet::new().block_on(&runtime, solo::run(bound, reload, serve)),
+        _ => runtime.block_on(bound.run(reload)),
     }
 }
 
@@ -99,8 +118,34 @@ async fn serve(context: Context) -> io::Result<()> {
         tasks.spawn(accept(listener, context.index(), tasks.clone(), context.drain()));
     }
     context.detail("answers", 0);
+    for (name, value) in [("word", config.word), ("motto", config.motto)] {
+        if !value.is_empty() {
+            context.detail(name, value);
+        }
+    }
     context.ready(true);
-    context.drain().started().await;
+    let (mut accepting, mut reconfigured) = (BTreeMap::new(), context.reconfigured());
+    let drain = context.drain();
+    loop {
+        // Every arm is cancel-safe.
+        tokio::select! {
+            changes = context.port_changes() => for change in changes {
+                match change {
+                    PortChange::Open { id, socket, .. } => {
+                        let listener = TcpListener::from_std(socket)?;
+                        let (closer, closed) = Drain::new();
+                        accepting.insert(id, closer);
+                        tasks.spawn(accept(listener, context.index(), tasks.clone(), closed));
+                    }
+                    PortChange::Close { id } => accepting.remove(&id).iter().for_each(Trigger::pull),
+                }
+            },
+            config = reconfigured.next::<Config>() => context.detail("word", config?.word),
+            () = drain.started() => break,
+        }
+    }
+    accepting.values().for_each(Trigger::pull);
+    context.left();
     tasks.finished().await;
     Ok(())
 }
@@ -130,6 +175,7 @@ async fn converse(stream: TcpStream, index: u32) -> io::Result<()> {
                 rustix::io::write(io::stdin(), b"{\"rubbish\":true}\n")?;
             }
             "panic" => panic!("as it was told"),
+            "hang" => std::thread::sleep(std::time::Duration::from_secs(3600)),
             _ => metrics::counter!("fixture_answers_total", "line" => line).increment(1),
         }
         writer.write_all(format!("{index} {}\n", std::process::id()).as_bytes()).await?;

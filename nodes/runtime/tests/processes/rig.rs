@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,12 @@ pub(crate) struct Arguments {
     pub(crate) log: Option<PathBuf>,
     /// The child that dies whenever it starts.
     pub(crate) hopeless: Option<u32>,
+    /// Whether each child has a socket of its own.
+    pub(crate) own: bool,
+    /// What children show, and adopt while they run.
+    pub(crate) word: &'static str,
+    /// What they show, and only new ones adopt.
+    pub(crate) motto: &'static str,
 }
 
 impl Default for Arguments {
@@ -43,13 +49,16 @@ impl Default for Arguments {
             timing: (0, 5_000),
             log: None,
             hopeless: None,
+            own: true,
+            word: "",
+            motto: "",
         }
     }
 }
 
 impl Arguments {
-    fn json(&self, data: &std::path::Path) -> String {
-        json!({
+    fn write(&self, file: &Path, data: &Path) {
+        let arguments = json!({
             "data": data,
             "children": self.children,
             "listen": self.listen,
@@ -57,9 +66,10 @@ impl Arguments {
             "meta_forced": false,
             "timing": { "drain_grace_ms": self.timing.0, "drain_timeout_ms": self.timing.1 },
             "telemetry": { "file": self.log },
-            "config": { "hopeless": self.hopeless },
-        })
-        .to_string()
+            "own": self.own,
+            "config": { "hopeless": self.hopeless, "word": self.word, "motto": self.motto },
+        });
+        std::fs::write(file, arguments.to_string()).unwrap();
     }
 }
 
@@ -94,8 +104,9 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 /// A fixture for a supervisor, and its data directory.
 pub(crate) fn program(arguments: &Arguments) -> (TempDir, Program) {
     let data = tempfile::tempdir().unwrap();
-    let argument = arguments.json(data.path()).into();
-    (data, Program::node("fixture-1", PathBuf::from(FIXTURE), vec![argument]))
+    let file = data.path().join("fixture.json");
+    arguments.write(&file, data.path());
+    (data, Program::node("fixture-1", PathBuf::from(FIXTURE), vec![file.into()]))
 }
 
 /// Waits until a supervised process is ready, and gives its pid.
@@ -110,7 +121,7 @@ pub(crate) struct Node {
     data: PathBuf,
     http: Option<SocketAddr>,
     meta: Option<SocketAddr>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// A child as its node's status page tells of it.
@@ -126,8 +137,10 @@ impl Node {
     pub(crate) fn spawn(arguments: &Arguments) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = arguments.data.clone().unwrap_or_else(|| folder.path().join("data"));
-        let process = Command::new(FIXTURE).arg(arguments.json(&data)).stdin(Stdio::null()).spawn().unwrap();
-        let mut node = Self { process, data, http: None, meta: None, _folder: folder };
+        let file = folder.path().join("fixture.json");
+        arguments.write(&file, &data);
+        let process = Command::new(FIXTURE).arg(&file).stdin(Stdio::null()).spawn().unwrap();
+        let mut node = Self { process, data, http: None, meta: None, folder };
         until("the node is announced", || node.running().is_some());
         let running = node.running().unwrap();
         node.http = running.address("http");
@@ -146,7 +159,9 @@ impl Node {
     pub(crate) fn refused(arguments: &Arguments) -> (Option<i32>, String) {
         let folder = tempfile::tempdir().unwrap();
         let data = arguments.data.clone().unwrap_or_else(|| folder.path().join("data"));
-        let output = Command::new(FIXTURE).arg(arguments.json(&data)).output().unwrap();
+        let file = folder.path().join("fixture.json");
+        arguments.write(&file, &data);
+        let output = Command::new(FIXTURE).arg(file).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     }
 
@@ -186,14 +201,36 @@ impl Node {
         }
     }
 
-    /// A page of the meta port.
-    pub(crate) fn get(&self, path: &str) -> String {
-        self.request(path).unwrap().1
+    /// Where its arguments stand.
+    pub(crate) fn arguments(&self) -> PathBuf {
+        self.folder.path().join("fixture.json")
     }
 
-    fn request(&self, path: &str) -> io::Result<(String, String)> {
+    /// Puts other arguments in the place of those that it was started with; it goes by them once it is told.
+    pub(crate) fn rewrite(&self, arguments: &Arguments) {
+        arguments.write(&self.arguments(), arguments.data.as_ref().unwrap_or(&self.data));
+    }
+
+    /// Where it says that it listens now.
+    pub(crate) fn announced(&self, name: &str) -> Option<SocketAddr> {
+        self.running()?.address(name)
+    }
+
+    /// A page of the meta port.
+    pub(crate) fn get(&self, path: &str) -> String {
+        self.request("GET", path).unwrap().1
+    }
+
+    /// Gives a command; its status and what it says.
+    pub(crate) fn command(&self, path: &str) -> (u16, Value) {
+        let (head, body) = self.request("POST", path).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+    }
+
+    fn request(&self, method: &str, path: &str) -> io::Result<(String, String)> {
         let mut stream = TcpStream::connect(self.meta.unwrap())?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: meta\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: meta\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -201,7 +238,7 @@ impl Node {
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.request("/readyz").is_ok_and(|(head, _)| head.starts_with("HTTP/1.1 200 "))
+        self.request("GET", "/readyz").is_ok_and(|(head, _)| head.starts_with("HTTP/1.1 200 "))
     }
 
     pub(crate) fn status(&self) -> Value {
@@ -229,6 +266,11 @@ impl Drop for Node {
 pub(crate) struct Client(BufReader<TcpStream>);
 
 impl Client {
+    /// Says a line, and waits for nothing.
+    pub(crate) fn say(mut self, line: &str) {
+        writeln!(self.0.get_mut(), "{line}").unwrap();
+    }
+
     pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("nobody is refused");
         stream.set_read_timeout(Some(DEADLINE)).unwrap();

@@ -15,7 +15,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { life: Life::new(Policy::new(Duration::from_secs(30))), now: Instant::now(), alive: true }
+        let now = Instant::now();
+        Self { life: Life::new(Policy::new(Duration::from_secs(30)), now), now, alive: true }
     }
 
     fn take(&mut self, event: Event) -> Option<Order> {
@@ -56,6 +57,63 @@ fn the_first_death_is_followed_by_a_restart_at_once_then_by_doubling_pauses_then
         assert_eq!(world.take(event), None);
     }
     assert_eq!(world.life.state(), State::Fatal);
+    assert_eq!(world.take(Event::Start), Some(Order::Spawn), "an operator may try again");
+    assert_eq!(world.take(Event::Died), Some(Order::Spawn), "and then nothing is held against it");
+}
+
+#[test]
+fn who_was_stopped_or_drained_can_be_started_again() {
+    for (event, state) in [(Event::Stop, State::Stopped), (Event::Drain, State::Exited)] {
+        let mut world = World::new();
+        assert_eq!(world.take(event), Some(Order::Drain));
+        assert_eq!(world.take(Event::Died), None);
+        assert_eq!((world.life.state(), world.life.deadline()), (state, None));
+        assert_eq!(world.take(Event::Stop), None);
+        assert_eq!(world.life.state(), state);
+        assert_eq!(world.take(Event::Start), Some(Order::Spawn));
+        assert_eq!(world.life.state(), State::Starting);
+    }
+}
+
+#[test]
+fn who_is_wanted_again_while_it_stops_is_started_once_it_has() {
+    let mut world = World::new();
+    world.take(Event::Stop);
+    assert_eq!(world.take(Event::Start), None);
+    assert_eq!(world.take(Event::Died), Some(Order::Spawn));
+    world.take(Event::Cut);
+    assert_eq!(world.life.deadline(), Some(world.now + END_TIMEOUT));
+    world.take(Event::Start);
+    world.take(Event::Drain);
+    assert_eq!(world.take(Event::Died), None, "the last wish counts");
+    assert_eq!(world.life.state(), State::Exited);
+}
+
+#[test]
+fn who_leaves_by_itself_is_not_started_again() {
+    let mut world = World::new();
+    world.take(Event::Ready);
+    assert_eq!(world.take(Event::Leaves), None);
+    assert_eq!(world.life.state(), State::Stopping);
+    assert_eq!(world.take(Event::Died), None);
+    assert_eq!(world.life.state(), State::Exited);
+}
+
+#[test]
+fn a_process_that_falls_silent_is_killed_and_started_again() {
+    let mut world = World::new();
+    assert_eq!(world.life.deadline(), Some(world.now + START_TIMEOUT), "it may take its time to begin");
+    world.take(Event::Heard);
+    world.take(Event::Ready);
+    for _ in 0..100 {
+        world.now += Duration::from_secs(9);
+        assert_eq!(world.take(Event::Deadline), None);
+        world.take(Event::Heard);
+    }
+    assert_eq!(world.life.deadline(), Some(world.now + SILENCE_LIMIT));
+    assert_eq!(world.wait(), Some(Order::KillStuck));
+    assert_eq!(world.life.deadline(), None, "once");
+    assert_eq!(world.take(Event::Died), Some(Order::Spawn));
 }
 
 #[test]
@@ -77,6 +135,7 @@ fn a_drain_that_does_not_end_is_ended_by_force() {
     assert_eq!(world.life.state(), State::Stopping);
     assert_eq!(world.life.deadline(), Some(world.now + Duration::from_secs(30)));
     assert_eq!(world.wait(), Some(Order::Kill));
+    assert_eq!(world.life.deadline(), None);
     assert_eq!(world.take(Event::Died), None);
     assert_eq!(world.life.state(), State::Exited);
 }
@@ -109,9 +168,14 @@ fn a_process_that_waits_for_its_restart_is_just_not_started() {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
+        8 => Just(Event::Heard),
         4 => Just(Event::Died),
         4 => Just(Event::Ready),
         4 => Just(Event::Deadline),
+        1 => Just(Event::Leaves),
+        1 => Just(Event::Start),
+        1 => Just(Event::Stop),
+        1 => Just(Event::Cut),
         1 => Just(Event::Drain),
         1 => Just(Event::End),
     ]
@@ -121,8 +185,8 @@ proptest! {
     #[test]
     fn whatever_happens_the_rules_hold(happenings in prop::collection::vec((event(), 0..40_000_u32), 1..200)) {
         let mut world = World::new();
-        let (mut told, mut killed) = (false, false);
-        let mut deaths = Vec::new();
+        // Whether it should run, whether its process was killed, and the deaths that nobody wished for.
+        let (mut wanted, mut killed, mut deaths) = (true, false, Vec::new());
         for (event, pause) in happenings {
             world.now += pause * MS;
             if event == Event::Died && !world.alive {
@@ -130,19 +194,26 @@ proptest! {
             }
             let before = world.life.state();
             let order = world.take(event);
-            told |= matches!(event, Event::Drain | Event::End) && !before.is_final();
-            killed |= order == Some(Order::Kill);
-            if event == Event::Died && !told {
-                deaths.push(world.now);
+            let state = world.life.state();
+            match event {
+                Event::Start => wanted = true,
+                Event::Stop | Event::Cut | Event::Drain | Event::End => wanted = false,
+                Event::Leaves if before.is_up() => wanted = false,
+                Event::Died if before.is_up() => deaths.push(world.now),
+                _ => {}
+            }
+            killed = (killed || matches!(order, Some(Order::Kill | Order::KillStuck))) && order != Some(Order::Spawn);
+            if event == Event::Start && order == Some(Order::Spawn) && before != State::Backoff {
+                deaths.clear();
             }
             let recent = deaths.iter().filter(|death| world.now - **death < Duration::from_secs(60)).count();
-            prop_assert!(!(told && order == Some(Order::Spawn)), "who was told to end is not started again");
-            prop_assert_eq!(world.life.state() == State::Fatal && !before.is_final(), recent >= 5 && event == Event::Died && !told && !before.is_final());
-            let state = world.life.state();
-            prop_assert_eq!(world.alive, matches!(state, State::Starting | State::Running | State::Stopping));
-            let waits = state == State::Backoff || state == State::Stopping && !killed;
-            prop_assert_eq!(world.life.deadline().is_some(), waits, "nothing is waited for without a limit");
-            prop_assert!(!before.is_final() || state == before, "the end is the end");
+            prop_assert!(wanted || order != Some(Order::Spawn), "who was told to end is not started again");
+            prop_assert_eq!(state == State::Fatal && before != State::Fatal, recent >= 5 && event == Event::Died && before.is_up());
+            prop_assert_eq!(world.alive, state.is_up() || state == State::Stopping);
+            let waits = world.life.deadline().is_some();
+            prop_assert!(waits || killed || state.is_final(), "nothing is waited for without a limit");
+            prop_assert!(!waits || !state.is_final(), "the end is the end");
+            prop_assert!(!before.is_final() || state == before || event == Event::Start || event != Event::Died, "the end is the end");
         }
     }
 }

@@ -1,0 +1,121 @@
+//! What an operator may tell a running node: by its meta port, by signals.
+
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+use thiserror::Error;
+use tracing::{error, info};
+
+use crate::children::{ChildError, Which};
+use crate::node::{Body, Node};
+use crate::parent::Spec;
+
+/// Reads the node's configuration anew, and checks it whole; blocking. The error says every mistake and its place.
+pub type Reload = Box<dyn FnMut() -> Result<Spec, String> + Send>;
+
+/// The reader of a node's configuration.
+pub(crate) struct Reloader(Mutex<Reload>);
+
+impl Reloader {
+    pub(crate) fn new(reload: Reload) -> Self {
+        Self(Mutex::new(reload))
+    }
+
+    fn read(&self) -> Result<Spec, String> {
+        // What it reads is checked whole each time, so a panic leaves nothing behind.
+        let mut reload = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reload()
+    }
+}
+
+impl std::fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reloader")
+    }
+}
+
+/// What a command has come to.
+#[derive(Debug, Serialize)]
+pub(crate) struct Outcome {
+    /// False where everything was already as it was wished.
+    pub(crate) changed: bool,
+}
+
+/// Why a command was not carried out, or not to its end.
+#[derive(Debug, Error)]
+pub(crate) enum CommandError {
+    #[error(transparent)]
+    Child(#[from] ChildError),
+    #[error("{0} is a node of one process: drain it, and start it anew")]
+    Solo(String),
+    #[error("the configuration is refused, and the old one goes on:\n{0}")]
+    Configuration(String),
+    #[error("{0} can't change while the node runs: the configuration is refused, and the old one goes on")]
+    Fixed(&'static str),
+}
+
+impl Node {
+    /// Starts what was stopped or given up.
+    pub(crate) async fn start(&self, which: Which) -> Result<Outcome, CommandError> {
+        if self.is_draining() {
+            return Err(ChildError::Draining.into());
+        }
+        let changed = match self.body() {
+            Body::Children(children) => children.start_again(which).await?,
+            Body::Solo(_) => false,
+        };
+        Ok(Outcome { changed })
+    }
+
+    /// Ends children, and keeps their places.
+    pub(crate) async fn stop(&self, which: Which, at_once: bool) -> Result<Outcome, CommandError> {
+        match self.body() {
+            Body::Children(children) => Ok(Outcome { changed: children.stop(which, at_once).await? }),
+            Body::Solo(_) => Err(CommandError::Solo(self.name())),
+        }
+    }
+
+    /// Puts new processes in the children's places, one after the other, without an interruption.
+    pub(crate) async fn restart(&self, which: Which) -> Result<Outcome, CommandError> {
+        match self.body() {
+            Body::Children(children) => {
+                children.restart(which).await?;
+                Ok(Outcome { changed: true })
+            }
+            Body::Solo(_) => Err(CommandError::Solo(self.name())),
+        }
+    }
+
+    /// Takes one child, or the whole node, out of service. The node goes by itself then.
+    pub(crate) async fn drain(&self, which: Which) -> Result<Outcome, CommandError> {
+        match (self.body(), which) {
+            (Body::Children(children), Some(_)) => Ok(Outcome { changed: children.drain(which).await? }),
+            _ => Ok(Outcome { changed: self.leave() }),
+        }
+    }
+
+    /// Reads the configuration anew, and goes by it: all of it, or where it is refused none of it.
+    pub(crate) async fn reload(&self) -> Result<Outcome, CommandError> {
+        let outcome = self.try_reload().await;
+        match &outcome {
+            Ok(Outcome { changed }) => info!(changed, "read the configuration anew"),
+            Err(error) => error!(%error, "a reload failed"),
+        }
+        self.note_reload(outcome.as_ref().err().map(ToString::to_string));
+        outcome
+    }
+
+    async fn try_reload(&self) -> Result<Outcome, CommandError> {
+        let spec = self.reloader().read().map_err(CommandError::Configuration)?;
+        let changed = match self.body() {
+            Body::Children(children) => {
+                children.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed)))?;
+                let changed = children.adopt(spec).await?;
+                self.announce(children.addresses());
+                changed
+            }
+            Body::Solo(_) => return Err(CommandError::Solo(self.name())),
+        };
+        Ok(Outcome { changed })
+    }
+}
