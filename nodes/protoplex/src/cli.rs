@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -21,6 +22,7 @@ Examples:
   protoplex join --pool rooms --backend http://127.0.0.1:3000
   protoplex handler add rooms --path '/room/{room}/{*rest}' --key 'room:{room}' --pool rooms
   protoplex route http://localhost:8080/room/42/chat       where would this request go, and why?
+  protoplex restart proxy-1                                new processes, and no connection lost
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached.";
 
@@ -81,6 +83,36 @@ pub(crate) enum Command {
     Join(Join),
     /// What runs where, and how it is
     Status,
+    /// Start nodes or children that were stopped or given up
+    Start {
+        /// A node (proxy-1) or one child of it (proxy-1:0) [default: all]
+        #[arg(value_name = "NODE[:CHILD]")]
+        targets: Vec<Target>,
+    },
+    /// Stop nodes or children in good order; `start` brings them back
+    Stop {
+        /// A node (proxy-1) or one child of it (proxy-1:0) [default: all]
+        #[arg(value_name = "NODE[:CHILD]")]
+        targets: Vec<Target>,
+        /// Let nothing finish
+        #[arg(long)]
+        now: bool,
+    },
+    /// Replace the children of nodes one by one, without an interruption
+    Restart {
+        /// A node (proxy-1) or one child of it (proxy-1:0) [default: all]
+        #[arg(value_name = "NODE[:CHILD]")]
+        targets: Vec<Target>,
+        /// Only have them read their configuration anew; every connection lives on
+        #[arg(long)]
+        reload: bool,
+    },
+    /// Take nodes or children out of service for good: what is under way may finish, then they end
+    Drain {
+        /// A node (proxy-1) or one child of it (proxy-1:0)
+        #[arg(value_name = "NODE[:CHILD]", required = true)]
+        targets: Vec<Target>,
+    },
     /// Check a configuration file and say every mistake in it
     Check {
         /// The file [default: ./protoplex.toml]
@@ -105,6 +137,31 @@ pub(crate) enum Command {
     Completions { shell: clap_complete::Shell },
     /// Write the manual pages to a folder: protoplex man ~/.local/share/man/man1
     Man { folder: PathBuf },
+}
+
+/// A node, or one child of it: `proxy-1`, `proxy-1:0`, as `status` prints them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub node: String,
+    pub child: Option<u32>,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (node, child) = match text.split_once(':') {
+            None => (text, None),
+            Some((node, child)) => match child.parse() {
+                Ok(child) => (node, Some(child)),
+                Err(_) => return Err(format!("{child:?} is no number of a child, as in proxy-1:0")),
+            },
+        };
+        if node.is_empty() {
+            return Err("a node has a name, as in proxy-1".to_owned());
+        }
+        Ok(Self { node: node.to_owned(), child })
+    }
 }
 
 #[derive(Debug, Args)]

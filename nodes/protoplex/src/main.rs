@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod cluster;
+mod command;
 mod demo;
 mod deploy;
 mod files;
@@ -28,6 +29,7 @@ use protoplex_runtime::start::{REFUSED, StartError};
 
 use crate::cli::{Cli, Command, Usage};
 use crate::cluster::Unreachable;
+use crate::command::Verb;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -65,6 +67,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Man { folder } => man::write(&folder)?,
         Command::Join(command) => wait(join::run(&common, command))?,
         Command::Status => wait(status::run(&common))?,
+        Command::Start { targets } => return wait(command::run(&common, Verb::Start, &targets)),
+        Command::Stop { targets, now } => return wait(command::run(&common, Verb::Stop { now }, &targets)),
+        Command::Restart { targets, reload } => {
+            let verb = if reload { Verb::Reload } else { Verb::Restart };
+            return wait(command::run(&common, verb, &targets));
+        }
+        Command::Drain { targets } => return wait(command::run(&common, Verb::Drain, &targets)),
         Command::Handler(command) => wait(handler::run(&common, command))?,
         Command::Route(command) => wait(route::run(&common, command))?,
         Command::Deploy(command) => wait(deploy::run(&common, command))?,
@@ -77,7 +86,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs a command of an operator: one thread does.
-fn wait(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn wait<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
 

@@ -82,13 +82,7 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
 fn text(report: &Report) -> String {
     let mut rows = Vec::new();
     for node in &report.nodes {
-        let state = if node.draining {
-            "STOPPING"
-        } else if node.ready {
-            "RUNNING"
-        } else {
-            "STARTING"
-        };
+        let state = node.state();
         let alive = format!("pid {}, uptime {}", node.pid, uptime(node.uptime_ms));
         rows.push([node.node.clone(), state.to_owned(), alive, node.listens.join(", ")]);
         for child in &node.children {
@@ -96,7 +90,10 @@ fn text(report: &Report) -> String {
                 0 => String::new(),
                 n => plural(n as usize, "restart"),
             };
-            let alive = format!("pid {}, uptime {}", child.pid, uptime(child.uptime_ms));
+            let alive = match child.pid {
+                0 => String::new(),
+                pid => format!("pid {pid}, uptime {}", uptime(child.uptime_ms)),
+            };
             rows.push([format!("{}:{}", node.node, child.child), child.state.clone(), alive, restarts]);
         }
     }
@@ -166,6 +163,23 @@ impl Report {
             nodes,
             pools: status.pools.into_iter().map(PoolReport::from).collect(),
             builds: status.builds.into_iter().map(BuildReport::from).collect(),
+        }
+    }
+}
+
+impl NodeReport {
+    /// In supervisord's words. Of a node whose children are all at rest it is theirs.
+    fn state(&self) -> &str {
+        let first = self.children.first().map(|child| child.state.as_str());
+        let at_rest = first.filter(|state| {
+            matches!(*state, "STOPPED" | "EXITED" | "FATAL" | "BACKOFF")
+                && self.children.iter().all(|child| child.state == *state)
+        });
+        match at_rest {
+            _ if self.draining => "STOPPING",
+            Some(state) => state,
+            None if self.ready => "RUNNING",
+            None => "STARTING",
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use protoplex_runtime::signals::StopSignals;
 use protoplex_runtime::start::StartError;
-use protoplex_runtime::supervisor::{Policy, Process, Program};
+use protoplex_runtime::supervisor::{Policy, Process, Program, State};
 use protoplex_runtime::{parent, running};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{Handler, Placement};
@@ -146,10 +146,14 @@ impl Nodes {
         Ok(())
     }
 
-    /// Returns when a node has died too often to be started again.
+    /// Returns when a node has died too often to be started again. One that an operator drained is no reason to end the
+    /// others.
     async fn any_given_up(&self) {
-        let ended = self.nodes.iter().map(|(_, process)| Box::pin(process.ended()));
-        let (_, index, _) = futures_util::future::select_all(ended).await;
+        let given_up = self.nodes.iter().map(|(_, process)| {
+            let mut status = process.status();
+            Box::pin(async move { status.wait_for(|status| status.state == State::Fatal).await.is_ok() })
+        });
+        let (_, index, _) = futures_util::future::select_all(given_up).await;
         let node = self.nodes[index].0.node();
         output::tell(&format!(
             "protoplex: {node} died too often and is not started again; its log is in {}",

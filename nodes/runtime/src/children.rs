@@ -5,10 +5,12 @@
 //! predecessor drains; where they have, as the members of a pool, the predecessor gives that up first, and its siblings
 //! accept for it meanwhile. Either way no socket is closed.
 
+mod places;
+mod port;
 mod sharing;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,11 +24,12 @@ use crate::config::{Common, Timing};
 use crate::control::{Hello, Parcel};
 use crate::parent::Spec;
 use crate::running::{Address, Instance};
-use crate::sockets::{self, Socket};
+use crate::sockets::Socket;
 use crate::start::StartCause;
 use crate::supervisor::{Policy, Process, Program, State, Status};
 
-use sharing::bearer_of_each;
+use places::Places;
+use port::{Port, addresses, own_sockets};
 
 /// Between a child's own end of its drain and being killed for not ending.
 const STOP_MARGIN: Duration = Duration::from_secs(2);
@@ -42,33 +45,6 @@ pub(crate) struct Children {
     stirred: watch::Sender<()>,
     /// One change of many children at a time.
     changing: tokio::sync::Mutex<()>,
-}
-
-#[derive(Debug)]
-struct Places {
-    spec: Spec,
-    children: Vec<Place>,
-    /// Processes whose place another one has, or that have none any more.
-    leaving: Vec<Arc<Process>>,
-    shared: Vec<Port>,
-    /// No child is left, and none will come by itself: clients are refused.
-    refusing: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Place {
-    process: Arc<Process>,
-    own: Vec<Arc<Socket>>,
-}
-
-/// A public address, with a socket for each child.
-#[derive(Clone, Debug)]
-struct Port {
-    name: String,
-    /// As it was asked for: port 0 is any.
-    wanted: SocketAddr,
-    address: SocketAddr,
-    sockets: Vec<Arc<Socket>>,
 }
 
 /// Which children are meant: all, or one.
@@ -364,156 +340,6 @@ fn hello(spec: &Spec, index: usize, instance: &Instance) -> Hello {
         sockets: Vec::new(),
         own: 0,
     }
-}
-
-impl Places {
-    /// Starts a process in one more place.
-    fn add(&mut self, children: &Children, own: Vec<Arc<Socket>>) {
-        let index = self.children.len();
-        let parcel = children.parcel(&self.spec, index, own.clone());
-        let shared = self.shared.iter().filter_map(|port| port.sockets.get(index).cloned()).collect();
-        let process =
-            Arc::new(Process::start_with(Program::child(parcel), policy(&self.spec.common), shared));
-        children.watch(&process);
-        self.children.push(Place { process, own });
-    }
-
-    fn put(&mut self, index: u32, process: Arc<Process>) {
-        if let Some(place) = self.children.get_mut(index as usize) {
-            self.leaving.push(std::mem::replace(&mut place.process, process));
-        }
-    }
-
-    /// Who has a place, and what its successor is sent.
-    fn successor(&mut self, children: &Children, index: u32) -> Option<(Arc<Process>, Parcel)> {
-        let place = self.children.get(index as usize)?;
-        let parcel = children.parcel(&self.spec, index as usize, place.own.clone());
-        Some((Arc::clone(&place.process), parcel))
-    }
-
-    /// Goes by another configuration. Says whether that changes anything, and which children have to be replaced for it.
-    fn adopt(&mut self, children: &Children, spec: Spec) -> Result<(bool, Vec<u32>), StartCause> {
-        let count = spec.children as usize;
-        let (shared, own) = self.bound_for(&spec, count)?;
-        let moved = shared.iter().map(Port::key).ne(self.shared.iter().map(Port::key));
-        let before = std::mem::replace(&mut self.spec, spec);
-        self.shared = shared;
-        let counted = count != self.children.len();
-        for surplus in self.children.drain(count.min(self.children.len())..) {
-            surplus.process.drain();
-            self.leaving.push(surplus.process);
-        }
-        let configured = before.differs(&self.spec);
-        let kept = self.children.len() as u32;
-        if configured {
-            for place in &self.children {
-                place.process.configure(self.spec.configuration());
-            }
-        }
-        for own in own {
-            self.add(children, own);
-        }
-        let restarts = if before.asks_restart(&self.spec) { (0..kept).collect() } else { Vec::new() };
-        Ok((moved || counted || configured, restarts))
-    }
-
-    /// The sockets for another configuration: those that there are, as far as they serve, and new ones.
-    #[expect(clippy::type_complexity, reason = "the two kinds of sockets, once")]
-    fn bound_for(&self, spec: &Spec, count: usize) -> Result<(Vec<Port>, Vec<Vec<Arc<Socket>>>), StartCause> {
-        let mut shared = Vec::new();
-        for (name, wanted) in &spec.shared {
-            let known = self.shared.iter().find(|port| port.name == *name && port.wanted == *wanted);
-            shared.push(match known {
-                Some(port) => port.grown(count)?,
-                None => {
-                    sockets::free(name, *wanted)?;
-                    Port::listen(name, *wanted, count)?
-                }
-            });
-        }
-        let new = self.children.len()..count;
-        Ok((shared, new.map(|_| own_sockets(spec)).collect::<Result<_, _>>()?))
-    }
-
-    /// Gives every socket to a child that can accept: one that is ready, or else one that is at least alive.
-    fn share(&mut self) {
-        self.leaving.retain(|process| !process.now().state.is_final());
-        let statuses: Vec<_> = self.children.iter().map(|place| place.process.now()).collect();
-        let of = |can: &dyn Fn(&Status) -> bool| -> Vec<usize> {
-            (0..statuses.len()).filter(|&child| can(&statuses[child])).collect()
-        };
-        let mut bearers = of(&|status| status.state.is_up() && status.ready);
-        if bearers.is_empty() {
-            bearers = of(&|status| status.state.is_up());
-        }
-        let mut given: Vec<Vec<Arc<Socket>>> = vec![Vec::new(); self.children.len()];
-        for port in &self.shared {
-            for (socket, bearer) in port.sockets.iter().zip(bearer_of_each(port.sockets.len(), &bearers)) {
-                if let Some(sockets) = bearer.and_then(|bearer| given.get_mut(bearer)) {
-                    sockets.push(Arc::clone(socket));
-                }
-            }
-        }
-        for (place, sockets) in self.children.iter().zip(given) {
-            place.process.share(sockets);
-        }
-        let hopeless = statuses.iter().all(|status| status.state.is_final());
-        if hopeless != std::mem::replace(&mut self.refusing, hopeless) {
-            self.refuse(hopeless);
-        }
-    }
-
-    /// Nobody should wait for children that nobody will start.
-    fn refuse(&self, refuse: bool) {
-        for socket in self.shared.iter().flat_map(|port| &port.sockets) {
-            let done = if refuse { socket.refuse() } else { socket.listen() };
-            if let Err(error) = done {
-                warn!(%error, refuse, socket = socket.handed.name, "can't change what a socket does");
-            }
-        }
-    }
-}
-
-impl Port {
-    fn listen(name: &str, wanted: SocketAddr, count: usize) -> Result<Self, StartCause> {
-        Self { name: name.to_owned(), wanted, address: wanted, sockets: Vec::new() }.grown(count)
-    }
-
-    /// With a socket for each of so many children. There may be more: none is closed.
-    fn grown(&self, count: usize) -> Result<Self, StartCause> {
-        let mut port = self.clone();
-        while port.sockets.len() < count {
-            let (socket, address) = sockets::listen(&port.name, port.address, true)?;
-            port.address = address;
-            port.sockets.push(Socket::new(&port.name, socket));
-        }
-        Ok(port)
-    }
-
-    fn key(&self) -> (&str, SocketAddr) {
-        (&self.name, self.wanted)
-    }
-}
-
-fn own_sockets(spec: &Spec) -> Result<Vec<Arc<Socket>>, StartCause> {
-    let own = |(name, ip): &(String, _)| {
-        let (socket, _) = sockets::listen(name, SocketAddr::new(*ip, 0), false)?;
-        Ok(Socket::new(name, socket))
-    };
-    spec.own.iter().map(own).collect()
-}
-
-fn addresses<'a>(shared: &[Port], own: impl Iterator<Item = &'a Vec<Arc<Socket>>>) -> Vec<Address> {
-    let shared =
-        shared.iter().map(|port| Address { name: port.name.clone(), child: None, address: port.address });
-    let own = (0..).zip(own).flat_map(|(child, sockets)| {
-        let address = move |socket: &Arc<Socket>| {
-            let address = socket.listener.local_addr().ok()?;
-            Some(Address { name: socket.handed.name.clone(), child: Some(child), address })
-        };
-        sockets.iter().filter_map(address)
-    });
-    shared.chain(own).collect()
 }
 
 fn policy(common: &Common) -> Policy {

@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{Query, Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tracing::error;
+use tracing::{error, info};
 
 use crate::children::ChildError;
 use crate::commands::{CommandError, Outcome};
@@ -22,6 +23,10 @@ const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The media type of a problem (RFC 9457).
 const PROBLEM: &str = "application/problem+json";
+
+/// Who gives a command. Every command needs this field: a page in some browser can't send it without our leave, so it can't
+/// command the nodes of the machine that it is looked at on.
+pub const OPERATOR: &str = "protoplex-operator";
 
 /// Answers until it is dropped.
 pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>) {
@@ -35,6 +40,7 @@ pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>) {
         .route("/restart", post(restart))
         .route("/drain", post(drain))
         .route("/reload", post(reload))
+        .layer(from_fn(admit))
         .with_state(node);
     if let Err(error) = axum::serve(socket, pages).await {
         error!(%error, "the meta port is lost");
@@ -51,6 +57,21 @@ async fn ready(State(node): State<Arc<Node>>) -> Response {
 
 async fn metrics(State(node): State<Arc<Node>>) -> Response {
     ([(header::CONTENT_TYPE, EXPOSITION)], node.metrics().await).into_response()
+}
+
+/// Notes who gives a command, and refuses those of nobody.
+async fn admit(request: Request, next: Next) -> Response {
+    if request.method() != Method::POST {
+        return next.run(request).await;
+    }
+    let operator = request.headers().get(OPERATOR).and_then(|name| name.to_str().ok());
+    match operator.map(str::to_owned) {
+        Some(operator) => {
+            info!(operator, command = %request.uri(), "told by an operator");
+            next.run(request).await
+        }
+        None => problem(StatusCode::FORBIDDEN, "A command has to name its operator, in Protoplex-Operator."),
+    }
 }
 
 /// What a command is for: `?child=0`, or without it the whole node.
@@ -95,7 +116,11 @@ fn answer(outcome: Result<Outcome, CommandError>) -> Response {
         CommandError::Child(_) | CommandError::Solo(_) => StatusCode::CONFLICT,
         CommandError::Configuration(_) | CommandError::Fixed(_) => StatusCode::UNPROCESSABLE_ENTITY,
     };
-    let problem = json!({ "status": status.as_u16(), "detail": error.to_string() });
+    problem(status, &error.to_string())
+}
+
+fn problem(status: StatusCode, detail: &str) -> Response {
+    let problem = json!({ "status": status.as_u16(), "detail": detail });
     (status, [(header::CONTENT_TYPE, PROBLEM)], problem.to_string()).into_response()
 }
 

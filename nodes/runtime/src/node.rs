@@ -38,7 +38,7 @@ pub(crate) struct Node {
 /// Who does the node's work.
 #[derive(Debug)]
 pub(crate) enum Body {
-    Children(Children),
+    Children(Box<Children>),
     /// This process itself, and what it says of itself.
     Solo(watch::Receiver<Report>),
 }

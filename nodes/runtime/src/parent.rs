@@ -190,7 +190,7 @@ impl Bound {
     /// supervises it. `reload` is what SIGHUP and operators have read anew.
     pub async fn run(self, reload: Reload) -> ExitCode {
         let children = self.children.start();
-        let service = match self.station.serve(Body::Children(children), reload) {
+        let service = match self.station.serve(Body::Children(Box::new(children)), reload) {
             Ok(service) => service,
             Err(error) => return failed(&error),
         };

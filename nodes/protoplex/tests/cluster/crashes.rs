@@ -19,17 +19,17 @@ const CLIENTS: usize = 2;
 
 /// What clients do all the while.
 #[derive(Default)]
-struct Load {
-    over: AtomicBool,
+pub(crate) struct Load {
+    pub(crate) over: AtomicBool,
     served: AtomicUsize,
-    failed_reads: AtomicUsize,
+    pub(crate) failed_reads: AtomicUsize,
     /// Path and seed of each upload that was answered with 201.
     stored: Mutex<Vec<(String, u64)>>,
     failed_uploads: AtomicUsize,
 }
 
 /// Ends the load, also where an assertion fails: its threads are waited for.
-struct Over<'a>(&'a Load);
+pub(crate) struct Over<'a>(pub(crate) &'a Load);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
@@ -39,7 +39,11 @@ impl Drop for Over<'_> {
 
 impl Load {
     /// Begins it: `/files/x` is there.
-    fn begin<'scope, 'env>(&'env self, scope: &'scope thread::Scope<'scope, 'env>, cluster: &'env Cluster) {
+    pub(crate) fn begin<'scope, 'env>(
+        &'env self,
+        scope: &'scope thread::Scope<'scope, 'env>,
+        cluster: &'env Cluster,
+    ) {
         for client in 0..CLIENTS as u64 {
             scope.spawn(move || {
                 let url = format!("{}/files/x", cluster.http());
@@ -60,22 +64,22 @@ impl Load {
         }
     }
 
-    fn count(&self, good: bool, failed: &AtomicUsize) {
+    pub(crate) fn count(&self, good: bool, failed: &AtomicUsize) {
         if good { &self.served } else { failed }.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits until this many more requests were served.
-    fn goes_on(&self, by: usize) {
+    pub(crate) fn goes_on(&self, by: usize) {
         let now = self.served.load(Ordering::Relaxed);
         until("the load goes on", || (self.served.load(Ordering::Relaxed) >= now + by).then_some(()));
     }
 
-    fn failed(&self) -> [usize; 2] {
+    pub(crate) fn failed(&self) -> [usize; 2] {
         [&self.failed_reads, &self.failed_uploads].map(|failed| failed.load(Ordering::Relaxed))
     }
 
     /// What was answered with 201 is there, every byte of it.
-    fn is_all_there(&self, cluster: &Cluster) {
+    pub(crate) fn is_all_there(&self, cluster: &Cluster) {
         let stored = self.stored.lock().unwrap();
         for (path, seed) in stored.iter() {
             let got = get(&format!("{}{path}", cluster.http()), &[]);

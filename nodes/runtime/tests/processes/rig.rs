@@ -230,7 +230,8 @@ impl Node {
 
     fn request(&self, method: &str, path: &str) -> io::Result<(String, String)> {
         let mut stream = TcpStream::connect(self.meta.unwrap())?;
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: meta\r\nConnection: close\r\n\r\n")?;
+        let fields = "Host: meta\r\nProtoplex-Operator: test\r\nConnection: close";
+        write!(stream, "{method} {path} HTTP/1.1\r\n{fields}\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();

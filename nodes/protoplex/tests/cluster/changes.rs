@@ -1,0 +1,204 @@
+//! What operators change while traffic goes on: it costs nobody a request, and no connection that could be kept.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use protoplex_testkit::cluster::{Cluster, signal};
+use protoplex_testkit::until;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::crashes::{Load, Over};
+use crate::{get, put, start};
+
+/// A client that keeps its connection.
+struct Kept(BufReader<TcpStream>);
+
+impl Kept {
+    fn open(cluster: &Cluster) -> Self {
+        let address = cluster.http().strip_prefix("http://").unwrap();
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    /// Asks for the demo page's health, and says whether the connection stays.
+    fn ask(&mut self) -> std::io::Result<bool> {
+        write!(self.0.get_mut(), "GET /files/x HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        let (mut length, mut stays) = (0, true);
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            let line = line.trim_end().to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length: ") {
+                length = value.parse().unwrap();
+            }
+            stays &= line != "connection: close";
+            if line.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        assert_eq!(body, b"x");
+        Ok(stays)
+    }
+}
+
+fn pids(cluster: &Cluster, node: &str) -> Vec<Value> {
+    let children = cluster.node(node)["children"].clone();
+    children.as_array().unwrap().iter().map(|child| child["pid"].clone()).collect()
+}
+
+/// Runs an operator's command under load, on new connections and on kept ones; nobody's request may fail.
+fn under_load(cluster: &Cluster, act: impl FnOnce()) {
+    assert_eq!(put(cluster, "/files/x", b"x", &[]).status, 201);
+    let load = Load::default();
+    thread::scope(|scope| {
+        let _over = Over(&load);
+        load.begin(scope, cluster);
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut kept = Kept::open(cluster);
+                while !load.over.load(Ordering::Relaxed) {
+                    match kept.ask() {
+                        Ok(true) => load.count(true, &load.failed_reads),
+                        // It was told that this was the last.
+                        Ok(false) => kept = Kept::open(cluster),
+                        Err(error) => {
+                            println!("a kept connection: {error}");
+                            load.count(false, &load.failed_reads);
+                            kept = Kept::open(cluster);
+                        }
+                    }
+                }
+            });
+        }
+        load.goes_on(20);
+        act();
+        load.goes_on(20);
+    });
+    load.is_all_there(cluster);
+    assert_eq!(load.failed(), [0, 0]);
+}
+
+#[test]
+fn a_restart_of_all_children_costs_no_request() {
+    let cluster = start();
+    let before = ["proxy-1", "fileserver-1", "live-1"].map(|node| pids(&cluster, node));
+    under_load(&cluster, || {
+        let done = cluster.json(&["restart"]);
+        let row = |target: &str| json!({"target": target, "ok": true, "changed": true});
+        assert_eq!(done, json!([row("fileserver-1"), row("live-1"), row("proxy-1")]));
+    });
+    let after = ["proxy-1", "fileserver-1", "live-1"].map(|node| pids(&cluster, node));
+    for (before, after) in before.iter().zip(&after) {
+        assert!(before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
+    }
+}
+
+#[test]
+fn stopping_and_starting_a_child_costs_no_request() {
+    let cluster = start();
+    under_load(&cluster, || {
+        for child in ["proxy-1:1", "fileserver-1:0"] {
+            let stopped = cluster.json(&["stop", child]);
+            assert_eq!(stopped, json!([{"target": child, "ok": true, "changed": true}]));
+            let text = String::from_utf8(cluster.run(&["stop", child]).stdout).unwrap();
+            assert_eq!(text, format!("{child}: already stopped\n"));
+            let (node, _) = child.split_once(':').unwrap();
+            let states = || {
+                cluster.node(node)["children"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|child| child["state"].clone())
+                    .collect::<Vec<_>>()
+            };
+            until("the status says so", || states().contains(&json!("STOPPED")).then_some(()));
+            assert_eq!(cluster.json(&["start", child])[0]["changed"], true);
+        }
+    });
+}
+
+#[test]
+fn a_reload_changes_limits_while_every_connection_lives_on() {
+    let cluster = start();
+    let config = cluster.folder().join("protoplex.toml");
+    let before = pids(&cluster, "proxy-1");
+    let pid = cluster.node("proxy-1")["pid"].as_u64().unwrap() as u32;
+    under_load(&cluster, || {
+        let mut kept = Kept::open(&cluster);
+        assert!(kept.ask().unwrap());
+        std::fs::write(&config, "[proxy.limits]\nmax_head_bytes = 2048\n").unwrap();
+        assert_eq!(cluster.json(&["restart", "--reload", "proxy-1"])[0]["ok"], true);
+        let large = format!("X-Large: {}", "x".repeat(4000));
+        until("a head over the new limit is refused", || {
+            (get(&format!("{}/files/x", cluster.http()), &["-H", &large]).status == 431).then_some(())
+        });
+        assert!(kept.ask().unwrap(), "who was connected before is not cut off");
+        // The same by a signal.
+        std::fs::write(&config, "").unwrap();
+        signal(pid, Signal::HUP);
+        until("a head under the default limit is taken", || {
+            (get(&format!("{}/files/x", cluster.http()), &["-H", &large]).status == 200).then_some(())
+        });
+    });
+    assert_eq!(pids(&cluster, "proxy-1"), before);
+}
+
+#[test]
+fn row_a_bad_configuration_is_refused_with_its_line_and_the_old_one_goes_on() {
+    let cluster = start();
+    let pid = cluster.node("proxy-1")["pid"].as_u64().unwrap() as u32;
+    std::fs::write(
+        cluster.folder().join("protoplex.toml"),
+        "[proxy]\ntunnel_idle_timeout_ms = 5\nchildrn = 3\n",
+    )
+    .unwrap();
+    let output = cluster.run(&["restart", "--reload", "proxy-1"]);
+    assert_eq!(output.status.code(), Some(2), "the command reads that file, too");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("protoplex.toml:3: unknown key \"childrn\""), "{said}");
+    signal(pid, Signal::HUP);
+    until("the node says why", || cluster.logs().contains("protoplex.toml:3: unknown key").then_some(()));
+    assert_eq!(get(cluster.http(), &[]).status, 200);
+}
+
+#[test]
+fn row_a_child_or_node_that_does_not_exist_is_named_and_nothing_else_happens() {
+    let cluster = start();
+    let output = cluster.run(&["restart", "proxy-2"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains(
+            "no node is called \"proxy-2\"; there are datastore-1, fileserver-1, live-1, proxy-1, seed-1"
+        ),
+        "{said}"
+    );
+    let output = cluster.run(&["stop", "proxy-1:7"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "proxy-1:7: FAILED: there is no child 7: the node has children 0 to 1\n"
+    );
+    let output = cluster.run(&["restart", "seed-1"]);
+    assert_eq!(output.status.code(), Some(1), "one process has no children to replace");
+}
+
+#[test]
+fn a_drained_node_ends_and_is_not_started_again() {
+    let mut cluster = start();
+    let pid = cluster.node("live-1")["pid"].as_u64().unwrap();
+    assert_eq!(cluster.json(&["drain", "live-1"])[0]["ok"], true);
+    until("it has ended", || (!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    // Everybody else goes on, and `up` ends in good order.
+    assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
+    assert_eq!(cluster.stop(), Some(0));
+}

@@ -1,0 +1,141 @@
+//! The places of a node's children: who has each of them, and who accepts on which socket.
+
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::port::{Port, own_sockets};
+use super::sharing::bearer_of_each;
+use super::{Children, policy};
+use crate::control::Parcel;
+use crate::parent::Spec;
+use crate::sockets::{self, Socket};
+use crate::start::StartCause;
+use crate::supervisor::{Process, Program, Status};
+
+/// What each place of a node has, and how it is to be.
+#[derive(Debug)]
+pub(super) struct Places {
+    pub(super) spec: Spec,
+    pub(super) children: Vec<Place>,
+    /// Processes whose place another one has, or that have none any more.
+    pub(super) leaving: Vec<Arc<Process>>,
+    pub(super) shared: Vec<Port>,
+    /// No child is left, and none will come by itself: clients are refused.
+    pub(super) refusing: bool,
+}
+
+/// One child, whatever process it is just now.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) process: Arc<Process>,
+    pub(super) own: Vec<Arc<Socket>>,
+}
+
+impl Places {
+    /// Starts a process in one more place.
+    pub(super) fn add(&mut self, children: &Children, own: Vec<Arc<Socket>>) {
+        let index = self.children.len();
+        let parcel = children.parcel(&self.spec, index, own.clone());
+        let shared = self.shared.iter().filter_map(|port| port.sockets.get(index).cloned()).collect();
+        let process =
+            Arc::new(Process::start_with(Program::child(parcel), policy(&self.spec.common), shared));
+        children.watch(&process);
+        self.children.push(Place { process, own });
+    }
+
+    pub(super) fn put(&mut self, index: u32, process: Arc<Process>) {
+        if let Some(place) = self.children.get_mut(index as usize) {
+            self.leaving.push(std::mem::replace(&mut place.process, process));
+        }
+    }
+
+    /// Who has a place, and what its successor is sent.
+    pub(super) fn successor(&mut self, children: &Children, index: u32) -> Option<(Arc<Process>, Parcel)> {
+        let place = self.children.get(index as usize)?;
+        let parcel = children.parcel(&self.spec, index as usize, place.own.clone());
+        Some((Arc::clone(&place.process), parcel))
+    }
+
+    /// Goes by another configuration. Says whether that changes anything, and which children have to be replaced for it.
+    pub(super) fn adopt(&mut self, children: &Children, spec: Spec) -> Result<(bool, Vec<u32>), StartCause> {
+        let count = spec.children as usize;
+        let (shared, own) = self.bound_for(&spec, count)?;
+        let moved = shared.iter().map(Port::key).ne(self.shared.iter().map(Port::key));
+        let before = std::mem::replace(&mut self.spec, spec);
+        self.shared = shared;
+        let counted = count != self.children.len();
+        for surplus in self.children.drain(count.min(self.children.len())..) {
+            surplus.process.drain();
+            self.leaving.push(surplus.process);
+        }
+        let configured = before.differs(&self.spec);
+        let kept = self.children.len() as u32;
+        if configured {
+            for place in &self.children {
+                place.process.configure(self.spec.configuration());
+            }
+        }
+        for own in own {
+            self.add(children, own);
+        }
+        let restarts = if before.asks_restart(&self.spec) { (0..kept).collect() } else { Vec::new() };
+        Ok((moved || counted || configured, restarts))
+    }
+
+    /// The sockets for another configuration: those that there are, as far as they serve, and new ones.
+    #[expect(clippy::type_complexity, reason = "the two kinds of sockets, once")]
+    fn bound_for(&self, spec: &Spec, count: usize) -> Result<(Vec<Port>, Vec<Vec<Arc<Socket>>>), StartCause> {
+        let mut shared = Vec::new();
+        for (name, wanted) in &spec.shared {
+            let known = self.shared.iter().find(|port| port.name == *name && port.wanted == *wanted);
+            shared.push(match known {
+                Some(port) => port.grown(count)?,
+                None => {
+                    sockets::free(name, *wanted)?;
+                    Port::listen(name, *wanted, count)?
+                }
+            });
+        }
+        let new = self.children.len()..count;
+        Ok((shared, new.map(|_| own_sockets(spec)).collect::<Result<_, _>>()?))
+    }
+
+    /// Gives every socket to a child that can accept: one that is ready, or else one that is at least alive.
+    pub(super) fn share(&mut self) {
+        self.leaving.retain(|process| !process.now().state.is_final());
+        let statuses: Vec<_> = self.children.iter().map(|place| place.process.now()).collect();
+        let of = |can: &dyn Fn(&Status) -> bool| -> Vec<usize> {
+            (0..statuses.len()).filter(|&child| can(&statuses[child])).collect()
+        };
+        let mut bearers = of(&|status| status.state.is_up() && status.ready);
+        if bearers.is_empty() {
+            bearers = of(&|status| status.state.is_up());
+        }
+        let mut given: Vec<Vec<Arc<Socket>>> = vec![Vec::new(); self.children.len()];
+        for port in &self.shared {
+            for (socket, bearer) in port.sockets.iter().zip(bearer_of_each(port.sockets.len(), &bearers)) {
+                if let Some(sockets) = bearer.and_then(|bearer| given.get_mut(bearer)) {
+                    sockets.push(Arc::clone(socket));
+                }
+            }
+        }
+        for (place, sockets) in self.children.iter().zip(given) {
+            place.process.share(sockets);
+        }
+        let hopeless = statuses.iter().all(|status| status.state.is_final());
+        if hopeless != std::mem::replace(&mut self.refusing, hopeless) {
+            self.refuse(hopeless);
+        }
+    }
+
+    /// Nobody should wait for children that nobody will start.
+    fn refuse(&self, refuse: bool) {
+        for socket in self.shared.iter().flat_map(|port| &port.sockets) {
+            let done = if refuse { socket.refuse() } else { socket.listen() };
+            if let Err(error) = done {
+                warn!(%error, refuse, socket = socket.handed.name, "can't change what a socket does");
+            }
+        }
+    }
+}
