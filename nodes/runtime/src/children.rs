@@ -27,6 +27,7 @@ use crate::running::{Address, Instance};
 use crate::sockets::Socket;
 use crate::start::StartCause;
 use crate::supervisor::{Policy, Process, Program, State, Status};
+use crate::systemd::Activated;
 
 use places::Places;
 use port::{Port, addresses, own_sockets};
@@ -73,12 +74,19 @@ fn children(count: usize) -> String {
 
 impl Children {
     /// Binds the sockets of all children, which [`Unstarted::start`] starts.
-    pub(crate) fn bind(spec: Spec, instance: &Instance) -> Result<Unstarted, StartCause> {
+    pub(crate) fn bind(
+        spec: Spec,
+        instance: &Instance,
+        activated: &mut Activated,
+    ) -> Result<Unstarted, StartCause> {
         let count = spec.children.max(1) as usize;
         let shared: Vec<_> = spec
             .shared
             .iter()
-            .map(|(name, address)| Port::listen(name, *address, count))
+            .map(|(name, address)| match activated.claim(*address) {
+                Some(socket) => Ok(Port::activated(name, *address, socket)),
+                None => Port::listen(name, *address, count),
+            })
             .collect::<Result<_, _>>()?;
         let own = (0..count).map(|_| own_sockets(&spec)).collect::<Result<_, _>>()?;
         Ok(Unstarted { spec, instance: instance.clone(), shared, own })

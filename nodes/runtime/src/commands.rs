@@ -9,6 +9,7 @@ use tracing::{error, info};
 use crate::children::{ChildError, Which};
 use crate::node::{Body, Node};
 use crate::parent::Spec;
+use crate::systemd;
 
 /// Reads the node's configuration anew, and checks it whole; blocking. The error says every mistake and its place.
 pub type Reload = Box<dyn FnMut() -> Result<Spec, String> + Send>;
@@ -96,7 +97,9 @@ impl Node {
 
     /// Reads the configuration anew, and goes by it: all of it, or where it is refused none of it.
     pub(crate) async fn reload(&self) -> Result<Outcome, CommandError> {
+        systemd::reloading();
         let outcome = self.try_reload().await;
+        systemd::reloaded();
         match &outcome {
             Ok(Outcome { changed }) => info!(changed, "read the configuration anew"),
             Err(error) => error!(%error, "a reload failed"),

@@ -25,4 +25,5 @@ mod sockets;
 pub mod solo;
 pub mod start;
 pub mod supervisor;
+mod systemd;
 pub mod telemetry;

@@ -202,6 +202,22 @@ impl Node {
         }
     }
 
+    /// In one line, for whoever wants to know at a glance.
+    pub(crate) fn in_words(&self) -> String {
+        let statuses = self.statuses();
+        let running = statuses.iter().filter(|status| status.ready).count();
+        let state = match (self.is_draining(), self.is_ready()) {
+            (true, _) => "draining",
+            (false, true) => "ready",
+            (false, false) => "not ready",
+        };
+        if statuses.is_empty() {
+            state.to_owned()
+        } else {
+            format!("{state}, {running} of {} children", statuses.len())
+        }
+    }
+
     /// As operators see it.
     pub(crate) fn page(&self) -> StatusPage {
         let child = |(index, status): (usize, Status)| ChildStatus {

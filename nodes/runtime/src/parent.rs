@@ -24,6 +24,7 @@ use crate::running::{self, Address, Claim, META, Running};
 use crate::signals::ReloadSignals;
 use crate::sockets;
 use crate::start::{StartCause, StartError};
+use crate::systemd::{self, Activated};
 use crate::telemetry;
 
 /// How old load and uptimes may be that the seed is told.
@@ -76,15 +77,22 @@ impl Spec {
         // Where the same node runs already, its own ports are no news.
         let claim = running::claim(&common.data, &common.node)?;
         let mut causes: Vec<_> = self.exposure().into_iter().collect();
-        causes.extend(sockets::probe(&self.wanted(), claim.is_orphaned()));
+        let mut activated = Activated::take().map_err(|source| StartCause::Activated { source })?;
+        let mut wanted = self.wanted();
+        wanted.retain(|(_, address)| !activated.has(*address));
+        causes.extend(sockets::probe(&wanted, claim.is_orphaned()));
         causes.extend(telemetry::start(&common.telemetry, &common.node, None).err().map(StartCause::from));
         StartError::unless_empty(causes)?;
 
-        let (meta, address) = sockets::listen(META, common.meta, false)?;
+        let (meta, address) = match activated.claim(common.meta) {
+            Some(meta) => (meta, common.meta),
+            None => sockets::listen(META, common.meta, false)?,
+        };
         let mut addresses = vec![Address { name: META.to_owned(), child: None, address }];
         // Late, so that orphans have had the time to go.
         let instance = claim.instance()?;
-        let children = Children::bind(self.clone(), &instance)?;
+        let children = Children::bind(self.clone(), &instance, &mut activated)?;
+        activated.finish();
         addresses.extend(children.addresses());
         let running = Running {
             node: common.node.clone(),
@@ -232,6 +240,7 @@ impl Station {
         tasks.spawn(meta::serve(tokio::net::TcpListener::from_std(self.meta)?, Arc::clone(&node)));
         tasks.spawn(publish(Arc::clone(&node), self.state, report));
         tasks.spawn(follow_reloads(Arc::clone(&node), ReloadSignals::take()?));
+        tasks.spawn(systemd::keep_told(Arc::clone(&node)));
         Ok(Service { node, orders, _tasks: tasks })
     }
 }

@@ -87,6 +87,12 @@ pub enum StartCause {
     /// The meta port would be reachable from other machines.
     #[error("the meta port on {0} could be reached from outside: use a loopback address, or force it")]
     MetaExposed(SocketAddr),
+    /// The service manager gave something that isn't a listening socket.
+    #[error("a socket that systemd gave can't be used: {source}")]
+    Activated {
+        /// What the system says.
+        source: io::Error,
+    },
     /// The log can't be written.
     #[error("{0}")]
     Telemetry(#[from] crate::telemetry::TelemetryError),

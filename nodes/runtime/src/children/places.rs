@@ -114,6 +114,12 @@ impl Places {
         }
         let mut given: Vec<Vec<Arc<Socket>>> = vec![Vec::new(); self.children.len()];
         for port in &self.shared {
+            if port.common {
+                for (_, given) in given.iter_mut().enumerate().filter(|(child, _)| bearers.contains(child)) {
+                    given.extend(port.sockets.iter().cloned());
+                }
+                continue;
+            }
             for (socket, bearer) in port.sockets.iter().zip(bearer_of_each(port.sockets.len(), &bearers)) {
                 if let Some(sockets) = bearer.and_then(|bearer| given.get_mut(bearer)) {
                     sockets.push(Arc::clone(socket));

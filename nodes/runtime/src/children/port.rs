@@ -1,6 +1,6 @@
 //! The addresses that the children of a node share, and the sockets that are theirs alone.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use crate::parent::Spec;
@@ -16,17 +16,26 @@ pub(super) struct Port {
     pub(super) wanted: SocketAddr,
     pub(super) address: SocketAddr,
     pub(super) sockets: Vec<Arc<Socket>>,
+    /// There is one socket only, which somebody else has bound: all children accept on it.
+    pub(super) common: bool,
 }
 
 impl Port {
     pub(super) fn listen(name: &str, wanted: SocketAddr, count: usize) -> Result<Self, StartCause> {
-        Self { name: name.to_owned(), wanted, address: wanted, sockets: Vec::new() }.grown(count)
+        Self { name: name.to_owned(), wanted, address: wanted, sockets: Vec::new(), common: false }
+            .grown(count)
+    }
+
+    /// One whose socket was given.
+    pub(super) fn activated(name: &str, address: SocketAddr, socket: TcpListener) -> Self {
+        let sockets = vec![Socket::new(name, socket)];
+        Self { name: name.to_owned(), wanted: address, address, sockets, common: true }
     }
 
     /// With a socket for each of so many children. There may be more: none is closed.
     pub(super) fn grown(&self, count: usize) -> Result<Self, StartCause> {
         let mut port = self.clone();
-        while port.sockets.len() < count {
+        while port.sockets.len() < count && !port.common {
             let (socket, address) = sockets::listen(&port.name, port.address, true)?;
             port.address = address;
             port.sockets.push(Socket::new(&port.name, socket));

@@ -17,6 +17,7 @@ use tracing::warn;
 
 use crate::control::{self, Configuration, LineError, Lines, Order, Parcel, Word};
 use crate::sockets::Socket;
+use crate::systemd;
 
 /// Orders are short: where the socket has no room for one, the process has read nothing for a long time.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -79,6 +80,9 @@ impl Program {
             None => {
                 command.env(control::VARIABLE, control::NODE);
             }
+        }
+        for variable in systemd::VARIABLES {
+            command.env_remove(variable);
         }
         let process = command.spawn()?;
         ours.set_nonblocking(true)?;

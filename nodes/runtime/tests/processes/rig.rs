@@ -1,7 +1,8 @@
 //! Starts the fixture, asks it, and waits for what it should come to.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -135,11 +136,35 @@ pub(crate) struct ChildStatus {
 impl Node {
     /// Starts it and waits until it listens.
     pub(crate) fn spawn(arguments: &Arguments) -> Self {
+        Self::spawn_with(arguments, &[])
+    }
+
+    /// The same in this environment.
+    pub(crate) fn spawn_with(arguments: &Arguments, environment: &[(&str, &str)]) -> Self {
+        Self::spawn_by(arguments, |file| {
+            let mut command = Command::new(FIXTURE);
+            command.arg(file).stdin(Stdio::null()).envs(environment.iter().copied());
+            command
+        })
+    }
+
+    /// The same with a socket, given as systemd gives it.
+    pub(crate) fn spawn_with_socket(arguments: &Arguments, socket: TcpListener) -> Self {
+        let mut socket = Some(OwnedFd::from(socket));
+        Self::spawn_by(arguments, |file| {
+            let script = "exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\" \"$1\"";
+            let mut command = Command::new("sh");
+            command.args(["-c", script, FIXTURE]).arg(file).stdin(Stdio::from(socket.take().unwrap()));
+            command
+        })
+    }
+
+    fn spawn_by(arguments: &Arguments, mut command: impl FnMut(&Path) -> Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = arguments.data.clone().unwrap_or_else(|| folder.path().join("data"));
         let file = folder.path().join("fixture.json");
         arguments.write(&file, &data);
-        let process = Command::new(FIXTURE).arg(&file).stdin(Stdio::null()).spawn().unwrap();
+        let process = command(&file).spawn().unwrap();
         let mut node = Self { process, data, http: None, meta: None, folder };
         until("the node is announced", || node.running().is_some());
         let running = node.running().unwrap();
