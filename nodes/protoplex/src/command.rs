@@ -4,8 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use protoplex_runtime::meta::OPERATOR;
+use protoplex_runtime::meta::{OPERATOR, pass};
 use protoplex_runtime::running;
+use protoplex_wire::identity::Identity;
+use reqwest::header::AUTHORIZATION;
 use reqwest::{Client, StatusCode};
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +92,8 @@ struct Problem {
 /// Runs the command: one target after the other, so that a mistake meets one at a time.
 pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(common)?;
+    // Nodes of this machine need none, so that they can be commanded without.
+    let pass = Identity::open(&settings.data.join("cluster")).ok().and_then(|identity| pass(&identity).ok());
     let nodes = nodes(common, &settings).await?;
     let chosen = choose(&nodes, verb, targets)?;
     let client = Client::builder()
@@ -98,7 +102,7 @@ pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyh
         .build()?;
     let mut rows = Vec::new();
     for (node, child) in chosen {
-        rows.push(tell(&client, verb, node, child).await);
+        rows.push(tell(&client, pass.as_deref(), verb, node, child).await);
     }
     let failed = rows.iter().any(|row| !row.ok);
     print(common.json, &rows, |rows| {
@@ -158,12 +162,12 @@ fn choose<'a>(
     targets.iter().map(find).collect()
 }
 
-async fn tell(client: &Client, verb: Verb, node: &Found, child: Option<u32>) -> Row {
+async fn tell(client: &Client, pass: Option<&str>, verb: Verb, node: &Found, child: Option<u32>) -> Row {
     let target = match child {
         Some(child) => format!("{}:{child}", node.node),
         None => node.node.clone(),
     };
-    match ask(client, verb, node, child).await {
+    match ask(client, pass, verb, node, child).await {
         Ok(changed) => {
             let [done, nothing] = verb.done();
             let words = if changed { done } else { nothing }.to_owned();
@@ -182,12 +186,22 @@ async fn tell(client: &Client, verb: Verb, node: &Found, child: Option<u32>) -> 
     }
 }
 
-async fn ask(client: &Client, verb: Verb, node: &Found, child: Option<u32>) -> anyhow::Result<bool> {
+async fn ask(
+    client: &Client,
+    pass: Option<&str>,
+    verb: Verb,
+    node: &Found,
+    child: Option<u32>,
+) -> anyhow::Result<bool> {
     let mut query: Vec<_> = child.map(|child| format!("child={child}")).into_iter().collect();
     query.extend((verb == Verb::Stop { now: true }).then(|| "now=true".to_owned()));
     let url = format!("http://{}/{}?{}", node.meta, verb.path(), query.join("&"));
-    let asked = client.post(url).header(OPERATOR, operator()).send().await;
-    let answer = asked.with_context(|| format!("its meta port {} does not answer", node.meta))?;
+    let mut request = client.post(url).header(OPERATOR, operator());
+    if let Some(pass) = pass {
+        request = request.header(AUTHORIZATION, pass);
+    }
+    let answer =
+        request.send().await.with_context(|| format!("its meta port {} does not answer", node.meta))?;
     let (status, body) = (answer.status(), answer.bytes().await?);
     if status == StatusCode::OK {
         return Ok(serde_json::from_slice::<Outcome>(&body)?.changed);

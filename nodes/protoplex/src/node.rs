@@ -66,8 +66,9 @@ pub(crate) fn run(
     common.set.extend(children.map(|n| (format!("{}.children", kind.name()), i64::from(n).into())));
     let (settings, told, spec) = configured(kind, &common, node)?;
     let capacity = spec.children;
-    let bound = spec.bind()?;
+    let mut bound = spec.bind()?;
     let identity = identity(kind, &settings)?;
+    bound.trust(&identity);
     let (common, node) = (common.clone(), node.clone());
     let reload: Reload = Box::new(move || match configured(kind, &common, &node) {
         Ok((_, _, spec)) => Ok(spec),

@@ -43,8 +43,10 @@ struct Meta {
     proxy: SocketAddr,
     fileserver: SocketAddr,
     live: SocketAddr,
-    /// Lets meta ports listen on addresses that other machines reach.
+    /// Lets meta ports listen on addresses that other machines reach. They ask for a token then.
     exposed: bool,
+    /// One that is good for all of them, for a scraper of metrics or a hook. Nodes and operators of the cluster need none.
+    token: Option<String>,
 }
 
 impl Default for Meta {
@@ -57,6 +59,7 @@ impl Default for Meta {
             fileserver: port(8054),
             live: port(8055),
             exposed: false,
+            token: None,
         }
     }
 }
@@ -166,6 +169,7 @@ impl Settings {
                 Kind::Live => self.meta.live,
             },
             meta_forced: self.meta.exposed,
+            meta_token: self.meta.token.clone(),
             timing: self.drain.clone(),
             telemetry: self.log.clone(),
         }

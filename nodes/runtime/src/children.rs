@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::{Common, Timing};
-use crate::control::{Hello, Parcel};
+use crate::control::{Configuration, Hello, Parcel};
 use crate::parent::Spec;
 use crate::running::{Address, Instance};
 use crate::sockets::Socket;
@@ -95,6 +95,11 @@ impl Children {
     /// How they drain.
     pub(crate) fn timing(&self) -> Timing {
         self.places().spec.common.timing.clone()
+    }
+
+    /// What each of them goes by.
+    pub(crate) fn configuration(&self) -> Configuration {
+        self.places().spec.configuration()
     }
 
     /// See [`Spec::fixed`].

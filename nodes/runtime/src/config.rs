@@ -36,6 +36,8 @@ pub struct Common {
     pub meta: SocketAddr,
     /// Lets the meta port listen on an address that isn't loopback.
     pub meta_forced: bool,
+    /// What lets a client of no part in the cluster use a meta port that isn't on a loopback address.
+    pub meta_token: Option<String>,
     /// How the node drains.
     pub timing: Timing,
     /// Where log lines go.

@@ -1,11 +1,13 @@
-//! The meta port of a node and its children: `/healthz`, `/readyz`, `/metrics` and `/status` to read, and by POST the
+//! The meta port of a node and its children: `/healthz`, `/readyz`, `/metrics`, `/status` and `/config` to read, and by POST the
 //! commands `/start`, `/stop`, `/restart`, `/drain` and `/reload`.
+
+mod guard;
 
 use std::sync::Arc;
 
 use axum::extract::{Query, Request, State};
 use axum::http::{Method, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -18,6 +20,9 @@ use crate::children::ChildError;
 use crate::commands::{CommandError, Outcome};
 use crate::node::Node;
 
+pub(crate) use guard::Guard;
+pub use guard::pass;
+
 /// The media type of Prometheus's text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -29,7 +34,7 @@ const PROBLEM: &str = "application/problem+json";
 pub const OPERATOR: &str = "protoplex-operator";
 
 /// Answers until it is dropped.
-pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>) {
+pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>, guard: Guard) {
     let pages = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -40,7 +45,9 @@ pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>) {
         .route("/restart", post(restart))
         .route("/drain", post(drain))
         .route("/reload", post(reload))
+        .route("/config", get(config))
         .layer(from_fn(admit))
+        .layer(from_fn_with_state(Arc::new(guard), check))
         .with_state(node);
     if let Err(error) = axum::serve(socket, pages).await {
         error!(%error, "the meta port is lost");
@@ -57,6 +64,20 @@ async fn ready(State(node): State<Arc<Node>>) -> Response {
 
 async fn metrics(State(node): State<Arc<Node>>) -> Response {
     ([(header::CONTENT_TYPE, EXPOSITION)], node.metrics().await).into_response()
+}
+
+/// Refuses whoever has no token where one is needed.
+async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    if guard.admits(request.uri().path(), request.headers()) {
+        return next.run(request).await;
+    }
+    let detail = "This needs a token: Authorization: Bearer, with a token of the cluster or meta.token.";
+    let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+    (challenge, problem(StatusCode::UNAUTHORIZED, detail)).into_response()
+}
+
+async fn config(State(node): State<Arc<Node>>) -> Response {
+    Json(node.configuration()).into_response()
 }
 
 /// Notes who gives a command, and refuses those of nobody.

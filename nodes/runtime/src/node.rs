@@ -218,6 +218,14 @@ impl Node {
         }
     }
 
+    /// What its children are told to go by, without what is secret. A node of a single process has none.
+    pub(crate) fn configuration(&self) -> serde_json::Value {
+        match &self.body {
+            Body::Children(children) => masked(serde_json::json!(children.configuration())),
+            Body::Solo(_) => serde_json::Value::Null,
+        }
+    }
+
     /// As operators see it.
     pub(crate) fn page(&self) -> StatusPage {
         let child = |(index, status): (usize, Status)| ChildStatus {
@@ -308,6 +316,27 @@ async fn change_of<T>(watched: &mut Option<watch::Receiver<T>>) -> Result<(), wa
     match watched {
         Some(watched) => watched.changed().await,
         None => std::future::pending().await,
+    }
+}
+
+/// What stands in the place of a secret.
+const MASK: &str = "***";
+
+/// Without the values of keys whose name says that they are secret.
+fn masked(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    let is_secret =
+        |key: &str| ["secret", "token", "password", "access_key"].iter().any(|word| key.contains(word));
+    match value {
+        Value::Object(fields) => {
+            let mask = |(key, value): (String, Value)| match value {
+                Value::String(_) | Value::Number(_) if is_secret(&key) => (key, MASK.into()),
+                value => (key, masked(value)),
+            };
+            Value::Object(fields.into_iter().map(mask).collect())
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(masked).collect()),
+        value => value,
     }
 }
 

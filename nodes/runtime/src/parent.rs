@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::NodeState;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
@@ -17,7 +18,7 @@ use crate::children::{Children, Unstarted};
 use crate::commands::{Reload, Reloader};
 use crate::config::Common;
 use crate::control::{Configuration, Report};
-use crate::meta;
+use crate::meta::{self, Guard};
 use crate::node::{Body, Node};
 use crate::orders::Orders;
 use crate::running::{self, Address, Claim, META, Running};
@@ -106,7 +107,8 @@ impl Spec {
         };
         claim.announce(&running)?;
         let state = watch::Sender::new(NodeState::default());
-        let station = Station { started: Instant::now(), running, claim, meta, state };
+        let guard = Guard::of(address, common.meta_token.clone());
+        let station = Station { started: Instant::now(), running, claim, meta, guard, state };
         Ok(Bound { children, instance: instance.id, station })
     }
 
@@ -174,6 +176,7 @@ pub(crate) struct Station {
     running: Running,
     claim: Claim,
     meta: TcpListener,
+    guard: Guard,
     state: watch::Sender<NodeState>,
 }
 
@@ -186,6 +189,12 @@ impl Bound {
     /// Which node of its name this is: the same after a restart on its data directory.
     pub fn instance(&self) -> &str {
         &self.instance
+    }
+
+    /// Lets the meta port, where other machines reach it, know the cluster's own by their tokens. Until it is told, such a
+    /// port serves nobody.
+    pub fn trust(&mut self, identity: &Identity) {
+        self.station.guard.trust(identity);
     }
 
     /// The node's state as the seed is told it, see `protoplex_wire::join`. Changes of state wake receivers;
@@ -237,7 +246,11 @@ impl Station {
         let (leave, reloader) = (orders.trigger.clone(), Reloader::new(reload));
         let node = Arc::new(Node::new(self.claim, self.running, self.started, body, leave, reloader));
         let mut tasks = JoinSet::new();
-        tasks.spawn(meta::serve(tokio::net::TcpListener::from_std(self.meta)?, Arc::clone(&node)));
+        tasks.spawn(meta::serve(
+            tokio::net::TcpListener::from_std(self.meta)?,
+            Arc::clone(&node),
+            self.guard,
+        ));
         tasks.spawn(publish(Arc::clone(&node), self.state, report));
         tasks.spawn(follow_reloads(Arc::clone(&node), ReloadSignals::take()?));
         tasks.spawn(systemd::keep_told(Arc::clone(&node)));

@@ -654,6 +654,46 @@ fn sockets_that_systemd_has_bound_are_served_by_all_children() {
 }
 
 #[test]
+fn a_meta_port_that_others_reach_asks_for_a_token_and_health_is_for_everybody() {
+    let arguments =
+        Arguments { meta: "0.0.0.0:0".to_owned(), meta_token: Some("let-me-in"), ..Arguments::default() };
+    let node = Node::start(&arguments);
+    let (token, operator) = ("Authorization: Bearer let-me-in\r\n", "Protoplex-Operator: test\r\n");
+    for (method, path, fields, status) in [
+        ("GET", "/healthz", String::new(), 200),
+        ("GET", "/readyz", String::new(), 200),
+        ("GET", "/status", String::new(), 401),
+        ("GET", "/metrics", String::new(), 401),
+        ("GET", "/config", "Authorization: Bearer let-me-im\r\n".to_owned(), 401),
+        ("POST", "/drain", operator.to_owned(), 401),
+        ("GET", "/status", token.to_owned(), 200),
+        ("POST", "/restart", format!("{token}{operator}"), 200),
+    ] {
+        assert_eq!(node.status_of(method, path, &fields), status, "{method} {path}");
+    }
+}
+
+#[test]
+fn a_page_in_some_browser_can_not_command_a_node() {
+    let node = Node::start(&Arguments::default());
+    let before = pids(&node);
+    assert_eq!(node.status_of("POST", "/stop", "Origin: https://example.com\r\n"), 403);
+    assert_eq!(node.status_of("GET", "/stop", ""), 405);
+    assert_eq!(pids(&node), before);
+}
+
+#[test]
+fn the_configuration_is_shown_without_what_is_secret() {
+    let node = Node::start(&Arguments { word: "shown", ..Arguments::default() });
+    let config: serde_json::Value = serde_json::from_str(&node.get("/config")).unwrap();
+    assert_eq!(
+        config["config"],
+        json!({"hopeless": null, "word": "shown", "motto": "", "secret_word": "***"})
+    );
+    assert_eq!(config["common"]["node"], "fixture-1");
+}
+
+#[test]
 fn log_lines_name_node_and_child() {
     let data = tempfile::tempdir().unwrap();
     let log = data.path().join("node.log");

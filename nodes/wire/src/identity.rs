@@ -19,7 +19,9 @@ use tonic::{Request, Status};
 
 /// The name that every node's certificate carries, whatever address the node listens on.
 const SERVER_NAME: &str = "node.protoplex.internal";
-/// Whom a node's token is for that registers with a live node, or invalidates there (RFC 7519 section 4.1.3).
+/// Whom a token is for that meta ports ask for (RFC 7519 section 4.1.3).
+pub const META_AUDIENCE: &str = "protoplex:meta";
+/// Whom a node's token is for that registers with a live node, or invalidates there.
 pub const REGISTRATIONS_AUDIENCE: &str = "protoplex:live:registrations";
 /// Bytes of randomness in the cluster token and in the live key.
 const SECRET_BYTES: usize = 32;

@@ -25,6 +25,7 @@ fn hello(config: serde_json::Value) -> Hello {
         zone: String::new(),
         meta: "127.0.0.1:8053".parse().unwrap(),
         meta_forced: false,
+        meta_token: None,
         timing: Timing::default(),
         telemetry: Settings::default(),
     };

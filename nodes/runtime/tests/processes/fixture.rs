@@ -25,6 +25,7 @@ struct Arguments {
     listen: String,
     meta: String,
     meta_forced: bool,
+    meta_token: Option<String>,
     timing: Timing,
     telemetry: Settings,
     /// Whether each child has a socket of its own.
@@ -42,6 +43,9 @@ struct Config {
     /// Shown likewise, but taken to heart only by a new child.
     #[serde(default)]
     motto: String,
+    /// Not to be shown to anybody.
+    #[serde(default)]
+    secret_word: String,
 }
 
 fn main() -> ExitCode {
@@ -79,6 +83,7 @@ fn spec(file: &str) -> Result<Spec, String> {
             zone: String::new(),
             meta,
             meta_forced: arguments.meta_forced,
+            meta_token: arguments.meta_token,
             timing: arguments.timing,
             telemetry: arguments.telemetry,
         },

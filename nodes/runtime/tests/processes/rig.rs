@@ -37,6 +37,8 @@ pub(crate) struct Arguments {
     pub(crate) word: &'static str,
     /// What they show, and only new ones adopt.
     pub(crate) motto: &'static str,
+    /// Lets the meta port be reached from outside, by who has it.
+    pub(crate) meta_token: Option<&'static str>,
 }
 
 impl Default for Arguments {
@@ -53,6 +55,7 @@ impl Default for Arguments {
             own: true,
             word: "",
             motto: "",
+            meta_token: None,
         }
     }
 }
@@ -64,11 +67,12 @@ impl Arguments {
             "children": self.children,
             "listen": self.listen,
             "meta": self.meta,
-            "meta_forced": false,
+            "meta_forced": self.meta_token.is_some(),
+            "meta_token": self.meta_token,
             "timing": { "drain_grace_ms": self.timing.0, "drain_timeout_ms": self.timing.1 },
             "telemetry": { "file": self.log },
             "own": self.own,
-            "config": { "hopeless": self.hopeless, "word": self.word, "motto": self.motto },
+            "config": { "hopeless": self.hopeless, "word": self.word, "motto": self.motto, "secret_word": "xyzzy" },
         });
         std::fs::write(file, arguments.to_string()).unwrap();
     }
@@ -246,6 +250,12 @@ impl Node {
         self.request("GET", path).unwrap().1
     }
 
+    /// The status of a page of the meta port, asked for with more header fields.
+    pub(crate) fn status_of(&self, method: &str, path: &str, fields: &str) -> u16 {
+        let (head, _) = self.request_with(method, path, fields).unwrap();
+        head.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
     /// Gives a command; its status and what it says.
     pub(crate) fn command(&self, path: &str) -> (u16, Value) {
         let (head, body) = self.request("POST", path).unwrap();
@@ -254,9 +264,12 @@ impl Node {
     }
 
     fn request(&self, method: &str, path: &str) -> io::Result<(String, String)> {
+        self.request_with(method, path, "Protoplex-Operator: test\r\n")
+    }
+
+    fn request_with(&self, method: &str, path: &str, fields: &str) -> io::Result<(String, String)> {
         let mut stream = TcpStream::connect(self.meta.unwrap())?;
-        let fields = "Host: meta\r\nProtoplex-Operator: test\r\nConnection: close";
-        write!(stream, "{method} {path} HTTP/1.1\r\n{fields}\r\n\r\n")?;
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: meta\r\nConnection: close\r\n{fields}\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
