@@ -75,7 +75,8 @@ pub async fn look_after(config: &Config, common: &Common) {
 pub async fn child(context: Context) -> Result<(), ServeError> {
     let config: Config = context.config()?;
     let common = context.common();
-    let log = AccessLog::open(&config.access_log, config.access_log_format)?;
+    let rotation = context.common().telemetry.rotation();
+    let log = AccessLog::open(&config.access_log, config.access_log_format, rotation)?;
     let (listeners, member) = listeners(&context, &config)?;
     let mut problems = Problems::default();
     let limits = config.limits.resolve("fileserver.limits", &mut problems);

@@ -25,6 +25,7 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use protoplex_runtime::config::ConfigError;
 use protoplex_runtime::start::{REFUSED, StartError};
+use protoplex_runtime::telemetry;
 
 use crate::cli::{Cli, Command, Usage};
 use crate::cluster::Unreachable;
@@ -43,10 +44,9 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error.into()),
     }
     let cli = Cli::parse();
-    match run(cli) {
-        Ok(code) => code,
-        Err(error) => fail(&error),
-    }
+    let code = run(cli).unwrap_or_else(|error| fail(&error));
+    telemetry::flush();
+    code
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {

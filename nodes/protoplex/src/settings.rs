@@ -118,6 +118,7 @@ impl Settings {
         let flags = flags(common);
         let (raw, mut problems): (Raw, Problems) =
             config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
+        raw.log.check(&mut problems);
         // On one machine nobody should have to say twice where something listens.
         let own_seed = connectable(raw.seed.listen);
         let settings = Self {

@@ -1,4 +1,6 @@
-//! The meta port: `/healthz`, `/readyz`, `/metrics` and `/status` of a node and its children.
+//! The meta port: `/healthz`, `/readyz`, `/metrics`, `/status` and `/logs` of a node and its children.
+
+mod logs;
 
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>) {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .route("/logs", get(logs::show))
         .with_state(node);
     if let Err(error) = axum::serve(socket, pages).await {
         error!(%error, "the meta port is lost");

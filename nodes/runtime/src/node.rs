@@ -43,7 +43,7 @@ pub(crate) struct StatusPage<'a> {
     /// A child is not started again any more.
     degraded: bool,
     addresses: &'a [Address],
-    /// Only of a node of a single process.
+    /// Of this process: in a node with children only of its log.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     details: BTreeMap<String, serde_json::Value>,
     children: Vec<ChildStatus>,
@@ -63,6 +63,11 @@ struct ChildStatus {
 impl Node {
     pub(crate) fn new(about: Running, started: Instant, body: Body) -> Self {
         Self { about, started, body, draining: watch::Sender::new(false) }
+    }
+
+    /// `proxy-1`.
+    pub(crate) fn name(&self) -> &str {
+        &self.about.node
     }
 
     pub(crate) fn children(&self) -> &[Process] {
@@ -136,7 +141,7 @@ impl Node {
             addresses: &self.about.addresses,
             details: match &self.body {
                 Body::Solo(report) => report.borrow().details.clone(),
-                Body::Children(_) => BTreeMap::new(),
+                Body::Children(_) => telemetry::details(),
             },
             children: statuses.into_iter().enumerate().map(child).collect(),
         }

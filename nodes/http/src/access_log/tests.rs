@@ -70,7 +70,7 @@ async fn lines_are_appended_whole_and_the_last_ones_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");
     std::fs::write(&path, "before\n").unwrap();
-    let log = AccessLog::open(&Target::File(path.clone()), Format::Text).unwrap();
+    let log = AccessLog::open(&Target::File(path.clone()), Format::Text, Rotation::default()).unwrap();
     for _ in 0..3 {
         log.write(&exchange("a", "/x"), Instant::now());
     }
@@ -83,7 +83,7 @@ async fn lines_are_appended_whole_and_the_last_ones_at_the_end() {
 
 #[tokio::test]
 async fn a_full_disk_costs_lines_but_never_memory_without_end() {
-    let log = AccessLog::open(&Target::File("/dev/full".into()), Format::Text).unwrap();
+    let log = AccessLog::open(&Target::File("/dev/full".into()), Format::Text, Rotation::default()).unwrap();
     let exchange = exchange("a", &format!("/{}", "x".repeat(8000)));
     for _ in 0..1000 {
         log.write(&exchange, Instant::now());

@@ -28,6 +28,10 @@ pub(crate) struct Arguments {
     /// Grace and timeout of the drain, in milliseconds.
     pub(crate) timing: (u64, u64),
     pub(crate) log: Option<PathBuf>,
+    /// Of the log's file, before it is put aside.
+    pub(crate) log_bytes: u64,
+    /// A limit of its files does not kill it, as a full disk would not.
+    pub(crate) limited: bool,
     /// The child that dies whenever it starts.
     pub(crate) hopeless: Option<u32>,
 }
@@ -42,6 +46,8 @@ impl Default for Arguments {
             data: None,
             timing: (0, 5_000),
             log: None,
+            log_bytes: 0,
+            limited: false,
             hopeless: None,
         }
     }
@@ -56,7 +62,7 @@ impl Arguments {
             "meta": self.meta,
             "meta_forced": false,
             "timing": { "drain_grace_ms": self.timing.0, "drain_timeout_ms": self.timing.1 },
-            "telemetry": { "file": self.log },
+            "telemetry": { "file": self.log, "max_bytes": self.log_bytes },
             "config": { "hopeless": self.hopeless },
         })
         .to_string()
@@ -126,7 +132,12 @@ impl Node {
     pub(crate) fn spawn(arguments: &Arguments) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = arguments.data.clone().unwrap_or_else(|| folder.path().join("data"));
-        let process = Command::new(FIXTURE).arg(arguments.json(&data)).stdin(Stdio::null()).spawn().unwrap();
+        let mut command = Command::new(FIXTURE);
+        if arguments.limited {
+            command = Command::new("sh");
+            command.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", FIXTURE]);
+        }
+        let process = command.arg(arguments.json(&data)).stdin(Stdio::null()).spawn().unwrap();
         let mut node = Self { process, data, http: None, meta: None, _folder: folder };
         until("the node is announced", || node.running().is_some());
         let running = node.running().unwrap();
@@ -191,13 +202,24 @@ impl Node {
         self.request(path).unwrap().1
     }
 
-    fn request(&self, path: &str) -> io::Result<(String, String)> {
+    pub(crate) fn request(&self, path: &str) -> io::Result<(String, String)> {
         let mut stream = TcpStream::connect(self.meta.unwrap())?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: meta\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         Ok((head.to_owned(), body.to_owned()))
+    }
+
+    /// A page that goes on, line by line, without its head.
+    pub(crate) fn follow(&self, path: &str) -> impl Iterator<Item = String> {
+        let mut stream = TcpStream::connect(self.meta.unwrap()).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        // To HTTP/1.0 nothing is sent in chunks.
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: meta\r\n\r\n").unwrap();
+        let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+        assert!(lines.next().unwrap().ends_with(" 200 OK"));
+        lines.skip_while(|line| !line.is_empty()).skip(1)
     }
 
     pub(crate) fn is_ready(&self) -> bool {
