@@ -14,6 +14,7 @@ mod output;
 mod route;
 mod settings;
 mod status;
+mod tail;
 mod token;
 mod units;
 mod up;
@@ -65,6 +66,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Man { folder } => man::write(&folder)?,
         Command::Join(command) => wait(join::run(&common, command))?,
         Command::Status => wait(status::run(&common))?,
+        Command::Tail(command) => wait(tail::run(&common, command))?,
         Command::Handler(command) => wait(handler::run(&common, command))?,
         Command::Route(command) => wait(route::run(&common, command))?,
         Command::Deploy(command) => wait(deploy::run(&common, command))?,

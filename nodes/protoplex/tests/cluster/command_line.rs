@@ -94,6 +94,9 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         (&["check", "--set", "datastore.listen=127.0.0.1:0"], "datastore.listen: needs a port"),
         (&["check", "--set", "seed.listen=0.0.0.0:8050"], "seed.datastore: must be given"),
         (&["seed", "--children", "2"], "--children"),
+        (&["tail", "proxy-1:x"], "NODE:CHILD"),
+        (&["tail", "-l", "loud"], "error, warn, info, debug, trace"),
+        (&["tail", "-n", "10001"], "10001 is not in"),
     ];
     for (arguments, says) in cases {
         let (code, _, error) = protoplex(arguments);
@@ -165,6 +168,7 @@ fn help_and_manual_teach_every_command() {
         "datastore",
         "join",
         "status",
+        "tail",
         "check",
         "handler",
         "route",
