@@ -211,7 +211,7 @@ impl Node {
         Ok((head.to_owned(), body.to_owned()))
     }
 
-    /// A page that goes on, line by line, without its head.
+    /// A page that goes on, line by line, without its head; not for ever.
     pub(crate) fn follow(&self, path: &str) -> impl Iterator<Item = String> {
         let mut stream = TcpStream::connect(self.meta.unwrap()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -219,7 +219,9 @@ impl Node {
         write!(stream, "GET {path} HTTP/1.0\r\nHost: meta\r\n\r\n").unwrap();
         let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
         assert!(lines.next().unwrap().ends_with(" 200 OK"));
-        lines.skip_while(|line| !line.is_empty()).skip(1)
+        let deadline = Instant::now() + DEADLINE;
+        let in_time = move |_: &String| assert!(Instant::now() < deadline, "the page goes on for too long");
+        lines.skip_while(|line| !line.is_empty()).skip(1).inspect(in_time)
     }
 
     pub(crate) fn is_ready(&self) -> bool {
