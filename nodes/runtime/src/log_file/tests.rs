@@ -177,3 +177,81 @@ fn a_lock_that_is_held_for_ever_stops_no_line() {
     folder.open(of(2, 1)).append(b"1\n2\n").unwrap();
     assert_eq!((folder.text(0), folder.numbers()), ("1\n2\n".to_owned(), Vec::new()));
 }
+
+fn take_all(_: &[u8]) -> Verdict {
+    Verdict::Take
+}
+
+/// What has come since the last look.
+fn news(trail: &mut Trail) -> String {
+    let (lines, more) = trail.read(take_all).unwrap();
+    assert!(!more);
+    String::from_utf8(lines).unwrap()
+}
+
+#[test]
+fn a_reader_goes_through_all_files_that_came_between_two_looks() {
+    let folder = Folder::new();
+    let mut log = folder.open(of(4, 9));
+    log.append(b"0\n").unwrap();
+    let (mut trail, _) = Trail::open(&folder.log(), 0, take_all).unwrap();
+    log.append(b"1\n2\n3\n4\n5\n6\n7\n").unwrap();
+    assert_eq!(folder.numbers(), [1, 2, 3]);
+    assert_eq!(news(&mut trail), "1\n2\n3\n4\n5\n6\n7\n");
+    assert_eq!(news(&mut trail), "");
+    log.append(b"8\n").unwrap();
+    assert_eq!(news(&mut trail), "8\n");
+}
+
+#[test]
+fn a_reader_that_is_too_slow_goes_on_with_the_oldest_file_that_is_left() {
+    let folder = Folder::new();
+    let mut log = folder.open(of(2, 2));
+    let (mut trail, _) = Trail::open(&folder.log(), 0, take_all).unwrap();
+    log.append(b"1\n2\n3\n4\n5\n").unwrap();
+    // It still has the first one open.
+    assert_eq!(news(&mut trail), "1\n3\n4\n5\n");
+    fs::remove_file(folder.log()).unwrap();
+    log.append(b"6\n").unwrap();
+    assert!(news(&mut trail).ends_with("6\n"));
+}
+
+#[test]
+fn a_reader_waits_for_the_end_of_a_line_and_notices_that_a_file_was_cut() {
+    let folder = Folder::new();
+    let mut log = folder.open(Rotation::default());
+    let (mut trail, _) = Trail::open(&folder.log(), 0, take_all).unwrap();
+    open(&folder.log()).unwrap().write_all(b"beg").unwrap();
+    assert_eq!(news(&mut trail), "");
+    open(&folder.log()).unwrap().write_all(b"un\n").unwrap();
+    assert_eq!(news(&mut trail), "begun\n");
+    open(&folder.log()).unwrap().set_len(0).unwrap();
+    assert_eq!(news(&mut trail), "");
+    log.append(b"after\n").unwrap();
+    assert_eq!(news(&mut trail), "after\n");
+}
+
+#[test]
+fn the_last_lines_are_found_through_files_and_blocks() {
+    let folder = Folder::new();
+    let mut log = folder.open(of(200_000, 9));
+    // Some lines lie across the ends of blocks.
+    let line = |n: u32| format!("{n} {}\n", "x".repeat(n as usize % 700));
+    let all: Vec<_> = (0..3000).map(line).collect();
+    log.append(all.concat().as_bytes()).unwrap();
+    assert!(folder.numbers().len() >= 4);
+    for count in [0, 1, 500, 2999, 3000, 4000] {
+        let (_, lines) = Trail::open(&folder.log(), count, take_all).unwrap();
+        assert_eq!(
+            String::from_utf8(lines).unwrap(),
+            all[3000_usize.saturating_sub(count)..].concat(),
+            "{count}"
+        );
+    }
+    let tens = |line: &[u8]| if line.starts_with(b"299") { Verdict::Take } else { Verdict::Skip };
+    let (_, lines) = Trail::open(&folder.log(), 11, tens).unwrap();
+    assert_eq!(String::from_utf8(lines).unwrap(), line(299) + &all[2990..].concat());
+    let until = |line: &[u8]| if line.starts_with(b"2997 ") { Verdict::Stop } else { Verdict::Take };
+    let (_, lines) = Trail::open(&folder.log(), 100, until).unwrap();
+    assert!(lines.ends_with(all[2998..].concat().as_bytes()) && lines.len() < 64 << 10);
+}

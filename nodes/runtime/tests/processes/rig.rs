@@ -261,7 +261,8 @@ impl Client {
 
     /// Says a line, and gives index and pid of the child that answers.
     pub(crate) fn ask(&mut self, line: &str) -> io::Result<(u32, u32)> {
-        writeln!(self.0.get_mut(), "{line}")?;
+        // In one piece: a second one would wait until the first is acknowledged.
+        self.0.get_mut().write_all(format!("{line}\n").as_bytes())?;
         let mut answer = String::new();
         self.0.read_line(&mut answer)?;
         let (index, pid) = answer.trim_end().split_once(' ').ok_or(io::ErrorKind::UnexpectedEof)?;
