@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use protoplex_runtime::config::connectable;
 use protoplex_runtime::running;
 
 use crate::cli::{Common, Usage};
@@ -89,7 +90,10 @@ pub(super) async fn meta(common: &Common, node: &str) -> Option<String> {
 
 fn local(common: &Common) -> anyhow::Result<BTreeMap<String, String>> {
     let nodes = running::list(&Settings::load(common)?.data)?;
-    let meta = |node: running::Running| Some((node.node.clone(), node.address("meta")?.to_string()));
+    let meta = |node: running::Running| {
+        let meta = connectable(node.address("meta")?);
+        Some((node.node, meta.to_string()))
+    };
     Ok(nodes.into_iter().filter_map(meta).collect())
 }
 
