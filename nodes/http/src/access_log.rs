@@ -52,12 +52,16 @@ struct Inner {
     /// Lines that there was no room for.
     lost: Cell<u64>,
     full: Notify,
+    /// When the sink was last called.
+    written: Cell<Instant>,
 }
 
 /// Its name among the logs of a process.
 const NAME: &str = "access_log";
 /// Lines wait for others so long at most.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a log to which nothing is written is looked after: it may have become too old.
+const IDLE_INTERVAL: Duration = Duration::from_secs(3600);
 /// So many bytes of lines are written at once, without waiting for more.
 const BATCH_BYTES: usize = 64 * 1024;
 /// What a line hardly ever exceeds.
@@ -78,7 +82,8 @@ impl AccessLog {
         };
         let sink = Arc::new(Mutex::new(sink));
         let (lines, lost, full) = (RefCell::default(), Cell::default(), Notify::new());
-        Ok(Self(Some(Rc::new(Inner { sink, format, lines, lost, full }))))
+        let written = Cell::new(Instant::now());
+        Ok(Self(Some(Rc::new(Inner { sink, format, lines, lost, full, written }))))
     }
 
     /// A log that takes nothing.
@@ -121,9 +126,10 @@ impl AccessLog {
 
 impl Inner {
     async fn flush(&self) {
-        if self.lines.borrow().is_empty() {
+        if self.lines.borrow().is_empty() && self.written.get().elapsed() < IDLE_INTERVAL {
             return;
         }
+        self.written.set(Instant::now());
         // With room for all of the next batch: growing by and by would copy each line once more.
         let batch = self.lines.replace(Vec::with_capacity(BATCH_BYTES + LINE_BYTES));
         let lost = self.lost.take();

@@ -90,9 +90,10 @@ pub(crate) struct Settings {
     pub own_seed: SocketAddr,
     /// How nodes drain.
     pub drain: Timing,
+    /// Which lines nodes log, and where.
+    pub log: telemetry::Settings,
     region: String,
     zone: String,
-    log: telemetry::Settings,
     meta: Meta,
     pub seed: protoplex_seed::config::Config,
     pub datastore: protoplex_datastore::config::Config,

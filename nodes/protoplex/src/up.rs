@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use protoplex_runtime::signals::StopSignals;
 use protoplex_runtime::start::StartError;
 use protoplex_runtime::supervisor::{Policy, Process, Program};
-use protoplex_runtime::{parent, running};
+use protoplex_runtime::{parent, running, telemetry};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{Handler, Placement};
 use tokio::time::{sleep, timeout};
@@ -101,13 +101,17 @@ impl Nodes {
         let executable = std::env::current_exe().context("cannot find this program's own file")?;
         let logs = settings.data.join("log");
         std::fs::create_dir_all(&logs).with_context(|| format!("{}", logs.display()))?;
+        let log = logs.join(LOG);
+        // Who was started and who died is told among the nodes' own lines.
+        let own = telemetry::Settings { file: Some(log.clone()), ..settings.log.clone() };
+        telemetry::start(&own, "up", None)?;
         let policy =
             || Policy::new(settings.drain.drain_grace() + settings.drain.drain_timeout() + END_TIMEOUT);
         let nodes = KINDS.map(|kind| {
             let arguments = arguments(kind, common, settings, &logs);
             (kind, Process::start(Program::node(&kind.node(), executable.clone(), arguments), policy()))
         });
-        Ok(Self { nodes: nodes.into(), log: logs.join(LOG), logs })
+        Ok(Self { nodes: nodes.into(), log, logs })
     }
 
     /// Tells what there is once all runs, and returns when a node has died too often to be started again.

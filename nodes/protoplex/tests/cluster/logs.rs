@@ -104,8 +104,8 @@ fn all_nodes_of_a_machine_share_one_log() {
     names.retain(|name| !name.ends_with(".lock"));
     names.sort();
     assert_eq!(names, ["access.log", "protoplex.log"]);
-    let lines = logged(&cluster);
-    for node in ["datastore-1", "seed-1", "live-1", "fileserver-1", "proxy-1"] {
+    let mut lines = logged(&cluster);
+    for node in ["up", "datastore-1", "seed-1", "live-1", "fileserver-1", "proxy-1"] {
         assert!(lines.iter().any(|line| line["node"] == node), "{node} in {lines:#?}");
     }
 
@@ -122,6 +122,8 @@ fn all_nodes_of_a_machine_share_one_log() {
         .split(|byte| *byte == b'\n')
         .filter_map(|line| serde_json::from_slice(line).ok())
         .collect();
+    // `up` is no node, and has no meta port.
+    lines.retain(|line| line["node"] != "up");
     assert!(shown.len() >= lines.len(), "{} of {} lines", shown.len(), lines.len());
     assert!(shown.is_sorted_by_key(time), "{shown:#?}");
 }
@@ -190,6 +192,9 @@ fn a_node_that_was_started_again_is_found_again() {
     let started = lines.iter().filter(|line| line["message"] == "started" && line["pid"] == *pid);
     assert_eq!(started.count(), 1, "what was missed is shown: {lines:#?}");
     lines.sort_by_key(time);
+    let died =
+        |line: &&Value| line["node"] == "up" && line["message"] == "died" && line["process"] == "proxy-1";
+    assert_eq!(logged(&cluster).iter().filter(died).count(), 1, "up tells it in the same log");
     assert!(lines.windows(2).all(|two| two[0] != two[1]), "nothing is shown twice: {lines:#?}");
 }
 
