@@ -78,7 +78,7 @@ pub async fn look_after(config: &Config, common: &Common) {
 pub async fn child(context: Context) -> Result<(), ServeError> {
     let config: Config = context.config()?;
     let common = context.common();
-    let log = AccessLog::open(&config.access_log, config.access_log_format)?;
+    let log = AccessLog::open(&config.access_log, config.access_log_format, common.telemetry.rotation())?;
     let (own, member) = own(&context)?;
     let mut problems = Problems::default();
     let limits = config.limits.resolve("fileserver.limits", &mut problems);

@@ -55,7 +55,8 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let limits = config.limits.resolve("proxy.limits", &mut problems);
     let upstream = config.upstream.resolve("proxy.upstream", &mut problems);
     problems.finish()?;
-    let log = AccessLog::open(&config.access_log, config.access_log_format)?;
+    let rotation = context.common().telemetry.rotation();
+    let log = AccessLog::open(&config.access_log, config.access_log_format, rotation)?;
     let common = context.common();
     let tuning = Tuning::new(limits, public::tls(&config.https, &config.certificate, &common.data)?);
     let identity = Identity::open(&common.data.join("cluster"))?;

@@ -4,13 +4,14 @@ mod line;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use protoplex_runtime::log_file::Rotation;
+use protoplex_runtime::telemetry::Sink;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -25,7 +26,7 @@ pub enum Target {
     Off,
     /// Standard error.
     Stderr,
-    /// Appended to a file (`O_APPEND`, so that children can share one), which is made where it is missing.
+    /// Appended to a file, which children and nodes can share, and which is made where it is missing.
     File(PathBuf),
 }
 
@@ -44,22 +45,23 @@ pub enum Format {
 pub struct AccessLog(Option<Rc<Inner>>);
 
 struct Inner {
-    sink: Sink,
+    /// Locked for one batch at a time, by the thread that writes it.
+    sink: Arc<Mutex<Sink>>,
     format: Format,
     lines: RefCell<Vec<u8>>,
     /// Lines that there was no room for.
     lost: Cell<u64>,
     full: Notify,
+    /// When the sink was last called.
+    written: Cell<Instant>,
 }
 
-#[derive(Clone)]
-enum Sink {
-    Stderr,
-    File(Arc<File>),
-}
-
+/// Its name among the logs of a process.
+const NAME: &str = "access_log";
 /// Lines wait for others so long at most.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a log to which nothing is written is looked after: it may have become too old.
+const IDLE_INTERVAL: Duration = Duration::from_secs(3600);
 /// So many bytes of lines are written at once, without waiting for more.
 const BATCH_BYTES: usize = 64 * 1024;
 /// What a line hardly ever exceeds.
@@ -68,20 +70,20 @@ const LINE_BYTES: usize = 4 * 1024;
 const MAX_WAITING_BYTES: usize = 4 * 1024 * 1024;
 
 impl AccessLog {
-    /// Opens the log. Blocking.
+    /// Opens the log, whose file is put aside by the rule of all logs. Blocking.
     ///
     /// # Errors
     /// The file can't be opened for appending.
-    pub fn open(target: &Target, format: Format) -> io::Result<Self> {
+    pub fn open(target: &Target, format: Format, rotation: Rotation) -> io::Result<Self> {
         let sink = match target {
             Target::Off => return Ok(Self::off()),
-            Target::Stderr => Sink::Stderr,
-            Target::File(path) => {
-                Sink::File(Arc::new(OpenOptions::new().create(true).append(true).open(path)?))
-            }
+            Target::Stderr => Sink::stderr(NAME),
+            Target::File(path) => Sink::file(NAME, path, rotation)?,
         };
+        let sink = Arc::new(Mutex::new(sink));
         let (lines, lost, full) = (RefCell::default(), Cell::default(), Notify::new());
-        Ok(Self(Some(Rc::new(Inner { sink, format, lines, lost, full }))))
+        let written = Cell::new(Instant::now());
+        Ok(Self(Some(Rc::new(Inner { sink, format, lines, lost, full, written }))))
     }
 
     /// A log that takes nothing.
@@ -124,24 +126,22 @@ impl AccessLog {
 
 impl Inner {
     async fn flush(&self) {
-        let lost = self.lost.take();
-        if lost > 0 {
-            tracing::warn!(lines = lost, "the access log's disk is too slow, lines were dropped");
-        }
-        if self.lines.borrow().is_empty() {
+        if self.lines.borrow().is_empty() && self.written.get().elapsed() < IDLE_INTERVAL {
             return;
         }
+        self.written.set(Instant::now());
         // With room for all of the next batch: growing by and by would copy each line once more.
         let batch = self.lines.replace(Vec::with_capacity(BATCH_BYTES + LINE_BYTES));
-        let sink = self.sink.clone();
-        let written = tokio::task::spawn_blocking(move || match sink {
-            Sink::Stderr => io::stderr().write_all(&batch),
-            Sink::File(file) => (&*file).write_all(&batch),
+        let lost = self.lost.take();
+        let sink = Arc::clone(&self.sink);
+        let written = tokio::task::spawn_blocking(move || {
+            // A sink does not panic.
+            let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+            sink.lose(lost, "its disk is too slow");
+            sink.write(&batch);
         });
         // A writer that was cancelled is a runtime that ends; then there is nobody to tell.
-        if let Ok(Err(error)) = written.await {
-            tracing::warn!(%error, "can't write to the access log, lines were lost");
-        }
+        let _ = written.await;
     }
 }
 

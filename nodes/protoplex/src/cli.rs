@@ -12,6 +12,7 @@ use reqwest::Url;
 use thiserror::Error;
 
 use crate::settings::setting;
+use crate::tail::Origin;
 use crate::units;
 
 const EXAMPLES: &str = "\
@@ -23,6 +24,7 @@ Examples:
   protoplex handler add rooms --path '/room/{room}/{*rest}' --key 'room:{room}' --pool rooms
   protoplex route http://localhost:8080/room/42/chat       where would this request go, and why?
   protoplex restart proxy-1                                new processes, and no connection lost
+  protoplex tail -l warn proxy-1 live-1                    what do these nodes log?
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached.";
 
@@ -113,6 +115,8 @@ pub(crate) enum Command {
         #[arg(value_name = "NODE[:CHILD]", required = true)]
         targets: Vec<Target>,
     },
+    /// Follow the log lines of any nodes together, in order of time
+    Tail(Tail),
     /// Check a configuration file and say every mistake in it
     Check {
         /// The file [default: ./protoplex.toml]
@@ -238,6 +242,45 @@ pub(crate) struct Join {
     /// Time between two health checks
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = units::duration)]
     pub interval: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tail {
+    /// Nodes, or children of nodes, as in proxy-1 or proxy-1:0 [default: all that run]
+    #[arg(value_name = "NODE[:CHILD]")]
+    pub origins: Vec<Origin>,
+    /// Only lines of this level, and graver ones
+    #[arg(short, long, default_value = "trace")]
+    pub level: Level,
+    /// Begin with so many of the last lines of each node
+    #[arg(short = 'n', long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    pub lines: u32,
+    /// End after these lines
+    #[arg(long)]
+    pub no_follow: bool,
+}
+
+/// How grave a log line is.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Level {
+    /// As in settings and queries.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

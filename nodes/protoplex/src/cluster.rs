@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use protoplex_runtime::running;
+use protoplex_runtime::{meta, running};
 use protoplex_wire::identity::{Identity, IdentityError, TrustedChannel};
 use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::operator_client::OperatorClient;
@@ -109,6 +109,14 @@ impl Cluster {
             _ => anyhow::anyhow!("{}", status.message()),
         }
     }
+}
+
+/// The value of an `Authorization` header for meta ports; nothing without the cluster's identity, which the nodes of this
+/// machine don't ask for.
+pub(crate) fn pass(common: &Common) -> Option<String> {
+    let settings = Settings::load(common).ok()?;
+    let identity = Identity::open(&settings.data.join("cluster")).ok()?;
+    meta::pass(&identity).ok()
 }
 
 /// The address of the seed that runs in this data directory, if one does.

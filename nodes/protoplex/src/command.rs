@@ -4,15 +4,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use protoplex_runtime::meta::{OPERATOR, pass};
+use protoplex_runtime::meta::OPERATOR;
 use protoplex_runtime::running;
-use protoplex_wire::identity::Identity;
 use reqwest::header::AUTHORIZATION;
 use reqwest::{Client, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{Common, Target, Usage};
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::output::print;
 use crate::settings::Settings;
 
@@ -92,8 +91,7 @@ struct Problem {
 /// Runs the command: one target after the other, so that a mistake meets one at a time.
 pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(common)?;
-    // Nodes of this machine need none, so that they can be commanded without.
-    let pass = Identity::open(&settings.data.join("cluster")).ok().and_then(|identity| pass(&identity).ok());
+    let pass = cluster::pass(common);
     let nodes = nodes(common, &settings).await?;
     let chosen = choose(&nodes, verb, targets)?;
     let client = Client::builder()

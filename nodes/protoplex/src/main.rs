@@ -15,6 +15,7 @@ mod output;
 mod route;
 mod settings;
 mod status;
+mod tail;
 mod token;
 mod units;
 mod up;
@@ -26,6 +27,7 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use protoplex_runtime::config::ConfigError;
 use protoplex_runtime::start::{REFUSED, StartError};
+use protoplex_runtime::telemetry;
 
 use crate::cli::{Cli, Command, Usage};
 use crate::cluster::Unreachable;
@@ -45,10 +47,9 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error.into()),
     }
     let cli = Cli::parse();
-    match run(cli) {
-        Ok(code) => code,
-        Err(error) => fail(&error),
-    }
+    let code = run(cli).unwrap_or_else(|error| fail(&error));
+    telemetry::flush();
+    code
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -74,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return wait(command::run(&common, verb, &targets));
         }
         Command::Drain { targets } => return wait(command::run(&common, Verb::Drain, &targets)),
+        Command::Tail(command) => wait(tail::run(&common, command))?,
         Command::Handler(command) => wait(handler::run(&common, command))?,
         Command::Route(command) => wait(route::run(&common, command))?,
         Command::Deploy(command) => wait(deploy::run(&common, command))?,

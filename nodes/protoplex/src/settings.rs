@@ -93,9 +93,10 @@ pub(crate) struct Settings {
     pub own_seed: SocketAddr,
     /// How nodes drain.
     pub drain: Timing,
+    /// Which lines nodes log, and where.
+    pub log: telemetry::Settings,
     region: String,
     zone: String,
-    log: telemetry::Settings,
     meta: Meta,
     pub seed: protoplex_seed::config::Config,
     pub datastore: protoplex_datastore::config::Config,
@@ -121,6 +122,7 @@ impl Settings {
         let flags = flags(common);
         let (raw, mut problems): (Raw, Problems) =
             config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
+        raw.log.check(&mut problems);
         // On one machine nobody should have to say twice where something listens.
         let own_seed = connectable(raw.seed.listen);
         let settings = Self {

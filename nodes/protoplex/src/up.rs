@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use protoplex_runtime::signals::StopSignals;
 use protoplex_runtime::start::StartError;
 use protoplex_runtime::supervisor::{Policy, Process, Program, State};
-use protoplex_runtime::{parent, running};
+use protoplex_runtime::{parent, running, telemetry};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{Handler, Placement};
 use tokio::time::{sleep, timeout};
@@ -37,6 +37,9 @@ const TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 const TOKEN_MAX_BYTES: u64 = 64 << 30;
 /// Below this path it lets files be uploaded.
 const FILES: &str = "/files/";
+
+/// In the folder of logs.
+const LOG: &str = "protoplex.log";
 
 /// In the order in which they start.
 const KINDS: [Kind; 5] = [Kind::Datastore, Kind::Seed, Kind::Live, Kind::Fileserver, Kind::Proxy];
@@ -87,7 +90,10 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
 
 struct Nodes {
     nodes: Vec<(Kind, Process)>,
+    /// The folder.
     logs: PathBuf,
+    /// The file in it that all nodes write to.
+    log: PathBuf,
 }
 
 impl Nodes {
@@ -95,13 +101,17 @@ impl Nodes {
         let executable = std::env::current_exe().context("cannot find this program's own file")?;
         let logs = settings.data.join("log");
         std::fs::create_dir_all(&logs).with_context(|| format!("{}", logs.display()))?;
+        let log = logs.join(LOG);
+        // Who was started and who died is told among the nodes' own lines.
+        let own = telemetry::Settings { file: Some(log.clone()), ..settings.log.clone() };
+        telemetry::start(&own, "up", None)?;
         let policy =
             || Policy::new(settings.drain.drain_grace() + settings.drain.drain_timeout() + END_TIMEOUT);
         let nodes = KINDS.map(|kind| {
             let arguments = arguments(kind, common, settings, &logs);
             (kind, Process::start(Program::node(&kind.node(), executable.clone(), arguments), policy()))
         });
-        Ok(Self { nodes: nodes.into(), logs })
+        Ok(Self { nodes: nodes.into(), log, logs })
     }
 
     /// Tells what there is once all runs, and returns when a node has died too often to be started again.
@@ -139,8 +149,7 @@ impl Nodes {
                 timeout(READY_TIMEOUT, status.wait_for(|status| status.ready || status.state.is_final()))
                     .await;
             if !waited.is_ok_and(|status| status.is_ok_and(|status| status.ready)) {
-                let log = self.logs.join(format!("{}.log", kind.node()));
-                bail!("{} did not become ready; its log says why: {}", kind.node(), log.display());
+                bail!("{} did not become ready; the log says why: {}", kind.node(), self.log.display());
             }
         }
         Ok(())
@@ -156,8 +165,8 @@ impl Nodes {
         let (_, index, _) = futures_util::future::select_all(given_up).await;
         let node = self.nodes[index].0.node();
         output::tell(&format!(
-            "protoplex: {node} died too often and is not started again; its log is in {}",
-            self.logs.display()
+            "protoplex: {node} died too often and is not started again; the log says why: {}",
+            self.log.display()
         ));
     }
 
@@ -189,9 +198,10 @@ fn arguments(kind: Kind, common: &Common, settings: &Settings, logs: &Path) -> V
     if let Some(config) = &common.config {
         arguments.extend(["--config".into(), config.into()]);
     }
-    let log = |name: String| toml::Value::String(logs.join(name).display().to_string());
-    let node_log = format!("log.file={}", log(format!("{}.log", kind.node())));
-    let access_log = format!("{}.access_log={{ file = {} }}", kind.name(), log("access.log".to_owned()));
+    let log = |name: &str| toml::Value::String(logs.join(name).display().to_string());
+    // One for all of them: what happened is read in one place, in order of time.
+    let node_log = format!("log.file={}", log(LOG));
+    let access_log = format!("{}.access_log={{ file = {} }}", kind.name(), log("access.log"));
     // Of the nodes with public ports only the proxy meets every request.
     let logs = [node_log].into_iter().chain((kind == Kind::Proxy).then_some(access_log));
     // What holds for this command's nodes unless the file says otherwise, the file being read again by each node.

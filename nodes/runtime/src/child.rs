@@ -82,6 +82,7 @@ impl Child {
         };
         let Self { hello, sockets, parent, instance } = self;
         let code = runtime.block_on(serve(hello, sockets, parent, main));
+        telemetry::flush();
         // What still runs on a blocking thread was cut, and is not waited for.
         runtime.shutdown_background();
         // Whoever holds it may still serve; from here on this process doesn't.
@@ -98,6 +99,7 @@ where
     let timing = hello.configuration.common.timing.clone();
     let (trigger, drain) = Drain::new();
     let context = Context::new(hello, sockets, drain);
+    tokio::spawn(telemetry::keep_telling(context.clone()));
     let orders = match Orders::of_child(parent, &context) {
         Ok(orders) => orders,
         Err(error) => {

@@ -10,6 +10,7 @@ use crate::children::{ChildError, Which};
 use crate::node::{Body, Node};
 use crate::parent::Spec;
 use crate::systemd;
+use crate::telemetry;
 
 /// Reads the node's configuration anew, and checks it whole; blocking. The error says every mistake and its place.
 pub type Reload = Box<dyn FnMut() -> Result<Spec, String> + Send>;
@@ -110,11 +111,14 @@ impl Node {
 
     async fn try_reload(&self) -> Result<Outcome, CommandError> {
         let spec = self.reloader().read().map_err(CommandError::Configuration)?;
+        let level = spec.common.telemetry.level.clone();
         let changed = match self.body() {
             Body::Children(children) => {
                 children.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed)))?;
                 let changed = children.adopt(spec).await?;
                 self.announce(children.addresses());
+                telemetry::set_level(&level)
+                    .map_err(|error| CommandError::Configuration(error.to_string()))?;
                 changed
             }
             Body::Solo(_) => return Err(CommandError::Solo(self.name())),

@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
+use tracing::error;
 
 use crate::config::Common;
 use crate::control::{Configuration, Hello, Report};
 use crate::drain::Drain;
 use crate::sockets::Handed;
+use crate::telemetry;
 
 /// The process's place in its node. Cheap to clone.
 #[derive(Clone)]
@@ -85,6 +87,9 @@ impl Context {
     }
 
     pub(crate) fn adopt(&self, configuration: Configuration) {
+        if let Err(error) = telemetry::set_level(&configuration.common.telemetry.level) {
+            error!(%error, "the old log level goes on");
+        }
         self.0.configuration.send_replace(configuration);
     }
 

@@ -14,6 +14,7 @@ pub mod context;
 mod control;
 pub mod drain;
 mod exposition;
+pub mod log_file;
 pub mod meta;
 mod node;
 mod orders;

@@ -1,7 +1,8 @@
-//! The meta port of a node and its children: `/healthz`, `/readyz`, `/metrics`, `/status` and `/config` to read, and by POST the
-//! commands `/start`, `/stop`, `/restart`, `/drain` and `/reload`.
+//! The meta port of a node and its children: `/healthz`, `/readyz`, `/metrics`, `/status`, `/config` and `/logs` to read, and
+//! by POST the commands `/start`, `/stop`, `/restart`, `/drain` and `/reload`.
 
 mod guard;
+mod logs;
 
 use std::sync::Arc;
 
@@ -46,6 +47,7 @@ pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>, guard: Guard) {
         .route("/drain", post(drain))
         .route("/reload", post(reload))
         .route("/config", get(config))
+        .route("/logs", get(logs::show))
         .layer(from_fn(admit))
         .layer(from_fn_with_state(Arc::new(guard), check))
         .with_state(node);

@@ -67,7 +67,7 @@ pub(crate) struct StatusPage {
     addresses: Vec<Address>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reload: Option<ReloadStatus>,
-    /// Only of a node of a single process.
+    /// Of this process: in a node with children only of its log.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     details: BTreeMap<String, serde_json::Value>,
     children: Vec<ChildStatus>,
@@ -185,6 +185,11 @@ impl Node {
         }
     }
 
+    /// How many children there are.
+    pub(crate) fn child_count(&self) -> usize {
+        self.statuses().len()
+    }
+
     /// As the seed is told it.
     pub(crate) fn state(&self) -> NodeState {
         let child = |(index, status): (usize, Status)| ChildState {
@@ -252,7 +257,7 @@ impl Node {
             reload: self.last_reload().clone(),
             details: match &self.body {
                 Body::Solo(report) => report.borrow().details.clone(),
-                Body::Children(_) => BTreeMap::new(),
+                Body::Children(_) => telemetry::details(),
             },
             children: statuses.into_iter().enumerate().map(child).collect(),
         }

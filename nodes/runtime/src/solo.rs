@@ -10,6 +10,7 @@ use crate::drain::Drain;
 use crate::node::Body;
 use crate::orders;
 use crate::parent::{Bound, failed};
+use crate::telemetry;
 
 /// Runs the node's code until it returns, or `drain_timeout` after the drain began. Its sockets are its own ones of the
 /// [`Context`]. An error is logged and becomes exit code 1.
@@ -26,6 +27,7 @@ where
     let timing = hello.configuration.common.timing.clone();
     let (trigger, drain) = Drain::new();
     let context = Context::new(hello, sockets, drain);
+    tokio::spawn(telemetry::keep_telling(context.clone()));
     let service = match bound.station.serve(Body::Solo(context.report()), reload) {
         Ok(service) => service,
         Err(error) => return failed(&error),

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "also outside of test functions this is test code")]
 
+#[path = "processes/logs.rs"]
+mod logs;
 #[path = "processes/rig.rs"]
 mod rig;
 

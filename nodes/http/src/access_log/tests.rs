@@ -70,7 +70,7 @@ async fn lines_are_appended_whole_and_the_last_ones_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");
     std::fs::write(&path, "before\n").unwrap();
-    let log = AccessLog::open(&Target::File(path.clone()), Format::Text).unwrap();
+    let log = AccessLog::open(&Target::File(path.clone()), Format::Text, Rotation::default()).unwrap();
     for _ in 0..3 {
         log.write(&exchange("a", "/x"), Instant::now());
     }
@@ -82,8 +82,28 @@ async fn lines_are_appended_whole_and_the_last_ones_at_the_end() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_full_is_put_aside_and_no_line_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let rotation = Rotation { max_bytes: 4096, ..Rotation::default() };
+    let log = AccessLog::open(&Target::File(dir.path().join("access.log")), Format::Json, rotation).unwrap();
+    let exchange = exchange("a", "/x");
+    for _ in 0..100 {
+        log.write(&exchange, Instant::now());
+    }
+    let over = Notify::new();
+    over.notify_one();
+    log.keep_writing(&over).await;
+    let files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().path()).collect();
+    let texts: Vec<_> = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    assert!(texts.len() > 4 && texts.iter().all(|text| text.len() <= 4096), "{files:?}");
+    let lines: Vec<_> = texts.iter().flat_map(|text| text.lines()).collect();
+    let is_whole = |line: &&str| serde_json::from_str::<serde_json::Value>(line).is_ok();
+    assert!(lines.len() == 100 && lines.iter().all(is_whole), "{} lines", lines.len());
+}
+
+#[tokio::test]
 async fn a_full_disk_costs_lines_but_never_memory_without_end() {
-    let log = AccessLog::open(&Target::File("/dev/full".into()), Format::Text).unwrap();
+    let log = AccessLog::open(&Target::File("/dev/full".into()), Format::Text, Rotation::default()).unwrap();
     let exchange = exchange("a", &format!("/{}", "x".repeat(8000)));
     for _ in 0..1000 {
         log.write(&exchange, Instant::now());

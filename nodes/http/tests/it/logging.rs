@@ -2,6 +2,7 @@
 
 use protoplex_http::AccessLog;
 use protoplex_http::access_log::{Format, Target};
+use protoplex_runtime::log_file::Rotation;
 
 use crate::kit::{Raw, echo, limits, run, start_with, within};
 
@@ -10,7 +11,7 @@ fn each_request_leaves_one_line_even_if_it_was_refused() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
-        let log = AccessLog::open(&Target::File(path.clone()), Format::Json).unwrap();
+        let log = AccessLog::open(&Target::File(path.clone()), Format::Json, Rotation::default()).unwrap();
         let server = start_with(limits(), None, log, |request, exchange| async move {
             exchange.note_key("k");
             echo(request).await

@@ -47,17 +47,25 @@ fn row_a_bad_configuration_is_refused_with_file_line_and_suggestion() {
 fn check_tells_every_mistake_and_scripts_get_it_as_json() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("edge.toml");
-    std::fs::write(&file, "[proxy]\nhtpp = []\nchildren = 0\n\n[log]\nformat = \"xml\"\n").unwrap();
+    let text =
+        "[proxy]\nhtpp = []\nchildren = 0\n\n[log]\nformat = \"xml\"\nlevel = \"loud\"\nmax_bytes = 9\n";
+    std::fs::write(&file, text).unwrap();
     let file = file.to_str().unwrap();
     let (code, _, error) = protoplex(&["check", file]);
     assert_eq!(code, Some(2));
-    for mistake in ["edge.toml:2: unknown key", "edge.toml:3: proxy.children", "edge.toml:6: unknown value"] {
+    for mistake in [
+        "edge.toml:2: unknown key",
+        "edge.toml:3: proxy.children",
+        "edge.toml:6: unknown value",
+        "edge.toml:7: log.level: the log level \"loud\" can't be understood",
+        "edge.toml:8: log.max_bytes: must be 0, which is no limit, or at least 4096",
+    ] {
         assert!(error.contains(mistake), "{mistake} in {error}");
     }
     let (code, answer, _) = protoplex(&["--json", "check", file]);
     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
     assert_eq!((code, answer["ok"].as_bool()), (Some(2), Some(false)));
-    assert_eq!(answer["mistakes"].as_array().unwrap().len(), 3, "{answer}");
+    assert_eq!(answer["mistakes"].as_array().unwrap().len(), 5, "{answer}");
 }
 
 #[test]
@@ -85,6 +93,9 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         (&["check", "--set", "datastore.listen=127.0.0.1:0"], "datastore.listen: needs a port"),
         (&["check", "--set", "seed.listen=0.0.0.0:8050"], "seed.datastore: must be given"),
         (&["seed", "--children", "2"], "--children"),
+        (&["tail", "proxy-1:x"], "NODE:CHILD"),
+        (&["tail", "-l", "loud"], "error, warn, info, debug, trace"),
+        (&["tail", "-n", "10001"], "10001 is not in"),
     ];
     for (arguments, says) in cases {
         let (code, _, error) = protoplex(arguments);
@@ -155,6 +166,7 @@ fn help_and_manual_teach_every_command() {
         "datastore",
         "join",
         "status",
+        "tail",
         "check",
         "handler",
         "route",

@@ -12,6 +12,7 @@ mod faults;
 mod first_page;
 mod keyed_requests;
 mod large_upload;
+mod logs;
 mod s3;
 mod uploads;
 mod workspace;

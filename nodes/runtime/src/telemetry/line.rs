@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
+
+/// The field that tells which lines belong to one request.
+const TRACE_ID: &str = "trace_id";
 
 /// Writes the lines of one process.
 #[derive(Clone, Debug)]
@@ -20,18 +23,26 @@ pub(super) struct Line {
     pub(super) json: bool,
 }
 
-/// In the order in which people look for things.
-#[derive(Serialize)]
-struct JsonLine<'a> {
-    time: &'a str,
-    level: &'a str,
-    node: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    child: Option<u32>,
-    target: &'a str,
-    message: Value,
+/// A line, in the order in which people look for things.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// RFC 3339, in UTC, to the microsecond.
+    pub time: String,
+    /// `INFO`.
+    pub level: String,
+    /// `proxy-1`.
+    pub node: String,
+    /// Only where a child wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child: Option<u32>,
+    /// The part of the program.
+    pub target: String,
+    /// What happened.
+    #[serde(default)]
+    pub message: Value,
+    /// The event's own.
     #[serde(flatten)]
-    fields: BTreeMap<String, Value>,
+    pub fields: BTreeMap<String, Value>,
 }
 
 impl<S> FormatEvent<S, JsonFields> for Line
@@ -41,7 +52,7 @@ where
     fn format_event(
         &self,
         context: &FmtContext<'_, S, JsonFields>,
-        writer: Writer<'_>,
+        mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
         let mut fields = Fields::default();
@@ -56,78 +67,81 @@ where
         event.record(&mut fields);
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
-        let metadata = event.metadata();
+        let record = self.record(time, event.metadata(), fields.0);
         if self.json {
-            self.write_json(writer, &time, metadata, fields.0)
+            writeln!(writer, "{}", serde_json::to_string(&record).map_err(|_| fmt::Error)?)
         } else {
-            self.write_text(writer, &time, metadata, fields.0)
+            let colours = writer.has_ansi_escapes();
+            writeln!(writer, "{}", record.text(colours, 0))
         }
     }
 }
 
 impl Line {
-    fn write_json(
-        &self,
-        mut writer: Writer<'_>,
-        time: &str,
-        metadata: &Metadata<'_>,
-        mut fields: BTreeMap<String, Value>,
-    ) -> fmt::Result {
+    fn record(&self, time: String, metadata: &Metadata<'_>, mut fields: BTreeMap<String, Value>) -> Record {
         for own in ["time", "level", "node", "child", "target"] {
             // What the line says of itself can't be contradicted by an event.
             fields.remove(own);
         }
-        let message = fields.remove("message");
-        let line = JsonLine {
+        Record {
             time,
-            level: metadata.level().as_str(),
-            node: &self.node,
+            level: metadata.level().to_string(),
+            node: self.node.clone(),
             child: self.child,
-            target: metadata.target(),
-            message: message.unwrap_or_default(),
+            target: metadata.target().to_owned(),
+            message: fields.remove("message").unwrap_or_default(),
             fields,
-        };
-        writeln!(writer, "{}", serde_json::to_string(&line).map_err(|_| fmt::Error)?)
+        }
+    }
+}
+
+impl Record {
+    /// `proxy-1:0`.
+    pub fn origin(&self) -> String {
+        match self.child {
+            Some(child) => format!("{}:{child}", self.node),
+            None => self.node.clone(),
+        }
     }
 
-    fn write_text(
-        &self,
-        mut writer: Writer<'_>,
-        time: &str,
-        metadata: &Metadata<'_>,
-        mut fields: BTreeMap<String, Value>,
-    ) -> fmt::Result {
-        let level = metadata.level();
-        let (colour, plain) = match (writer.has_ansi_escapes(), *level) {
-            (true, Level::ERROR) => ("\x1b[31m", "\x1b[0m"),
-            (true, Level::WARN) => ("\x1b[33m", "\x1b[0m"),
-            (true, Level::DEBUG | Level::TRACE) => ("\x1b[2m", "\x1b[0m"),
+    /// The line as people read it, without its end, in colours or not; who wrote it in a column of this width.
+    pub fn text(&self, colours: bool, width: usize) -> String {
+        let (colour, plain) = match (colours, self.level.as_str()) {
+            (true, "ERROR") => ("\x1b[31m", "\x1b[0m"),
+            (true, "WARN") => ("\x1b[33m", "\x1b[0m"),
+            (true, "DEBUG" | "TRACE") => ("\x1b[2m", "\x1b[0m"),
             _ => ("", ""),
         };
-        write!(writer, "{time} {colour}{level:>5}{plain} {}", self.node)?;
-        if let Some(child) = self.child {
-            write!(writer, ":{child}")?;
+        let [time, level, origin, target] =
+            [&self.time, &self.level, &self.origin(), &self.target].map(|text| harmless(text));
+        let mut text = format!("{time} {colour}{level:>5}{plain} {origin:width$} {target}:");
+        if let Value::String(message) = &self.message {
+            text.push(' ');
+            text.push_str(&harmless(message));
         }
-        write!(writer, " {}:", metadata.target())?;
-        if let Some(Value::String(message)) = fields.remove("message") {
-            writer.write_char(' ')?;
-            for character in message.chars() {
-                match character.is_control() {
-                    true => write!(writer, "{}", character.escape_default())?,
-                    false => writer.write_char(character)?,
-                }
-            }
+        // By it people look for further lines.
+        let (last, others): (Vec<_>, Vec<_>) = self.fields.iter().partition(|(name, _)| *name == TRACE_ID);
+        for (name, value) in others.into_iter().chain(last) {
+            let value = match value {
+                Value::String(value) if !value.is_empty() && !value.contains(awkward) => value.clone(),
+                value => harmless(&value.to_string()),
+            };
+            text.push_str(&format!(" {}={value}", harmless(name)));
         }
-        for (name, value) in &fields {
-            match value {
-                Value::String(text) if !text.is_empty() && !text.contains(awkward) => {
-                    write!(writer, " {name}={text}")?
-                }
-                value => write!(writer, " {name}={value}")?,
-            }
-        }
-        writeln!(writer)
+        text
     }
+}
+
+/// Control characters would end the line, or move a terminal's cursor.
+fn harmless(text: &str) -> String {
+    let mut harmless = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => harmless.extend(character.escape_default()),
+            false => harmless.push(character),
+        }
+    }
+    harmless
 }
 
 /// Whether a character would make it unclear where a field ends.

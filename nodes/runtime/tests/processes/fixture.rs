@@ -12,7 +12,7 @@ use protoplex_runtime::context::{Context, PortChange};
 use protoplex_runtime::drain::{Drain, Tasks, Trigger};
 use protoplex_runtime::parent::Spec;
 use protoplex_runtime::solo;
-use protoplex_runtime::telemetry::Settings;
+use protoplex_runtime::telemetry::{self, Settings};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -181,6 +181,13 @@ async fn converse(stream: TcpStream, index: u32) -> io::Result<()> {
             }
             "panic" => panic!("as it was told"),
             "hang" => std::thread::sleep(std::time::Duration::from_secs(3600)),
+            _ if line.starts_with("say ") => tracing::info!(text = &line[4..], "said"),
+            _ if line.starts_with("whisper ") => tracing::debug!(text = &line[8..], "whispered"),
+            _ if line.starts_with("level ") => {
+                if let Err(error) = telemetry::set_level(&line[6..]) {
+                    tracing::warn!(%error, level = telemetry::level(), "refused");
+                }
+            }
             _ => metrics::counter!("fixture_answers_total", "line" => line).increment(1),
         }
         writer.write_all(format!("{index} {}\n", std::process::id()).as_bytes()).await?;

@@ -29,6 +29,10 @@ pub(crate) struct Arguments {
     /// Grace and timeout of the drain, in milliseconds.
     pub(crate) timing: (u64, u64),
     pub(crate) log: Option<PathBuf>,
+    /// Of the log's file, before it is put aside.
+    pub(crate) log_bytes: u64,
+    /// A limit of its files does not kill it, as a full disk would not.
+    pub(crate) limited: bool,
     /// The child that dies whenever it starts.
     pub(crate) hopeless: Option<u32>,
     /// Whether each child has a socket of its own.
@@ -51,6 +55,8 @@ impl Default for Arguments {
             data: None,
             timing: (0, 5_000),
             log: None,
+            log_bytes: 0,
+            limited: false,
             hopeless: None,
             own: true,
             word: "",
@@ -70,7 +76,7 @@ impl Arguments {
             "meta_forced": self.meta_token.is_some(),
             "meta_token": self.meta_token,
             "timing": { "drain_grace_ms": self.timing.0, "drain_timeout_ms": self.timing.1 },
-            "telemetry": { "file": self.log },
+            "telemetry": { "file": self.log, "max_bytes": self.log_bytes },
             "own": self.own,
             "config": { "hopeless": self.hopeless, "word": self.word, "motto": self.motto, "secret_word": "xyzzy" },
         });
@@ -147,6 +153,10 @@ impl Node {
     pub(crate) fn spawn_with(arguments: &Arguments, environment: &[(&str, &str)]) -> Self {
         Self::spawn_by(arguments, |file| {
             let mut command = Command::new(FIXTURE);
+            if arguments.limited {
+                command = Command::new("sh");
+                command.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", FIXTURE]);
+            }
             command.arg(file).stdin(Stdio::null()).envs(environment.iter().copied());
             command
         })
@@ -263,7 +273,7 @@ impl Node {
         (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
     }
 
-    fn request(&self, method: &str, path: &str) -> io::Result<(String, String)> {
+    pub(crate) fn request(&self, method: &str, path: &str) -> io::Result<(String, String)> {
         self.request_with(method, path, "Protoplex-Operator: test\r\n")
     }
 
@@ -274,6 +284,19 @@ impl Node {
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         Ok((head.to_owned(), body.to_owned()))
+    }
+
+    /// A page that goes on, line by line, without its head; not for ever.
+    pub(crate) fn follow(&self, path: &str) -> impl Iterator<Item = String> {
+        let mut stream = TcpStream::connect(self.meta.unwrap()).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        // To HTTP/1.0 nothing is sent in chunks.
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: meta\r\n\r\n").unwrap();
+        let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+        assert!(lines.next().unwrap().ends_with(" 200 OK"));
+        let deadline = Instant::now() + DEADLINE;
+        let in_time = move |_: &String| assert!(Instant::now() < deadline, "the page goes on for too long");
+        lines.skip_while(|line| !line.is_empty()).skip(1).inspect(in_time)
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -318,7 +341,8 @@ impl Client {
 
     /// Says a line, and gives index and pid of the child that answers.
     pub(crate) fn ask(&mut self, line: &str) -> io::Result<(u32, u32)> {
-        writeln!(self.0.get_mut(), "{line}")?;
+        // In one piece: a second one would wait until the first is acknowledged.
+        self.0.get_mut().write_all(format!("{line}\n").as_bytes())?;
         let mut answer = String::new();
         self.0.read_line(&mut answer)?;
         let (index, pid) = answer.trim_end().split_once(' ').ok_or(io::ErrorKind::UnexpectedEof)?;

@@ -45,9 +45,9 @@ fn written(child: Option<u32>, json: bool, event: impl FnOnce()) -> String {
 fn text_names_node_and_child_and_keeps_to_one_line() {
     let line = written(Some(1), false, || {
         let _span = tracing::info_span!("request", trace_id = "4bf9").entered();
-        tracing::warn!(target: "proxy", path = "/a b", status = 502_u16, error = "two\nlines", empty = "", "can't\nanswer");
+        tracing::warn!(target: "proxy", upstream = "live-1:0", path = "/a b", status = 502_u16, error = "two\nlines", empty = "", "can't\nanswer");
     });
-    let fields = r#"empty="" error="two\nlines" path="/a b" status=502 trace_id=4bf9"#;
+    let fields = r#"empty="" error="two\nlines" path="/a b" status=502 upstream=live-1:0 trace_id=4bf9"#;
     assert_eq!(line, format!(" WARN proxy-1:1 proxy: can't\\nanswer {fields}\n"));
 }
 
