@@ -56,7 +56,17 @@ pub(crate) enum Word {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Report {
     pub(crate) ready: bool,
+    /// It refuses requests for a while, so that it outlives them.
+    #[serde(default)]
+    pub(crate) shedding: bool,
     pub(crate) details: BTreeMap<String, serde_json::Value>,
+}
+
+impl Report {
+    /// Whether traffic should come.
+    pub(crate) fn takes_traffic(&self) -> bool {
+        self.ready && !self.shedding
+    }
 }
 
 /// This process's control socket, where it is supervised as `role`.

@@ -12,6 +12,7 @@ pub mod context;
 mod control;
 pub mod drain;
 mod exposition;
+pub mod memory;
 pub mod meta;
 mod node;
 mod orders;

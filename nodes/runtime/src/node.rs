@@ -82,7 +82,7 @@ impl Node {
     pub(crate) fn is_ready(&self) -> bool {
         !*self.draining.borrow()
             && match &self.body {
-                Body::Solo(report) => report.borrow().ready,
+                Body::Solo(report) => report.borrow().takes_traffic(),
                 Body::Children(_) => {
                     let statuses = self.statuses();
                     let settled = |status: &Status| status.restarts > 0 || status.state != State::Starting;

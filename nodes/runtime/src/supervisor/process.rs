@@ -165,11 +165,12 @@ impl Keeper {
     fn hear(&mut self, word: Word) -> Option<Event> {
         match word {
             Word::Report(report) => {
+                let (ready, takes_traffic) = (report.ready, report.takes_traffic());
                 self.status.send_modify(|status| {
-                    status.ready = report.ready;
+                    status.ready = takes_traffic;
                     status.details = report.details;
                 });
-                report.ready.then_some(Event::Ready)
+                ready.then_some(Event::Ready)
             }
             Word::Metrics(families) => {
                 for question in self.asking.drain(..) {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use protoplex_runtime::child;
 use protoplex_runtime::config::{Common, Timing};
 use protoplex_runtime::context::Context;
-use protoplex_runtime::drain::{Drain, Tasks};
+use protoplex_runtime::drain::Tasks;
 use protoplex_runtime::parent::Spec;
 use protoplex_runtime::solo;
 use protoplex_runtime::telemetry::Settings;
@@ -96,7 +96,7 @@ async fn serve(context: Context) -> io::Result<()> {
     let tasks = Tasks::default();
     for listener in context.listeners("http").into_iter().chain(context.listeners("internal")) {
         let listener = TcpListener::from_std(listener)?;
-        tasks.spawn(accept(listener, context.index(), tasks.clone(), context.drain()));
+        tasks.spawn(accept(listener, context.clone(), tasks.clone()));
     }
     context.detail("answers", 0);
     context.ready(true);
@@ -105,14 +105,16 @@ async fn serve(context: Context) -> io::Result<()> {
     Ok(())
 }
 
-async fn accept(listener: TcpListener, index: u32, tasks: Tasks, drain: Drain) {
+async fn accept(listener: TcpListener, context: Context, tasks: Tasks) {
+    let drain = context.drain();
     loop {
         // Both arms are cancel-safe.
         tokio::select! {
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
+                let context = context.clone();
                 tasks.spawn(async move {
                     // A client that goes away ends its own conversation.
-                    let _ = converse(stream, index).await;
+                    let _ = converse(stream, &context).await;
                 });
             },
             () = drain.started() => return,
@@ -121,7 +123,8 @@ async fn accept(listener: TcpListener, index: u32, tasks: Tasks, drain: Drain) {
 }
 
 /// One line, one answer, until the client ends.
-async fn converse(stream: TcpStream, index: u32) -> io::Result<()> {
+async fn converse(stream: TcpStream, context: &Context) -> io::Result<()> {
+    let index = context.index();
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
     while let Some(line) = lines.next_line().await? {
@@ -130,6 +133,8 @@ async fn converse(stream: TcpStream, index: u32) -> io::Result<()> {
                 rustix::io::write(io::stdin(), b"{\"rubbish\":true}\n")?;
             }
             "panic" => panic!("as it was told"),
+            "shed" => context.shedding(true),
+            "relax" => context.shedding(false),
             _ => metrics::counter!("fixture_answers_total", "line" => line).increment(1),
         }
         writer.write_all(format!("{index} {}\n", std::process::id()).as_bytes()).await?;
