@@ -7,7 +7,7 @@ use std::time::Duration;
 use protoplex_http::public::{self, ServeError};
 use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
-use protoplex_http::{AccessLog, Listener};
+use protoplex_http::{AccessLog, Fronts, Listener};
 use protoplex_runtime::config::{Common, ConfigError, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
@@ -76,8 +76,8 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let config: Config = context.config()?;
     let common = context.common();
     let log = AccessLog::open(&config.access_log, config.access_log_format)?;
-    let (listeners, member) = listeners(&context, &config)?;
     let mut problems = Problems::default();
+    let (listeners, member) = listeners(&context, &config, &config.fronts(&mut problems))?;
     let limits = config.limits.resolve("fileserver.limits", &mut problems);
     let pool = Pool::new(config.upstream.resolve("fileserver.upstream", &mut problems));
     problems.finish()?;
@@ -134,7 +134,11 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
 }
 
 /// The child's sockets, and the member that its own one makes it.
-fn listeners(context: &Context, config: &Config) -> Result<(Vec<Listener>, Member), ServeError> {
+fn listeners(
+    context: &Context,
+    config: &Config,
+    fronts: &Fronts,
+) -> Result<(Vec<Listener>, Member), ServeError> {
     let own = context.listeners(OWN);
     let address = own.first().ok_or_else(|| io::Error::other("the parent gave no socket"))?.local_addr()?;
     let member = Member {
@@ -144,8 +148,10 @@ fn listeners(context: &Context, config: &Config) -> Result<(Vec<Listener>, Membe
         zone: context.common().zone.clone(),
         instance: context.instance().to_owned(),
     };
-    let own = own.into_iter().map(|socket| Listener { socket, tls: None });
-    let listeners = public::listeners(context, &config.certificate)?.into_iter().chain(own).collect();
+    // Proxies of the cluster come there, not balancers.
+    let inside = fronts.without_proxy_protocol();
+    let own = own.into_iter().map(|socket| Listener { socket, tls: None, fronts: inside.clone() });
+    let listeners = public::listeners(context, &config.certificate, fronts)?.into_iter().chain(own).collect();
     Ok((listeners, member))
 }
 

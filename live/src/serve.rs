@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use protoplex_http::{AccessLog, Listener, serve};
+use protoplex_http::{AccessLog, Fronts, Listener, serve};
 use protoplex_runtime::config::{Common, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
@@ -93,7 +93,7 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
     let tasks = Tasks::default();
     tasks.spawn(keep_tenures(Rc::clone(&live), lost_keys, context.drain()));
     tasks.spawn(tell_ready(context.clone(), link));
-    let listeners = vec![Listener { socket, tls: None }];
+    let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
     serve(listeners, limits, AccessLog::off(), context.drain(), live).await?;
     tasks.finished().await;
     Ok(())

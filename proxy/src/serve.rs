@@ -50,9 +50,10 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let mut problems = Problems::default();
     let limits = config.limits.resolve("proxy.limits", &mut problems);
     let upstream = config.upstream.resolve("proxy.upstream", &mut problems);
+    let fronts = config.fronts(&mut problems);
     problems.finish()?;
     let log = AccessLog::open(&config.access_log, config.access_log_format)?;
-    let listeners = public::listeners(&context, &config.certificate)?;
+    let listeners = public::listeners(&context, &config.certificate, &fronts)?;
 
     let common = context.common();
     let identity = Identity::open(&common.data.join("cluster"))?;

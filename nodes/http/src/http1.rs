@@ -42,7 +42,7 @@ use crate::serve::Server;
 use crate::socket::{Socket, Stream};
 use crate::upgrade::Upgraded;
 pub(crate) use framer::Framer;
-pub(crate) use grammar::is_host;
+pub(crate) use grammar::{TOKEN, is_host};
 pub(crate) use incoming::Incoming;
 pub(crate) use intake::{Intake, Read, Taken};
 pub(crate) use rule::Rule;

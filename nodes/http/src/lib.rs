@@ -1,7 +1,7 @@
 //! The public HTTP server and the upstream client that every node with a public port is made of.
 //!
-//! A request meets the modules below in this order: a socket is accepted ([`serve`]), perhaps wrapped in TLS
-//! ([`tls`]), its head is read by our own HTTP/1.1 engine, or by hyper's for HTTP/2, and a [`Service`] gets an
+//! A request meets the modules below in this order: a socket is accepted ([`serve`]), perhaps announced by a balancer
+//! in front of us ([`Fronts`]) and wrapped in TLS ([`tls`]), its head is read by our own HTTP/1.1 engine, or by hyper's for HTTP/2, and a [`Service`] gets an
 //! [`Exchange`], with the head in its compact form, and a [`Body`]; a [`Handler`] gets the `http` crate's request. Handlers answer themselves ([`problem`]), relay to
 //! another server ([`forwarded`], [`upstream`]) or switch protocols ([`upgrade`]); each exchange ends as one
 //! line of the [`access_log`]. Everything is single-threaded: `Rc`, `spawn_local`, no `Send`.
@@ -18,14 +18,17 @@ mod decimal;
 mod exchange;
 mod file_part;
 pub mod forwarded;
+mod fronts;
 mod head;
 mod http1;
 mod http2;
 mod limits;
 mod meter;
+mod network;
 mod outbox;
 mod pipe;
 pub mod problem;
+mod proxy_header;
 pub mod public;
 mod request_id;
 mod reserved;
@@ -43,6 +46,7 @@ pub mod upstream;
 pub use access_log::AccessLog;
 pub use body::{Body, BodyError};
 pub use exchange::{Answer, Exchange, Handler, Request, Response, Scheme, Service};
+pub use fronts::{Fronts, RawProxyProtocol};
 pub use head::{Fields, RequestHead, ResponseHead};
 #[cfg(any(test, fuzzing))]
 pub use http1::checks as fuzzing;

@@ -1,9 +1,12 @@
 //! What the public server counts, under `protoplex_http_`. Handles are looked up once, when serving begins.
 
+use std::rc::Rc;
+
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio::time::Instant;
 
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Ledger};
+use crate::proxy_header::Refusal;
 
 /// The server's metrics.
 pub(crate) struct Meter {
@@ -15,14 +18,23 @@ pub(crate) struct Meter {
     connections: Counter,
     open: Gauge,
     handshakes_failed: Counter,
+    /// By the number of the refusal.
+    proxy_headers_refused: [Counter; Refusal::ALL.len()],
 }
 
 /// An open connection, as long as it lives.
-pub(crate) struct Open(Gauge);
+pub(crate) struct Open(Rc<Ledger>);
+
+impl Open {
+    pub(crate) fn new(ledger: &Rc<Ledger>) -> Self {
+        ledger.meter.opened();
+        Self(Rc::clone(ledger))
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.decrement(1);
+        self.0.meter.closed();
     }
 }
 
@@ -37,13 +49,23 @@ impl Meter {
             connections: counter!("protoplex_http_connections_total"),
             open: gauge!("protoplex_http_connections"),
             handshakes_failed: counter!("protoplex_http_tls_handshakes_failed_total"),
+            proxy_headers_refused: Refusal::ALL.map(
+                |refusal| counter!("protoplex_http_proxy_headers_refused_total", "reason" => refusal.kind()),
+            ),
         }
     }
 
-    pub(crate) fn connection(&self) -> Open {
+    fn opened(&self) {
         self.connections.increment(1);
         self.open.increment(1);
-        Open(self.open.clone())
+    }
+
+    fn closed(&self) {
+        self.open.decrement(1);
+    }
+
+    pub(crate) fn proxy_header_refused(&self, refusal: Refusal) {
+        self.proxy_headers_refused[refusal as usize].increment(1);
     }
 
     pub(crate) fn handshake_failed(&self) {

@@ -10,6 +10,7 @@ use protoplex_wire::identity::IdentityError;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::fronts::Fronts;
 use crate::serve::Listener;
 use crate::tls::{self, TlsConfig, TlsError};
 
@@ -106,12 +107,17 @@ pub fn sockets(
     Ok(http.chain(https).collect())
 }
 
-/// A child's part of those sockets.
+/// A child's part of those sockets, all behind the same fronts.
 ///
 /// # Errors
 /// The certificate can't be loaded.
-pub fn listeners(context: &Context, certificate: &Certificate) -> Result<Vec<Listener>, TlsError> {
-    let plain = context.listeners(HTTP).into_iter().map(|socket| Listener { socket, tls: None });
+pub fn listeners(
+    context: &Context,
+    certificate: &Certificate,
+    fronts: &Fronts,
+) -> Result<Vec<Listener>, TlsError> {
+    let listener = |socket, tls| Listener { socket, tls, fronts: fronts.clone() };
+    let plain = context.listeners(HTTP).into_iter().map(|socket| listener(socket, None));
     let encrypted = context.listeners(HTTPS);
     let tls: Option<TlsConfig> = match encrypted.is_empty() {
         true => None,
@@ -120,5 +126,5 @@ pub fn listeners(context: &Context, certificate: &Certificate) -> Result<Vec<Lis
             Some(tls::load(&chain, &key)?)
         }
     };
-    Ok(plain.chain(encrypted.into_iter().map(|socket| Listener { socket, tls: tls.clone() })).collect())
+    Ok(plain.chain(encrypted.into_iter().map(|socket| listener(socket, tls.clone()))).collect())
 }

@@ -1,12 +1,14 @@
 //! Accepts connections and sees them through to their end, or to the end of a drain.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::future::join_all;
 use protoplex_runtime::drain::Drain;
 use tokio::io::AsyncReadExt;
@@ -14,14 +16,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{debug, warn};
 
 use crate::access_log::AccessLog;
 use crate::deadline;
 use crate::exchange::{Client, Ledger, Scheme, Service};
+use crate::fronts::{Announces, Fronts};
 use crate::http1::{self, Wire};
 use crate::http2;
 use crate::limits::Limits;
-use crate::meter::Meter;
+use crate::meter::{Meter, Open};
+use crate::proxy_header::{self, Refusal, Verdict};
 use crate::socket::{Socket, Stream};
 use crate::tcp::Tcp;
 use crate::tls::{self, TlsConfig};
@@ -35,6 +40,14 @@ pub struct Listener {
     /// With it the port speaks TLS only (HTTP/2 and HTTP/1.1 by ALPN), without it HTTP/1.1 and HTTP/2 by
     /// prior knowledge.
     pub tls: Option<TlsConfig>,
+    /// The balancers and proxies in front of it.
+    pub fronts: Fronts,
+}
+
+/// What the connections of a listener share.
+struct Port {
+    tls: Option<TlsConfig>,
+    fronts: Fronts,
 }
 
 /// What all connections of a call of [`serve`] share.
@@ -47,6 +60,8 @@ pub(crate) struct Server<S> {
 
 /// After an error of `accept`, which as a rule says that there are no file descriptors left: until some are.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How much is looked at to find a PROXY header: nearly all are shorter.
+const PEEK_BYTES: usize = 256;
 /// How HTTP/2 by prior knowledge begins (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -63,14 +78,14 @@ pub async fn serve<S: Service + 'static>(
     handler: Rc<S>,
 ) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
-    let ledger = Rc::new(Ledger { log: log.clone(), meter: Meter::new() });
-    let server = Rc::new(Server { handler, limits, ledger, drain });
+    let server = Rc::new(Server::new(handler, limits, log.clone(), drain));
     let connections = RefCell::new(JoinSet::new());
     let mut ports = Vec::new();
     for listener in listeners {
         listener.socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(listener.socket)?;
-        ports.push(accept(socket, listener.tls, &server, &permits, &connections));
+        let port = Rc::new(Port { tls: listener.tls, fronts: listener.fronts });
+        ports.push(accept(socket, port, &server, &permits, &connections));
     }
     let over = Notify::new();
     let serving = async {
@@ -85,10 +100,17 @@ pub async fn serve<S: Service + 'static>(
     Ok(())
 }
 
+impl<S> Server<S> {
+    pub(crate) fn new(handler: Rc<S>, limits: Limits, log: AccessLog, drain: Drain) -> Self {
+        let ledger = Rc::new(Ledger { log, meter: Meter::new() });
+        Self { handler, limits, ledger, drain }
+    }
+}
+
 /// Accepts on one port until the drain starts, and while there are permits.
 async fn accept<S: Service + 'static>(
     listener: TcpListener,
-    tls: Option<TlsConfig>,
+    port: Rc<Port>,
     server: &Rc<Server<S>>,
     permits: &Arc<Semaphore>,
     connections: &RefCell<JoinSet<()>>,
@@ -107,15 +129,13 @@ async fn accept<S: Service + 'static>(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
-                let client = Client::new(peer, scheme);
-                let task = connection(stream, tls.clone(), Rc::clone(server), client, permit);
+                let task = connection(stream, peer, Rc::clone(&port), Rc::clone(server), permit);
                 let mut connections = connections.borrow_mut();
                 while connections.try_join_next().is_some() {}
                 connections.spawn_local(task);
             }
             Err(error) => {
-                tracing::warn!(%error, "can't accept connections, trying again");
+                warn!(%error, "can't accept connections, trying again");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -128,18 +148,18 @@ async fn accept<S: Service + 'static>(
 /// no `async fn`, in which each argument would have its room twice.
 fn connection<S: Service + 'static>(
     stream: TcpStream,
-    tls: Option<TlsConfig>,
+    peer: SocketAddr,
+    port: Rc<Port>,
     server: Rc<Server<S>>,
-    client: Client,
     permit: OwnedSemaphorePermit,
 ) -> impl Future<Output = ()> {
-    let opening = Box::pin(open(stream, tls, Rc::clone(&server)));
-    let kept = (permit, server.ledger.meter.connection());
+    let kept = (permit, Open::new(&server.ledger));
+    let opening = Box::pin(open(stream, peer, port, Rc::clone(&server)));
     async move {
-        match opening.await {
-            None => {}
-            Some(Opened::Http1(wire)) => http1::run(&wire, &server, &client).await,
-            Some(Opened::Http2(socket)) => Box::pin(http2::run(*socket, &server, client)).await,
+        let Some((client, opened)) = opening.await else { return };
+        match opened {
+            Opened::Http1(wire) => http1::run(&wire, &server, &client).await,
+            Opened::Http2(socket) => Box::pin(http2::run(*socket, &server, client)).await,
         }
         drop(kept);
     }
@@ -151,41 +171,152 @@ enum Opened {
     Http2(Box<Socket>),
 }
 
-/// Does the handshake, and finds out what is spoken. `None` if nothing comes of it.
-async fn open<S>(stream: TcpStream, tls: Option<TlsConfig>, server: Rc<Server<S>>) -> Option<Opened> {
-    let limits = &server.limits;
+/// Finds out who the client is, does the handshake, and finds out what is spoken. `None` if nothing comes of it.
+///
+/// Its future is held for as long as the client says nothing: it is small as the one of [`connection`] is.
+fn open<S>(
+    stream: TcpStream,
+    mut peer: SocketAddr,
+    port: Rc<Port>,
+    server: Rc<Server<S>>,
+) -> impl Future<Output = Option<(Client, Opened)>> {
     let mut tcp = Tcp::new(stream);
-    let (stream, leading, is_http2) = match tls {
-        None => {
-            let (leading, is_http2) = read_preface(&mut tcp, limits, &server.drain).await?;
-            (Stream::Plain(tcp), leading.freeze(), is_http2)
+    async move {
+        let limits = &server.limits;
+        let mut leading = BytesMut::new();
+        let announces = port.fronts.announces(peer.ip());
+        if announces != Announces::Never {
+            let announced = Box::pin(read_announcement(&tcp, peer, announces, &port, &server)).await?;
+            (peer, leading) = (announced.client.unwrap_or(peer), announced.leading);
         }
-        Some(tls) => {
-            let handshake = TlsStream::accept(tcp, tls.0);
-            let Ok(Ok(stream)) = timeout(limits.tls_handshake_timeout, handshake).await else {
+        let (stream, is_http2) = match &port.tls {
+            None => {
+                let is_http2 = read_preface(&mut tcp, &mut leading, limits, &server.drain).await?;
+                (Stream::Plain(tcp), is_http2)
+            }
+            // What might have become a PROXY header is no beginning of TLS.
+            Some(_) if !leading.is_empty() => {
                 server.ledger.meter.handshake_failed();
                 return None;
-            };
-            let is_http2 = stream.alpn_protocol() == Some(tls::HTTP2);
-            (Stream::Tls(stream), Bytes::new(), is_http2)
+            }
+            Some(tls) => {
+                let handshake = TlsStream::accept(tcp, tls.0.clone());
+                let Ok(Ok(stream)) = timeout(limits.tls_handshake_timeout, handshake).await else {
+                    server.ledger.meter.handshake_failed();
+                    return None;
+                };
+                let is_http2 = stream.alpn_protocol() == Some(tls::HTTP2);
+                (Stream::Tls(stream), is_http2)
+            }
+        };
+        let scheme = if port.tls.is_some() { Scheme::Https } else { Scheme::Http };
+        let client = Client::behind(&port.fronts, peer, scheme);
+        if !is_http2 {
+            return Some((client, Opened::Http1(Wire::shared(stream, &leading, limits))));
         }
-    };
-    if !is_http2 {
-        return Some(Opened::Http1(Wire::shared(stream, &leading, limits)));
+        let mut socket = Socket::new(stream, limits.write_timeout);
+        socket.unread(leading.freeze());
+        Some((client, Opened::Http2(Box::new(socket))))
     }
-    let mut socket = Socket::new(stream, limits.write_timeout);
-    socket.unread(leading);
-    Some(Opened::Http2(Box::new(socket)))
 }
 
-/// Reads until it is clear whether the client speaks HTTP/2 by prior knowledge. `None` if it says nothing.
-async fn read_preface(tcp: &mut Tcp, limits: &Limits, drain: &Drain) -> Option<(BytesMut, bool)> {
-    let mut leading = BytesMut::with_capacity(PREFACE.len());
-    let mut deadline = Instant::now() + limits.idle_timeout;
-    loop {
+/// What stands at the beginning of a balancer's connection.
+struct Announced {
+    /// Whom it passes on.
+    client: Option<SocketAddr>,
+    /// What was read and is no PROXY header.
+    leading: BytesMut,
+}
+
+/// Reads the PROXY header of a connection. `None` if nothing comes of it, or it must not go on.
+async fn read_announcement<S>(
+    tcp: &Tcp,
+    peer: SocketAddr,
+    announces: Announces,
+    port: &Port,
+    server: &Server<S>,
+) -> Option<Announced> {
+    let limits = &server.limits;
+    let silence = match announces {
+        Announces::Always => limits.head_timeout,
+        _ if port.tls.is_some() => limits.tls_handshake_timeout,
+        _ => limits.idle_timeout,
+    };
+    let read = read_proxy_header(tcp, announces, silence, limits.head_timeout, &server.drain).await;
+    if let Err(Some(refusal)) = read {
+        server.ledger.meter.proxy_header_refused(refusal);
+        debug!(%peer, reason = %refusal, "a connection is closed");
+    }
+    read.ok()
+}
+
+/// Reads a PROXY header and nothing behind it. `Err(None)` if nothing has come.
+async fn read_proxy_header(
+    tcp: &Tcp,
+    announces: Announces,
+    silence: Duration,
+    limit: Duration,
+    drain: &Drain,
+) -> Result<Announced, Option<Refusal>> {
+    let none = |read: &[u8]| Announced { client: None, leading: read.into() };
+    let mut read = Vec::new();
+    let mut deadline = Instant::now() + silence;
+    let fault = loop {
+        let known = read.len();
+        read.reserve(PEEK_BYTES);
+        // Looking takes nothing, so it can be given up.
+        let looked = tokio::select! {
+            looked = timeout_at(deadline, poll_fn(|cx| tcp.poll_peek(cx, &mut read))) => looked,
+            // A balancer that has said nothing yet is not in flight.
+            () = drain.started(), if known == 0 => return Err(None),
+        };
+        match looked {
+            Ok(Ok(0) | Err(_)) if known == 0 => return Err(None),
+            Err(_) if known == 0 && announces == Announces::Perhaps => return Err(None),
+            Ok(Ok(0) | Err(_)) => break Refusal::Truncated,
+            Err(_) => break Refusal::TooSlow,
+            Ok(Ok(_)) if known == 0 => deadline = Instant::now() + limit,
+            Ok(Ok(_)) => {}
+        }
+        match proxy_header::judge(&read) {
+            Verdict::Whole { length, client } => {
+                take(tcp, &mut read[known..length]).await?;
+                return Ok(Announced { client, leading: BytesMut::new() });
+            }
+            Verdict::Undecided | Verdict::Partial => take(tcp, &mut read[known..]).await?,
+            Verdict::Absent if announces == Announces::Perhaps => return Ok(none(&read[..known])),
+            Verdict::Absent => return Err(Some(Refusal::Missing)),
+            Verdict::Refused(refusal) => return Err(Some(refusal)),
+        }
+    };
+    match proxy_header::judge(&read) {
+        // It might be a request as well, which is judged elsewhere, and given more time.
+        Verdict::Undecided if announces == Announces::Perhaps => Ok(none(&read)),
+        _ => Err(Some(fault)),
+    }
+}
+
+/// Reads again what was looked at.
+async fn take(tcp: &Tcp, seen: &mut [u8]) -> Result<(), Refusal> {
+    let mut taken = 0;
+    while taken < seen.len() {
+        match poll_fn(|cx| tcp.poll_recv(cx, &mut seen[taken..])).await {
+            Ok(length @ 1..) => taken += length,
+            Ok(0) | Err(_) => return Err(Refusal::Truncated),
+        }
+    }
+    Ok(())
+}
+
+/// Reads on until it is clear whether the client speaks HTTP/2 by prior knowledge. `None` if it says nothing.
+async fn read_preface(tcp: &mut Tcp, leading: &mut BytesMut, limits: &Limits, drain: &Drain) -> Option<bool> {
+    leading.reserve(PREFACE.len());
+    let mut deadline =
+        Instant::now() + if leading.is_empty() { limits.idle_timeout } else { limits.head_timeout };
+    while PREFACE.starts_with(leading) && leading.len() < PREFACE.len() {
         let mut missing = (&mut *tcp).take((PREFACE.len() - leading.len()) as u64);
         let read = tokio::select! {
-            read = timeout_at(deadline, missing.read_buf(&mut leading)) => read,
+            read = timeout_at(deadline, missing.read_buf(leading)) => read,
             // A client that has said nothing yet is not in flight.
             () = drain.started(), if leading.is_empty() => return None,
         };
@@ -194,11 +325,13 @@ async fn read_preface(tcp: &mut Tcp, limits: &Limits, drain: &Drain) -> Option<(
             // Part of a preface, too late: the head that it might be as well is judged elsewhere, and given
             // more time.
             Err(_) if leading.is_empty() => return None,
-            Err(_) => return Some((leading, false)),
-            Ok(Ok(_)) if !PREFACE.starts_with(&leading) => return Some((leading, false)),
-            Ok(Ok(_)) if leading.len() == PREFACE.len() => return Some((leading, true)),
+            Err(_) => return Some(false),
             Ok(Ok(length)) if length == leading.len() => deadline = Instant::now() + limits.head_timeout,
             Ok(Ok(_)) => {}
         }
     }
+    Some(*leading == PREFACE)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ mod bodies;
 mod clients;
 mod drain;
 mod frames;
+mod fronts;
 mod http2;
 mod kit;
 mod logging;
