@@ -127,8 +127,8 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     // Requests that wait at the sockets of a child that died should find the app in its successor too.
     let _ = timeout(FIRST_BUILDS_WAIT, first_builds(&link, &app_files)).await;
     tasks.spawn(follow_builds(link.clone(), app_files, drain.clone()));
-    tasks.spawn(take_part(context, link));
-    protoplex_http::serve(listeners, limits, log, drain, fileserver).await?;
+    tasks.spawn(take_part(context.clone(), link));
+    protoplex_http::serve(listeners, limits, log, &context, fileserver).await?;
     tasks.finished().await;
     Ok(())
 }

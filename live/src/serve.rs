@@ -94,7 +94,7 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
     tasks.spawn(keep_tenures(Rc::clone(&live), lost_keys, context.drain()));
     tasks.spawn(tell_ready(context.clone(), link));
     let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
-    serve(listeners, limits, AccessLog::off(), context.drain(), live).await?;
+    serve(listeners, limits, AccessLog::off(), &context, live).await?;
     tasks.finished().await;
     Ok(())
 }

@@ -72,7 +72,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     if let Ok(table) = timeout(FIRST_TABLE_WAIT, link.table_changed(0)).await {
         relay.adopt(&table);
     }
-    let serving = protoplex_http::serve(listeners, limits, log, context.drain(), Rc::clone(&relay));
+    let serving = protoplex_http::serve(listeners, limits, log, &context, Rc::clone(&relay));
     // Both arms are polled in place until serving ends, so neither is ever cancelled half-way.
     tokio::select! {
         served = serving => Ok(served?),

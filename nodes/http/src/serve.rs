@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::access_log::AccessLog;
 use crate::deadline;
@@ -26,8 +26,10 @@ use crate::http1::{self, Wire};
 use crate::http2;
 use crate::limits::Limits;
 use crate::meter::{Meter, Open};
+use crate::pressure::{Pressure, Turn};
 use crate::proxy_header::{self, Refusal, Verdict};
 use crate::socket::{Socket, Stream};
+use crate::surroundings::Surroundings;
 use crate::tcp::Tcp;
 use crate::tls::{self, TlsConfig};
 use crate::tls_stream::TlsStream;
@@ -56,10 +58,17 @@ pub(crate) struct Server<S> {
     pub(crate) limits: Limits,
     pub(crate) ledger: Rc<Ledger>,
     pub(crate) drain: Drain,
+    pressure: Pressure,
+    /// Notified whenever memory was judged.
+    judged: Notify,
 }
 
 /// After an error of `accept`, which as a rule says that there are no file descriptors left: until some are.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often memory is judged. At a gigabit a second it is less by 32 MB then.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the status page learns how many connections there are.
+const SHOW_INTERVAL: Duration = Duration::from_secs(3);
 /// How much is looked at to find a PROXY header: nearly all are shorter.
 const PEEK_BYTES: usize = 256;
 /// How HTTP/2 by prior knowledge begins (RFC 9113 section 3.4).
@@ -74,11 +83,12 @@ pub async fn serve<S: Service + 'static>(
     listeners: Vec<Listener>,
     limits: Limits,
     log: AccessLog,
-    drain: Drain,
+    surroundings: impl Into<Surroundings>,
     handler: Rc<S>,
 ) -> io::Result<()> {
+    let surroundings = surroundings.into();
     let permits = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
-    let server = Rc::new(Server::new(handler, limits, log.clone(), drain));
+    let server = Rc::new(Server::new(handler, limits, log.clone(), surroundings.drain.clone()));
     let connections = RefCell::new(JoinSet::new());
     let mut ports = Vec::new();
     for listener in listeners {
@@ -96,14 +106,69 @@ pub async fn serve<S: Service + 'static>(
         while connections.join_next().await.is_some() {}
         over.notify_one();
     };
-    tokio::join!(serving, log.keep_writing(&over));
+    let watching = async { tokio::join!(watch_memory(&surroundings, &server), show(&surroundings, &server)) };
+    // The first ends, the second never does and holds nothing.
+    tokio::select! {
+        _ = async { tokio::join!(serving, log.keep_writing(&over)) } => {}
+        _ = watching => {}
+    }
     Ok(())
+}
+
+/// Judges the memory that there is again and again. Never ends.
+async fn watch_memory<S>(surroundings: &Surroundings, server: &Server<S>) {
+    if !server.pressure.is_limited() {
+        return std::future::pending().await;
+    }
+    loop {
+        let sample = surroundings.memory();
+        let turn = server.pressure.weigh(sample);
+        if let Some(turn) = turn {
+            let (available_bytes, resident_bytes) = (sample.available_bytes, sample.resident_bytes);
+            match turn {
+                Turn::Begins => {
+                    warn!(available_bytes, resident_bytes, "memory runs out, requests are answered with 503");
+                }
+                Turn::Ends => info!(available_bytes, resident_bytes, "there is memory again"),
+            }
+            server.ledger.meter.shedding(turn == Turn::Begins);
+            surroundings.show_shedding(turn == Turn::Begins);
+        }
+        server.judged.notify_waiters();
+        sleep(SAMPLE_INTERVAL).await;
+    }
+}
+
+/// Shows how many connections there are. Never ends.
+async fn show<S>(surroundings: &Surroundings, server: &Server<S>) {
+    let meter = &server.ledger.meter;
+    loop {
+        surroundings.show_connections(meter.open_count(), meter.accepted_count());
+        sleep(SHOW_INTERVAL).await;
+    }
 }
 
 impl<S> Server<S> {
     pub(crate) fn new(handler: Rc<S>, limits: Limits, log: AccessLog, drain: Drain) -> Self {
         let ledger = Rc::new(Ledger { log, meter: Meter::new() });
-        Self { handler, limits, ledger, drain }
+        let pressure = Pressure::new(&limits);
+        Self { handler, limits, ledger, drain, pressure, judged: Notify::new() }
+    }
+
+    /// Whether a request is to be refused for want of memory, which is counted.
+    pub(crate) fn sheds(&self) -> bool {
+        let sheds = self.pressure.sheds();
+        if sheds {
+            self.ledger.meter.request_shed();
+        }
+        sheds
+    }
+
+    /// Returns once one more connection may be accepted.
+    async fn room(&self) {
+        while !self.pressure.has_room(self.ledger.meter.open_count()) {
+            self.judged.notified().await;
+        }
     }
 }
 
@@ -119,6 +184,7 @@ async fn accept<S: Service + 'static>(
         let next = async {
             // The semaphore is never closed, so there is always a permit in the end.
             let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+            server.room().await;
             Some((permit, listener.accept().await))
         };
         // Dropping an accept loses no connection: it stays in the queue.

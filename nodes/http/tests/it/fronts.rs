@@ -8,7 +8,8 @@ use std::time::Duration;
 use protoplex_http::access_log::{Format, Target};
 use protoplex_http::tls::{ensure_local, load};
 use protoplex_http::{
-    AccessLog, Exchange, Fronts, Limits, Listener, RawProxyProtocol, Request, Response, forwarded,
+    AccessLog, Exchange, Fronts, Limits, Listener, RawProxyProtocol, Request, Response, Surroundings,
+    forwarded,
 };
 use protoplex_runtime::config::Problems;
 use rustls::pki_types::pem::PemObject;
@@ -126,7 +127,7 @@ fn curl_is_announced_over_every_protocol() {
         let tls = load(&local.certificate, &local.key).unwrap();
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let listener = Listener { socket, tls: Some(tls), fronts: fronts(HERE, true, &[]) };
-        let secure = start_listener(listener, limits(), AccessLog::off(), who);
+        let secure = start_listener(listener, limits(), Surroundings::from, AccessLog::off(), who);
         let plain = start(HERE, true);
         let (http, https) = (format!("http://{}/", plain.address), format!("https://{}/", secure.address));
         let authority = local.authority.to_str().unwrap();
@@ -298,7 +299,7 @@ fn a_trusted_proxy_tells_of_its_clients_and_a_stranger_of_nobody() {
         // The balancer at 127.0.0.2 announces connections, of which those of 192.0.2.7 are a proxy's.
         let fronts = fronts("127.0.0.2", true, &["192.0.2.7", "127.0.0.3"]);
         let listener = Listener { socket, tls: None, fronts };
-        let server = start_listener(listener, limits(), log, who);
+        let server = start_listener(listener, limits(), Surroundings::from, log, who);
         let told =
             "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 198.51.100.1, 203.0.113.9, 192.0.2.7\r\n\r\n";
         let way = "198.51.100.1, 203.0.113.9, 192.0.2.7, ";

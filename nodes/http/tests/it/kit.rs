@@ -20,7 +20,7 @@ use protoplex_http::tls::{TlsConfig, ensure_local, load};
 use protoplex_http::upstream::{Pool, SendErrorKind};
 use protoplex_http::{
     AccessLog, Body, BodyError, Exchange, Fronts, Handler, Limits, Listener, Problem, Request, Response,
-    forwarded, serve, upgrade,
+    Surroundings, forwarded, serve, upgrade,
 };
 use protoplex_runtime::drain::{Drain, Trigger};
 use rustls::pki_types::pem::PemObject;
@@ -126,7 +126,13 @@ where
     F: Fn(Request, Rc<Exchange>) -> T + 'static,
     T: Future<Output = Response> + 'static,
 {
-    start_listener(Listener { socket, tls, fronts: Fronts::default() }, limits, log, handler)
+    start_listener(
+        Listener { socket, tls, fronts: Fronts::default() },
+        limits,
+        Surroundings::from,
+        log,
+        handler,
+    )
 }
 
 /// Starts a server on a port in the clear, with some networks in front of it.
@@ -137,19 +143,26 @@ where
 {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Listener { socket, tls: None, fronts };
-    start_listener(listener, limits, AccessLog::off(), handler)
+    start_listener(listener, limits, Surroundings::from, AccessLog::off(), handler)
 }
 
-/// Starts a server on a listener.
-pub(crate) fn start_listener<F, T>(listener: Listener, limits: Limits, log: AccessLog, handler: F) -> Server
+/// Starts a server on a listener, in the surroundings that are made around its drain.
+pub(crate) fn start_listener<F, T>(
+    listener: Listener,
+    limits: Limits,
+    surroundings: impl FnOnce(Drain) -> Surroundings,
+    log: AccessLog,
+    handler: F,
+) -> Server
 where
     F: Fn(Request, Rc<Exchange>) -> T + 'static,
     T: Future<Output = Response> + 'static,
 {
     let address = listener.socket.local_addr().unwrap();
     let (trigger, drain) = Drain::new();
+    let surroundings = surroundings(drain);
     let task = tokio::task::spawn_local(async move {
-        serve(vec![listener], limits, log, drain, Rc::new(Closure(handler))).await.unwrap();
+        serve(vec![listener], limits, log, surroundings, Rc::new(Closure(handler))).await.unwrap();
     });
     Server { address, trigger, task }
 }
@@ -292,6 +305,11 @@ impl Metrics {
     /// A counter by its name, with its labels where it has some: `name{label="value"}`.
     pub(crate) fn counter(&self, name: &str) -> u64 {
         self.0.lock().unwrap().get(name).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// A gauge likewise.
+    pub(crate) fn gauge(&self, name: &str) -> f64 {
+        f64::from_bits(self.counter(name))
     }
 
     fn number(&self, key: &Key) -> Arc<AtomicU64> {

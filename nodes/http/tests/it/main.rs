@@ -13,6 +13,7 @@ mod kit;
 mod logging;
 mod misbehaving_clients;
 mod misbehaving_upstreams;
+mod overload;
 mod pipelining;
 mod slow_readers;
 mod stage;
