@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use protoplex_http::access_log::{Format, Target};
 use protoplex_http::public::Certificate;
-use protoplex_http::{RawLimits, upstream};
+use protoplex_http::{Fronts, RawLimits, RawProxyProtocol, upstream};
 use protoplex_runtime::config::{Problems, children, loopback};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,10 @@ pub struct Raw {
     pub tls_certificate: Option<PathBuf>,
     /// Its private key, PEM.
     pub tls_key: Option<PathBuf>,
+    /// Whose connections begin with a PROXY header: `{ from = ["10.0.0.0/8"], required = true }`. Nobody's, by default.
+    pub proxy_protocol: Option<RawProxyProtocol>,
+    /// Networks of proxies whose X-Forwarded-* and Forwarded are taken. None, by default.
+    pub trusted_proxies: Vec<String>,
     /// Where the line of each request goes: `"off"`, `"stderr"` or `{ file = "PATH" }`.
     pub access_log: Target,
     /// What it looks like.
@@ -62,6 +66,8 @@ impl Default for Raw {
             children: None,
             tls_certificate: None,
             tls_key: None,
+            proxy_protocol: None,
+            trusted_proxies: Vec::new(),
             access_log: Target::Off,
             access_log_format: Format::Json,
             storage: Storage::Directory,
@@ -81,6 +87,9 @@ pub struct Config {
     pub(crate) address: IpAddr,
     pub(crate) children: u32,
     pub(crate) certificate: Certificate,
+    /// Checked already, as the next one; each child resolves them again.
+    pub(crate) proxy_protocol: Option<RawProxyProtocol>,
+    pub(crate) trusted_proxies: Vec<String>,
     pub(crate) access_log: Target,
     pub(crate) access_log_format: Format,
     pub(crate) storage: Storage,
@@ -99,6 +108,7 @@ impl Raw {
             problems.add("fileserver.cache_max_bytes", "must be more than 0");
         }
         let certificate = Certificate::resolve(self.tls_certificate, self.tls_key, "fileserver", problems);
+        Fronts::resolve(self.proxy_protocol.as_ref(), &self.trusted_proxies, "fileserver", problems);
         if self.storage == Storage::S3 {
             self.s3.resolve(problems);
         }
@@ -110,6 +120,8 @@ impl Raw {
             address: self.address,
             children,
             certificate,
+            proxy_protocol: self.proxy_protocol,
+            trusted_proxies: self.trusted_proxies,
             access_log: self.access_log,
             access_log_format: self.access_log_format,
             storage: self.storage,
@@ -122,6 +134,11 @@ impl Raw {
 }
 
 impl Config {
+    /// Who in front of the public ports is believed.
+    pub(crate) fn fronts(&self, problems: &mut Problems) -> Fronts {
+        Fronts::resolve(self.proxy_protocol.as_ref(), &self.trusted_proxies, "fileserver", problems)
+    }
+
     /// Child processes.
     pub fn children(&self) -> u32 {
         self.children
@@ -151,6 +168,8 @@ mod tests {
             children: Some(0),
             cache_max_bytes: 0,
             tls_key: Some("key.pem".into()),
+            proxy_protocol: Some(RawProxyProtocol { from: vec!["all".into()], required: true }),
+            trusted_proxies: vec!["10.0.0.0/40".into()],
             storage: Storage::S3,
             s3: RawS3 {
                 access_key: "only".into(),
@@ -165,6 +184,8 @@ mod tests {
             "children",
             "cache_max_bytes",
             "tls_key",
+            "proxy_protocol.from.0",
+            "trusted_proxies.0",
             "s3.bucket",
             "s3.access_key",
             "s3.endpoint",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use protoplex_http::public::{self, ServeError};
 use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
-use protoplex_http::{AccessLog, Listener, Tuning};
+use protoplex_http::{AccessLog, Fronts, Listener, Tuning};
 use protoplex_runtime::config::{Common, ConfigError, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
@@ -36,7 +36,8 @@ use crate::vhost_files::VhostFiles;
 
 const KIND: &str = "fileserver";
 /// What a child goes by as soon as it is told: where it listens is its parent's business.
-const ADOPTED: [&str; 6] = ["http", "https", "children", "certificate", "limits", "upstream"];
+const ADOPTED: [&str; 8] =
+    ["http", "https", "children", "certificate", "proxy_protocol", "trusted_proxies", "limits", "upstream"];
 /// The pool that children are members of.
 const POOL: &str = "files";
 /// The name of a child's own socket.
@@ -79,12 +80,14 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let config: Config = context.config()?;
     let common = context.common();
     let log = AccessLog::open(&config.access_log, config.access_log_format, common.telemetry.rotation())?;
-    let (own, member) = own(&context)?;
     let mut problems = Problems::default();
+    let fronts = config.fronts(&mut problems);
+    let (own, member) = own(&context, &fronts)?;
     let limits = config.limits.resolve("fileserver.limits", &mut problems);
     let pool = Pool::new(config.upstream.resolve("fileserver.upstream", &mut problems));
     problems.finish()?;
-    let tuning = Tuning::new(limits, public::tls(&config.https, &config.certificate, &common.data)?);
+    let tls = public::tls(&config.https, &config.certificate, &common.data)?;
+    let tuning = Tuning::new(limits, tls, fronts);
 
     let identity = Identity::open(&common.data.join("cluster"))?;
     let who = Follower {
@@ -135,7 +138,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let ports = public::ports(&context).and(own);
     // Both arms are polled in place until serving ends.
     tokio::select! {
-        served = protoplex_http::serve(ports, tuning.clone(), log, drain, fileserver) => served?,
+        served = protoplex_http::serve(ports, tuning.clone(), log, &context, fileserver) => served?,
         () = adopt(&context, &tuning, &pool) => {}
     }
     tasks.finished().await;
@@ -150,10 +153,11 @@ async fn adopt(context: &Context, tuning: &Tuning, pool: &Pool) {
             let mut problems = Problems::default();
             let limits = config.limits.resolve("fileserver.limits", &mut problems);
             let upstream = config.upstream.resolve("fileserver.upstream", &mut problems);
+            let fronts = config.fronts(&mut problems);
             problems.finish()?;
             // The parent has just read it, so that it is in memory.
             let tls = public::tls(&config.https, &config.certificate, &context.common().data)?;
-            tuning.change(limits, tls);
+            tuning.change(limits, tls, fronts);
             pool.change(upstream);
             Ok(())
         });
@@ -167,7 +171,7 @@ async fn adopt(context: &Context, tuning: &Tuning, pool: &Pool) {
 }
 
 /// The child's own socket, and the member that it makes it.
-fn own(context: &Context) -> Result<(Vec<Listener>, Member), ServeError> {
+fn own(context: &Context, fronts: &Fronts) -> Result<(Vec<Listener>, Member), ServeError> {
     let own = context.listeners(OWN);
     let address = own.first().ok_or_else(|| io::Error::other("the parent gave no socket"))?.local_addr()?;
     let member = Member {
@@ -177,7 +181,10 @@ fn own(context: &Context) -> Result<(Vec<Listener>, Member), ServeError> {
         zone: context.common().zone.clone(),
         instance: context.instance().to_owned(),
     };
-    Ok((own.into_iter().map(|socket| Listener { socket, tls: None }).collect(), member))
+    // Proxies of the cluster come there, not balancers.
+    let inside = fronts.without_proxy_protocol();
+    let listener = |socket| Listener { socket, tls: None, fronts: inside.clone() };
+    Ok((own.into_iter().map(listener).collect(), member))
 }
 
 /// Where uploads put bodies, and where downloads look for them.

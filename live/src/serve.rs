@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use protoplex_http::{AccessLog, Listener, Tuning, serve};
+use protoplex_http::{AccessLog, Fronts, Listener, Tuning, serve};
 use protoplex_runtime::config::{Common, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
@@ -101,10 +101,11 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
         leaving.left();
     });
     tasks.spawn(tell_ready(context.clone(), link));
-    let (listeners, tuning) = (vec![Listener { socket, tls: None }], Tuning::from(limits));
+    let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
+    let tuning = Tuning::from(limits);
     // Both arms are polled in place until serving ends.
     tokio::select! {
-        served = serve(listeners, tuning.clone(), AccessLog::off(), context.drain(), live) => served?,
+        served = serve(listeners, tuning.clone(), AccessLog::off(), &context, live) => served?,
         () = adopt(&context, &tuning) => {}
     }
     tasks.finished().await;
@@ -117,7 +118,11 @@ async fn adopt(context: &Context, tuning: &Tuning) {
     loop {
         match reconfigured.next::<Config>().await {
             // Checked by the parent.
-            Ok(config) => tuning.change(config.http.resolve("live.http", &mut Problems::default()), None),
+            Ok(config) => tuning.change(
+                config.http.resolve("live.http", &mut Problems::default()),
+                None,
+                Fronts::default(),
+            ),
             Err(error) => error!(%error, "the new configuration can't be used; the old one goes on"),
         }
     }

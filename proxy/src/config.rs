@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use protoplex_http::access_log::{Format, Target};
 use protoplex_http::public::Certificate;
-use protoplex_http::{RawLimits, upstream};
+use protoplex_http::{Fronts, RawLimits, RawProxyProtocol, upstream};
 use protoplex_runtime::config::{Problems, children, loopback};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,10 @@ pub struct Raw {
     pub tls_certificate: Option<PathBuf>,
     /// Its private key, PEM.
     pub tls_key: Option<PathBuf>,
+    /// Whose connections begin with a PROXY header: `{ from = ["10.0.0.0/8"], required = true }`. Nobody's, by default.
+    pub proxy_protocol: Option<RawProxyProtocol>,
+    /// Networks of proxies whose X-Forwarded-* and Forwarded are taken. None, by default.
+    pub trusted_proxies: Vec<String>,
     /// Where the line of each request goes: `"off"`, `"stderr"` or `{ file = "PATH" }`.
     pub access_log: Target,
     /// What it looks like.
@@ -44,6 +48,8 @@ impl Default for Raw {
             children: None,
             tls_certificate: None,
             tls_key: None,
+            proxy_protocol: None,
+            trusted_proxies: Vec::new(),
             access_log: Target::Off,
             access_log_format: Format::Json,
             tunnel_idle_timeout_ms: 3_600_000,
@@ -60,6 +66,9 @@ pub struct Config {
     pub(crate) https: Vec<SocketAddr>,
     pub(crate) children: u32,
     pub(crate) certificate: Certificate,
+    /// Checked already, as the next one; each child resolves them again.
+    pub(crate) proxy_protocol: Option<RawProxyProtocol>,
+    pub(crate) trusted_proxies: Vec<String>,
     pub(crate) access_log: Target,
     pub(crate) access_log_format: Format,
     pub(crate) tunnel_idle_timeout: Duration,
@@ -79,6 +88,7 @@ impl Raw {
             problems.add("proxy.tunnel_idle_timeout_ms", "must be more than 0");
         }
         let certificate = Certificate::resolve(self.tls_certificate, self.tls_key, "proxy", problems);
+        Fronts::resolve(self.proxy_protocol.as_ref(), &self.trusted_proxies, "proxy", problems);
         self.limits.resolve("proxy.limits", problems);
         self.upstream.resolve("proxy.upstream", problems);
         Config {
@@ -86,6 +96,8 @@ impl Raw {
             https: self.https,
             children,
             certificate,
+            proxy_protocol: self.proxy_protocol,
+            trusted_proxies: self.trusted_proxies,
             access_log: self.access_log,
             access_log_format: self.access_log_format,
             tunnel_idle_timeout: Duration::from_millis(self.tunnel_idle_timeout_ms),
@@ -96,6 +108,11 @@ impl Raw {
 }
 
 impl Config {
+    /// Who in front of the public ports is believed.
+    pub(crate) fn fronts(&self, problems: &mut Problems) -> Fronts {
+        Fronts::resolve(self.proxy_protocol.as_ref(), &self.trusted_proxies, "proxy", problems)
+    }
+
     /// Child processes.
     pub fn children(&self) -> u32 {
         self.children
@@ -124,6 +141,8 @@ mod tests {
             children: Some(0),
             tls_key: Some("key.pem".into()),
             tunnel_idle_timeout_ms: 0,
+            proxy_protocol: Some(RawProxyProtocol { from: vec!["all".into()], required: true }),
+            trusted_proxies: vec!["10.0.0.0/8".into(), "10.0.0.0/40".into()],
             limits: RawLimits { max_headers: 0, ..RawLimits::default() },
             upstream: upstream::RawSettings { connect_timeout_ms: 0, ..upstream::RawSettings::default() },
             ..Raw::default()
@@ -136,12 +155,14 @@ mod tests {
             "children",
             "tls_key",
             "tunnel_idle_timeout_ms",
+            "proxy_protocol.from.0",
+            "trusted_proxies.1",
             "limits.max_headers",
             "upstream.connect_timeout_ms",
         ] {
             assert!(told.contains(&format!("proxy.{key}: ")), "{key} in {told}");
         }
-        assert_eq!(told.lines().count(), 6, "{told}");
+        assert_eq!(told.lines().count(), 8, "{told}");
     }
 
     #[test]

@@ -259,7 +259,7 @@ async fn read_key(
         query: head.query().unwrap_or_default(),
         form: &form,
         headers: head.fields(),
-        client_ip: exchange.peer.ip(),
+        client_ip: exchange.client_ip(),
     };
     let key = key::key(template, &facts, placement.max_key_bytes())?;
     exchange.note_key(&key);
@@ -280,7 +280,7 @@ async fn read_form(template: &KeyTemplate, head: &RequestHead, body: Body) -> Re
 
 /// Makes of the client's head the one that a member gets.
 fn prepare(exchange: &Exchange, key: &str) -> RequestHead {
-    let mut head = forwarded::request_head(exchange, false);
+    let mut head = forwarded::request_head(exchange);
     // A key is such that a header can carry it; that is what its own checks are for. One that is only hashed may be too
     // long for a member's own limits.
     if (1..=MAX_KEY_BYTES).contains(&key.len())

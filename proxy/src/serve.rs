@@ -21,8 +21,17 @@ use crate::relay::Relay;
 
 const KIND: &str = "proxy";
 /// What a child goes by as soon as it is told: where it listens is its parent's business.
-const ADOPTED: [&str; 7] =
-    ["http", "https", "children", "certificate", "tunnel_idle_timeout", "limits", "upstream"];
+const ADOPTED: [&str; 9] = [
+    "http",
+    "https",
+    "children",
+    "certificate",
+    "proxy_protocol",
+    "trusted_proxies",
+    "tunnel_idle_timeout",
+    "limits",
+    "upstream",
+];
 
 /// How long a child that starts accepts nothing for want of a routing table; then it says that it has none.
 const FIRST_TABLE_WAIT: Duration = Duration::from_secs(2);
@@ -54,11 +63,12 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let mut problems = Problems::default();
     let limits = config.limits.resolve("proxy.limits", &mut problems);
     let upstream = config.upstream.resolve("proxy.upstream", &mut problems);
+    let fronts = config.fronts(&mut problems);
     problems.finish()?;
     let rotation = context.common().telemetry.rotation();
     let log = AccessLog::open(&config.access_log, config.access_log_format, rotation)?;
     let common = context.common();
-    let tuning = Tuning::new(limits, public::tls(&config.https, &config.certificate, &common.data)?);
+    let tuning = Tuning::new(limits, public::tls(&config.https, &config.certificate, &common.data)?, fronts);
     let identity = Identity::open(&common.data.join("cluster"))?;
     let follower = Follower {
         node: context.node().to_owned(),
@@ -77,7 +87,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         relay.adopt(&table);
     }
     let (ports, tuned) = (public::ports(&context), tuning.clone());
-    let serving = protoplex_http::serve(ports, tuned, log, context.drain(), Rc::clone(&relay));
+    let serving = protoplex_http::serve(ports, tuned, log, &context, Rc::clone(&relay));
     // All arms are polled in place until serving ends, so none is ever cancelled half-way.
     tokio::select! {
         served = serving => Ok(served?),
@@ -94,10 +104,11 @@ async fn adopt(context: &Context, tuning: &Tuning, pool: &Pool, relay: &Relay) {
             let mut problems = Problems::default();
             let limits = config.limits.resolve("proxy.limits", &mut problems);
             let upstream = config.upstream.resolve("proxy.upstream", &mut problems);
+            let fronts = config.fronts(&mut problems);
             problems.finish()?;
             // The parent has just read it, so that it is in memory.
             let tls = public::tls(&config.https, &config.certificate, &context.common().data)?;
-            tuning.change(limits, tls);
+            tuning.change(limits, tls, fronts);
             pool.change(upstream);
             relay.change(config.tunnel_idle_timeout);
             Ok(())

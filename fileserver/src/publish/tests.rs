@@ -8,7 +8,7 @@ use std::pin::Pin;
 use futures_util::{Stream, stream};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use protoplex_http::upstream::Settings;
-use protoplex_http::{AccessLog, Exchange, Handler, Limits, Listener, Response};
+use protoplex_http::{AccessLog, Exchange, Fronts, Handler, Limits, Listener, Response};
 use protoplex_runtime::drain::{Drain, Trigger};
 use protoplex_wire::follow::Follower;
 use protoplex_wire::identity::{Identity, REGISTRATIONS_AUDIENCE};
@@ -145,7 +145,7 @@ fn run_until_drained(
         let address = socket.local_addr().unwrap();
         let node = Rc::new(StandInLive { statuses: statuses.to_vec().into(), ..StandInLive::default() });
         let (trigger, drain) = Drain::new();
-        let listeners = vec![Listener { socket, tls: None }];
+        let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
         let served = protoplex_http::serve(
             listeners,
             Limits::default(),

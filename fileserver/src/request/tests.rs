@@ -18,7 +18,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use protoplex_datastore::sqlite::SqliteStore;
 use protoplex_http::upstream::{Pool, Settings};
-use protoplex_http::{AccessLog, Limits, Listener};
+use protoplex_http::{AccessLog, Fronts, Limits, Listener};
 use protoplex_runtime::drain::{Drain, Tasks, Trigger};
 use protoplex_wire::follow::{Builds, Follower, Link};
 use protoplex_wire::identity::Identity;
@@ -114,7 +114,7 @@ impl Bench {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let (app_files, inflates) = (Rc::clone(&fileserver.app_files), fileserver.inflates.clone());
-        let listeners = vec![Listener { socket, tls: None }];
+        let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
         tokio::task::spawn_local(async move {
             protoplex_http::serve(listeners, Limits::default(), AccessLog::off(), draining, fileserver)
                 .await

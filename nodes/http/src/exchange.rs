@@ -5,7 +5,8 @@ use std::any::Any;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::rc::Rc;
 
 use futures_util::future::LocalBoxFuture;
@@ -16,10 +17,12 @@ use crate::access_log::AccessLog;
 use crate::body::Body;
 use crate::clock;
 use crate::forwarded;
+use crate::fronts::Fronts;
 use crate::head::{RequestHead, ResponseHead};
 use crate::http1::Rule;
 use crate::http2::Stream;
 use crate::meter::Meter;
+use crate::network::Networks;
 use crate::problem::Problem;
 use crate::request_id::RequestId;
 use crate::upgrade::Upgraded;
@@ -106,7 +109,7 @@ impl fmt::Display for Scheme {
 
 /// One request and its answer. Ends, and is logged, once the answer's body has been sent or given up.
 pub struct Exchange {
-    /// The client's address.
+    /// The address that the connection comes from, as a balancer has announced it where one may.
     pub peer: SocketAddr,
     /// How the client reached us.
     pub scheme: Scheme,
@@ -115,6 +118,8 @@ pub struct Exchange {
     /// What the client sent, whatever the protocol was.
     pub head: RequestHead,
     pub(crate) addresses: Rc<Addresses>,
+    /// The client that a trusted proxy tells of.
+    pub(crate) brought: Option<IpAddr>,
     pub(crate) started: Instant,
     pub(crate) key: RefCell<Option<Box<str>>>,
     pub(crate) upstream: RefCell<Option<Box<str>>>,
@@ -140,13 +145,13 @@ pub(crate) struct Client {
     addresses: OnceCell<Rc<Addresses>>,
 }
 
-/// A client's address as it is written.
+/// A client's address as it is written, and whether its word is taken.
 #[derive(Debug)]
 pub(crate) struct Addresses {
-    /// With its port.
-    pub(crate) peer: Box<str>,
-    /// Without, and IPv4 as such even where it came over IPv6.
-    pub(crate) ip: Box<str>,
+    peer: Box<str>,
+    ip: Range<u8>,
+    /// All trusted proxies, where this is one of them.
+    pub(crate) proxies: Option<Rc<Networks>>,
 }
 
 impl Client {
@@ -154,13 +159,38 @@ impl Client {
         Self { peer, scheme, addresses: OnceCell::new() }
     }
 
-    /// Written once a connection, and not before its first request.
+    /// One that may be a trusted proxy: looked up once a connection.
+    pub(crate) fn behind(fronts: &Fronts, peer: SocketAddr, scheme: Scheme) -> Self {
+        let client = Self::new(peer, scheme);
+        if let Some(proxies) = fronts.trusting(peer.ip()) {
+            client.addresses.get_or_init(|| Rc::new(Addresses::new(peer, Some(proxies))));
+        }
+        client
+    }
+
+    /// Written once a connection, and as a rule not before its first request.
     fn addresses(&self) -> Rc<Addresses> {
-        let write = || {
-            let ip = self.peer.ip().to_canonical();
-            Rc::new(Addresses { peer: self.peer.to_string().into(), ip: ip.to_string().into() })
-        };
-        Rc::clone(self.addresses.get_or_init(write))
+        Rc::clone(self.addresses.get_or_init(|| Rc::new(Addresses::new(self.peer, None))))
+    }
+}
+
+impl Addresses {
+    fn new(peer: SocketAddr, proxies: Option<Rc<Networks>>) -> Self {
+        let ip = peer.ip().to_canonical().to_string();
+        let peer: Box<str> = peer.to_string().into();
+        // It is a part of the other, also where IPv4 came over IPv6: `[::ffff:192.0.2.1]:80`.
+        let start = peer.find(&ip).unwrap_or_default();
+        Self { ip: start as u8..(start + ip.len()) as u8, peer, proxies }
+    }
+
+    /// With its port.
+    pub(crate) fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Without, and IPv4 as such even where it came over IPv6.
+    pub(crate) fn ip(&self) -> &str {
+        &self.peer[usize::from(self.ip.start)..usize::from(self.ip.end)]
     }
 }
 
@@ -168,6 +198,11 @@ impl Client {
 pub(crate) const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 impl Exchange {
+    /// The client's address: the peer's, or the one that a trusted proxy tells of.
+    pub fn client_ip(&self) -> IpAddr {
+        self.brought.unwrap_or_else(|| self.peer.ip())
+    }
+
     /// Notes the key that the request was routed by.
     pub fn note_key(&self, key: &str) {
         self.key.replace(Some(key.into()));
@@ -190,13 +225,16 @@ impl Exchange {
 
     /// The exchange of a request whose head is as handlers are to see it.
     pub(crate) fn of(client: &Client, head: RequestHead) -> Self {
+        let addresses = client.addresses();
+        let proxies = addresses.proxies.as_deref();
         Self {
             peer: client.peer,
             scheme: client.scheme,
             request_id: RequestId::of(&head),
             upgrade_requested: head.asks_upgrade(),
+            brought: proxies.and_then(|proxies| forwarded::client(&head.fields, proxies)),
             head,
-            addresses: client.addresses(),
+            addresses,
             started: clock::now(),
             key: RefCell::default(),
             upstream: RefCell::default(),

@@ -1,20 +1,26 @@
 //! What a proxy changes in a head that it passes on: hop-by-hop fields go, the story of the way comes (RFC
 //! 9110 section 7.6).
 
-use http::header::{FORWARDED, TRAILER};
+mod way;
+
+use std::net::IpAddr;
+
+use http::header::TRAILER;
 use http::{StatusCode, Version};
 
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Scheme};
 use crate::head::{Fields, Known, RequestHead, ResponseHead};
+pub(crate) use way::client;
 
 /// The head that an upstream gets in the place of a client's: without hop-by-hop fields (but with a requested upgrade,
-/// except to h2c, and `TE: trailers`), with X-Forwarded-For, -Proto and -Host, X-Request-Id and Via.
+/// except to h2c, and `TE: trailers`), with X-Forwarded-For, -Proto and -Host, Forwarded, X-Request-Id and Via.
 ///
-/// `trusted` says that the client is itself a proxy of ours: then its X-Forwarded fields are kept and continued.
-/// Anybody else can write anything there: what he says of his way (`X-Forwarded-*`, `X-Real-IP`, `Protoplex-*`, with
-/// underscores too) is dropped.
-pub fn request_head(exchange: &Exchange, trusted: bool) -> RequestHead {
+/// Where the client is itself a trusted proxy (see [`Fronts`](crate::Fronts)), its X-Forwarded-For, -Proto and -Host,
+/// Forwarded and X-Real-IP are kept and continued. Anybody else can write anything there: what he says of his way
+/// (`X-Forwarded-*`, `Forwarded`, `X-Real-IP`, `Protoplex-*`, with underscores too) is dropped.
+pub fn request_head(exchange: &Exchange) -> RequestHead {
     let head = &exchange.head;
+    let trusted = exchange.addresses.proxies.is_some();
     let mut sent = RequestHead::new(head.method.clone(), head.version, head.target_bytes());
     let named = named_by_connection(&head.fields);
     if head.host().is_none() {
@@ -24,9 +30,10 @@ pub fn request_head(exchange: &Exchange, trusted: bool) -> RequestHead {
     for field in head.fields.iter() {
         let kept = match field.known {
             // Written anew.
-            Known::XForwardedFor | Known::XRequestId => false,
-            Known::XForwardedProto | Known::XForwardedHost | Known::Respelt => trusted,
-            Known::Way => trusted && !field.is(&FORWARDED),
+            Known::XForwardedFor | Known::Forwarded | Known::XRequestId => false,
+            Known::XForwardedProto | Known::XForwardedHost | Known::XRealIp => trusted,
+            // What nobody but us may say: a proxy passes on what its clients say there.
+            Known::Way | Known::Respelt => false,
             known => !is_of_this_hop(known) && !named.has(field.name, known),
         };
         if kept {
@@ -42,7 +49,12 @@ pub fn request_head(exchange: &Exchange, trusted: bool) -> RequestHead {
     {
         push_upgrade(&mut sent.fields, protocol);
     }
-    tell_the_way(&mut sent, exchange, trusted);
+    if trusted {
+        continue_the_way(&mut sent.fields, exchange);
+    } else {
+        begin_the_way(&mut sent.fields, exchange);
+    }
+    tell_the_hop(&mut sent, exchange);
     sent
 }
 
@@ -66,15 +78,62 @@ pub fn answer_head(head: &mut ResponseHead, exchange: &Exchange) {
     head.fields.push_known(Known::Other, b"via", via);
 }
 
-fn tell_the_way(sent: &mut RequestHead, exchange: &Exchange, trusted: bool) {
-    let head = &exchange.head;
-    let peer = exchange.addresses.ip.as_bytes();
-    let mut way: Vec<&[u8]> = Vec::new();
-    if trusted {
-        way.extend(head.fields.known(Known::XForwardedFor).flat_map(|hop| [hop, b", "]));
+/// The client is the first of whom anything is known.
+fn begin_the_way(sent: &mut Fields, exchange: &Exchange) {
+    sent.push_parts(Known::XForwardedFor, b"x-forwarded-for", &[exchange.addresses.ip().as_bytes()]);
+    sent.push_parts(Known::Forwarded, b"forwarded", &element(exchange));
+}
+
+/// The client is a proxy that tells of others. X-Forwarded-For and Forwarded tell the same to whoever reads either: one
+/// that it has not sent is made of the other, as far as that can be believed.
+fn continue_the_way(sent: &mut Fields, exchange: &Exchange) {
+    let said = &exchange.head.fields;
+    let hops = way::hops(said);
+    let believed = || way::believed(&hops);
+    let (mut ips, mut elements) = (String::new(), String::new());
+    let mut way: Vec<&[u8]> = said.known(Known::XForwardedFor).flat_map(|hops| [hops, b", "]).collect();
+    if way.is_empty() {
+        ips.extend(believed().map(|ip| format!("{ip}, ")));
+        way.push(ips.as_bytes());
     }
-    way.push(peer);
-    sent.fields.push_parts(Known::XForwardedFor, b"x-forwarded-for", &way);
+    way.push(exchange.addresses.ip().as_bytes());
+    sent.push_parts(Known::XForwardedFor, b"x-forwarded-for", &way);
+    let sound = said.known(Known::Forwarded).filter(|field| way::elements(field).is_some());
+    let mut way: Vec<&[u8]> = sound.flat_map(|elements| [elements, b", "]).collect();
+    if way.is_empty() {
+        elements.extend(believed().map(|ip| match ip {
+            IpAddr::V4(ip) => format!("for={ip}, "),
+            IpAddr::V6(ip) => format!("for=\"[{ip}]\", "),
+        }));
+        way.push(elements.as_bytes());
+    }
+    way.extend(element(exchange));
+    sent.push_parts(Known::Forwarded, b"forwarded", &way);
+}
+
+/// This hop's element of `Forwarded` (RFC 7239 section 4), without the address that it came to: that is ours, and often
+/// nobody else's business. A host with a port, or an address, stands in quotes.
+fn element(exchange: &Exchange) -> [&[u8]; 7] {
+    let ip = exchange.addresses.ip();
+    let (before, behind): (&[u8], &[u8]) = match ip.contains(':') {
+        true => (b"for=\"[", b"]\""),
+        false => (b"for=", b""),
+    };
+    let scheme: &[u8] = match exchange.scheme {
+        Scheme::Http => b";proto=http",
+        Scheme::Https => b";proto=https",
+    };
+    let host = exchange.head.host().unwrap_or_default();
+    let (begin, end): (&[u8], &[u8]) = match host {
+        "" => (b"", b""),
+        _ if host.contains(':') => (b";host=\"", b"\""),
+        _ => (b";host=", b""),
+    };
+    [before, ip.as_bytes(), behind, scheme, begin, host.as_bytes(), end]
+}
+
+fn tell_the_hop(sent: &mut RequestHead, exchange: &Exchange) {
+    let head = &exchange.head;
     if sent.fields.known(Known::XForwardedProto).next().is_none() {
         let scheme = exchange.scheme.as_str().as_bytes();
         sent.fields.push_known(Known::XForwardedProto, b"x-forwarded-proto", scheme);
@@ -126,6 +185,7 @@ impl Named {
                 | Known::XForwardedFor
                 | Known::XForwardedProto
                 | Known::XForwardedHost
+                | Known::Forwarded
                 | Known::XRequestId
         ) && !name.eq_ignore_ascii_case(TRAILER.as_str().as_bytes());
         removable && self.0.iter().any(|other| other.eq_ignore_ascii_case(name))

@@ -42,7 +42,7 @@ use crate::serve::Server;
 use crate::socket::{Socket, Stream};
 use crate::upgrade::Upgraded;
 pub(crate) use framer::Framer;
-pub(crate) use grammar::is_host;
+pub(crate) use grammar::{TOKEN, is_host};
 pub(crate) use incoming::Incoming;
 pub(crate) use intake::{Intake, Read, Taken};
 pub(crate) use rule::Rule;
@@ -130,7 +130,10 @@ async fn exchange<S: Service>(
     let exchange = Rc::new(Exchange::of(client, head));
     let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream: None };
     let connects = exchange.head.method == Method::CONNECT;
-    let answer = if connects {
+    let sheds = server.sheds();
+    let answer = if sheds {
+        problem::overloaded().into()
+    } else if connects {
         problem::connect_not_supported().into()
     } else {
         let has_body = wire.borrow().has_body();
@@ -162,7 +165,7 @@ async fn exchange<S: Service>(
     }
     let ended = wire.borrow_mut().begin_answer();
     // Of CONNECT: what follows may be meant for somebody else.
-    let stays = ended && !connects && !server.drain.is_draining();
+    let stays = ended && !sheds && !connects && !server.drain.is_draining();
     let persistence = persistence(&exchange.head, stays);
     let sent = send(wire, &exchange, answer, persistence).await;
     drop(end);

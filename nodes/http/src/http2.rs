@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::body::Body;
 use crate::exchange::{Client, End, Exchange, Service};
 use crate::head::RequestHead;
+use crate::problem;
 use crate::serve::Server;
 use crate::socket::Socket;
 use head::normalise;
@@ -35,6 +36,8 @@ struct Streams {
     since: Cell<Instant>,
     /// How many streams the client has reset before their answer, less those that it let be answered.
     resets: Cell<u32>,
+    /// A stream was refused for want of memory.
+    shed: Cell<bool>,
 }
 
 /// A stream, from its request to the end of its answer.
@@ -98,15 +101,20 @@ impl Discard {
 
 /// Serves the connection until it ends.
 pub(crate) async fn run<S: Service + 'static>(socket: Socket, server: &Rc<Server<S>>, client: Client) {
-    let streams =
-        Rc::new(Streams { open: Cell::new(0), since: Cell::new(Instant::now()), resets: Cell::new(0) });
+    let client = Rc::new(client);
+    let streams = Rc::new(Streams {
+        open: Cell::new(0),
+        since: Cell::new(Instant::now()),
+        resets: Cell::new(0),
+        shed: Cell::new(false),
+    });
     let tasks = Tasks::default();
     let service = service_fn({
         let (streams, server, tasks) = (Rc::clone(&streams), Rc::clone(server), Rc::downgrade(&tasks.0));
         move |request| {
             let (limit, limit_bytes) = (server.limits.linger_timeout, server.limits.linger_bytes);
             let discard = Discard { tasks: Weak::clone(&tasks), limit, limit_bytes };
-            answer(request, Rc::clone(&streams), Rc::clone(&server), client.clone(), discard)
+            answer(request, Rc::clone(&streams), Rc::clone(&server), Rc::clone(&client), discard)
         }
     });
     let limits = &server.limits.http2;
@@ -131,7 +139,7 @@ pub(crate) async fn run<S: Service + 'static>(socket: Socket, server: &Rc<Server
             }
             idle &= Instant::now() >= idle_until;
             let abused = streams.resets.get() > limits.max_resets;
-            if idle || abused || drain.as_mut().poll(cx).is_ready() {
+            if idle || abused || streams.shed.get() || drain.as_mut().poll(cx).is_ready() {
                 leaving = true;
                 engine.as_mut().graceful_shutdown();
             }
@@ -147,7 +155,7 @@ async fn answer<S: Service>(
     request: http::Request<hyper::body::Incoming>,
     streams: Rc<Streams>,
     server: Rc<Server<S>>,
-    client: Client,
+    client: Rc<Client>,
     discard: Discard,
 ) -> Result<http::Response<Outgoing>, Infallible> {
     let stream = Some(Stream::open(&streams));
@@ -156,6 +164,11 @@ async fn answer<S: Service>(
     let exchange = Rc::new(Exchange::of(&client, RequestHead::of_parts(&parts)));
     let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream };
     let answer = match normalised {
+        _ if server.sheds() => {
+            // As `Connection: close` would have it.
+            streams.shed.set(true);
+            problem::overloaded().into()
+        }
         Err(problem) => problem.into(),
         Ok(()) => {
             let incoming = Incoming::new(body, &exchange, discard, server.limits.body_idle_timeout);

@@ -34,6 +34,11 @@ pub struct RawLimits {
     pub linger_bytes: u64,
     /// How long upgraded connections (WebSockets) may still live once a drain has started. Default 5000.
     pub tunnel_drain_timeout_ms: u64,
+    /// With less memory than this left, of the machine or of a control group, a child answers every request with 503
+    /// and accepts hardly any connection; 0 for never. Default 67108864.
+    pub shed_below_available_bytes: u64,
+    /// The same while the child has more than this in memory itself. Default: no such limit.
+    pub max_resident_bytes: Option<u64>,
     /// What holds for HTTP/2 alone.
     pub http2: RawHttp2Limits,
 }
@@ -69,6 +74,8 @@ impl Default for RawLimits {
             linger_timeout_ms: 5_000,
             linger_bytes: 32 * 1024 * 1024,
             tunnel_drain_timeout_ms: 5_000,
+            shed_below_available_bytes: 64 * 1024 * 1024,
+            max_resident_bytes: None,
             http2: RawHttp2Limits::default(),
         }
     }
@@ -101,6 +108,8 @@ pub struct Limits {
     pub linger_timeout: Duration,
     pub linger_bytes: u64,
     pub tunnel_drain_timeout: Duration,
+    pub shed_below_available_bytes: u64,
+    pub max_resident_bytes: Option<u64>,
     pub http2: Http2Limits,
 }
 
@@ -144,6 +153,12 @@ impl RawLimits {
         positive("http2.max_header_list_bytes", u64::from(raw.http2.max_header_list_bytes));
         positive("http2.keep_alive_interval_ms", raw.http2.keep_alive_interval_ms);
         positive("http2.keep_alive_timeout_ms", raw.http2.keep_alive_timeout_ms);
+        if raw.max_resident_bytes.is_some_and(|bytes| bytes < MIN_RESIDENT_BYTES) {
+            let reason = format!(
+                "must be at least {MIN_RESIDENT_BYTES}: a child that serves nobody has nearly as much"
+            );
+            problems.add(&format!("{key}.max_resident_bytes"), reason);
+        }
         if raw.max_headers > MAX_HEADERS {
             problems.add(&format!("{key}.max_headers"), format!("must be at most {MAX_HEADERS}"));
         }
@@ -168,6 +183,8 @@ impl RawLimits {
             linger_timeout: Duration::from_millis(raw.linger_timeout_ms),
             linger_bytes: raw.linger_bytes,
             tunnel_drain_timeout: Duration::from_millis(raw.tunnel_drain_timeout_ms),
+            shed_below_available_bytes: raw.shed_below_available_bytes,
+            max_resident_bytes: raw.max_resident_bytes,
             http2: Http2Limits {
                 max_concurrent_streams: raw.http2.max_concurrent_streams,
                 max_header_list_bytes: raw.http2.max_header_list_bytes,
@@ -181,6 +198,8 @@ impl RawLimits {
 
 /// As many as any client has reason to send, and fewer than `http::HeaderMap` can hold.
 const MAX_HEADERS: usize = 10_000;
+/// With less a child would refuse everything for ever.
+const MIN_RESIDENT_BYTES: u64 = 32 * 1024 * 1024;
 /// From what a plain browser sends to more than any has reason to.
 const HEAD_BYTES: std::ops::RangeInclusive<usize> = 1024..=256 * 1024;
 
@@ -193,7 +212,7 @@ mod tests {
     #[test]
     fn every_limit_that_is_wrong_is_named_at_once() {
         let raw: RawLimits = serde_json::from_str(
-            r#"{"max_head_bytes": 10, "head_timeout_ms": 0, "http2": {"max_concurrent_streams": 0}}"#,
+            r#"{"max_head_bytes": 10, "head_timeout_ms": 0, "max_resident_bytes": 1, "http2": {"max_concurrent_streams": 0}}"#,
         )
         .unwrap();
         let mut problems = Problems::default();
@@ -202,6 +221,7 @@ mod tests {
         for key in [
             "proxy.http.max_head_bytes",
             "proxy.http.head_timeout_ms",
+            "proxy.http.max_resident_bytes",
             "proxy.http.http2.max_concurrent_streams",
         ] {
             assert!(text.contains(key), "{text}");

@@ -1,9 +1,13 @@
 //! What the public server counts, under `protoplex_http_`. Handles are looked up once, when serving begins.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio::time::Instant;
 
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Ledger};
+use crate::proxy_header::Refusal;
 
 /// The server's metrics.
 pub(crate) struct Meter {
@@ -15,14 +19,28 @@ pub(crate) struct Meter {
     connections: Counter,
     open: Gauge,
     handshakes_failed: Counter,
+    /// By the number of the refusal.
+    proxy_headers_refused: [Counter; Refusal::ALL.len()],
+    requests_shed: Counter,
+    shedding: Gauge,
+    /// For the status page.
+    accepted_count: Cell<u64>,
+    open_count: Cell<u64>,
 }
 
 /// An open connection, as long as it lives.
-pub(crate) struct Open(Gauge);
+pub(crate) struct Open(Rc<Ledger>);
+
+impl Open {
+    pub(crate) fn new(ledger: &Rc<Ledger>) -> Self {
+        ledger.meter.opened();
+        Self(Rc::clone(ledger))
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.decrement(1);
+        self.0.meter.closed();
     }
 }
 
@@ -37,13 +55,48 @@ impl Meter {
             connections: counter!("protoplex_http_connections_total"),
             open: gauge!("protoplex_http_connections"),
             handshakes_failed: counter!("protoplex_http_tls_handshakes_failed_total"),
+            proxy_headers_refused: Refusal::ALL.map(
+                |refusal| counter!("protoplex_http_proxy_headers_refused_total", "reason" => refusal.kind()),
+            ),
+            requests_shed: counter!("protoplex_http_requests_shed_total"),
+            shedding: gauge!("protoplex_http_shedding"),
+            accepted_count: Cell::default(),
+            open_count: Cell::default(),
         }
     }
 
-    pub(crate) fn connection(&self) -> Open {
+    fn opened(&self) {
         self.connections.increment(1);
         self.open.increment(1);
-        Open(self.open.clone())
+        self.accepted_count.set(self.accepted_count.get() + 1);
+        self.open_count.set(self.open_count.get() + 1);
+    }
+
+    fn closed(&self) {
+        self.open.decrement(1);
+        self.open_count.set(self.open_count.get() - 1);
+    }
+
+    /// Connections that there have been.
+    pub(crate) fn accepted_count(&self) -> u64 {
+        self.accepted_count.get()
+    }
+
+    /// Connections that there are.
+    pub(crate) fn open_count(&self) -> u64 {
+        self.open_count.get()
+    }
+
+    pub(crate) fn proxy_header_refused(&self, refusal: Refusal) {
+        self.proxy_headers_refused[refusal as usize].increment(1);
+    }
+
+    pub(crate) fn request_shed(&self) {
+        self.requests_shed.increment(1);
+    }
+
+    pub(crate) fn shedding(&self, shedding: bool) {
+        self.shedding.set(u8::from(shedding));
     }
 
     pub(crate) fn handshake_failed(&self) {

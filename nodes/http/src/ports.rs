@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use protoplex_runtime::context::{Context, PortChange};
 
+use crate::fronts::Fronts;
 use crate::limits::Limits;
 use crate::tls::TlsConfig;
 
@@ -18,6 +19,8 @@ pub struct Listener {
     /// With it the port speaks TLS only (HTTP/2 and HTTP/1.1 by ALPN), without it HTTP/1.1 and HTTP/2 by
     /// prior knowledge.
     pub tls: Option<TlsConfig>,
+    /// The balancers and proxies in front of it.
+    pub fronts: Fronts,
 }
 
 /// Where connections come from: sockets that stay, and those that the parent gives and takes.
@@ -62,6 +65,13 @@ impl Ports {
     }
 }
 
+/// What the connections of a port share.
+#[derive(Debug, Default)]
+pub(crate) struct Port {
+    pub(crate) tls: Option<TlsConfig>,
+    pub(crate) fronts: Fronts,
+}
+
 /// What of serving can change at any time. It counts for connections that are accepted from then on; those that there are
 /// keep what they began with. Cheap to clone.
 #[derive(Clone)]
@@ -69,21 +79,30 @@ pub struct Tuning(Rc<Tuned>);
 
 struct Tuned {
     limits: RefCell<Limits>,
-    tls: RefCell<Option<TlsConfig>>,
+    plain: RefCell<Rc<Port>>,
+    encrypted: RefCell<Rc<Port>>,
     /// Grows with each change.
     version: Cell<u64>,
 }
 
 impl Tuning {
-    /// With the certificate of the ports that the parent gives.
-    pub fn new(limits: Limits, tls: Option<TlsConfig>) -> Self {
-        Self(Rc::new(Tuned { limits: RefCell::new(limits), tls: RefCell::new(tls), version: Cell::new(0) }))
+    /// With the certificate of the ports that the parent gives, and with whoever is believed in front of them.
+    pub fn new(limits: Limits, tls: Option<TlsConfig>, fronts: Fronts) -> Self {
+        let tuning = Self(Rc::new(Tuned {
+            limits: RefCell::default(),
+            plain: RefCell::default(),
+            encrypted: RefCell::default(),
+            version: Cell::new(0),
+        }));
+        tuning.change(limits, tls, fronts);
+        tuning
     }
 
     /// From now on these count.
-    pub fn change(&self, limits: Limits, tls: Option<TlsConfig>) {
+    pub fn change(&self, limits: Limits, tls: Option<TlsConfig>, fronts: Fronts) {
         self.0.limits.replace(limits);
-        self.0.tls.replace(tls);
+        self.0.plain.replace(Rc::new(Port { tls: None, fronts: fronts.clone() }));
+        self.0.encrypted.replace(Rc::new(Port { tls, fronts }));
         self.0.version.set(self.0.version.get() + 1);
     }
 
@@ -91,8 +110,12 @@ impl Tuning {
         self.0.limits.borrow().clone()
     }
 
-    pub(crate) fn tls(&self) -> Option<TlsConfig> {
-        self.0.tls.borrow().clone()
+    pub(crate) fn plain(&self) -> Rc<Port> {
+        Rc::clone(&self.0.plain.borrow())
+    }
+
+    pub(crate) fn encrypted(&self) -> Rc<Port> {
+        Rc::clone(&self.0.encrypted.borrow())
     }
 
     pub(crate) fn version(&self) -> u64 {
@@ -102,7 +125,7 @@ impl Tuning {
 
 impl From<Limits> for Tuning {
     fn from(limits: Limits) -> Self {
-        Self::new(limits, None)
+        Self::new(limits, None, Fronts::default())
     }
 }
 

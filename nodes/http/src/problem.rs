@@ -71,10 +71,19 @@ impl Problem {
     }
 }
 
+/// After which to try again where memory ran out.
+const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
+
 /// To CONNECT, in any version.
 pub(crate) fn connect_not_supported() -> Problem {
     let detail = "This server does not open connections to other servers.";
     Problem::new(StatusCode::NOT_IMPLEMENTED, "connect-not-supported", detail)
+}
+
+/// To everything, while memory runs out.
+pub(crate) fn overloaded() -> Problem {
+    let detail = "This server is short of memory and takes no requests for a moment; try again.";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(OVERLOAD_PAUSE)
 }
 
 impl From<Problem> for Answer {

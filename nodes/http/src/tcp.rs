@@ -38,6 +38,12 @@ impl Tcp {
         self.poll_in(cx, space.len(), || Ok(recv(&self.0, &mut *space, RecvFlags::empty())?.1))
     }
 
+    /// Looks at what has come and leaves it there: puts it behind what is in `memory`, which must have room; says how
+    /// much. 0 is the end of the stream.
+    pub(crate) fn poll_peek(&self, cx: &mut Context<'_>, memory: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        self.poll_in(cx, 0, || Ok(recv(&self.0, spare_capacity(memory), RecvFlags::PEEK)?.1))
+    }
+
     /// Ready when there is likely to be something to read, or the end.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.poll_read_ready(cx)

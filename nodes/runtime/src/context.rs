@@ -172,6 +172,13 @@ impl Context {
         self.0.report.send_if_modified(|report| !std::mem::replace(&mut report.left, true));
     }
 
+    /// Whether this process refuses requests for a while: then it takes no traffic, ready or not.
+    pub fn shedding(&self, shedding: bool) {
+        self.0
+            .report
+            .send_if_modified(|report| std::mem::replace(&mut report.shedding, shedding) != shedding);
+    }
+
     /// Shows a value on the status page, in place of the last one of this name. For states and totals, not for rates:
     /// each change is a message to the parent.
     pub fn detail(&self, name: &str, value: impl Into<serde_json::Value>) {

@@ -78,7 +78,17 @@ pub(crate) struct Report {
     /// It has given up whatever a successor needs, such as its place in a pool.
     #[serde(default)]
     pub(crate) left: bool,
+    /// It refuses requests for a while, so that it outlives them.
+    #[serde(default)]
+    pub(crate) shedding: bool,
     pub(crate) details: BTreeMap<String, serde_json::Value>,
+}
+
+impl Report {
+    /// Whether traffic should come.
+    pub(crate) fn takes_traffic(&self) -> bool {
+        self.ready && !self.shedding
+    }
 }
 
 /// This process's control socket, where it is supervised as `role`.

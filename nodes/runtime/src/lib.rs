@@ -15,6 +15,7 @@ mod control;
 pub mod drain;
 mod exposition;
 pub mod log_file;
+pub mod memory;
 pub mod meta;
 mod node;
 mod orders;

@@ -169,7 +169,7 @@ impl Node {
     pub(crate) fn is_ready(&self) -> bool {
         !*self.draining.borrow()
             && match &self.body {
-                Body::Solo(report) => report.borrow().ready,
+                Body::Solo(report) => report.borrow().takes_traffic(),
                 Body::Children(children) => {
                     let statuses = children.statuses();
                     let settled = |status: &Status| status.restarts > 0 || status.state != State::Starting;

@@ -19,9 +19,8 @@ pub(crate) fn usage(pid: u32) -> Option<Usage> {
     // The second field is the program's name in parentheses and may hold anything; utime and stime are 14 and 15.
     let mut ticks = stat.rsplit_once(") ")?.1.split(' ').skip(11).map(|field| field.parse::<u64>().ok());
     let ticks = ticks.next()?? + ticks.next()??;
-    let pages: u64 = fs::read_to_string(folder.join("statm")).ok()?.split(' ').nth(1)?.parse().ok()?;
     Some(Usage {
-        resident_bytes: pages * rustix::param::page_size() as u64,
+        resident_bytes: resident_bytes(&folder)?,
         open_files: fs::read_dir(folder.join("fd")).ok()?.count() as u64,
         cpu_seconds: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
     })
@@ -39,6 +38,12 @@ pub(crate) fn doing(pid: u32) -> String {
         "state {state}, system call {call}, waits in {wait}, kernel stack {}",
         read("stack").trim().replace('\n', " < ")
     )
+}
+
+/// What a process, of this folder, has in memory.
+pub(crate) fn resident_bytes(folder: &Path) -> Option<u64> {
+    let pages: u64 = fs::read_to_string(folder.join("statm")).ok()?.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
 }
 
 /// The machine's load average over one minute.

@@ -185,6 +185,18 @@ fn a_panic_ends_its_connection_only() {
 }
 
 #[test]
+fn a_child_that_sheds_takes_no_traffic_and_runs_on() {
+    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    client.ask("shed").unwrap();
+    until("it is not ready", || !node.is_ready());
+    let child = node.child(0);
+    assert_eq!((child.state.as_str(), child.restarts), ("RUNNING", 0));
+    client.ask("relax").unwrap();
+    until("it is ready again", || node.is_ready());
+}
+
+#[test]
 fn metrics_of_all_children_stand_under_one_heading() {
     let node = Node::start(&Arguments::default());
     let mut client = Client::connect(node.http());

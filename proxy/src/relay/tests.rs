@@ -11,7 +11,7 @@ mod tunnels;
 use std::net::TcpListener;
 
 use protoplex_http::upstream::Settings;
-use protoplex_http::{AccessLog, Limits, Listener, tls};
+use protoplex_http::{AccessLog, Fronts, Limits, Listener, tls};
 use protoplex_runtime::drain::{Drain, Trigger};
 use protoplex_wire::follow::Follower;
 use protoplex_wire::identity::Identity;
@@ -135,7 +135,7 @@ impl Proxy {
 fn listener(tls: Option<tls::TlsConfig>) -> (SocketAddr, Listener) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     socket.set_nonblocking(true).unwrap();
-    (socket.local_addr().unwrap(), Listener { socket, tls })
+    (socket.local_addr().unwrap(), Listener { socket, tls, fronts: Fronts::default() })
 }
 
 fn assert_problem(answer: &(String, String), status: &str, kind: &str) {

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::{Output, Stdio};
 use std::rc::Rc;
 
-use protoplex_http::{AccessLog, Exchange, Handler, Limits, Listener, Request, Response};
+use protoplex_http::{AccessLog, Exchange, Fronts, Handler, Limits, Listener, Request, Response};
 use protoplex_runtime::drain::{Drain, Trigger};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,7 +28,7 @@ fn serve(child: &Child) -> (String, Trigger) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let (trigger, drain) = Drain::new();
-    let listeners = vec![Listener { socket, tls: None }];
+    let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
     let door = Rc::new(Door(child.uploads.clone()));
     child.spawn(async {
         protoplex_http::serve(listeners, Limits::default(), AccessLog::off(), drain, door).await.unwrap()

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use protoplex_http::{AccessLog, Limits, Listener, serve};
+use protoplex_http::{AccessLog, Fronts, Limits, Listener, serve};
 use protoplex_runtime::config::Problems;
 use protoplex_runtime::drain::{Drain, Trigger};
 use protoplex_wire::follow::{Follower, Link};
@@ -89,7 +89,7 @@ impl Cluster {
         let live = Rc::new(Live::new(config, link, &self.identity));
         let (trigger, drain) = Drain::new();
         tokio::task::spawn_local(keep_tenures(Rc::clone(&live), lost_keys, drain.clone()));
-        let listeners = vec![Listener { socket, tls: None }];
+        let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
         let served = tokio::task::spawn_local(async move {
             serve(listeners, Limits::default(), AccessLog::off(), drain, live).await.unwrap();
         });

@@ -13,7 +13,7 @@ use http::StatusCode;
 use libfuzzer_sys::fuzz_target;
 use protoplex_http::upstream::{Pool, Settings};
 use protoplex_http::{
-    AccessLog, Answer, Body, Exchange, Limits, Listener, Problem, Service, forwarded, serve, upgrade,
+    AccessLog, Answer, Body, Exchange, Fronts, Limits, Listener, Problem, Service, forwarded, serve, upgrade,
 };
 use protoplex_runtime::drain::Drain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -59,7 +59,7 @@ struct Relay {
 impl Service for Relay {
     async fn answer(&self, exchange: &Rc<Exchange>, body: Body) -> Answer {
         self.asked.set(self.asked.get() + 1);
-        let head = forwarded::request_head(exchange, false);
+        let head = forwarded::request_head(exchange);
         match self.pool.ask(self.origin, &head, body, Some(exchange)).await {
             Ok(mut answer) => {
                 forwarded::answer_head(&mut answer.head, exchange);
@@ -151,7 +151,7 @@ async fn exchange(ip: Ipv4Addr, client: Vec<Act>, upstream: Vec<Act>) {
     let asked = Rc::new(Cell::new(0));
     let handler = Relay { pool: Pool::new(Settings::default()), origin, asked: Rc::clone(&asked) };
     let serving = spawn_local(async move {
-        let listeners = vec![Listener { socket, tls: None }];
+        let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
         serve(listeners, Limits::default(), AccessLog::off(), drain, Rc::new(handler)).await
     });
     let stream = TcpStream::connect(relay).await.expect("the relay listens");

@@ -23,7 +23,10 @@ pub(super) fn write(out: &mut Vec<u8>, exchange: &Exchange, format: Format, now:
     line.put(if is_json { "{\"time\":\"" } else { "" });
     time(line.out, clock::wall(now));
     line.put(if is_json { "\"" } else { "" });
-    line.text(name!("client"), exchange.addresses.peer.as_bytes());
+    match exchange.brought {
+        None => line.text(name!("client"), exchange.addresses.peer().as_bytes()),
+        Some(ip) => line.text(name!("client"), ip.to_string().as_bytes()),
+    }
     line.word(name!("scheme"), exchange.scheme.as_str().as_bytes());
     line.word(name!("protocol"), protocol(head.version).as_bytes());
     line.word(name!("method"), head.method.as_str().as_bytes());

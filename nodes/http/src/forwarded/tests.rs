@@ -1,11 +1,13 @@
 //! What goes and what comes in a relayed head.
 
 use http::Method;
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE, VIA};
+use http::header::{CONNECTION, FORWARDED, HeaderMap, HeaderName, TE, UPGRADE, VIA};
+use protoplex_runtime::config::Problems;
 
 use super::*;
 use crate::Body;
 use crate::exchange::{Client, Request, Response, Scheme};
+use crate::fronts::Fronts;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -13,7 +15,13 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 fn exchange(request: &Request) -> Exchange {
-    let client = Client::new("192.0.2.7:4000".parse().unwrap(), Scheme::Https);
+    exchange_with(request, false)
+}
+
+fn exchange_with(request: &Request, trusted: bool) -> Exchange {
+    let proxies: &[String] = if trusted { &["192.0.2.0/24".to_owned()] } else { &[] };
+    let fronts = Fronts::resolve(None, proxies, "proxy", &mut Problems::default());
+    let client = Client::behind(&fronts, "192.0.2.7:4000".parse().unwrap(), Scheme::Https);
     let (head, ()) = {
         let mut copy = http::Request::new(());
         *copy.headers_mut() = request.headers().clone();
@@ -31,7 +39,7 @@ fn with(fields: &[(&str, &str)]) -> Request {
 }
 
 fn relayed(fields: &[(&str, &str)], trusted: bool) -> HeaderMap {
-    request_head(&exchange(&with(fields)), trusted).fields().to_map()
+    request_head(&exchange_with(&with(fields), trusted)).fields().to_map()
 }
 
 #[test]
@@ -55,6 +63,7 @@ fn hop_by_hop_fields_go_and_so_do_those_that_connection_names() {
     let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
     let expected = [
+        "forwarded",
         "host",
         "trailer",
         "via",
@@ -68,6 +77,7 @@ fn hop_by_hop_fields_go_and_so_do_those_that_connection_names() {
     assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
     assert_eq!(headers[X_FORWARDED_PROTO], "https");
     assert_eq!(headers[X_FORWARDED_HOST], "a");
+    assert_eq!(headers[FORWARDED], "for=192.0.2.7;proto=https;host=a");
     assert_eq!(headers[VIA], "1.1 protoplex");
 }
 
@@ -135,16 +145,92 @@ fn what_only_we_may_say_is_dropped_in_every_spelling() {
     let headers = relayed(&forged, false);
     let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
-    let expected =
-        ["host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id", "x_own"];
+    let expected = [
+        "forwarded",
+        "host",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "x-request-id",
+        "x_own",
+    ];
     assert_eq!(names, expected);
     assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
+    assert_eq!(headers[FORWARDED], "for=192.0.2.7;proto=https;host=a");
+    // A trusted proxy may have passed on what its client said.
     let headers = relayed(&forged, true);
-    assert_eq!(
-        (&headers["protoplex-key"], &headers["x-forwarded-port"]),
-        (&HeaderValue::from_static("k"), &HeaderValue::from_static("1"))
-    );
-    assert!(!headers.contains_key(FORWARDED));
+    let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    let mut with_real_ip = expected.to_vec();
+    with_real_ip.insert(6, "x-real-ip");
+    assert_eq!(names, with_real_ip);
+    assert_eq!(headers[FORWARDED], "for=10.0.0.1, for=192.0.2.7;proto=https;host=a");
+    assert_eq!(headers["x-real-ip"], "10.0.0.1");
+}
+
+#[test]
+fn forwarded_and_x_forwarded_for_tell_the_same_way() {
+    let way = |said: &[(&str, &str)]| {
+        let headers = relayed(&[&[("host", "a.example:8080")], said].concat(), true);
+        let text = |name: HeaderName| headers[name].to_str().unwrap().to_owned();
+        (text(X_FORWARDED_FOR), text(FORWARDED))
+    };
+    let ours = "for=192.0.2.7;proto=https;host=\"a.example:8080\"";
+    for (said, for_list, elements) in [
+        (&[][..], "", ""),
+        (
+            &[("x-forwarded-for", "198.51.100.1, 2001:db8::1")],
+            "198.51.100.1, 2001:db8::1, ",
+            "for=198.51.100.1, for=\"[2001:db8::1]\", ",
+        ),
+        (
+            &[("x-forwarded-for", "198.51.100.1, what, 10.0.0.1:80")],
+            "198.51.100.1, what, 10.0.0.1:80, ",
+            "for=10.0.0.1, ",
+        ),
+        (
+            &[("forwarded", "for=\"[2001:db8::1]:9\";by=_b"), ("forwarded", "for=10.0.0.1")],
+            "2001:db8::1, 10.0.0.1, ",
+            "for=\"[2001:db8::1]:9\";by=_b, for=10.0.0.1, ",
+        ),
+        (&[("forwarded", "for=\"")], "", ""),
+        (
+            &[("forwarded", "for=198.51.100.9"), ("x-forwarded-for", "198.51.100.1")],
+            "198.51.100.1, ",
+            "for=198.51.100.9, ",
+        ),
+        (
+            &[("forwarded", "for=\""), ("x-forwarded-for", "198.51.100.1")],
+            "198.51.100.1, ",
+            "for=198.51.100.1, ",
+        ),
+    ] {
+        assert_eq!(way(said), (format!("{for_list}192.0.2.7"), format!("{elements}{ours}")), "{said:?}");
+    }
+}
+
+#[test]
+fn a_client_of_ipv6_stands_in_quotes_and_one_of_ipv4_never_looks_like_it() {
+    for (peer, ip, element) in [
+        ("[2001:db8::7]:4000", "2001:db8::7", "for=\"[2001:db8::7]\";proto=http;host=\"[::1]\""),
+        ("[::ffff:192.0.2.7]:4000", "192.0.2.7", "for=192.0.2.7;proto=http;host=\"[::1]\""),
+    ] {
+        let client = Client::new(peer.parse().unwrap(), Scheme::Http);
+        let (head, ()) = http::Request::builder().header("host", "[::1]").body(()).unwrap().into_parts();
+        let exchange = Exchange::of(&client, RequestHead::of_parts(&head));
+        let headers = request_head(&exchange).fields().to_map();
+        assert_eq!(headers[X_FORWARDED_FOR], ip);
+        assert_eq!(headers[FORWARDED], element);
+        assert_eq!(exchange.addresses.peer(), peer);
+    }
+}
+
+#[test]
+fn the_client_is_the_one_that_a_trusted_proxy_tells_of() {
+    let said = [("host", "a"), ("x-forwarded-for", "203.0.113.9, 198.51.100.1, 192.0.2.8")];
+    let ip = |trusted| exchange_with(&with(&said), trusted).client_ip().to_string();
+    assert_eq!((ip(true).as_str(), ip(false).as_str()), ("198.51.100.1", "192.0.2.7"));
 }
 
 #[test]

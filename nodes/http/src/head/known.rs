@@ -19,6 +19,8 @@ pub(crate) enum Known {
     XForwardedFor,
     XForwardedProto,
     XForwardedHost,
+    Forwarded,
+    XRealIp,
     /// Tells of the way, too ([`reserved`]): nobody but us may say it.
     Way,
     /// Another spelling of what we write or go by, which some servers take for it.
@@ -37,6 +39,8 @@ impl Known {
             4 if is("date") => Self::Date,
             6 if is("expect") => Self::Expect,
             7 if is("upgrade") => Self::Upgrade,
+            9 if is("forwarded") => Self::Forwarded,
+            9 if is("x-real-ip") => Self::XRealIp,
             10 if is("connection") => Self::Connection,
             10 if is("keep-alive") => Self::HopByHop,
             12 if is("x-request-id") => Self::XRequestId,
@@ -67,7 +71,10 @@ mod tests {
             ("Content-length", Known::ContentLength),
             ("content_length", Known::Respelt),
             ("x-forwarded-For", Known::XForwardedFor),
+            ("Forwarded", Known::Forwarded),
+            ("X-Real-IP", Known::XRealIp),
             ("x_forwarded_for", Known::Way),
+            ("x_real_ip", Known::Way),
             ("x-forwarded-port", Known::Way),
             ("Protoplex-Key", Known::Way),
             ("keep-alive", Known::HopByHop),

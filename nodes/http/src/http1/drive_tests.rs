@@ -11,9 +11,8 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep};
 
 use super::*;
-use crate::exchange::{Ledger, Scheme};
+use crate::exchange::Scheme;
 use crate::limits::Limits;
-use crate::meter::Meter;
 use crate::script::{Read, Script, Write};
 use crate::{AccessLog, buffer, head};
 
@@ -72,9 +71,8 @@ fn play(script: Script) -> Story {
     let lasted = LocalSet::new().block_on(&runtime, async {
         let ended = Rc::new(Cell::new(0));
         let handler = Rc::new(Sample { begun: Cell::new(0), ended: Rc::clone(&ended) });
-        let ledger = Rc::new(Ledger { log: AccessLog::off(), meter: Meter::new() });
         let (_trigger, drain) = Drain::new();
-        let server = Server { handler: Rc::clone(&handler), limits: Limits::default(), ledger, drain };
+        let server = Server::new(Rc::clone(&handler), Limits::default(), AccessLog::off(), drain);
         let client = Client::new("192.0.2.1:1".parse().unwrap(), Scheme::Http);
         let start = Instant::now();
         let wire = Wire::shared(Stream::Script(Box::new(script)), &[], &server.limits);

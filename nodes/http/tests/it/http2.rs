@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use crate::kit::{OnDrop, Server, curl, echo, limits, run, start, start_relay, text, until, within};
 
 #[derive(Clone)]
-struct Local;
+pub(crate) struct Local;
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, task: F) {

@@ -2,19 +2,25 @@
 //! they are.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use metrics::{
+    Counter, Gauge, Histogram, Key, KeyName, LocalRecorderGuard, Metadata, Recorder, SharedString, Unit,
+    set_default_local_recorder,
+};
 use protoplex_http::tls::{TlsConfig, ensure_local, load};
 use protoplex_http::upstream::{Pool, SendErrorKind};
 use protoplex_http::{
-    AccessLog, Body, BodyError, Exchange, Handler, Limits, Listener, Problem, Request, Response, forwarded,
-    serve, upgrade,
+    AccessLog, Body, BodyError, Exchange, Fronts, Handler, Limits, Listener, Problem, Request, Response,
+    Surroundings, forwarded, serve, upgrade,
 };
 use protoplex_runtime::drain::{Drain, Trigger};
 use rustls::pki_types::pem::PemObject;
@@ -120,11 +126,43 @@ where
     F: Fn(Request, Rc<Exchange>) -> T + 'static,
     T: Future<Output = Response> + 'static,
 {
-    let address = socket.local_addr().unwrap();
+    start_listener(
+        Listener { socket, tls, fronts: Fronts::default() },
+        limits,
+        Surroundings::from,
+        log,
+        handler,
+    )
+}
+
+/// Starts a server on a port in the clear, with some networks in front of it.
+pub(crate) fn start_behind<F, T>(fronts: Fronts, limits: Limits, handler: F) -> Server
+where
+    F: Fn(Request, Rc<Exchange>) -> T + 'static,
+    T: Future<Output = Response> + 'static,
+{
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = Listener { socket, tls: None, fronts };
+    start_listener(listener, limits, Surroundings::from, AccessLog::off(), handler)
+}
+
+/// Starts a server on a listener, in the surroundings that are made around its drain.
+pub(crate) fn start_listener<F, T>(
+    listener: Listener,
+    limits: Limits,
+    surroundings: impl FnOnce(Drain) -> Surroundings,
+    log: AccessLog,
+    handler: F,
+) -> Server
+where
+    F: Fn(Request, Rc<Exchange>) -> T + 'static,
+    T: Future<Output = Response> + 'static,
+{
+    let address = listener.socket.local_addr().unwrap();
     let (trigger, drain) = Drain::new();
-    let listeners = vec![Listener { socket, tls }];
+    let surroundings = surroundings(drain);
     let task = tokio::task::spawn_local(async move {
-        serve(listeners, limits, log, drain, Rc::new(Closure(handler))).await.unwrap();
+        serve(vec![listener], limits, log, surroundings, Rc::new(Closure(handler))).await.unwrap();
     });
     Server { address, trigger, task }
 }
@@ -139,7 +177,7 @@ fn start_relay_with(tls: Option<TlsConfig>, origin: SocketAddr) -> Server {
     start_with(limits(), tls, AccessLog::off(), move |request, exchange| {
         let pool = Rc::clone(&pool);
         async move {
-            let head = forwarded::request_head(&exchange, false);
+            let head = forwarded::request_head(&exchange);
             match pool.ask(origin, &head, request.into_body(), Some(&exchange)).await {
                 Ok(mut answer) => {
                     forwarded::answer_head(&mut answer.head, &exchange);
@@ -253,6 +291,50 @@ pub(crate) fn begun_and_lost(error: BodyError) -> Body {
         tokio::task::yield_now().await;
         Err(error)
     })))
+}
+
+/// Keeps the metrics that are made on this thread while [`Metrics::keep`]'s guard lives.
+#[derive(Clone, Default)]
+pub(crate) struct Metrics(Arc<Mutex<HashMap<String, Arc<AtomicU64>>>>);
+
+impl Metrics {
+    pub(crate) fn keep(&self) -> LocalRecorderGuard<'_> {
+        set_default_local_recorder(self)
+    }
+
+    /// A counter by its name, with its labels where it has some: `name{label="value"}`.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        self.0.lock().unwrap().get(name).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// A gauge likewise.
+    pub(crate) fn gauge(&self, name: &str) -> f64 {
+        f64::from_bits(self.counter(name))
+    }
+
+    fn number(&self, key: &Key) -> Arc<AtomicU64> {
+        let labels = key.labels().map(|label| format!("{{{}={:?}}}", label.key(), label.value()));
+        let name = key.name().to_owned() + &labels.collect::<String>();
+        Arc::clone(self.0.lock().unwrap().entry(name).or_default())
+    }
+}
+
+impl Recorder for Metrics {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.number(key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.number(key))
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
 }
 
 /// Raises a counter when it is dropped.

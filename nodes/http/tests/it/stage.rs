@@ -12,7 +12,7 @@ use http::StatusCode;
 use protoplex_http::tls::{ensure_local, load};
 use protoplex_http::upstream::{Pool, SendErrorKind, Settings};
 use protoplex_http::{
-    AccessLog, Answer, Body, Exchange, Limits, Listener, Problem, Service, forwarded, serve, upgrade,
+    AccessLog, Answer, Body, Exchange, Fronts, Limits, Listener, Problem, Service, forwarded, serve, upgrade,
 };
 use protoplex_runtime::drain::{Drain, Trigger};
 use rustls::pki_types::pem::PemObject;
@@ -98,7 +98,7 @@ impl Drop for Counted {
 impl Service for Relay {
     async fn answer(&self, exchange: &Rc<Exchange>, body: Body) -> Answer {
         exchange.hold(Counted::new(&self.exchanges));
-        let head = forwarded::request_head(exchange, false);
+        let head = forwarded::request_head(exchange);
         let failed = |status, detail: String| Problem::new(status, "upstream", detail).into();
         match self.pool.ask(self.origin, &head, body, Some(exchange)).await {
             Ok(mut answer) => {
@@ -152,7 +152,7 @@ impl Stage {
         let (server, client) = if tls { certificates() } else { (None, None) };
         let relay = socket.local_addr().unwrap();
         let (trigger, drain) = Drain::new();
-        let listeners = vec![Listener { socket, tls: server }];
+        let listeners = vec![Listener { socket, tls: server, fronts: Fronts::default() }];
         let handler =
             Rc::new(Relay { pool: Pool::new(settings), origin, exchanges: Rc::clone(&notes.exchanges) });
         tokio::task::spawn_local(async move {

@@ -110,7 +110,7 @@ fn a_relayed_connection_on_which_nothing_moves_is_closed() {
         let relay = start(limits(), move |request, exchange| {
             let (pool, address) = (pool.clone(), origin.address);
             async move {
-                let head = forwarded::request_head(&exchange, false);
+                let head = forwarded::request_head(&exchange);
                 let mut answer = pool.ask(address, &head, request.into_body(), None).await.unwrap();
                 forwarded::answer_head(&mut answer.head, &exchange);
                 relay_answer(&exchange, answer, Duration::from_millis(150)).into()

@@ -29,6 +29,14 @@ fn row_a_bad_configuration_is_refused_with_file_line_and_suggestion() {
         ("data = 1\n", "protoplex.toml:1:"),
         ("[proxy\n", "protoplex.toml:1:"),
         ("[live]\nchildren = 0\nhistory_count = 1\n", "live.history_count"),
+        (
+            "[proxy]\ntrusted_proxies = [\"10.0.0.0/8\", \"10.0.0.0/33\"]\n",
+            "protoplex.toml:2: proxy.trusted_proxies.1: \"10.0.0.0/33\" is no network",
+        ),
+        (
+            "[fileserver]\nproxy_protocol = { from = [\"nlb\"] }\n",
+            "protoplex.toml:2: fileserver.proxy_protocol.from.0: \"nlb\" is no network",
+        ),
     ];
     for (file, says) in cases {
         let folder = tempfile::tempdir().unwrap();

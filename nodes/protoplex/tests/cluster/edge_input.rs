@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use protoplex_testkit::cluster::Cluster;
+use protoplex_testkit::until;
 
 use crate::{get, start};
 
@@ -58,6 +59,31 @@ fn row_a_head_that_comes_too_slowly_is_408() {
     let cluster = crate::plan().set("proxy.limits.head_timeout_ms=300").start();
     let answer = exchange(&cluster, b"GET / HTTP/1.1\r\nHost: loc");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+}
+
+#[test]
+fn row_behind_a_balancer_only_announced_connections_are_answered() {
+    let cluster = crate::plan()
+        .set(r#"proxy.proxy_protocol={from=["127.0.0.0/8"],required=true}"#)
+        .set(r#"proxy.access_log={file="access.log"}"#)
+        .start();
+    let address = cluster.http().strip_prefix("http://").unwrap();
+    let mut stranger = TcpStream::connect(address).unwrap();
+    stranger.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    // Closed in good order or not, it has no answer.
+    let mut answer = Vec::new();
+    let _ = stranger.read_to_end(&mut answer);
+    assert_eq!(answer, b"");
+    let request = b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\r\n\
+        GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answer = exchange(&cluster, request);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let log = cluster.folder().join("access.log");
+    let line = until("the request is logged", || {
+        std::fs::read_to_string(&log).ok().filter(|text| text.ends_with('\n'))
+    });
+    assert!(line.lines().count() == 1 && line.contains(r#""client":"192.0.2.7:4000""#), "{line}");
 }
 
 #[test]

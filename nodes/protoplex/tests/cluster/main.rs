@@ -8,6 +8,7 @@ mod command_line;
 mod crashes;
 mod downloads;
 mod edge_input;
+mod fair_share;
 mod faults;
 mod first_page;
 mod keyed_requests;

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::life::{Event, Life, Order, Policy, State};
 use super::program::{Happening, Incarnation, Program};
-use crate::control::{self, Configuration, Report, Word};
+use crate::control::{self, Configuration, Word};
 use crate::exposition::Family;
 use crate::procfs;
 use crate::sockets::Socket;
@@ -267,15 +267,16 @@ impl Keeper {
     fn hear(&mut self, word: Word) -> Option<Event> {
         match word {
             Word::Report(report) => {
+                let (ready, takes_traffic) = (report.ready, report.takes_traffic());
                 self.status.send_modify(|status| {
-                    status.ready = report.ready;
+                    status.ready = takes_traffic;
                     status.left = report.left;
                     status.details = report.details;
                 });
-                match report {
-                    Report { leaves: true, .. } => Some(Event::Leaves),
-                    Report { ready: true, .. } => Some(Event::Ready),
-                    _ => None,
+                match (report.leaves, ready) {
+                    (true, _) => Some(Event::Leaves),
+                    (false, true) => Some(Event::Ready),
+                    (false, false) => None,
                 }
             }
             Word::Beat => None,

@@ -120,7 +120,7 @@ async fn serve(context: Context) -> io::Result<()> {
     let tasks = Tasks::default();
     for listener in context.listeners("http").into_iter().chain(context.listeners("internal")) {
         let listener = TcpListener::from_std(listener)?;
-        tasks.spawn(accept(listener, context.index(), tasks.clone(), context.drain()));
+        tasks.spawn(accept(listener, context.clone(), tasks.clone(), context.drain()));
     }
     context.detail("answers", 0);
     for (name, value) in [("word", config.word), ("motto", config.motto)] {
@@ -140,7 +140,7 @@ async fn serve(context: Context) -> io::Result<()> {
                         let listener = TcpListener::from_std(socket)?;
                         let (closer, closed) = Drain::new();
                         accepting.insert(id, closer);
-                        tasks.spawn(accept(listener, context.index(), tasks.clone(), closed));
+                        tasks.spawn(accept(listener, context.clone(), tasks.clone(), closed));
                     }
                     PortChange::Close { id } => accepting.remove(&id).iter().for_each(Trigger::pull),
                 }
@@ -155,23 +155,25 @@ async fn serve(context: Context) -> io::Result<()> {
     Ok(())
 }
 
-async fn accept(listener: TcpListener, index: u32, tasks: Tasks, drain: Drain) {
+async fn accept(listener: TcpListener, context: Context, tasks: Tasks, closed: Drain) {
     loop {
         // Both arms are cancel-safe.
         tokio::select! {
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
+                let context = context.clone();
                 tasks.spawn(async move {
                     // A client that goes away ends its own conversation.
-                    let _ = converse(stream, index).await;
+                    let _ = converse(stream, &context).await;
                 });
             },
-            () = drain.started() => return,
+            () = closed.started() => return,
         }
     }
 }
 
 /// One line, one answer, until the client ends.
-async fn converse(stream: TcpStream, index: u32) -> io::Result<()> {
+async fn converse(stream: TcpStream, context: &Context) -> io::Result<()> {
+    let index = context.index();
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
     while let Some(line) = lines.next_line().await? {
@@ -180,6 +182,8 @@ async fn converse(stream: TcpStream, index: u32) -> io::Result<()> {
                 rustix::io::write(io::stdin(), b"{\"rubbish\":true}\n")?;
             }
             "panic" => panic!("as it was told"),
+            "shed" => context.shedding(true),
+            "relax" => context.shedding(false),
             "hang" => std::thread::sleep(std::time::Duration::from_secs(3600)),
             _ if line.starts_with("say ") => tracing::info!(text = &line[4..], "said"),
             _ if line.starts_with("whisper ") => tracing::debug!(text = &line[8..], "whispered"),

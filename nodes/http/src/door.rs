@@ -1,0 +1,177 @@
+//! Where connections come in: the ports, as they come and go, and how many connections there may be.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protoplex_runtime::context::PortChange;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::connection::connection;
+use crate::exchange::Service;
+use crate::ports::{Listener, Port, Ports, Tuning};
+use crate::serve::Server;
+
+/// After an error of `accept`, which as a rule says that there are no file descriptors left: until some are.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// So many are accepted on a port at most after the drain has started. Others may be accepting on it, too.
+const LAST_CONNECTIONS: usize = 4096;
+
+/// What lets connections in.
+pub(crate) struct Door<S> {
+    tuning: Tuning,
+    /// What new connections get, and the version of the tuning that it is made of.
+    server: RefCell<(u64, Rc<Server<S>>)>,
+    permits: Arc<Semaphore>,
+    /// So many were given out.
+    most: Cell<usize>,
+    connections: RefCell<JoinSet<()>>,
+}
+
+impl<S: Service + 'static> Door<S> {
+    pub(crate) fn new(tuning: Tuning, server: Server<S>) -> Self {
+        let most = server.limits.max_connections.min(Semaphore::MAX_PERMITS);
+        Self {
+            server: RefCell::new((tuning.version(), Rc::new(server))),
+            tuning,
+            permits: Arc::new(Semaphore::new(most)),
+            most: Cell::new(most),
+            connections: RefCell::default(),
+        }
+    }
+
+    /// What a new connection goes by.
+    pub(crate) fn server(&self) -> Rc<Server<S>> {
+        let mut current = self.server.borrow_mut();
+        if current.0 != self.tuning.version() {
+            let limits = self.tuning.limits();
+            self.permit(limits.max_connections.min(Semaphore::MAX_PERMITS));
+            *current = (self.tuning.version(), Rc::new(current.1.under(limits)));
+        }
+        Rc::clone(&current.1)
+    }
+
+    /// Another number of connections. Where it is lower than what there are, it comes true as those end.
+    fn permit(&self, most: usize) {
+        let before = self.most.replace(most);
+        match most.checked_sub(before) {
+            Some(more) => self.permits.add_permits(more),
+            None => {
+                let fewer = before - most;
+                let missing = fewer - self.permits.forget_permits(fewer);
+                let permits = Arc::clone(&self.permits);
+                tokio::task::spawn_local(async move {
+                    if let Ok(gone) = permits.acquire_many_owned(missing as u32).await {
+                        gone.forget();
+                    }
+                });
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, peer: SocketAddr, port: Rc<Port>, permit: OwnedSemaphorePermit) {
+        let task = connection(stream, peer, port, self.server(), permit);
+        let mut connections = self.connections.borrow_mut();
+        while connections.try_join_next().is_some() {}
+        connections.spawn_local(task);
+    }
+
+    /// Returns when all connections have ended. No more may come in.
+    pub(crate) async fn empty(&self) {
+        let mut connections = self.connections.take();
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+/// Accepts on all ports, as they come and go, until the drain starts.
+pub(crate) async fn accept_all<S: Service + 'static>(ports: Ports, door: &Rc<Door<S>>) -> io::Result<()> {
+    let drain = door.server().drain.clone();
+    let (mut accepting, mut given) = (JoinSet::new(), BTreeMap::new());
+    let mut ports = ports;
+    for Listener { socket, tls, fronts } in std::mem::take(&mut ports.fixed) {
+        let speaks = Speaks::Fixed(Rc::new(Port { tls, fronts }));
+        accepting.spawn_local(accept(listen(socket)?, speaks, Rc::clone(door)));
+    }
+    loop {
+        // Every arm is cancel-safe.
+        let changes = tokio::select! {
+            biased;
+            () = drain.started() => break,
+            changes = ports.changes() => changes,
+        };
+        for change in changes {
+            match change {
+                PortChange::Open { id, name, socket } => {
+                    let speaks = if ports.is_encrypted(&name) { Speaks::Tls } else { Speaks::Plain };
+                    let task = accepting.spawn_local(accept(listen(socket)?, speaks, Rc::clone(door)));
+                    given.insert(id, task);
+                }
+                // Dropping an accept loses no connection: it stays in the queue, and somebody else accepts it.
+                PortChange::Close { id } => given.remove(&id).into_iter().for_each(|task| task.abort()),
+            }
+        }
+    }
+    while accepting.join_next().await.is_some() {}
+    Ok(())
+}
+
+fn listen(socket: std::net::TcpListener) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket)
+}
+
+/// How a port is spoken to.
+enum Speaks {
+    Fixed(Rc<Port>),
+    /// As the tuning of the moment has it, as the next.
+    Plain,
+    Tls,
+}
+
+impl Speaks {
+    fn now(&self, tuning: &Tuning) -> Rc<Port> {
+        match self {
+            Self::Fixed(port) => Rc::clone(port),
+            Self::Plain => tuning.plain(),
+            Self::Tls => tuning.encrypted(),
+        }
+    }
+}
+
+/// Accepts on one port until the drain starts, and while there are permits. Then what waits is taken in, too: nobody else
+/// might.
+async fn accept<S: Service + 'static>(listener: TcpListener, speaks: Speaks, door: Rc<Door<S>>) {
+    let drain = door.server().drain.clone();
+    let mut last = LAST_CONNECTIONS;
+    while last > 0 {
+        last -= usize::from(drain.is_draining());
+        let next = async {
+            // The semaphore is never closed, so there is always a permit in the end.
+            let permit = Arc::clone(&door.permits).acquire_owned().await.ok()?;
+            door.server().room().await;
+            Some((permit, listener.accept().await))
+        };
+        // Dropping an accept loses no connection: it stays in the queue.
+        let (permit, accepted) = tokio::select! {
+            biased;
+            Some(next) = next => next,
+            () = drain.started() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => door.admit(stream, peer, speaks.now(&door.tuning), permit),
+            Err(_) if drain.is_draining() => return,
+            Err(error) => {
+                warn!(%error, "can't accept connections, trying again");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
