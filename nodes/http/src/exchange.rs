@@ -7,6 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use http::{StatusCode, Version};
@@ -16,13 +17,15 @@ use crate::access_log::AccessLog;
 use crate::body::Body;
 use crate::clock;
 use crate::forwarded;
-use crate::head::{RequestHead, ResponseHead};
+use crate::head::{Known, RequestHead, ResponseHead};
 use crate::http1::Rule;
 use crate::http2::Stream;
 use crate::meter::Meter;
 use crate::problem::Problem;
 use crate::request_id::RequestId;
+use crate::trace::Trace;
 use crate::upgrade::Upgraded;
+use crate::upstream::Asked;
 
 /// A request as the `http` crate has it, whatever the protocol was: the URI is a path with its query, or `*` with
 /// OPTIONS; the authority is in `Host`.
@@ -110,12 +113,17 @@ pub struct Exchange {
     pub peer: SocketAddr,
     /// How the client reached us.
     pub scheme: Scheme,
-    /// The request's own X-Request-Id where it is a sound one, else a new one: 1 to 64 of `[A-Za-z0-9._-]`.
+    /// The request's own X-Request-Id where it is a sound one, else a new one: 1 to 64 of `[A-Za-z0-9._-]`. Every answer
+    /// has it, too.
     pub request_id: RequestId,
+    pub(crate) trace: Trace,
     /// What the client sent, whatever the protocol was.
     pub head: RequestHead,
     pub(crate) addresses: Rc<Addresses>,
     pub(crate) started: Instant,
+    /// From the head's first byte to its last, where that can be told: in HTTP/1.1.
+    pub(crate) head_took: Cell<Option<Duration>>,
+    pub(crate) asked: Asked,
     pub(crate) key: RefCell<Option<Box<str>>>,
     pub(crate) upstream: RefCell<Option<Box<str>>>,
     pub(crate) bytes_in: Cell<u64>,
@@ -190,14 +198,18 @@ impl Exchange {
 
     /// The exchange of a request whose head is as handlers are to see it.
     pub(crate) fn of(client: &Client, head: RequestHead) -> Self {
+        let trace = Trace::of(&head);
         Self {
             peer: client.peer,
             scheme: client.scheme,
-            request_id: RequestId::of(&head),
+            request_id: RequestId::of(&head, &trace),
+            trace,
             upgrade_requested: head.asks_upgrade(),
             head,
             addresses: client.addresses(),
             started: clock::now(),
+            head_took: Cell::default(),
+            asked: Asked::default(),
             key: RefCell::default(),
             upstream: RefCell::default(),
             bytes_in: Cell::default(),
@@ -224,7 +236,8 @@ impl Exchange {
     /// Has an answer before the final one sent, where the client's protocol is able to.
     pub(crate) fn inform(&self, mut head: ResponseHead) {
         if self.head.version == Version::HTTP_11 {
-            forwarded::answer_head(&mut head, self);
+            forwarded::answer_head(&mut head);
+            self.name(&mut head);
             self.interim.borrow_mut().push(head);
         }
     }
@@ -239,9 +252,15 @@ impl Exchange {
         self.tunnel.take().filter(|_| granted)
     }
 
-    /// The answer as it may go to the client: the handler's, unless the request's body turned out to break a
-    /// rule while it was handled, or the handler asks for what can't be.
+    /// The answer as it goes to the client: the handler's, unless the request's body turned out to break a rule while it was
+    /// handled, or the handler asks for what can't be. With the request's name.
     pub(crate) fn settle(&self, answer: Answer, tunnel: bool) -> Answer {
+        let mut answer = self.sound(answer, tunnel);
+        self.name(&mut answer.head);
+        answer
+    }
+
+    fn sound(&self, answer: Answer, tunnel: bool) -> Answer {
         if let Some(rule) = self.fault.get() {
             return rule.problem().into();
         }
@@ -250,6 +269,13 @@ impl Exchange {
             return Problem::new(StatusCode::BAD_GATEWAY, "unexpected-upgrade", detail).into();
         }
         answer
+    }
+
+    fn name(&self, head: &mut ResponseHead) {
+        if head.fields.known(Known::XRequestId).next().is_some() {
+            head.fields.retain(|field| field.known != Known::XRequestId);
+        }
+        head.fields.push_known(Known::XRequestId, b"x-request-id", self.request_id.as_bytes());
     }
 }
 

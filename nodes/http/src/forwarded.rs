@@ -8,7 +8,7 @@ use crate::exchange::Exchange;
 use crate::head::{Fields, Known, RequestHead, ResponseHead};
 
 /// The head that an upstream gets in the place of a client's: without hop-by-hop fields (but with a requested upgrade,
-/// except to h2c, and `TE: trailers`), with X-Forwarded-For, -Proto and -Host, X-Request-Id and Via.
+/// except to h2c, and `TE: trailers`), with X-Forwarded-For, -Proto and -Host, X-Request-Id, traceparent and Via.
 ///
 /// `trusted` says that the client is itself a proxy of ours: then its X-Forwarded fields are kept and continued.
 /// Anybody else can write anything there: what he says of his way (`X-Forwarded-*`, `X-Real-IP`, `Protoplex-*`, with
@@ -17,6 +17,7 @@ pub fn request_head(exchange: &Exchange, trusted: bool) -> RequestHead {
     let head = &exchange.head;
     let mut sent = RequestHead::new(head.method.clone(), head.version, head.target_bytes());
     let named = named_by_connection(&head.fields);
+    let keeps_state = exchange.trace.keeps_state(&head.fields);
     if head.host().is_none() {
         // HTTP/1.0 needs none, but the next hop does (RFC 9112 section 3.2).
         sent.fields.push_known(Known::Host, b"host", b"");
@@ -24,7 +25,8 @@ pub fn request_head(exchange: &Exchange, trusted: bool) -> RequestHead {
     for field in head.fields.iter() {
         let kept = match field.known {
             // Written anew.
-            Known::XForwardedFor | Known::XRequestId => false,
+            Known::XForwardedFor | Known::XRequestId | Known::TraceParent => false,
+            Known::TraceState => keeps_state,
             Known::XForwardedProto | Known::XForwardedHost | Known::Respelt => trusted,
             Known::Way => trusted && !field.is(&FORWARDED),
             known => !is_of_this_hop(known) && !named.has(field.name, known),
@@ -46,9 +48,9 @@ pub fn request_head(exchange: &Exchange, trusted: bool) -> RequestHead {
     sent
 }
 
-/// Makes of an upstream's head the one that the client gets: without hop-by-hop fields (but with a granted upgrade), with
-/// Via and X-Request-Id, in this hop's version.
-pub fn answer_head(head: &mut ResponseHead, exchange: &Exchange) {
+/// Makes of an upstream's head the one that the client gets: without hop-by-hop fields (but with a granted upgrade) and
+/// without an X-Request-Id, which the server adds to every answer; with Via, in this hop's version.
+pub fn answer_head(head: &mut ResponseHead) {
     let granted = head.status == StatusCode::SWITCHING_PROTOCOLS;
     let upgrade = head.fields.known(Known::Upgrade).next().filter(|_| granted).map(<[u8]>::to_vec);
     let via = via(head.version);
@@ -62,7 +64,6 @@ pub fn answer_head(head: &mut ResponseHead, exchange: &Exchange) {
     if let Some(protocol) = upgrade {
         push_upgrade(&mut head.fields, &protocol);
     }
-    head.fields.push_known(Known::XRequestId, b"x-request-id", exchange.request_id.as_bytes());
     head.fields.push_known(Known::Other, b"via", via);
 }
 
@@ -85,6 +86,7 @@ fn tell_the_way(sent: &mut RequestHead, exchange: &Exchange, trusted: bool) {
         sent.fields.push_known(Known::XForwardedHost, b"x-forwarded-host", host.as_bytes());
     }
     sent.fields.push_known(Known::XRequestId, b"x-request-id", exchange.request_id.as_bytes());
+    sent.fields.push_known(Known::TraceParent, b"traceparent", &exchange.trace.traceparent());
     sent.fields.push_known(Known::Other, b"via", via(head.version));
 }
 

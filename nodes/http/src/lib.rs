@@ -36,6 +36,7 @@ mod socket;
 mod tcp;
 pub mod tls;
 mod tls_stream;
+mod trace;
 mod turn;
 pub mod upgrade;
 pub mod upstream;

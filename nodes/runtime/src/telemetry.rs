@@ -2,6 +2,7 @@
 
 mod line;
 mod recorder;
+mod scope;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
@@ -18,6 +19,7 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use crate::exposition::Family;
 use line::Line;
 use recorder::Recorder;
+pub use scope::within_trace;
 
 static RECORDER: OnceLock<Arc<Recorder>> = OnceLock::new();
 

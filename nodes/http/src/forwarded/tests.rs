@@ -56,6 +56,7 @@ fn hop_by_hop_fields_go_and_so_do_those_that_connection_names() {
     names.sort_unstable();
     let expected = [
         "host",
+        "traceparent",
         "trailer",
         "via",
         "x-forwarded-for",
@@ -135,8 +136,16 @@ fn what_only_we_may_say_is_dropped_in_every_spelling() {
     let headers = relayed(&forged, false);
     let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
-    let expected =
-        ["host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id", "x_own"];
+    let expected = [
+        "host",
+        "traceparent",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "x-request-id",
+        "x_own",
+    ];
     assert_eq!(names, expected);
     assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
     let headers = relayed(&forged, true);
@@ -161,11 +170,50 @@ fn a_request_id_is_kept_if_it_is_sound_and_made_otherwise() {
 }
 
 #[test]
+fn a_request_that_has_no_name_has_that_of_its_trace_if_it_begins_here() {
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let given = format!("00-{trace}-00f067aa0ba902b7-01");
+    let told = |fields: &[(&str, &str)]| {
+        let headers = relayed(fields, false);
+        let text = |name: &str| headers[name].to_str().unwrap().to_owned();
+        (text("traceparent"), text("x-request-id"))
+    };
+    let (made, id) = told(&[]);
+    assert_eq!(made[3..35], id);
+    let (made, id) = told(&[("x-request-id", "a")]);
+    assert!(id == "a" && made.len() == 55, "{made}");
+    let (taken, id) = told(&[("traceparent", &given)]);
+    assert!(taken[3..35] == *trace && id.len() == 32 && id != trace, "{taken} {id}");
+    assert!(taken.ends_with("-01"), "{taken}");
+}
+
+#[test]
+fn the_state_of_a_trace_goes_on_with_it_and_without_it_nowhere() {
+    let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let told = |fields: &[(&str, &str)]| {
+        let headers = relayed(fields, false);
+        assert_eq!(headers.get_all("traceparent").iter().count(), 1);
+        let states = headers.get_all("tracestate").iter().map(|state| state.to_str().unwrap().to_owned());
+        states.collect::<Vec<_>>()
+    };
+    let long = "a=1,".repeat(129);
+    assert_eq!(told(&[("traceparent", given), ("tracestate", "a=1"), ("tracestate", "b=2")]), ["a=1", "b=2"]);
+    for dropped in [
+        &[("tracestate", "a=1")][..],
+        &[("traceparent", "00-0-0-0"), ("tracestate", "a=1")],
+        &[("traceparent", given), ("traceparent", given), ("tracestate", "a=1")],
+        &[("traceparent", given), ("tracestate", &long)],
+        &[("traceparent", given), ("tracestate", "a=1"), ("tracestate", &long)],
+    ] {
+        assert_eq!(told(dropped), [""; 0], "{dropped:?}");
+    }
+}
+
+#[test]
 fn an_answer_loses_its_hop_by_hop_fields_but_not_a_granted_upgrade() {
-    let exchange = exchange(&with(&[]));
     let passed_on = |response: Response| {
         let mut head = ResponseHead::of_parts(&response.into_parts().0);
-        answer_head(&mut head, &exchange);
+        answer_head(&mut head);
         head.fields().to_map()
     };
     let plain = http::Response::builder()

@@ -12,6 +12,7 @@ mod kit;
 mod logging;
 mod misbehaving_clients;
 mod misbehaving_upstreams;
+mod names;
 mod pipelining;
 mod slow_readers;
 mod stage;
