@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use http::{StatusCode, Version};
+use protoplex_runtime::telemetry::trace;
 use tokio::time::Instant;
 
 use crate::access_log::AccessLog;
@@ -23,6 +24,7 @@ use crate::http2::Stream;
 use crate::meter::Meter;
 use crate::problem::Problem;
 use crate::request_id::RequestId;
+use crate::span;
 use crate::trace::Trace;
 use crate::upgrade::Upgraded;
 use crate::upstream::Asked;
@@ -299,6 +301,11 @@ impl Drop for End {
         let now = clock::now();
         self.ledger.meter.exchange_over(&self.exchange, now);
         self.ledger.log.write(&self.exchange, now);
+        if self.exchange.trace.is_sampled()
+            && let Some(exporter) = trace::exporter()
+        {
+            span::export(&self.exchange, exporter, now);
+        }
         if let Some(stream) = &self.stream {
             stream.over(self.exchange.status.get().as_u16() != CLIENT_CLOSED_REQUEST);
         }

@@ -33,6 +33,7 @@ mod reserved;
 mod script;
 mod serve;
 mod socket;
+mod span;
 mod tcp;
 pub mod tls;
 mod tls_stream;

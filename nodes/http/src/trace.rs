@@ -1,5 +1,7 @@
 //! The trace that a request is a part of: the client's, or one that begins here (W3C Trace Context, level 1).
 
+use protoplex_runtime::telemetry::trace::{Exporter, Sampling, exporter};
+
 use crate::head::{Fields, Known, RequestHead};
 
 /// Where a request stands in its trace. All ids are kept as they are written: in hexadecimal digits.
@@ -28,17 +30,44 @@ const MAX_STATE_BYTES: usize = 512;
 impl Trace {
     /// The trace that a sound `traceparent` names, else a new one.
     pub(crate) fn of(head: &RequestHead) -> Self {
-        let drawn = draw();
+        Self::sampled(head, exporter().map(Exporter::sampling))
+    }
+
+    /// Where traces are exported, whether this one is; else that goes on as the client says it.
+    fn sampled(head: &RequestHead, sampling: Option<&Sampling>) -> Self {
+        let (drawn, number) = draw();
         let mut given = head.fields.known(Known::TraceParent);
-        match (given.next().and_then(read), given.next()) {
-            (Some((id, parent, sampled)), None) => Self { id, parent: Some(parent), drawn, sampled },
-            _ => Self { id: drawn, parent: None, drawn, sampled: false },
-        }
+        let (id, parent, by_parent) = match (given.next().and_then(read), given.next()) {
+            (Some((id, parent, sampled)), None) => (id, Some(parent), sampled),
+            _ => (drawn, None, false),
+        };
+        let sampled = sampling.map_or(by_parent, |sampling| sampling.takes(number, by_parent));
+        Self { id, parent, drawn, sampled }
     }
 
     /// The trace's id, 32 digits.
     pub(crate) fn id(&self) -> &[u8; TRACE_DIGITS] {
         &self.id
+    }
+
+    /// The id of our span.
+    pub(crate) fn span(&self) -> [u8; SPAN_DIGITS] {
+        half(&self.drawn, 0)
+    }
+
+    /// The id of the span in which an upstream is asked.
+    pub(crate) fn asking_span(&self) -> [u8; SPAN_DIGITS] {
+        half(&self.drawn, SPAN_DIGITS)
+    }
+
+    /// The id of the client's span.
+    pub(crate) fn parent(&self) -> Option<[u8; SPAN_DIGITS]> {
+        self.parent
+    }
+
+    /// Whether it is exported, by us where we export any.
+    pub(crate) fn is_sampled(&self) -> bool {
+        self.sampled
     }
 
     /// 32 digits that no other request has: those of the trace's id, where it begins here.
@@ -50,7 +79,7 @@ impl Trace {
     pub(crate) fn traceparent(&self) -> [u8; FIELD.len()] {
         let mut field = *FIELD;
         field[TRACE_AT..][..TRACE_DIGITS].copy_from_slice(&self.id);
-        field[PARENT_AT..][..SPAN_DIGITS].copy_from_slice(&self.drawn[SPAN_DIGITS..]);
+        field[PARENT_AT..][..SPAN_DIGITS].copy_from_slice(&self.asking_span());
         field[FLAGS_AT + 1] = DIGITS[usize::from(self.sampled)];
         field
     }
@@ -63,14 +92,20 @@ impl Trace {
     }
 }
 
-/// 32 random digits, neither half of them all zeros.
-fn draw() -> [u8; TRACE_DIGITS] {
+/// 32 random digits, neither half of them all zeros, and the number that the first half is.
+fn draw() -> ([u8; TRACE_DIGITS], u64) {
     let random = rand::random::<u128>() | 1 << 64 | 1;
     let mut digits = [0; TRACE_DIGITS];
     for (pair, byte) in digits.chunks_exact_mut(2).zip(random.to_be_bytes()) {
         pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     }
-    digits
+    (digits, (random >> 64) as u64)
+}
+
+fn half(digits: &[u8; TRACE_DIGITS], from: usize) -> [u8; SPAN_DIGITS] {
+    let mut half = [0; SPAN_DIGITS];
+    half.copy_from_slice(&digits[from..from + SPAN_DIGITS]);
+    half
 }
 
 type Read = ([u8; TRACE_DIGITS], [u8; SPAN_DIGITS], bool);

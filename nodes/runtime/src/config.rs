@@ -40,6 +40,8 @@ pub struct Common {
     pub timing: Timing,
     /// Where log lines go.
     pub telemetry: telemetry::Settings,
+    /// Where traces go.
+    pub trace: telemetry::trace::Settings,
 }
 
 /// How a node drains. Also the section `[drain]` of a configuration file.

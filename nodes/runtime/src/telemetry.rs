@@ -1,8 +1,9 @@
-//! Log lines that name their node and child, and the recorder of metrics.
+//! Log lines that name their node and child, the recorder of metrics, and the exporter of traces.
 
 mod line;
 mod recorder;
 mod scope;
+pub mod trace;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
@@ -72,6 +73,14 @@ pub enum TelemetryError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// Nothing can bring spans to the collector.
+    #[error("traces can't be exported to {collector}: {reason}")]
+    Trace {
+        /// As configured.
+        collector: String,
+        /// What is wrong.
+        reason: String,
     },
 }
 

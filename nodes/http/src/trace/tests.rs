@@ -109,7 +109,23 @@ fn a_state_goes_on_with_its_trace_while_it_is_short() {
 
 #[test]
 fn ids_are_random_and_none_is_of_zeros() {
-    let drawn: std::collections::HashSet<_> = (0..1000).map(|_| draw()).collect();
+    let drawn: std::collections::HashSet<_> = (0..1000).map(|_| draw().0).collect();
     assert_eq!(drawn.len(), 1000);
     assert!(drawn.iter().all(|digits| is_id(&digits[..SPAN_DIGITS]) && is_id(&digits[SPAN_DIGITS..])));
+}
+
+#[test]
+fn where_traces_are_exported_the_flag_tells_whether_this_one_is() {
+    use protoplex_runtime::telemetry::trace::Settings;
+    let flag = |sample, trust_parent, given: &str| {
+        let sampling = Sampling::of(&Settings { sample, trust_parent, ..Settings::default() });
+        let head = head(&[("traceparent", &format!("00-{ID}-{PARENT}-{given}"))]);
+        let trace = Trace::sampled(&head, Some(&sampling));
+        assert_eq!(trace.traceparent()[54], b'0' + u8::from(trace.is_sampled()));
+        trace.is_sampled()
+    };
+    // A stranger can't have us export.
+    assert!(!flag(0.0, false, "01") && flag(0.0, true, "01"));
+    assert!(!flag(0.0, true, "00") && flag(1.0, true, "00"));
+    assert!(flag(1.0, false, "00") && flag(1.0, false, "01"));
 }

@@ -17,6 +17,7 @@ mod pipelining;
 mod slow_readers;
 mod stage;
 mod tls;
+mod traces;
 mod traps;
 mod upgrade;
 mod upstream;

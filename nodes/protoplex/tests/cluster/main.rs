@@ -12,6 +12,7 @@ mod first_page;
 mod keyed_requests;
 mod large_upload;
 mod s3;
+mod traces;
 mod uploads;
 mod workspace;
 

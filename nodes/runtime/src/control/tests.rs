@@ -29,6 +29,7 @@ fn hello(sockets: &[&str], config: serde_json::Value) -> Hello {
             meta_forced: false,
             timing: Timing::default(),
             telemetry: Settings::default(),
+            trace: Default::default(),
         },
         instance: "i".to_owned(),
         config,

@@ -67,6 +67,7 @@ fn run(arguments: Arguments) -> ExitCode {
             meta_forced: arguments.meta_forced,
             timing: arguments.timing,
             telemetry: arguments.telemetry,
+            trace: Default::default(),
         },
         children: arguments.children,
         shared: vec![("http".to_owned(), listen)],

@@ -1,0 +1,116 @@
+//! A request's way through a cluster, as it is told to a collector of traces.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use prost::Message;
+
+use crate::{get, plan};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT: &str = "00f067aa0ba902b7";
+
+/// A collector's address, and what it is told. It ends with the process.
+fn collector() -> (String, Receiver<ExportTraceServiceRequest>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (sender, requests) = channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                stream.read_line(&mut line).unwrap();
+                let line = line.trim().to_ascii_lowercase();
+                if let Some(value) = line.strip_prefix("content-length: ") {
+                    length = value.parse().unwrap();
+                }
+                if line.is_empty() {
+                    break;
+                }
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).unwrap();
+            stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+            let told = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+            if sender.send(told).is_err() {
+                return;
+            }
+        }
+    });
+    (address, requests)
+}
+
+fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_request_is_one_trace_from_the_client_to_the_member_and_the_end_loses_none_of_it() {
+    let (address, requests) = collector();
+    let mut cluster = plan()
+        .set(&format!("trace.otlp=http://{address}"))
+        .set("trace.sample=1")
+        .set("trace.service_name=edge")
+        .start();
+    let page = get(
+        &format!("{}/", cluster.http()),
+        &["-H", &format!("traceparent: 00-{TRACE}-{PARENT}-00"), "-H", "X-Request-Id: mine-1"],
+    );
+    assert_eq!((page.status, page.header("x-request-id")), (200, Some("mine-1")), "{page:?}");
+    cluster.stop();
+    let log = std::fs::read_dir(cluster.data().join("log")).unwrap().flatten();
+    let log: String = log
+        .filter(|file| file.file_name().to_string_lossy().contains("access"))
+        .map(|file| std::fs::read_to_string(file.path()).unwrap())
+        .collect();
+    assert!(log.contains(&format!("\"request_id\":\"mine-1\",\"trace_id\":\"{TRACE}\"")), "{log}");
+
+    // Whoever told it, its kind, its parent and its own id.
+    let mut told = Vec::new();
+    for resource in requests.try_iter().flat_map(|request| request.resource_spans) {
+        let by = format!("{:?}", resource.resource);
+        assert!(by.contains("\"edge\""), "{by}");
+        for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            if hex(&span.trace_id) == TRACE {
+                let node = ["proxy-1", "fileserver-1"].into_iter().find(|node| by.contains(node));
+                told.push((node, span.kind, hex(&span.parent_span_id), hex(&span.span_id)));
+            }
+        }
+    }
+    let id_of = |node, kind, parent: &str| {
+        let found =
+            told.iter().find(|(by, of, within, _)| *by == Some(node) && *of == kind && within == parent);
+        found.map(|(.., id)| id.clone()).unwrap_or_else(|| panic!("no span of {node} in {parent}: {told:?}"))
+    };
+    let (server, client) = (2, 3);
+    let proxy = id_of("proxy-1", server, PARENT);
+    let asking = id_of("proxy-1", client, &proxy);
+    id_of("fileserver-1", server, &asking);
+    assert_eq!(told.len(), 3, "{told:?}");
+}
+
+#[test]
+fn row_bad_trace_settings_are_told_together() {
+    let told = std::process::Command::new(env!("CARGO_BIN_EXE_protoplex"))
+        .args([
+            "--set",
+            "trace.otlp=127.0.0.1:4318",
+            "--set",
+            "trace.sample=2",
+            "--set",
+            "trace.rate=1",
+            "check",
+        ])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&told.stderr);
+    assert_eq!(told.status.code(), Some(2), "{text}");
+    for key in ["trace.otlp", "trace.sample", "rate"] {
+        assert!(text.contains(key), "{key} in {text}");
+    }
+}
