@@ -49,6 +49,14 @@ fn hex(id: &[u8]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// How many values a histogram has of all children together, by its last buckets.
+fn counted(metrics: &str, name: &str) -> u64 {
+    let buckets = metrics.lines().filter(|line| {
+        line.starts_with(&format!("{name}_bucket{{child=\"")) && line.contains(",le=\"+Inf\"}")
+    });
+    buckets.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
 #[test]
 fn a_request_is_one_trace_from_the_client_to_the_member_and_the_end_loses_none_of_it() {
     let (address, requests) = collector();
@@ -62,6 +70,10 @@ fn a_request_is_one_trace_from_the_client_to_the_member_and_the_end_loses_none_o
         &["-H", &format!("traceparent: 00-{TRACE}-{PARENT}-00"), "-H", "X-Request-Id: mine-1"],
     );
     assert_eq!((page.status, page.header("x-request-id")), (200, Some("mine-1")), "{page:?}");
+    let metrics = get(&format!("http://{}/metrics", cluster.node("proxy-1")["meta"].as_str().unwrap()), &[]);
+    for name in ["request", "upstream_first_byte"] {
+        assert!(counted(&metrics.text(), &format!("protoplex_http_{name}_seconds")) > 0, "{name}");
+    }
     cluster.stop();
     let log = std::fs::read_dir(cluster.data().join("log")).unwrap().flatten();
     let log: String = log
