@@ -35,13 +35,13 @@ impl Trace {
 
     /// Where traces are exported, whether this one is; else that goes on as the client says it.
     fn sampled(head: &RequestHead, sampling: Option<&Sampling>) -> Self {
-        let (drawn, number) = draw();
+        let drawn = draw();
         let mut given = head.fields.known(Known::TraceParent);
         let (id, parent, by_parent) = match (given.next().and_then(read), given.next()) {
             (Some((id, parent, sampled)), None) => (id, Some(parent), sampled),
             _ => (drawn, None, false),
         };
-        let sampled = sampling.map_or(by_parent, |sampling| sampling.takes(number, by_parent));
+        let sampled = sampling.map_or(by_parent, |sampling| sampling.takes(&id, by_parent));
         Self { id, parent, drawn, sampled }
     }
 
@@ -92,14 +92,14 @@ impl Trace {
     }
 }
 
-/// 32 random digits, neither half of them all zeros, and the number that the first half is.
-fn draw() -> ([u8; TRACE_DIGITS], u64) {
+/// 32 random digits, neither half of them all zeros.
+fn draw() -> [u8; TRACE_DIGITS] {
     let random = rand::random::<u128>() | 1 << 64 | 1;
     let mut digits = [0; TRACE_DIGITS];
     for (pair, byte) in digits.chunks_exact_mut(2).zip(random.to_be_bytes()) {
         pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     }
-    (digits, (random >> 64) as u64)
+    digits
 }
 
 fn half(digits: &[u8; TRACE_DIGITS], from: usize) -> [u8; SPAN_DIGITS] {

@@ -67,7 +67,7 @@ impl Child {
         let common = &self.hello.common;
         let index = self.hello.index;
         let started = telemetry::start(&common.telemetry, &common.node, Some(index))
-            .and_then(|()| telemetry::trace::start(&common.trace, &common.node, index));
+            .and_then(|()| telemetry::trace::start_child(common, index));
         if let Err(error) = started {
             eprintln!("{error}");
             return ExitCode::FAILURE;

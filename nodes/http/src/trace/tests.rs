@@ -109,7 +109,7 @@ fn a_state_goes_on_with_its_trace_while_it_is_short() {
 
 #[test]
 fn ids_are_random_and_none_is_of_zeros() {
-    let drawn: std::collections::HashSet<_> = (0..1000).map(|_| draw().0).collect();
+    let drawn: std::collections::HashSet<_> = (0..1000).map(|_| draw()).collect();
     assert_eq!(drawn.len(), 1000);
     assert!(drawn.iter().all(|digits| is_id(&digits[..SPAN_DIGITS]) && is_id(&digits[SPAN_DIGITS..])));
 }
@@ -118,7 +118,8 @@ fn ids_are_random_and_none_is_of_zeros() {
 fn where_traces_are_exported_the_flag_tells_whether_this_one_is() {
     use protoplex_runtime::telemetry::trace::Settings;
     let flag = |sample, trust_parent, given: &str| {
-        let sampling = Sampling::of(&Settings { sample, trust_parent, ..Settings::default() });
+        let settings = Settings { sample, trust_parent, ..Settings::default() };
+        let sampling = Sampling::of(&settings, b"secret");
         let head = head(&[("traceparent", &format!("00-{ID}-{PARENT}-{given}"))]);
         let trace = Trace::sampled(&head, Some(&sampling));
         assert_eq!(trace.traceparent()[54], b'0' + u8::from(trace.is_sampled()));

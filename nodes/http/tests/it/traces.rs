@@ -81,7 +81,7 @@ fn a_sampled_request_is_told_to_the_collector_and_joins_up_from_hop_to_hop() {
             trust_parent: true,
             ..Settings::default()
         };
-        trace::start(&settings, "proxy-1", 0).unwrap();
+        trace::start(&settings, "proxy-1", 0, b"secret").unwrap();
         let origin = start(limits(), |request, exchange| async move {
             exchange.note_key("room:1");
             text(request.headers()["traceparent"].to_str().unwrap())

@@ -126,3 +126,22 @@ fn row_bad_trace_settings_are_told_together() {
         assert!(text.contains(key), "{key} in {text}");
     }
 }
+
+#[test]
+fn all_nodes_choose_the_same_traces() {
+    let (address, requests) = collector();
+    let mut cluster = plan().set(&format!("trace.otlp=http://{address}")).set("trace.sample=0.5").start();
+    let traces: Vec<_> = (1..=40).map(|number| format!("{number:032x}")).collect();
+    for trace in &traces {
+        let parent = format!("traceparent: 00-{trace}-{PARENT}-01");
+        assert_eq!(get(&format!("{}/", cluster.http()), &["-H", &parent]).status, 200);
+    }
+    cluster.stop();
+    let resources = requests.try_iter().flat_map(|request| request.resource_spans);
+    let spans = resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans);
+    let told: Vec<_> = spans.map(|span| hex(&span.trace_id)).collect();
+    let counts = traces.iter().map(|trace| told.iter().filter(|told| *told == trace).count());
+    // Of each trace all of it or nothing; that one of the two does not occur happens once in 2^39 runs.
+    let counts: std::collections::BTreeSet<_> = counts.collect();
+    assert_eq!(counts, [0, 3].into());
+}

@@ -2,14 +2,16 @@
 
 mod exporter;
 
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
+use protoplex_wire::identity::Identity;
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use super::TelemetryError;
-use crate::config::Problems;
+use crate::config::{Common, Problems};
 pub use exporter::Exporter;
 
 static EXPORTER: OnceLock<Exporter> = OnceLock::new();
@@ -20,9 +22,9 @@ static EXPORTER: OnceLock<Exporter> = OnceLock::new();
 pub struct Settings {
     /// Where an OpenTelemetry collector takes OTLP over HTTP, `http://127.0.0.1:4318`; without it nothing is exported.
     pub otlp: Option<String>,
-    /// How many of all requests are exported: from 0 to 1, by chance.
+    /// How many of all traces are exported: from 0 to 1, by chance, and by all nodes the same.
     pub sample: f64,
-    /// Besides, those whose client says that it exports them (the flag of `traceparent`).
+    /// Besides, those of which the client says that it exports them (the flag of `traceparent`).
     pub trust_parent: bool,
     /// What the collector knows the whole cluster by.
     pub service_name: String,
@@ -53,25 +55,31 @@ impl Settings {
     }
 }
 
-/// Decides which requests are exported.
-#[derive(Clone, Copy, Debug)]
+/// Decides which traces are exported: by their ids together with a secret of the cluster, so that all nodes choose the
+/// same ones, and no client can make an id that is chosen.
+#[derive(Clone, Debug)]
 pub struct Sampling {
-    /// So many of the 2^64 numbers that a request may draw, the lowest ones, have it exported.
+    /// Of the 2^64 values that an id may hash to, so many have its trace exported: the lowest ones.
     chosen: u128,
+    /// Has taken the secret.
+    keyed: DefaultHasher,
     trust_parent: bool,
 }
 
 impl Sampling {
-    /// As it is configured.
-    pub fn of(settings: &Settings) -> Self {
+    /// As it is configured, with the cluster's secret.
+    pub fn of(settings: &Settings, secret: &[u8]) -> Self {
         let chosen = (settings.sample * (u64::MAX as f64 + 1.0)) as u128;
-        Self { chosen, trust_parent: settings.trust_parent }
+        let mut keyed = DefaultHasher::new();
+        keyed.write(secret);
+        Self { chosen, keyed, trust_parent: settings.trust_parent }
     }
 
-    /// Whether a request is exported that has `drawn` this number, and whose client exports it or not. A number of the
-    /// client's own must not be used: it would be the client who decides.
-    pub fn takes(&self, drawn: u64, by_parent: bool) -> bool {
-        u128::from(drawn) < self.chosen || (by_parent && self.trust_parent)
+    /// Whether a request of this trace, whose client exports it or not, is exported.
+    pub fn takes(&self, trace: &[u8; 32], by_parent: bool) -> bool {
+        let mut hasher = self.keyed.clone();
+        hasher.write(trace);
+        u128::from(hasher.finish()) < self.chosen || (by_parent && self.trust_parent)
     }
 }
 
@@ -118,16 +126,25 @@ pub enum Value {
     Number(i64),
 }
 
-/// Lets the spans of this process go to the configured collector, if there is one. The first call of a process counts.
+/// Lets the spans of this process go to the configured collector, if there is one. The `secret` is the cluster's, and told
+/// nobody. The first call of a process counts.
 ///
 /// # Errors
 /// There can be no exporter.
-pub fn start(settings: &Settings, node: &str, child: u32) -> Result<(), TelemetryError> {
-    if let Some(exporter) = Exporter::start(settings, node, child)? {
+pub fn start(settings: &Settings, node: &str, child: u32, secret: &[u8]) -> Result<(), TelemetryError> {
+    if let Some(exporter) = Exporter::start(settings, node, child, secret)? {
         // It fails where this is not the first call.
         let _ = EXPORTER.set(exporter);
     }
     Ok(())
+}
+
+/// The same for a child of a node, which finds the cluster's secret in the data directory.
+pub(crate) fn start_child(common: &Common, child: u32) -> Result<(), TelemetryError> {
+    let Some(collector) = &common.trace.otlp else { return Ok(()) };
+    let identity = Identity::open(&common.data.join("cluster"))
+        .map_err(|error| TelemetryError::Trace { collector: collector.clone(), reason: error.to_string() })?;
+    start(&common.trace, &common.node, child, &identity.node_key())
 }
 
 /// Where this process's spans go, if anywhere.

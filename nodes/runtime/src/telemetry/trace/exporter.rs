@@ -52,7 +52,12 @@ struct Shared {
 
 impl Exporter {
     /// Where a collector is configured, the thread that brings it spans.
-    pub(super) fn start(settings: &Settings, node: &str, child: u32) -> Result<Option<Self>, TelemetryError> {
+    pub(super) fn start(
+        settings: &Settings,
+        node: &str,
+        child: u32,
+        secret: &[u8],
+    ) -> Result<Option<Self>, TelemetryError> {
         let Some(collector) = &settings.otlp else { return Ok(None) };
         describe_counter!(DROPPED, "Spans that were not exported: the collector is away or too slow.");
         describe_counter!(EXPORTED, "Spans that the collector has taken.");
@@ -76,7 +81,7 @@ impl Exporter {
         };
         let thread = thread::Builder::new().name("traces".to_owned());
         let thread = thread.spawn(move || courier.run(&runtime, &done)).map_err(|error| failed(&error))?;
-        let (sampling, thread) = (Sampling::of(settings), thread.thread().clone());
+        let (sampling, thread) = (Sampling::of(settings, secret), thread.thread().clone());
         Ok(Some(Self { sampling, spans, shared, thread, dropped, finished: Mutex::new(finished) }))
     }
 

@@ -22,7 +22,7 @@ fn start(address: SocketAddr) -> (Exporter, Recorder) {
     let otlp = Some(format!("http://{address}/"));
     let settings = Settings { otlp, ..Settings::default() };
     let recorder = Recorder::default();
-    let exporter = with_local_recorder(&recorder, || Exporter::start(&settings, "proxy-1", 3));
+    let exporter = with_local_recorder(&recorder, || Exporter::start(&settings, "proxy-1", 3, b"secret"));
     (exporter.unwrap().unwrap(), recorder)
 }
 
