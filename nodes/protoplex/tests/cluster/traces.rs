@@ -35,11 +35,12 @@ fn collector() -> (String, Receiver<ExportTraceServiceRequest>) {
             }
             let mut body = vec![0; length];
             stream.read_exact(&mut body).unwrap();
-            stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
             let told = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+            // Before the answer: whoever has it may end.
             if sender.send(told).is_err() {
                 return;
             }
+            stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
         }
     });
     (address, requests)

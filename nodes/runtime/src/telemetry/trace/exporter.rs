@@ -10,7 +10,7 @@ use std::time::Duration;
 use metrics::{Counter, counter, describe_counter};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{Protocol, SpanExporter as Otlp, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{Protocol, RetryPolicy, SpanExporter as Otlp, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter, SpanLinks};
 use tokio::runtime::{Builder, Runtime};
@@ -140,6 +140,8 @@ fn otlp(
         .with_endpoint(format!("{}/{PATH}", collector.trim_end_matches('/')))
         .with_protocol(Protocol::HttpBinary)
         .with_timeout(EXPORT_TIMEOUT)
+        // The next ones wait meanwhile, and the end of the process does.
+        .with_retry_policy(RetryPolicy::disabled())
         .build()?;
     let resource = Resource::builder_empty()
         .with_service_name(settings.service_name.clone())
