@@ -216,7 +216,7 @@ impl Relay {
 
     /// Prepares the answer's head for the client; its body streams by itself.
     fn hand_back(&self, mut answer: Answer, exchange: &Rc<Exchange>) -> Result<Answer, Refusal> {
-        forwarded::answer_head(&mut answer.head, exchange);
+        forwarded::answer_head(&mut answer.head);
         answer.head.remove(&PROTOPLEX_MISDIRECTED);
         match answer.head.status() {
             StatusCode::SWITCHING_PROTOCOLS if exchange.head.asks_upgrade() => {

@@ -1,6 +1,8 @@
 //! One line a request, gathered in memory and written in batches off the event loop.
 
+mod combined;
 mod line;
+mod time;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -38,6 +40,8 @@ pub enum Format {
     Json,
     /// `name=value` pairs behind the time, for people.
     Text,
+    /// As nginx and Apache name and write it, for what reads their logs.
+    Combined,
 }
 
 /// The access log of a child. Cheap to clone.
@@ -99,7 +103,7 @@ impl AccessLog {
             inner.lost.set(inner.lost.get() + 1);
             return;
         }
-        line::write(&mut lines, exchange, inner.format, now);
+        inner.format.write(&mut lines, exchange, now);
         lines.push(b'\n');
         if lines.len() >= BATCH_BYTES {
             inner.full.notify_one();
@@ -120,6 +124,17 @@ impl AccessLog {
                 () = sleep(FLUSH_INTERVAL) => false,
             };
             inner.flush().await;
+        }
+    }
+}
+
+impl Format {
+    /// Writes the line of an exchange that has ended now behind what `out` has, without its end.
+    fn write(self, out: &mut Vec<u8>, exchange: &Exchange, now: Instant) {
+        match self {
+            Self::Json => line::write(out, exchange, true, now),
+            Self::Text => line::write(out, exchange, false, now),
+            Self::Combined => combined::write(out, exchange, now),
         }
     }
 }

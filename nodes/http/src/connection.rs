@@ -152,6 +152,7 @@ async fn read_proxy_header(
     let none = |read: &[u8]| Announced { client: None, leading: read.into() };
     let mut read = Vec::new();
     let mut deadline = Instant::now() + silence;
+    let mut closing = false;
     let fault = loop {
         let known = read.len();
         read.reserve(PEEK_BYTES);
@@ -159,11 +160,14 @@ async fn read_proxy_header(
         let looked = tokio::select! {
             biased;
             looked = timeout_at(deadline, poll_fn(|cx| tcp.poll_peek(cx, &mut read))) => looked,
-            // A balancer that has said nothing for so long has nothing in flight.
-            () = drain.started_for(LAST_WORD), if known == 0 => return Err(None),
+            () = drain.started(), if known == 0 && !closing => {
+                (closing, deadline) = (true, deadline.min(last_word(drain)));
+                continue;
+            }
         };
         match looked {
             Ok(Ok(0) | Err(_)) if known == 0 => return Err(None),
+            Err(_) if known == 0 && closing => return Err(None),
             Err(_) if known == 0 && announces == Announces::Perhaps => return Err(None),
             Ok(Ok(0) | Err(_)) => break Refusal::Truncated,
             Err(_) => break Refusal::TooSlow,
@@ -200,18 +204,27 @@ async fn take(tcp: &Tcp, seen: &mut [u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Until when a client that has said nothing may begin, once a drain has started: what it is about to say may be on its
+/// way.
+fn last_word(drain: &Drain) -> Instant {
+    drain.since().unwrap_or_else(Instant::now) + LAST_WORD
+}
+
 /// Reads on until it is clear whether the client speaks HTTP/2 by prior knowledge. `None` if it says nothing.
 async fn read_preface(tcp: &mut Tcp, leading: &mut BytesMut, limits: &Limits, drain: &Drain) -> Option<bool> {
     leading.reserve(PREFACE.len());
     let mut deadline =
         Instant::now() + if leading.is_empty() { limits.idle_timeout } else { limits.head_timeout };
+    let mut closing = false;
     while PREFACE.starts_with(leading) && leading.len() < PREFACE.len() {
         let mut missing = (&mut *tcp).take((PREFACE.len() - leading.len()) as u64);
         let read = tokio::select! {
             biased;
             read = timeout_at(deadline, missing.read_buf(leading)) => read,
-            // A client that has said nothing for so long has nothing in flight.
-            () = drain.started_for(LAST_WORD), if leading.is_empty() => return None,
+            () = drain.started(), if leading.is_empty() && !closing => {
+                (closing, deadline) = (true, deadline.min(last_word(drain)));
+                continue;
+            }
         };
         match read {
             Ok(Ok(0) | Err(_)) => return None,

@@ -2,15 +2,18 @@
 //! log.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use http::{StatusCode, Version};
+use protoplex_runtime::telemetry::trace;
 use tokio::time::Instant;
 
 use crate::access_log::AccessLog;
@@ -18,14 +21,17 @@ use crate::body::Body;
 use crate::clock;
 use crate::forwarded;
 use crate::fronts::Fronts;
-use crate::head::{RequestHead, ResponseHead};
+use crate::head::{Known, RequestHead, ResponseHead};
 use crate::http1::Rule;
 use crate::http2::Stream;
 use crate::meter::Meter;
 use crate::network::Networks;
 use crate::problem::Problem;
 use crate::request_id::RequestId;
+use crate::span;
+use crate::trace::Trace;
 use crate::upgrade::Upgraded;
+use crate::upstream::Asked;
 
 /// A request as the `http` crate has it, whatever the protocol was: the URI is a path with its query, or `*` with
 /// OPTIONS; the authority is in `Host`.
@@ -113,14 +119,19 @@ pub struct Exchange {
     pub peer: SocketAddr,
     /// How the client reached us.
     pub scheme: Scheme,
-    /// The request's own X-Request-Id where it is a sound one, else a new one: 1 to 64 of `[A-Za-z0-9._-]`.
+    /// The request's own X-Request-Id where it is a sound one, else a new one: 1 to 64 of `[A-Za-z0-9._-]`. Every answer
+    /// has it, too.
     pub request_id: RequestId,
+    pub(crate) trace: Trace,
     /// What the client sent, whatever the protocol was.
     pub head: RequestHead,
     pub(crate) addresses: Rc<Addresses>,
     /// The client that a trusted proxy tells of.
     pub(crate) brought: Option<IpAddr>,
     pub(crate) started: Instant,
+    /// From the head's first byte to its last, where that can be told: in HTTP/1.1.
+    pub(crate) head_took: Cell<Option<Duration>>,
+    pub(crate) asked: Asked,
     pub(crate) key: RefCell<Option<Box<str>>>,
     pub(crate) upstream: RefCell<Option<Box<str>>>,
     pub(crate) bytes_in: Cell<u64>,
@@ -203,6 +214,14 @@ impl Exchange {
         self.brought.unwrap_or_else(|| self.peer.ip())
     }
 
+    /// The same as it is written.
+    pub(crate) fn client_text(&self) -> Cow<'_, str> {
+        match self.brought {
+            None => Cow::Borrowed(self.addresses.ip()),
+            Some(ip) => Cow::Owned(ip.to_string()),
+        }
+    }
+
     /// Notes the key that the request was routed by.
     pub fn note_key(&self, key: &str) {
         self.key.replace(Some(key.into()));
@@ -225,17 +244,20 @@ impl Exchange {
 
     /// The exchange of a request whose head is as handlers are to see it.
     pub(crate) fn of(client: &Client, head: RequestHead) -> Self {
-        let addresses = client.addresses();
+        let (addresses, trace) = (client.addresses(), Trace::of(&head));
         let proxies = addresses.proxies.as_deref();
         Self {
             peer: client.peer,
             scheme: client.scheme,
-            request_id: RequestId::of(&head),
+            request_id: RequestId::of(&head, &trace),
+            trace,
             upgrade_requested: head.asks_upgrade(),
             brought: proxies.and_then(|proxies| forwarded::client(&head.fields, proxies)),
             head,
             addresses,
             started: clock::now(),
+            head_took: Cell::default(),
+            asked: Asked::default(),
             key: RefCell::default(),
             upstream: RefCell::default(),
             bytes_in: Cell::default(),
@@ -262,7 +284,8 @@ impl Exchange {
     /// Has an answer before the final one sent, where the client's protocol is able to.
     pub(crate) fn inform(&self, mut head: ResponseHead) {
         if self.head.version == Version::HTTP_11 {
-            forwarded::answer_head(&mut head, self);
+            forwarded::answer_head(&mut head);
+            self.name(&mut head);
             self.interim.borrow_mut().push(head);
         }
     }
@@ -277,9 +300,15 @@ impl Exchange {
         self.tunnel.take().filter(|_| granted)
     }
 
-    /// The answer as it may go to the client: the handler's, unless the request's body turned out to break a
-    /// rule while it was handled, or the handler asks for what can't be.
+    /// The answer as it goes to the client: the handler's, unless the request's body turned out to break a rule while it was
+    /// handled, or the handler asks for what can't be. With the request's name.
     pub(crate) fn settle(&self, answer: Answer, tunnel: bool) -> Answer {
+        let mut answer = self.sound(answer, tunnel);
+        self.name(&mut answer.head);
+        answer
+    }
+
+    fn sound(&self, answer: Answer, tunnel: bool) -> Answer {
         if let Some(rule) = self.fault.get() {
             return rule.problem().into();
         }
@@ -288,6 +317,13 @@ impl Exchange {
             return Problem::new(StatusCode::BAD_GATEWAY, "unexpected-upgrade", detail).into();
         }
         answer
+    }
+
+    fn name(&self, head: &mut ResponseHead) {
+        if head.fields.known(Known::XRequestId).next().is_some() {
+            head.fields.retain(|field| field.known != Known::XRequestId);
+        }
+        head.fields.push_known(Known::XRequestId, b"x-request-id", self.request_id.as_bytes());
     }
 }
 
@@ -311,6 +347,11 @@ impl Drop for End {
         let now = clock::now();
         self.ledger.meter.exchange_over(&self.exchange, now);
         self.ledger.log.write(&self.exchange, now);
+        if self.exchange.trace.is_sampled()
+            && let Some(exporter) = trace::exporter()
+        {
+            span::export(&self.exchange, exporter, now);
+        }
         if let Some(stream) = &self.stream {
             stream.over(self.exchange.status.get().as_u16() != CLIENT_CLOSED_REQUEST);
         }

@@ -13,7 +13,7 @@ use crate::head::{Fields, Known, RequestHead, ResponseHead};
 pub(crate) use way::client;
 
 /// The head that an upstream gets in the place of a client's: without hop-by-hop fields (but with a requested upgrade,
-/// except to h2c, and `TE: trailers`), with X-Forwarded-For, -Proto and -Host, Forwarded, X-Request-Id and Via.
+/// except to h2c, and `TE: trailers`), with X-Forwarded-For, -Proto and -Host, Forwarded, X-Request-Id, traceparent and Via.
 ///
 /// Where the client is itself a trusted proxy (see [`Fronts`](crate::Fronts)), its X-Forwarded-For, -Proto and -Host,
 /// Forwarded and X-Real-IP are kept and continued. Anybody else can write anything there: what he says of his way
@@ -23,6 +23,7 @@ pub fn request_head(exchange: &Exchange) -> RequestHead {
     let trusted = exchange.addresses.proxies.is_some();
     let mut sent = RequestHead::new(head.method.clone(), head.version, head.target_bytes());
     let named = named_by_connection(&head.fields);
+    let keeps_state = exchange.trace.keeps_state(&head.fields);
     if head.host().is_none() {
         // HTTP/1.0 needs none, but the next hop does (RFC 9112 section 3.2).
         sent.fields.push_known(Known::Host, b"host", b"");
@@ -30,7 +31,8 @@ pub fn request_head(exchange: &Exchange) -> RequestHead {
     for field in head.fields.iter() {
         let kept = match field.known {
             // Written anew.
-            Known::XForwardedFor | Known::Forwarded | Known::XRequestId => false,
+            Known::XForwardedFor | Known::Forwarded | Known::XRequestId | Known::TraceParent => false,
+            Known::TraceState => keeps_state,
             Known::XForwardedProto | Known::XForwardedHost | Known::XRealIp => trusted,
             // What nobody but us may say: a proxy passes on what its clients say there.
             Known::Way | Known::Respelt => false,
@@ -58,9 +60,9 @@ pub fn request_head(exchange: &Exchange) -> RequestHead {
     sent
 }
 
-/// Makes of an upstream's head the one that the client gets: without hop-by-hop fields (but with a granted upgrade), with
-/// Via and X-Request-Id, in this hop's version.
-pub fn answer_head(head: &mut ResponseHead, exchange: &Exchange) {
+/// Makes of an upstream's head the one that the client gets: without hop-by-hop fields (but with a granted upgrade) and
+/// without an X-Request-Id, which the server adds to every answer; with Via, in this hop's version.
+pub fn answer_head(head: &mut ResponseHead) {
     let granted = head.status == StatusCode::SWITCHING_PROTOCOLS;
     let upgrade = head.fields.known(Known::Upgrade).next().filter(|_| granted).map(<[u8]>::to_vec);
     let via = via(head.version);
@@ -74,7 +76,6 @@ pub fn answer_head(head: &mut ResponseHead, exchange: &Exchange) {
     if let Some(protocol) = upgrade {
         push_upgrade(&mut head.fields, &protocol);
     }
-    head.fields.push_known(Known::XRequestId, b"x-request-id", exchange.request_id.as_bytes());
     head.fields.push_known(Known::Other, b"via", via);
 }
 
@@ -144,6 +145,7 @@ fn tell_the_hop(sent: &mut RequestHead, exchange: &Exchange) {
         sent.fields.push_known(Known::XForwardedHost, b"x-forwarded-host", host.as_bytes());
     }
     sent.fields.push_known(Known::XRequestId, b"x-request-id", exchange.request_id.as_bytes());
+    sent.fields.push_known(Known::TraceParent, b"traceparent", &exchange.trace.traceparent());
     sent.fields.push_known(Known::Other, b"via", via(head.version));
 }
 

@@ -56,6 +56,11 @@ impl RequestHead {
         Self::new(Method::from_bytes(b"-").unwrap_or_default(), Version::HTTP_11, b"-")
     }
 
+    /// Whether it is such a one.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.target_bytes() == b"-"
+    }
+
     /// The head of a request as the `http` crate has it, in origin form.
     pub(crate) fn of_parts(parts: &http::request::Parts) -> Self {
         let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);

@@ -27,10 +27,12 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use http::{Method, Version};
-use tokio::time::timeout;
+use protoplex_runtime::telemetry::within_trace;
+use tokio::time::{Instant, timeout};
 
 use crate::body::Body;
 use crate::clock;
@@ -109,7 +111,7 @@ async fn serve_requests<S: Service>(wire: &Rc<RefCell<Wire>>, server: &Server<S>
         let next = poll_fn(|cx| wire.borrow_mut().poll_next(cx, &server.limits, server.drain.since()));
         // Boxed, so that a connection that is idle is small.
         let step: LocalBoxFuture<'_, After> = match next.await {
-            Next::Request(head) => Box::pin(exchange(wire, server, client, head)),
+            Next::Request { head, begun } => Box::pin(exchange(wire, server, client, head, begun)),
             Next::Refused(rule) => Box::pin(refuse(wire, server, client, rule)),
             Next::End => return After::Close,
         };
@@ -126,8 +128,10 @@ async fn exchange<S: Service>(
     server: &Server<S>,
     client: &Client,
     head: RequestHead,
+    begun: Option<Instant>,
 ) -> After {
     let exchange = Rc::new(Exchange::of(client, head));
+    exchange.head_took.set(Some(begun.map_or(Duration::ZERO, |begun| exchange.started - begun)));
     let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream: None };
     let connects = exchange.head.method == Method::CONNECT;
     let sheds = server.sheds();
@@ -186,7 +190,8 @@ async fn refuse<S: Service>(
     let exchange = Rc::new(Exchange::refused(client, rule));
     let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream: None };
     exchange.status.set(rule.status());
-    send(wire, &exchange, rule.problem().into(), Persistence::Closes).await;
+    let answer = exchange.settle(rule.problem().into(), false);
+    send(wire, &exchange, answer, Persistence::Closes).await;
     drop(end);
     After::Close
 }
@@ -199,7 +204,7 @@ fn poll_answer(
     waited: &mut bool,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Answer>> {
-    let answer = answer.poll(cx);
+    let answer = within_trace(exchange.trace.id(), || answer.poll(cx));
     inform(wire, exchange);
     if let Poll::Ready(answer) = answer {
         return Poll::Ready(Some(answer));

@@ -16,6 +16,7 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use protoplex_runtime::telemetry::within_trace;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -172,7 +173,8 @@ async fn answer<S: Service>(
         Err(problem) => problem.into(),
         Ok(()) => {
             let incoming = Incoming::new(body, &exchange, discard, server.limits.body_idle_timeout);
-            server.handler.answer(&exchange, Body::http2(incoming)).await
+            let mut answer = pin!(server.handler.answer(&exchange, Body::http2(incoming)));
+            poll_fn(|cx| within_trace(exchange.trace.id(), || answer.as_mut().poll(cx))).await
         }
     };
     let answer = exchange.settle(answer, false);

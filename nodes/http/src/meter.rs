@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_histogram, gauge, histogram};
 use tokio::time::Instant;
 
 use crate::exchange::{Exchange, Ledger};
@@ -14,6 +14,7 @@ pub(crate) struct Meter {
     /// By the first digit of the status.
     requests: [Counter; 5],
     seconds: Histogram,
+    first_byte_seconds: Histogram,
     bytes_in: Counter,
     bytes_out: Counter,
     connections: Counter,
@@ -44,12 +45,26 @@ impl Drop for Open {
     }
 }
 
+const REQUEST_SECONDS: &str = "protoplex_http_request_seconds";
+const FIRST_BYTE_SECONDS: &str = "protoplex_http_upstream_first_byte_seconds";
+
 impl Meter {
     pub(crate) fn new() -> Self {
+        describe_histogram!(
+            REQUEST_SECONDS,
+            Unit::Seconds,
+            "From a request's head to the end of its answer."
+        );
+        describe_histogram!(
+            FIRST_BYTE_SECONDS,
+            Unit::Seconds,
+            "From sending a request to an upstream to the head of its answer."
+        );
         let class = |class: &'static str| counter!("protoplex_http_requests_total", "status" => class);
         Self {
             requests: [class("1xx"), class("2xx"), class("3xx"), class("4xx"), class("5xx")],
-            seconds: histogram!("protoplex_http_request_seconds"),
+            seconds: histogram!(REQUEST_SECONDS),
+            first_byte_seconds: histogram!(FIRST_BYTE_SECONDS),
             bytes_in: counter!("protoplex_http_request_body_bytes_total"),
             bytes_out: counter!("protoplex_http_response_body_bytes_total"),
             connections: counter!("protoplex_http_connections_total"),
@@ -109,6 +124,9 @@ impl Meter {
             requests.increment(1);
         }
         self.seconds.record(now - exchange.started);
+        if let Some(first_byte) = exchange.asked.first_byte.get() {
+            self.first_byte_seconds.record(first_byte);
+        }
         self.bytes_in.increment(exchange.bytes_in.get());
         self.bytes_out.increment(exchange.bytes_out.get());
     }

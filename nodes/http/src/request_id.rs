@@ -4,8 +4,10 @@ use std::fmt;
 use std::ops::Deref;
 
 use crate::head::{Known, RequestHead};
+use crate::trace::Trace;
 
-/// 1 to 64 of `[A-Za-z0-9._-]`: the client's own X-Request-Id if it is a sound one, else 32 random hexadecimal digits.
+/// 1 to 64 of `[A-Za-z0-9._-]`: the client's own X-Request-Id if it is a sound one, else 32 random hexadecimal digits,
+/// those of its trace where that begins here.
 #[derive(Clone, Copy)]
 pub struct RequestId {
     text: [u8; MAX_BYTES],
@@ -13,33 +15,22 @@ pub struct RequestId {
 }
 
 const MAX_BYTES: usize = 64;
-const NEW_BYTES: usize = 32;
 
 impl RequestId {
-    pub(crate) fn of(head: &RequestHead) -> Self {
+    pub(crate) fn of(head: &RequestHead, trace: &Trace) -> Self {
         let mut given = head.fields.known(Known::XRequestId);
-        match (given.next(), given.next()) {
-            (Some(id), None) if is_sound(id) => {
-                let mut text = [0; MAX_BYTES];
-                text[..id.len()].copy_from_slice(id);
-                Self { text, length: id.len() as u8 }
-            }
-            _ => Self::random(),
-        }
+        let id = match (given.next(), given.next()) {
+            (Some(id), None) if is_sound(id) => id,
+            _ => trace.drawn(),
+        };
+        let mut text = [0; MAX_BYTES];
+        text[..id.len()].copy_from_slice(id);
+        Self { text, length: id.len() as u8 }
     }
 
     /// The same as bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.text[..usize::from(self.length)]
-    }
-
-    fn random() -> Self {
-        let mut text = [0; MAX_BYTES];
-        let random: u128 = rand::random();
-        for (digit, at) in text[..NEW_BYTES].iter_mut().zip((0..).step_by(4)) {
-            *digit = b"0123456789abcdef"[(random >> at) as usize & 15];
-        }
-        Self { text, length: NEW_BYTES as u8 }
     }
 }
 

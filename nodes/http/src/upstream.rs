@@ -8,6 +8,7 @@
 //!
 //! Only a connection on which both messages went to their ends becomes idle; any other is closed at once.
 
+mod asked;
 mod flight;
 mod idle;
 mod upload;
@@ -27,11 +28,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::body::{Body, BodyError};
+use crate::clock;
 use crate::exchange::{Answer, Exchange, Request, Response};
 use crate::head::RequestHead;
 use crate::socket::Stream;
 use crate::tcp::Tcp;
 use crate::turn;
+pub(crate) use asked::Asked;
 pub(crate) use flight::Flight;
 use idle::Idle;
 
@@ -195,7 +198,8 @@ impl Pool {
 
     /// Sends a request (hop-by-hop fields already removed) and returns the answer as soon as its head is there, even
     /// while the request's body is still being sent. After a 101 see [`crate::upgrade::relay_answer`] and
-    /// [`crate::upgrade::of_answer`]. Must be called within a `LocalSet`. Answers before the final one go to `inform`.
+    /// [`crate::upgrade::of_answer`]. Must be called within a `LocalSet`. Answers before the final one go to the `exchange`
+    /// for which it is asked, and so does how long it took.
     ///
     /// With `Expect: 100-continue` the body is not touched before the upstream has asked for it, or has kept
     /// silent for a second. A pooled connection that proves dead is replaced by a fresh one, once: for any request
@@ -210,9 +214,10 @@ impl Pool {
         origin: SocketAddr,
         head: &RequestHead,
         body: Body,
-        inform: Option<&Exchange>,
+        exchange: Option<&Exchange>,
     ) -> Result<Answer, AskError> {
         let (mut body, mut begun) = (body, false);
+        let asked = exchange.map(|exchange| &exchange.asked);
         // Before a connection is taken: it would be lost with this future, or go stale meanwhile.
         turn::its_end().await;
         let mut pooled = self.idle.take(origin);
@@ -220,19 +225,25 @@ impl Pool {
             let may_be_dead = pooled.is_some();
             let stream = match pooled.take() {
                 Some(stream) => stream,
-                None => match Box::pin(self.connect(origin)).await {
+                None => match Box::pin(self.connect(origin, asked)).await {
                     Ok(stream) => stream,
                     Err(kind) => return Err(AskError { kind, unsent: (!begun).then_some(body) }),
                 },
             };
             let mut flight = Flight::new(self, origin, stream, head, body);
-            match poll_fn(|cx| flight.poll_ask(cx, head, inform)).await {
-                Ok((answer, content)) => return Ok(flight.answer(head, answer, content)),
+            if let (true, Some(asked)) = (may_be_dead, asked) {
+                asked.begin(origin, flight.began());
+            }
+            match poll_fn(|cx| flight.poll_ask(cx, head, exchange)).await {
+                Ok((answer, content)) => return Ok(flight.answer(head, answer, content, asked)),
                 Err(SendErrorKind::Closed { .. }) if may_be_dead && flight.can_be_sent_anew(head) => {
                     begun = !flight.is_unsent();
                     body = flight.take_body();
                 }
                 Err(kind) => {
+                    if let Some(asked) = asked {
+                        asked.over.set(Some(clock::now()));
+                    }
                     let AskError { kind, unsent } = flight.failed(kind);
                     return Err(AskError { kind, unsent: unsent.filter(|_| !begun) });
                 }
@@ -256,9 +267,20 @@ impl Pool {
         }
     }
 
-    async fn connect(&self, origin: SocketAddr) -> Result<Stream, SendErrorKind> {
-        let after = self.settings.get().connect_timeout;
-        match timeout(after, TcpStream::connect(origin)).await {
+    async fn connect(&self, origin: SocketAddr, asked: Option<&Asked>) -> Result<Stream, SendErrorKind> {
+        let (after, began) = (self.settings.get().connect_timeout, clock::now());
+        if let Some(asked) = asked {
+            asked.begin(origin, began);
+        }
+        let connected = timeout(after, TcpStream::connect(origin)).await;
+        if let Some(asked) = asked {
+            let now = clock::now();
+            match connected {
+                Ok(Ok(_)) => asked.connect.set(Some(now - began)),
+                _ => asked.over.set(Some(now)),
+            }
+        }
+        match connected {
             Err(_) => Err(SendErrorKind::ConnectTimeout { origin, after }),
             Ok(Err(cause)) => Err(SendErrorKind::Connect { origin, cause }),
             Ok(Ok(tcp)) => Ok(Stream::Plain(Tcp::new(tcp))),

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -11,8 +10,8 @@ use protoplex_runtime::config::Setting;
 use reqwest::Url;
 use thiserror::Error;
 
+use crate::nodes::Target;
 use crate::settings::setting;
-use crate::tail::Origin;
 use crate::units;
 
 const EXAMPLES: &str = "\
@@ -143,31 +142,6 @@ pub(crate) enum Command {
     Man { folder: PathBuf },
 }
 
-/// A node, or one child of it: `proxy-1`, `proxy-1:0`, as `status` prints them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub node: String,
-    pub child: Option<u32>,
-}
-
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (node, child) = match text.split_once(':') {
-            None => (text, None),
-            Some((node, child)) => match child.parse() {
-                Ok(child) => (node, Some(child)),
-                Err(_) => return Err(format!("{child:?} is no number of a child, as in proxy-1:0")),
-            },
-        };
-        if node.is_empty() {
-            return Err("a node has a name, as in proxy-1".to_owned());
-        }
-        Ok(Self { node: node.to_owned(), child })
-    }
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct Up {
     /// Public HTTP address, may be repeated [default: 127.0.0.1:8080 and [::1]:8080]
@@ -248,7 +222,7 @@ pub(crate) struct Join {
 pub(crate) struct Tail {
     /// Nodes, or children of nodes, as in proxy-1 or proxy-1:0 [default: all that run]
     #[arg(value_name = "NODE[:CHILD]")]
-    pub origins: Vec<Origin>,
+    pub origins: Vec<Target>,
     /// Only lines of this level, and graver ones
     #[arg(short, long, default_value = "trace")]
     pub level: Level,

@@ -11,6 +11,7 @@ mod handler;
 mod join;
 mod man;
 mod node;
+mod nodes;
 mod output;
 mod route;
 mod settings;

@@ -25,6 +25,7 @@ struct Raw {
     region: String,
     zone: String,
     log: telemetry::Settings,
+    trace: telemetry::trace::Settings,
     drain: Timing,
     meta: Meta,
     seed: protoplex_seed::config::Raw,
@@ -72,6 +73,7 @@ impl Default for Raw {
             region: String::new(),
             zone: String::new(),
             log: telemetry::Settings::default(),
+            trace: Default::default(),
             drain: Timing::default(),
             meta: Meta::default(),
             seed: Default::default(),
@@ -97,6 +99,7 @@ pub(crate) struct Settings {
     pub log: telemetry::Settings,
     region: String,
     zone: String,
+    trace: telemetry::trace::Settings,
     meta: Meta,
     pub seed: protoplex_seed::config::Config,
     pub datastore: protoplex_datastore::config::Config,
@@ -125,6 +128,7 @@ impl Settings {
         raw.log.check(&mut problems);
         // On one machine nobody should have to say twice where something listens.
         let own_seed = connectable(raw.seed.listen);
+        raw.trace.check(&mut problems);
         let settings = Self {
             // As commands that are printed are run from elsewhere.
             data: std::path::absolute(raw.data)?,
@@ -134,6 +138,7 @@ impl Settings {
             region: raw.region,
             zone: raw.zone,
             log: raw.log,
+            trace: raw.trace,
             meta: raw.meta,
             seed: raw.seed.resolve(raw.datastore.listen, &mut problems),
             datastore: raw.datastore,
@@ -174,6 +179,11 @@ impl Settings {
             meta_token: self.meta.token.clone(),
             timing: self.drain.clone(),
             telemetry: self.log.clone(),
+            trace: telemetry::trace::Settings {
+                // Only proxies reach live nodes: what they export is exported whole.
+                trust_parent: self.trace.trust_parent || kind == Kind::Live,
+                ..self.trace.clone()
+            },
         }
     }
 }

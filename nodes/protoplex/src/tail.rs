@@ -1,7 +1,6 @@
 //! `protoplex tail`: the log lines of any nodes together, in order of time.
 
 mod merge;
-mod origin;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -15,10 +14,9 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use self::merge::Merge;
-use self::origin::Known;
-pub(crate) use self::origin::Origin;
 use self::stream::{Heard, Line, Stream};
 use crate::cli::{Common, Tail};
+use crate::nodes::Nodes;
 use crate::output;
 
 /// Lines that may be on their way from the streams to the page.
@@ -28,7 +26,7 @@ const PRINT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs the command, until Ctrl-C or until nobody reads.
 pub(crate) async fn run(common: &Common, command: Tail) -> anyhow::Result<()> {
-    let wanted = Known::find(common).await?.choose(&command.origins)?;
+    let wanted = Nodes::find(common).await?.choose(&command.origins)?;
     let mut stop = StopSignals::take()?;
     let page = Page::new(common.json, &wanted);
     let (told, mut heard) = mpsc::channel(ON_THEIR_WAY);

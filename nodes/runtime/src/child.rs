@@ -65,7 +65,10 @@ impl Child {
         E: Display,
     {
         let common = &self.hello.configuration.common;
-        if let Err(error) = telemetry::start(&common.telemetry, &common.node, Some(self.hello.index)) {
+        let index = self.hello.index;
+        let started = telemetry::start(&common.telemetry, &common.node, Some(index))
+            .and_then(|()| telemetry::trace::start_child(common, index));
+        if let Err(error) = started {
             eprintln!("{error}");
             return ExitCode::FAILURE;
         }
@@ -82,6 +85,7 @@ impl Child {
         };
         let Self { hello, sockets, parent, instance } = self;
         let code = runtime.block_on(serve(hello, sockets, parent, main));
+        telemetry::trace::finish();
         telemetry::flush();
         // What still runs on a blocking thread was cut, and is not waited for.
         runtime.shutdown_background();

@@ -253,31 +253,27 @@ impl Children {
             old.drain();
             old.gone().await;
         }
-        let successor = Arc::new(self.start_process(fresh, index));
+        let successor = Arc::new(self.start_process(fresh));
         if keeps_own {
             self.places().put(index, Arc::clone(&successor));
             self.stir();
             return ready(index, &successor).await;
         }
         if let Err(error) = ready(index, &successor).await {
-            warn!(child = index, "the successor is not ready: its predecessor stays");
+            warn!(index, "the successor of a child is not ready: its predecessor stays");
             successor.end();
             return Err(error);
         }
         self.places().put(index, successor);
         self.stir();
         old.drain();
-        info!(child = index, "replaced");
+        info!(index, "a child was replaced");
         Ok(())
     }
 
-    fn start_process(&self, parcel: Parcel, index: u32) -> Process {
-        let (policy, count) = {
-            let places = self.places();
-            (policy(&places.spec.common), places.children.len())
-        };
+    fn start_process(&self, parcel: Parcel) -> Process {
+        let policy = policy(&self.places().spec.common);
         let process = Process::start_with(Program::child(parcel), policy, Vec::new());
-        info!(child = index, of = count, "another process");
         self.watch(&process);
         process
     }

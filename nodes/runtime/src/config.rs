@@ -20,7 +20,7 @@ use layers::{Layers, Origins};
 const MAX_CHILDREN: u32 = 256;
 
 /// What every node is told, whatever its kind. Children get it whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Common {
     /// Unique in the cluster, e.g. `proxy-1`; also names its files in `run/`.
     pub node: String,
@@ -42,6 +42,8 @@ pub struct Common {
     pub timing: Timing,
     /// Where log lines go.
     pub telemetry: telemetry::Settings,
+    /// Where traces go.
+    pub trace: telemetry::trace::Settings,
 }
 
 /// How a node drains. Also the section `[drain]` of a configuration file.

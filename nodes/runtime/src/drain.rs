@@ -3,10 +3,9 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
-use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 /// Starts the [`Drain`]s made with it. Where all triggers are dropped they never start.
 #[derive(Clone, Debug)]
@@ -35,12 +34,6 @@ impl Drain {
         if self.0.clone().wait_for(Option::is_some).await.is_err() {
             std::future::pending().await
         }
-    }
-
-    /// Returns so long after the drain has started. Cancel-safe.
-    pub async fn started_for(&self, time: Duration) {
-        self.started().await;
-        sleep_until(self.since().unwrap_or_else(Instant::now) + time).await;
     }
 
     /// Whether it has started.

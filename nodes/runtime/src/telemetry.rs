@@ -1,11 +1,13 @@
-//! Log lines that name their node and child, and the recorder of metrics.
+//! Log lines that name their node and child, the recorder of metrics, and the exporter of traces.
 
 mod level;
 mod line;
 mod loss;
 mod queue;
 mod recorder;
+mod scope;
 mod sink;
+pub mod trace;
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -22,6 +24,7 @@ use crate::log_file::Rotation;
 use line::Line;
 use queue::Queue;
 use recorder::Recorder;
+pub use scope::within_trace;
 
 pub use level::{level, set_level};
 pub use line::Record;
@@ -126,6 +129,14 @@ pub enum TelemetryError {
     /// No log was started.
     #[error("this process has no log")]
     None,
+    /// Nothing can bring spans to the collector.
+    #[error("traces can't be exported to {collector}: {reason}")]
+    Trace {
+        /// As configured.
+        collector: String,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 /// Sends the log lines and metrics of this process where they belong. The first call of a process counts, later ones

@@ -62,7 +62,7 @@ impl Service for Relay {
         let head = forwarded::request_head(exchange);
         match self.pool.ask(self.origin, &head, body, Some(exchange)).await {
             Ok(mut answer) => {
-                forwarded::answer_head(&mut answer.head, exchange);
+                forwarded::answer_head(&mut answer.head);
                 match answer.head.status() {
                     StatusCode::SWITCHING_PROTOCOLS if exchange.head.asks_upgrade() => {
                         upgrade::relay_answer(exchange, answer, Duration::from_secs(60))

@@ -11,6 +11,8 @@ fn exchange(host: &str, target: &str) -> Exchange {
     let mut request = http::Request::builder().method("GET").uri(target).body(()).unwrap();
     request.headers_mut().insert("host", HeaderValue::from_bytes(host.as_bytes()).unwrap());
     request.headers_mut().insert("x-request-id", HeaderValue::from_static("id-1"));
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    request.headers_mut().insert("traceparent", HeaderValue::from_static(trace));
     let exchange = Exchange::of(&client, RequestHead::of_parts(&request.into_parts().0));
     exchange.status.set(StatusCode::OK);
     exchange.bytes_out.set(7);
@@ -19,7 +21,7 @@ fn exchange(host: &str, target: &str) -> Exchange {
 
 fn line(exchange: &Exchange, format: Format) -> String {
     let mut line = Vec::new();
-    line::write(&mut line, exchange, format, crate::clock::now());
+    format.write(&mut line, exchange, crate::clock::now());
     String::from_utf8(line).unwrap()
 }
 
@@ -38,14 +40,70 @@ fn a_line_in_json_has_every_field() {
     assert_eq!((&fields["bytes_in"], &fields["bytes_out"]), (&0.into(), &7.into()));
     assert_eq!((&fields["key"], &fields["upstream"]), (&"room:1".into(), &"live-1:0".into()));
     assert_eq!(fields["request_id"], "id-1");
+    assert_eq!(fields["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
     assert!(fields["duration_us"].is_u64() && fields["time"].as_str().unwrap().ends_with('Z'));
+}
+
+#[test]
+fn a_line_tells_the_time_of_each_phase_that_is_known() {
+    let exchange = exchange("a", "/");
+    let phases = ["head_us", "upstream_connect_us", "upstream_first_byte_us"];
+    let (json, text) = (line(&exchange, Format::Json), line(&exchange, Format::Text));
+    for phase in phases {
+        assert!(!json.contains(phase) && !text.contains(phase), "{phase} in {json} {text}");
+    }
+    exchange.head_took.set(Some(Duration::ZERO));
+    exchange.asked.connect.set(Some(Duration::from_nanos(1_999)));
+    exchange.asked.first_byte.set(Some(Duration::from_secs(2)));
+    let json: serde_json::Value = serde_json::from_str(&line(&exchange, Format::Json)).unwrap();
+    assert_eq!(phases.map(|phase| json[phase].as_u64().unwrap()), [0, 1, 2_000_000]);
+    let text = line(&exchange, Format::Text);
+    assert!(text.contains(" head_us=0 upstream_connect_us=1 upstream_first_byte_us=2000000 "), "{text}");
+}
+
+/// Without its time.
+fn combined(exchange: &Exchange) -> String {
+    let line = line(exchange, Format::Combined);
+    let (start, rest) = line.split_once('[').unwrap();
+    let (time, end) = rest.split_once(']').unwrap();
+    assert!(time.len() == 26 && time.ends_with(" +0000"), "{time}");
+    format!("{start}[]{end}")
+}
+
+#[test]
+fn combined_is_what_nginx_writes() {
+    let client = Client::new("[::ffff:192.0.2.1]:4000".parse().unwrap(), Scheme::Http);
+    let written = |version, target: &str, fields: &[(&str, &[u8])]| {
+        let mut head = RequestHead::new(http::Method::GET, version, target.as_bytes());
+        fields.iter().for_each(|(name, value)| head.fields.push(name.as_bytes(), value));
+        let exchange = Exchange::of(&client, head);
+        exchange.status.set(StatusCode::OK);
+        exchange.bytes_out.set(123);
+        combined(&exchange)
+    };
+    let browser: &[(&str, &[u8])] = &[("User-Agent", b"curl/8"), ("referer", b"http://a/")];
+    assert_eq!(
+        written(http::Version::HTTP_11, "/path?q=1", browser),
+        r#"192.0.2.1 - - [] "GET /path?q=1 HTTP/1.1" 200 123 "http://a/" "curl/8""#
+    );
+    assert_eq!(
+        written(http::Version::HTTP_2, "/", &[("referer", b"")]),
+        r#"192.0.2.1 - - [] "GET / HTTP/2.0" 200 123 "" "-""#
+    );
+    assert_eq!(
+        written(http::Version::HTTP_10, "/\"x\\", &[("user-agent", b"\"\\\t\x7f\xc3\xa9 ~")]),
+        r#"192.0.2.1 - - [] "GET /\x22x\x5C HTTP/1.0" 200 123 "-" "\x22\x5C\x09\x7F\xC3\xA9 ~""#
+    );
+    let refused = Exchange::refused(&client, crate::http1::Rule::BareLf);
+    refused.status.set(StatusCode::BAD_REQUEST);
+    assert_eq!(combined(&refused), r#"192.0.2.1 - - [] "-" 400 0 "-" "-""#);
 }
 
 #[test]
 fn control_characters_and_quotes_cannot_forge_a_line_or_a_field() {
     let exchange = exchange("a", "/");
     exchange.note_key("evil\r\n2026-01-01 status=200 \"x\" \u{85}\u{2028}\u{1b}[2J\\");
-    for format in [Format::Json, Format::Text] {
+    for format in [Format::Json, Format::Text, Format::Combined] {
         let text = line(&exchange, format);
         assert!(!text.chars().any(|character| character.is_control() || character == '\u{2028}'), "{text:?}");
     }

@@ -14,11 +14,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-fn exchange(request: &Request) -> Exchange {
-    exchange_with(request, false)
-}
-
-fn exchange_with(request: &Request, trusted: bool) -> Exchange {
+fn exchange(request: &Request, trusted: bool) -> Exchange {
     let proxies: &[String] = if trusted { &["192.0.2.0/24".to_owned()] } else { &[] };
     let fronts = Fronts::resolve(None, proxies, "proxy", &mut Problems::default());
     let client = Client::behind(&fronts, "192.0.2.7:4000".parse().unwrap(), Scheme::Https);
@@ -39,7 +35,7 @@ fn with(fields: &[(&str, &str)]) -> Request {
 }
 
 fn relayed(fields: &[(&str, &str)], trusted: bool) -> HeaderMap {
-    request_head(&exchange_with(&with(fields), trusted)).fields().to_map()
+    request_head(&exchange(&with(fields), trusted)).fields().to_map()
 }
 
 #[test]
@@ -65,6 +61,7 @@ fn hop_by_hop_fields_go_and_so_do_those_that_connection_names() {
     let expected = [
         "forwarded",
         "host",
+        "traceparent",
         "trailer",
         "via",
         "x-forwarded-for",
@@ -148,6 +145,7 @@ fn what_only_we_may_say_is_dropped_in_every_spelling() {
     let expected = [
         "forwarded",
         "host",
+        "traceparent",
         "via",
         "x-forwarded-for",
         "x-forwarded-host",
@@ -163,7 +161,7 @@ fn what_only_we_may_say_is_dropped_in_every_spelling() {
     let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
     let mut with_real_ip = expected.to_vec();
-    with_real_ip.insert(6, "x-real-ip");
+    with_real_ip.insert(7, "x-real-ip");
     assert_eq!(names, with_real_ip);
     assert_eq!(headers[FORWARDED], "for=10.0.0.1, for=192.0.2.7;proto=https;host=a");
     assert_eq!(headers["x-real-ip"], "10.0.0.1");
@@ -229,7 +227,7 @@ fn a_client_of_ipv6_stands_in_quotes_and_one_of_ipv4_never_looks_like_it() {
 #[test]
 fn the_client_is_the_one_that_a_trusted_proxy_tells_of() {
     let said = [("host", "a"), ("x-forwarded-for", "203.0.113.9, 198.51.100.1, 192.0.2.8")];
-    let ip = |trusted| exchange_with(&with(&said), trusted).client_ip().to_string();
+    let ip = |trusted| exchange(&with(&said), trusted).client_ip().to_string();
     assert_eq!((ip(true).as_str(), ip(false).as_str()), ("198.51.100.1", "192.0.2.7"));
 }
 
@@ -247,11 +245,50 @@ fn a_request_id_is_kept_if_it_is_sound_and_made_otherwise() {
 }
 
 #[test]
+fn a_request_that_has_no_name_has_that_of_its_trace_if_it_begins_here() {
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let given = format!("00-{trace}-00f067aa0ba902b7-01");
+    let told = |fields: &[(&str, &str)]| {
+        let headers = relayed(fields, false);
+        let text = |name: &str| headers[name].to_str().unwrap().to_owned();
+        (text("traceparent"), text("x-request-id"))
+    };
+    let (made, id) = told(&[]);
+    assert_eq!(made[3..35], id);
+    let (made, id) = told(&[("x-request-id", "a")]);
+    assert!(id == "a" && made.len() == 55, "{made}");
+    let (taken, id) = told(&[("traceparent", &given)]);
+    assert!(taken[3..35] == *trace && id.len() == 32 && id != trace, "{taken} {id}");
+    assert!(taken.ends_with("-01"), "{taken}");
+}
+
+#[test]
+fn the_state_of_a_trace_goes_on_with_it_and_without_it_nowhere() {
+    let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let told = |fields: &[(&str, &str)]| {
+        let headers = relayed(fields, false);
+        assert_eq!(headers.get_all("traceparent").iter().count(), 1);
+        let states = headers.get_all("tracestate").iter().map(|state| state.to_str().unwrap().to_owned());
+        states.collect::<Vec<_>>()
+    };
+    let long = "a=1,".repeat(129);
+    assert_eq!(told(&[("traceparent", given), ("tracestate", "a=1"), ("tracestate", "b=2")]), ["a=1", "b=2"]);
+    for dropped in [
+        &[("tracestate", "a=1")][..],
+        &[("traceparent", "00-0-0-0"), ("tracestate", "a=1")],
+        &[("traceparent", given), ("traceparent", given), ("tracestate", "a=1")],
+        &[("traceparent", given), ("tracestate", &long)],
+        &[("traceparent", given), ("tracestate", "a=1"), ("tracestate", &long)],
+    ] {
+        assert_eq!(told(dropped), [""; 0], "{dropped:?}");
+    }
+}
+
+#[test]
 fn an_answer_loses_its_hop_by_hop_fields_but_not_a_granted_upgrade() {
-    let exchange = exchange(&with(&[]));
     let passed_on = |response: Response| {
         let mut head = ResponseHead::of_parts(&response.into_parts().0);
-        answer_head(&mut head, &exchange);
+        answer_head(&mut head);
         head.fields().to_map()
     };
     let plain = http::Response::builder()

@@ -86,11 +86,12 @@ fn play(script: Script) -> Story {
     Story { sent: sent.join("\n"), calls: calls.take(), lasted }
 }
 
-const REQUESTS: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n\
-    POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\
-    POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nDigest: z\r\n\r\n\
-    GET /chunks HTTP/1.1\r\nHost: a\r\n\r\n\
-    GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+/// Their names are given, so that the answers are the same each time.
+const REQUESTS: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\nX-Request-Id: r\r\n\r\n\
+    POST /echo HTTP/1.1\r\nHost: a\r\nX-Request-Id: r\r\nContent-Length: 5\r\n\r\nhello\
+    POST /echo HTTP/1.1\r\nHost: a\r\nX-Request-Id: r\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nDigest: z\r\n\r\n\
+    GET /chunks HTTP/1.1\r\nHost: a\r\nX-Request-Id: r\r\n\r\n\
+    GET /large HTTP/1.1\r\nHost: a\r\nX-Request-Id: r\r\nConnection: close\r\n\r\n";
 
 fn whole() -> Story {
     play(Script::new([Read::Bytes(REQUESTS.to_vec()), Read::End]))

@@ -458,7 +458,10 @@ const NOT_IN_TRAILERS: [&[u8]; 13] = [
 
 /// Whether a field may come after the body: not what frames or routes a message, nor what tells of its way.
 pub(crate) fn may_trail(name: &[u8]) -> bool {
-    let ours = matches!(Known::of(name), Known::XRequestId | Known::Respelt | Known::HopByHop);
+    let ours = matches!(
+        Known::of(name),
+        Known::XRequestId | Known::TraceParent | Known::TraceState | Known::Respelt | Known::HopByHop
+    );
     !ours
         && !NOT_IN_TRAILERS.iter().any(|other| name.eq_ignore_ascii_case(other))
         && !reserved::tells_the_way(name)

@@ -51,6 +51,8 @@ pub(crate) struct Wire {
     since: Instant,
     /// The first bytes of a head have come.
     head_begins: bool,
+    /// The rest of a head is waited for.
+    head_waited: bool,
     deadline: Deadline,
     pub(super) out: Outbox,
     write_patience: Patience,
@@ -64,7 +66,11 @@ pub(crate) struct Wire {
 
 /// What a connection does next.
 pub(super) enum Next {
-    Request(RequestHead),
+    Request {
+        head: RequestHead,
+        /// When the first byte of the head came, where the rest had to be waited for.
+        begun: Option<Instant>,
+    },
     /// The head breaks a rule.
     Refused(Rule),
     /// Nothing: it is over.
@@ -101,6 +107,7 @@ impl Wire {
             broken: false,
             since: clock::now(),
             head_begins: false,
+            head_waited: false,
             deadline: Deadline::default(),
             out: Outbox::default(),
             write_patience: Patience::new(limits.write_timeout),
@@ -127,7 +134,10 @@ impl Wire {
         loop {
             if !self.intake.unread.is_empty() {
                 match self.read_head() {
-                    Ok(Some(head)) => return Poll::Ready(Next::Request(head)),
+                    Ok(Some(head)) => {
+                        let begun = std::mem::take(&mut self.head_waited).then_some(self.since);
+                        return Poll::Ready(Next::Request { head, begun });
+                    }
                     Ok(None) => {}
                     Err(rule) => return Poll::Ready(Next::Refused(rule)),
                 }
@@ -145,6 +155,7 @@ impl Wire {
                 // The head's time begins with its first byte, which has just come.
                 self.since = clock::now();
             }
+            self.head_waited = !idle;
             let until = match (idle, closing) {
                 (false, _) => self.since + limits.head_timeout,
                 (true, None) => self.since + limits.idle_timeout,

@@ -12,7 +12,7 @@ use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::upload::Upload;
-use super::{AskError, Pool, SendErrorKind};
+use super::{AskError, Asked, Pool, SendErrorKind};
 use crate::body::{Body, BodyError};
 use crate::clock;
 use crate::deadline::{Deadline, Patience};
@@ -78,6 +78,11 @@ impl Flight {
             broken_off: false,
             upload_moved: None,
         })
+    }
+
+    /// When the request was written.
+    pub(super) fn began(&self) -> Instant {
+        self.upload.began
     }
 
     /// Sends the request and waits for the head of its answer.
@@ -171,13 +176,18 @@ impl Flight {
         self.upload.take_body()
     }
 
-    /// The answer whose head was read, with a body that reads on.
+    /// The answer whose head was read just now, with a body that reads on.
     pub(super) fn answer(
         mut self: Box<Self>,
         request: &RequestHead,
         head: ResponseHead,
         content: Content,
+        asked: Option<&Asked>,
     ) -> Answer {
+        if let Some(asked) = asked {
+            asked.first_byte.set(Some(clock::recent() - self.began()));
+            asked.status.set(Some(head.status));
+        }
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return self.switched(head);
         }
@@ -194,6 +204,9 @@ impl Flight {
         let whole = if self.upload.has_ended() { self.intake.take_whole() } else { None };
         let body = match whole {
             Some((whole, is_followed)) => {
+                if let Some(asked) = asked {
+                    asked.over.set(Some(clock::recent()));
+                }
                 self.stays &= !is_followed;
                 self.give_back(clock::recent());
                 Body::held(whole)

@@ -25,6 +25,8 @@ pub(super) struct Upload {
     spare: Option<Body>,
     /// Until then nothing is sent of the body: the client has asked the upstream for a word before.
     hold: Option<Hold>,
+    /// When the head was written.
+    pub(super) began: Instant,
     /// A byte was sent.
     begun: bool,
     /// The body has been asked for a piece.
@@ -65,6 +67,7 @@ impl Upload {
             spare: body.copy(),
             body,
             hold,
+            began: now,
             begun: false,
             touched: false,
             deaf: false,

@@ -24,15 +24,15 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     }
 }
 
-type Client = SendRequest<Empty<Bytes>>;
+pub(crate) type Client = SendRequest<Empty<Bytes>>;
 
-async fn connect(server: &Server) -> (Client, JoinHandle<hyper::Result<()>>) {
+pub(crate) async fn connect(server: &Server) -> (Client, JoinHandle<hyper::Result<()>>) {
     let stream = TcpStream::connect(server.address).await.unwrap();
     let (client, connection) = handshake(Local, TokioIo::new(stream)).await.unwrap();
     (client, tokio::task::spawn_local(connection))
 }
 
-fn get(uri: &str) -> http::Request<Empty<Bytes>> {
+pub(crate) fn get(uri: &str) -> http::Request<Empty<Bytes>> {
     http::Request::get(uri).body(Empty::new()).unwrap()
 }
 

@@ -169,18 +169,18 @@ where
 
 /// A server that relays everything to another, as the proxy does.
 pub(crate) fn start_relay(origin: SocketAddr) -> Server {
-    start_relay_with(None, origin)
+    start_relay_with(None, AccessLog::off(), origin)
 }
 
-fn start_relay_with(tls: Option<TlsConfig>, origin: SocketAddr) -> Server {
+pub(crate) fn start_relay_with(tls: Option<TlsConfig>, log: AccessLog, origin: SocketAddr) -> Server {
     let pool = Pool::new(protoplex_http::upstream::Settings::default());
-    start_with(limits(), tls, AccessLog::off(), move |request, exchange| {
+    start_with(limits(), tls, log, move |request, exchange| {
         let pool = Rc::clone(&pool);
         async move {
             let head = forwarded::request_head(&exchange);
             match pool.ask(origin, &head, request.into_body(), Some(&exchange)).await {
                 Ok(mut answer) => {
-                    forwarded::answer_head(&mut answer.head, &exchange);
+                    forwarded::answer_head(&mut answer.head);
                     upgrade::relay_answer(&exchange, answer, Duration::from_secs(60)).into()
                 }
                 Err(error) => {
@@ -232,7 +232,7 @@ impl Watched {
         let tls = load(&local.certificate, &local.key).unwrap();
         Self {
             plain: start_relay(origin),
-            tls: start_relay_with(Some(tls), origin),
+            tls: start_relay_with(Some(tls), AccessLog::off(), origin),
             authority: CertificateDer::from_pem_file(&local.authority).unwrap(),
             seen,
             open,

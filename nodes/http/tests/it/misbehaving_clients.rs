@@ -175,7 +175,8 @@ fn a_head_cut_at_every_byte_is_relayed_alike() {
 
 /// A head without what differs from request to request.
 fn own(head: &str) -> String {
-    head.split_inclusive("\r\n").filter(|line| !line.to_lowercase().starts_with("x-request-id")).collect()
+    let varies = |line: &str| ["x-request-id", "traceparent"].iter().any(|name| line.starts_with(name));
+    head.split_inclusive("\r\n").filter(|line| !varies(&line.to_lowercase())).collect()
 }
 
 #[test]

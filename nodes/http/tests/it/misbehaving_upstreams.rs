@@ -415,6 +415,7 @@ fn early_hints_that_come_together_with_the_answer_are_relayed_too() {
             client.send(GET).await;
             let hint = client.answer(false).await;
             assert_eq!((hint.status, hint.header("link")), (103, Some("</a>")), "{hint:?}");
+            assert!(hint.header("x-request-id").is_some(), "{hint:?}");
             assert_eq!(client.answer(false).await.text(), "hello");
         }
     });

@@ -112,7 +112,7 @@ fn a_relayed_connection_on_which_nothing_moves_is_closed() {
             async move {
                 let head = forwarded::request_head(&exchange);
                 let mut answer = pool.ask(address, &head, request.into_body(), None).await.unwrap();
-                forwarded::answer_head(&mut answer.head, &exchange);
+                forwarded::answer_head(&mut answer.head);
                 relay_answer(&exchange, answer, Duration::from_millis(150)).into()
             }
         });

@@ -10,9 +10,9 @@ use serde::Deserialize;
 use tokio::sync::mpsc::Sender;
 use tokio::time::sleep;
 
-use super::origin;
 use crate::cli::{Common, Level, Tail};
 use crate::cluster;
+use crate::nodes;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A node says something every ten seconds.
@@ -133,7 +133,7 @@ impl Stream {
     }
 
     async fn ask(&mut self) -> Result<Response, End> {
-        let meta = origin::meta(&self.common, &self.node).await;
+        let meta = nodes::meta(&self.common, &self.node).await;
         let meta = meta.ok_or_else(|| End::Away("it does not run".to_owned()))?;
         let lines = if self.is_known { MISSED_LINES } else { self.lines };
         let (lines, follow) = (lines.to_string(), self.follow.to_string());

@@ -178,7 +178,7 @@ fn row_a_child_or_node_that_does_not_exist_is_named_and_nothing_else_happens() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(
         said.contains(
-            "no node is called \"proxy-2\"; there are datastore-1, fileserver-1, live-1, proxy-1, seed-1"
+            "there is no node \"proxy-2\"; there are datastore-1, fileserver-1, live-1, proxy-1, seed-1"
         ),
         "{said}"
     );

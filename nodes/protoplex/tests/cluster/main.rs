@@ -15,6 +15,7 @@ mod keyed_requests;
 mod large_upload;
 mod logs;
 mod s3;
+mod traces;
 mod uploads;
 mod workspace;
 

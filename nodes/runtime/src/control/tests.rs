@@ -28,6 +28,7 @@ fn hello(config: serde_json::Value) -> Hello {
         meta_token: None,
         timing: Timing::default(),
         telemetry: Settings::default(),
+        trace: Default::default(),
     };
     Hello {
         kind: "proxy".to_owned(),

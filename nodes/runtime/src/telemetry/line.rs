@@ -12,6 +12,8 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::scope;
+
 /// The field that tells which lines belong to one request.
 const TRACE_ID: &str = "trace_id";
 
@@ -65,6 +67,10 @@ where
             }
         }
         event.record(&mut fields);
+        if let Some(id) = scope::trace() {
+            // What an event says itself is more precise.
+            fields.0.entry("trace_id".to_owned()).or_insert_with(|| String::from_utf8_lossy(&id).into());
+        }
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
         let record = self.record(time, event.metadata(), fields.0);

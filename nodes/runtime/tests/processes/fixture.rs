@@ -86,6 +86,7 @@ fn spec(file: &str) -> Result<Spec, String> {
             meta_token: arguments.meta_token,
             timing: arguments.timing,
             telemetry: arguments.telemetry,
+            trace: Default::default(),
         },
         children: arguments.children,
         shared: vec![("http".to_owned(), listen)],

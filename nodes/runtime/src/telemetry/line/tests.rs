@@ -60,3 +60,18 @@ fn json_has_the_same_and_an_event_cannot_pretend_to_come_from_elsewhere() {
     let expected = r#""level":"INFO","node":"proxy-1","target":"proxy","message":"done","good":true,"ratio":0.5,"trace_id":"4bf9"}"#;
     assert_eq!(line, format!("{expected}\n"));
 }
+
+#[test]
+fn a_line_names_the_trace_for_which_it_was_written_and_no_later_one_does() {
+    let id = b"4bf92f3577b34da6a3ce929d0e0e4736";
+    let line = written(None, false, || {
+        crate::telemetry::within_trace(id, || tracing::warn!(target: "proxy", "no answer"));
+    });
+    assert_eq!(line, format!(" WARN proxy-1 proxy: no answer trace_id={}\n", str::from_utf8(id).unwrap()));
+    let panicked = std::panic::catch_unwind(|| crate::telemetry::within_trace(id, || panic!("on purpose")));
+    assert!(panicked.is_err());
+    assert_eq!(
+        written(None, false, || tracing::warn!(target: "proxy", "late")),
+        " WARN proxy-1 proxy: late\n"
+    );
+}

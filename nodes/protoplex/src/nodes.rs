@@ -1,0 +1,180 @@
+//! Which nodes there are, on this machine and elsewhere, and how an operator names them and their children.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use protoplex_runtime::config::connectable;
+use protoplex_runtime::running::{self, META};
+
+use crate::cli::{Common, Usage};
+use crate::cluster::Cluster;
+use crate::settings::Settings;
+
+/// A node, or one child of it: `proxy-1`, `proxy-1:0`, as `status` prints them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) node: String,
+    pub(crate) child: Option<u32>,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (node, child) = match text.split_once(':') {
+            Some((node, child)) => (node, Some(child)),
+            None => (text, None),
+        };
+        let child = child.map(str::parse).transpose();
+        match child {
+            Ok(child) if !node.is_empty() => Ok(Self { node: node.to_owned(), child }),
+            _ => Err("write NODE or NODE:CHILD, as in proxy-1 or proxy-1:0".to_owned()),
+        }
+    }
+}
+
+/// How a node is reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    /// `proxy`.
+    pub(crate) kind: String,
+    /// Its meta port, `HOST:PORT`.
+    pub(crate) meta: String,
+}
+
+impl Found {
+    /// Seed and datastore are one process each: they have no children to command.
+    pub(crate) fn is_solo(&self) -> bool {
+        matches!(self.kind.as_str(), "seed" | "datastore")
+    }
+}
+
+/// The nodes that there are.
+pub(crate) struct Nodes {
+    found: BTreeMap<String, Found>,
+    /// Why those that don't run on this data directory are not among them.
+    without_seed: Option<anyhow::Error>,
+}
+
+impl Nodes {
+    /// Those that run on this data directory, for which no seed is needed, and those that the seed knows.
+    pub(crate) async fn find(common: &Common) -> anyhow::Result<Self> {
+        let mut nodes = Self { found: BTreeMap::new(), without_seed: None };
+        match seeds(common).await {
+            Ok(found) => nodes.found.extend(found),
+            Err(error) => nodes.without_seed = Some(error),
+        }
+        nodes.found.extend(local(common)?);
+        if nodes.found.is_empty()
+            && let Some(error) = nodes.without_seed
+        {
+            return Err(error);
+        }
+        Ok(nodes)
+    }
+
+    /// All of them, by name.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &Found)> {
+        self.found.iter().map(|(node, found)| (node.as_str(), found))
+    }
+
+    /// The node of this name; the error names those that there are.
+    pub(crate) fn named(&self, node: &str) -> anyhow::Result<&Found> {
+        if let Some(found) = self.found.get(node) {
+            return Ok(found);
+        }
+        if let Some(error) = &self.without_seed {
+            anyhow::bail!("{node} does not run here, and whether it runs elsewhere can't be told: {error}");
+        }
+        let names: Vec<_> = self.found.keys().map(String::as_str).collect();
+        Err(Usage(format!("there is no node {node:?}; there are {}", names.join(", "))).into())
+    }
+
+    /// The nodes that are wanted, each with the children that are; none are all.
+    pub(crate) fn choose(&self, targets: &[Target]) -> anyhow::Result<BTreeMap<String, Vec<u32>>> {
+        for target in targets {
+            self.named(&target.node)?;
+        }
+        let is_whole = |node: &String| targets.iter().any(|one| one.node == *node && one.child.is_none());
+        let mut wanted: BTreeMap<_, Vec<u32>> = BTreeMap::new();
+        if targets.is_empty() {
+            wanted.extend(self.found.keys().map(|node| (node.clone(), Vec::new())));
+        }
+        for Target { node, child } in targets {
+            let children = wanted.entry(node.clone()).or_default();
+            children.extend(child.filter(|child| !is_whole(node) && !children.contains(child)));
+        }
+        Ok(wanted)
+    }
+}
+
+/// The meta port of a node, as far as that is known now: one that was started again may have another.
+pub(crate) async fn meta(common: &Common, node: &str) -> Option<String> {
+    let found = match local(common).ok()?.remove(node) {
+        Some(found) => found,
+        None => seeds(common).await.ok()?.remove(node)?,
+    };
+    Some(found.meta)
+}
+
+fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
+    let nodes = running::list(&Settings::load(common)?.data)?;
+    let found = |node: running::Running| {
+        let meta = connectable(node.address(META)?).to_string();
+        Some((node.node, Found { kind: node.kind, meta }))
+    };
+    Ok(nodes.into_iter().filter_map(found).collect())
+}
+
+async fn seeds(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
+    let nodes = Cluster::find(common)?.status().await?.nodes;
+    let hellos = nodes.into_iter().filter_map(|status| status.node);
+    Ok(hellos.map(|hello| (hello.node, Found { kind: hello.kind, meta: hello.meta })).collect())
+}
+
+#[cfg(test)]
+impl Nodes {
+    /// A seed, a live node and a proxy.
+    pub(crate) fn sample() -> Self {
+        let found = ["live", "proxy", "seed"].map(|kind| {
+            (format!("{kind}-1"), Found { kind: kind.to_owned(), meta: "127.0.0.1:1".to_owned() })
+        });
+        Self { found: found.into(), without_seed: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(texts: &[&str]) -> Vec<Target> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn row_what_names_no_node_is_refused() {
+        for wrong in ["", ":1", "proxy-1:", "proxy-1:x", "proxy-1:-1", "a:0:1"] {
+            assert!(wrong.parse::<Target>().unwrap_err().contains("NODE:CHILD"), "{wrong}");
+        }
+        let refusal = Nodes::sample().choose(&targets(&["proxy-2"])).unwrap_err();
+        assert!(refusal.is::<Usage>());
+        assert_eq!(refusal.to_string(), "there is no node \"proxy-2\"; there are live-1, proxy-1, seed-1");
+        let nodes = Nodes { without_seed: Some(anyhow::anyhow!("no seed")), ..Nodes::sample() };
+        let refusal = nodes.choose(&targets(&["proxy-2"])).unwrap_err().to_string();
+        assert!(
+            refusal.starts_with("proxy-2 does not run here") && refusal.ends_with("no seed"),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn each_node_is_asked_once_for_what_is_wanted_of_it() {
+        let chosen = |texts: &[&str]| {
+            let chosen = Nodes::sample().choose(&targets(texts)).unwrap();
+            chosen.into_iter().map(|(node, children)| format!("{node}{children:?}")).collect::<String>()
+        };
+        assert_eq!(chosen(&[]), "live-1[]proxy-1[]seed-1[]");
+        assert_eq!(chosen(&["proxy-1:1", "proxy-1:0", "proxy-1:1"]), "proxy-1[1, 0]");
+        assert_eq!(chosen(&["proxy-1:1", "proxy-1", "live-1:0"]), "live-1[0]proxy-1[]");
+    }
+}
