@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::control::{self, Hello};
 use crate::drain::Drain;
 use crate::orders::{self, Orders};
+use crate::sys::stack;
 use crate::telemetry;
 
 /// Threads of a child for what blocks: disk, hashing, compression.
@@ -71,6 +72,9 @@ impl Child {
         if let Err(error) = started {
             eprintln!("{error}");
             return ExitCode::FAILURE;
+        }
+        if let Err(error) = stack::log_at_quit() {
+            error!(%error, "should this process get stuck, it can't tell where");
         }
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()

@@ -27,5 +27,6 @@ mod sockets;
 pub mod solo;
 pub mod start;
 pub mod supervisor;
+mod sys;
 mod systemd;
 pub mod telemetry;

@@ -517,10 +517,16 @@ fn a_node_that_is_told_to_drain_ends_in_order() {
 
 #[test]
 fn a_child_that_hangs_is_killed_and_replaced() {
-    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let node = Node::start(&Arguments { children: 1, log: Some(log.clone()), ..Arguments::default() });
     let first = pids(&node);
     Client::connect(node.http()).say("hang");
     until("it is replaced", || node.child(0).restarts == 1 && node.is_ready());
+    let text = std::fs::read_to_string(&log).unwrap();
+    let stack =
+        text.lines().find(|line| line.contains("\"message\":\"stuck\"")).expect("where it hung is logged");
+    assert!(stack.contains("processes/fixture.rs"), "{stack}");
     assert_ne!(pids(&node), first);
     Client::connect(node.http()).ask("who").unwrap();
 }

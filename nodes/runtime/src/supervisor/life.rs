@@ -26,6 +26,8 @@ use serde::{Deserialize, Serialize};
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// A process that runs says something more often than that, or is stuck.
 const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+/// What it may take to tell where.
+const STACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Until its first word.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -136,8 +138,8 @@ pub enum Order {
     End,
     /// Kill it.
     Kill,
-    /// Find out where it is stuck, and kill it.
-    KillStuck,
+    /// Have it tell where it is stuck, and end.
+    Quit,
 }
 
 /// What becomes of a process that is told to end.
@@ -198,7 +200,11 @@ impl Life {
                 self.silent = self.silent.map(|_| now + SILENCE_LIMIT);
                 None
             }
-            (State::Starting, Event::Ready) => self.enter(State::Running, None),
+            (State::Starting, Event::Ready) => {
+                // Who is about to be killed is so all the same.
+                self.state = State::Running;
+                None
+            }
             (State::Starting | State::Running, Event::Leaves) => self.stop(After::Exited, now, None),
             (State::Starting | State::Running, Event::Stop) => {
                 self.stop(After::Stopped, now, Some(Order::Drain))
@@ -248,15 +254,15 @@ impl Life {
             (State::Backoff, Event::Start) => self.start(now),
             (_, Event::Deadline) if is_due(self.silent, now) => {
                 self.silent = None;
-                self.deadline = None;
-                Some(Order::KillStuck)
+                self.deadline = Some(now + STACK_TIMEOUT);
+                Some(Order::Quit)
             }
-            (State::Stopping, Event::Deadline) if is_due(self.deadline, now) => {
+            (State::Backoff, Event::Deadline) if is_due(self.deadline, now) => self.start(now),
+            (_, Event::Deadline) if is_due(self.deadline, now) => {
                 self.deadline = None;
                 self.silent = None;
                 Some(Order::Kill)
             }
-            (State::Backoff, Event::Deadline) if is_due(self.deadline, now) => self.start(now),
             _ => None,
         }
     }

@@ -353,11 +353,11 @@ impl Keeper {
                     incarnation.kill();
                 }
             }
-            Order::KillStuck => {
+            Order::Quit => {
                 if let Some(incarnation) = &mut self.incarnation {
                     let stuck = incarnation.pid().map(procfs::doing).unwrap_or_default();
                     error!(process = self.program.name(), %stuck, "says nothing any more; it is killed");
-                    incarnation.kill();
+                    incarnation.quit();
                 }
             }
         }

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, kill_process};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
@@ -17,6 +18,7 @@ use tracing::warn;
 
 use crate::control::{self, Configuration, LineError, Lines, Order, Parcel, Word};
 use crate::sockets::Socket;
+use crate::sys::stack;
 use crate::systemd;
 
 /// Orders are short: where the socket has no room for one, the process has read nothing for a long time.
@@ -157,6 +159,13 @@ impl Incarnation {
             warn!(pid = self.pid(), ?order, "takes no orders; it is killed");
             self.kill();
         }
+    }
+
+    /// Has it tell where it is, and end.
+    pub(super) fn quit(&mut self) {
+        let pid = self.pid().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        // It fails where the process has ended by itself.
+        let _ = pid.map(|pid| kill_process(pid, stack::SIGNAL));
     }
 
     pub(super) fn kill(&mut self) {

@@ -111,8 +111,10 @@ fn a_process_that_falls_silent_is_killed_and_started_again() {
         world.take(Event::Heard);
     }
     assert_eq!(world.life.deadline(), Some(world.now + SILENCE_LIMIT));
-    assert_eq!(world.wait(), Some(Order::KillStuck));
-    assert_eq!(world.life.deadline(), None, "once");
+    assert_eq!(world.wait(), Some(Order::Quit));
+    assert_eq!(world.life.deadline(), Some(world.now + STACK_TIMEOUT));
+    assert_eq!(world.wait(), Some(Order::Kill), "it may be too stuck even for that");
+    assert_eq!(world.life.deadline(), None);
     assert_eq!(world.take(Event::Died), Some(Order::Spawn));
 }
 
@@ -202,7 +204,7 @@ proptest! {
                 Event::Died if before.is_up() => deaths.push(world.now),
                 _ => {}
             }
-            killed = (killed || matches!(order, Some(Order::Kill | Order::KillStuck))) && order != Some(Order::Spawn);
+            killed = (killed || matches!(order, Some(Order::Kill))) && order != Some(Order::Spawn);
             if event == Event::Start && order == Some(Order::Spawn) && before != State::Backoff {
                 deaths.clear();
             }
