@@ -9,7 +9,7 @@ use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
 use protoplex_http::{AccessLog, Fronts, Listener, Tuning};
 use protoplex_runtime::config::{Common, ConfigError, Problems};
-use protoplex_runtime::context::Context;
+use protoplex_runtime::context::{Context, Reconfigured};
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Builds, Follower, Link};
@@ -77,6 +77,8 @@ pub async fn look_after(config: &Config, common: &Common) {
 /// # Errors
 /// It can't begin to serve; see [`ServeError`].
 pub async fn child(context: Context) -> Result<(), ServeError> {
+    // First, so that no change is missed.
+    let mut reconfigured = context.reconfigured();
     let config: Config = context.config()?;
     let common = context.common();
     let log = AccessLog::open(&config.access_log, config.access_log_format, common.telemetry.rotation())?;
@@ -139,15 +141,14 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     // Both arms are polled in place until serving ends.
     tokio::select! {
         served = protoplex_http::serve(ports, tuning.clone(), log, &context, fileserver) => served?,
-        () = adopt(&context, &tuning, &pool) => {}
+        () = adopt(&context, &mut reconfigured, &tuning, &pool) => {}
     }
     tasks.finished().await;
     Ok(())
 }
 
 /// Goes by each new configuration as it comes. Never ends.
-async fn adopt(context: &Context, tuning: &Tuning, pool: &Pool) {
-    let mut reconfigured = context.reconfigured();
+async fn adopt(context: &Context, reconfigured: &mut Reconfigured, tuning: &Tuning, pool: &Pool) {
     loop {
         let adopted = reconfigured.next().await.map_err(ServeError::from).and_then(|config: Config| {
             let mut problems = Problems::default();

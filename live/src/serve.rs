@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use protoplex_http::{AccessLog, Fronts, Listener, Tuning, serve};
 use protoplex_runtime::config::{Common, Problems};
-use protoplex_runtime::context::Context;
+use protoplex_runtime::context::{Context, Reconfigured};
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
@@ -67,6 +67,8 @@ pub fn spec(config: &Config, common: &Common) -> Spec {
 
 /// Runs one child until it has drained.
 pub async fn child(context: Context) -> Result<(), LiveError> {
+    // First, so that no change is missed.
+    let reconfigured = context.reconfigured();
     let config: Config = context.config().map_err(|_| LiveError::Parent("configuration"))?;
     let socket = context.listeners(PORT).pop().ok_or(LiveError::Parent("socket"))?;
     let common = context.common();
@@ -106,15 +108,14 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
     // Both arms are polled in place until serving ends.
     tokio::select! {
         served = serve(listeners, tuning.clone(), AccessLog::off(), &context, live) => served?,
-        () = adopt(&context, &tuning) => {}
+        () = adopt(reconfigured, &tuning) => {}
     }
     tasks.finished().await;
     Ok(())
 }
 
 /// Goes by each new configuration as it comes. Never ends.
-async fn adopt(context: &Context, tuning: &Tuning) {
-    let mut reconfigured = context.reconfigured();
+async fn adopt(mut reconfigured: Reconfigured, tuning: &Tuning) {
     loop {
         match reconfigured.next::<Config>().await {
             // Checked by the parent.

@@ -8,7 +8,7 @@ use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
 use protoplex_http::{AccessLog, Tuning};
 use protoplex_runtime::config::{Common, Problems};
-use protoplex_runtime::context::Context;
+use protoplex_runtime::context::{Context, Reconfigured};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::Identity;
@@ -59,6 +59,8 @@ pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
 /// It can't begin to serve; see [`ServeError`].
 pub async fn child(context: Context) -> Result<(), ServeError> {
     meters::describe();
+    // First, so that no change is missed.
+    let mut reconfigured = context.reconfigured();
     let config: Config = context.config()?;
     let mut problems = Problems::default();
     let limits = config.limits.resolve("proxy.limits", &mut problems);
@@ -92,13 +94,18 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     tokio::select! {
         served = serving => Ok(served?),
         () = follow(&context, &link, &relay) => Ok(()),
-        () = adopt(&context, &tuning, &pool, &relay) => Ok(()),
+        () = adopt(&context, &mut reconfigured, &tuning, &pool, &relay) => Ok(()),
     }
 }
 
 /// Goes by each new configuration as it comes. Never ends.
-async fn adopt(context: &Context, tuning: &Tuning, pool: &Pool, relay: &Relay) {
-    let mut reconfigured = context.reconfigured();
+async fn adopt(
+    context: &Context,
+    reconfigured: &mut Reconfigured,
+    tuning: &Tuning,
+    pool: &Pool,
+    relay: &Relay,
+) {
     loop {
         let adopted = reconfigured.next().await.map_err(ServeError::from).and_then(|config: Config| {
             let mut problems = Problems::default();

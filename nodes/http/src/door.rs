@@ -107,6 +107,7 @@ pub(crate) async fn accept_all<S: Service + 'static>(ports: Ports, door: &Rc<Doo
             () = drain.started() => break,
             changes = ports.changes() => changes,
         };
+        while accepting.try_join_next().is_some() {}
         for change in changes {
             match change {
                 PortChange::Open { id, name, socket } => {
@@ -166,7 +167,13 @@ async fn accept<S: Service + 'static>(listener: TcpListener, speaks: Speaks, doo
             () = drain.started() => return,
         };
         match accepted {
-            Ok((stream, peer)) => door.admit(stream, peer, speaks.now(&door.tuning), permit),
+            Ok((stream, peer)) => {
+                let port = speaks.now(&door.tuning);
+                // The certificate of a new port comes right behind it. In the clear it is never served.
+                if !matches!(speaks, Speaks::Tls) || port.tls.is_some() {
+                    door.admit(stream, peer, port, permit);
+                }
+            }
             Err(_) if drain.is_draining() => return,
             Err(error) => {
                 warn!(%error, "can't accept connections, trying again");

@@ -1,5 +1,6 @@
 //! The public ports of a node, HTTP and HTTPS: their sockets, their certificate, and why a child can't serve them.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,8 @@ pub enum ServeError {
 pub struct Certificate {
     /// Chain and key.
     configured: Option<(PathBuf, PathBuf)>,
+    /// Of what the files hold: the paths of a certificate that was renewed are the same.
+    fingerprint: u64,
 }
 
 impl Certificate {
@@ -72,7 +75,12 @@ impl Certificate {
                 None
             }
         };
-        Self { configured }
+        let mut hasher = DefaultHasher::new();
+        for file in configured.iter().flat_map(|(certificate, key)| [certificate, key]) {
+            // What can't be read was noted above.
+            std::fs::read(file).ok().hash(&mut hasher);
+        }
+        Self { configured, fingerprint: hasher.finish() }
     }
 
     /// Chain and key, PEM. Local ones are made where they are missing. Blocking.

@@ -8,6 +8,7 @@ use protoplex_runtime::meta::OPERATOR;
 use reqwest::header::AUTHORIZATION;
 use reqwest::{Client, StatusCode};
 use serde::{Deserialize, Serialize};
+use tokio::time::{sleep, timeout};
 
 use crate::cli::Common;
 use crate::cluster;
@@ -17,6 +18,8 @@ use crate::settings::Settings;
 
 /// Beyond what a node may take for its drain. A node that says nothing for longer is lost.
 const ANSWER_MARGIN: Duration = Duration::from_secs(60);
+/// How often it is looked whether a node that drains has ended.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What nodes are told.
@@ -80,13 +83,12 @@ pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyh
     let pass = cluster::pass(common);
     let nodes = Nodes::find(common).await?;
     let chosen = choose(&nodes, verb, targets)?;
-    let client = Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(settings.drain.drain_grace() + settings.drain.drain_timeout() + ANSWER_MARGIN)
-        .build()?;
+    let patience = settings.drain.drain_grace() + settings.drain.drain_timeout() + ANSWER_MARGIN;
+    let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(patience).build()?;
+    let commander = Commander { client, pass, verb, patience };
     let mut rows = Vec::new();
     for (target, node) in chosen {
-        rows.push(tell(&client, pass.as_deref(), verb, &target, node).await);
+        rows.push(commander.tell(&target, node).await);
     }
     let failed = rows.iter().any(|row| !row.ok);
     print(common.json, &rows, |rows| {
@@ -106,53 +108,76 @@ fn choose<'a>(nodes: &'a Nodes, verb: Verb, targets: &[Target]) -> anyhow::Resul
     targets.iter().map(|target| Ok((target.clone(), nodes.named(&target.node)?))).collect()
 }
 
-async fn tell(client: &Client, pass: Option<&str>, verb: Verb, target: &Target, node: &Found) -> Row {
-    let told = ask(client, pass, verb, target.child, node).await;
-    let target = match target.child {
-        Some(child) => format!("{}:{child}", target.node),
-        None => target.node.clone(),
-    };
-    match told {
-        Ok(changed) => {
-            let [done, nothing] = verb.done();
-            let words = if changed { done } else { nothing }.to_owned();
-            Row { target, ok: true, changed, error: None, words }
-        }
-        Err(error) => {
-            let words = format!("{error:#}");
-            Row {
-                target,
-                ok: false,
-                changed: false,
-                error: Some(words.clone()),
-                words: format!("FAILED: {words}"),
+/// Gives the command to one target after the other.
+struct Commander {
+    client: Client,
+    /// For meta ports that ask for it.
+    pass: Option<String>,
+    verb: Verb,
+    /// With each of them.
+    patience: Duration,
+}
+
+impl Commander {
+    async fn tell(&self, target: &Target, node: &Found) -> Row {
+        let told = self.ask(target, node).await;
+        let target = match target.child {
+            Some(child) => format!("{}:{child}", target.node),
+            None => target.node.clone(),
+        };
+        match told {
+            Ok(changed) => {
+                let [done, nothing] = self.verb.done();
+                let words = if changed { done } else { nothing }.to_owned();
+                Row { target, ok: true, changed, error: None, words }
+            }
+            Err(error) => {
+                let words = format!("{error:#}");
+                Row {
+                    target,
+                    ok: false,
+                    changed: false,
+                    error: Some(words.clone()),
+                    words: format!("FAILED: {words}"),
+                }
             }
         }
     }
-}
 
-async fn ask(
-    client: &Client,
-    pass: Option<&str>,
-    verb: Verb,
-    child: Option<u32>,
-    node: &Found,
-) -> anyhow::Result<bool> {
-    let mut query: Vec<_> = child.map(|child| format!("child={child}")).into_iter().collect();
-    query.extend((verb == Verb::Stop { now: true }).then(|| "now=true".to_owned()));
-    let url = format!("http://{}/{}?{}", node.meta, verb.path(), query.join("&"));
-    let mut request = client.post(url).header(OPERATOR, operator());
-    if let Some(pass) = pass {
-        request = request.header(AUTHORIZATION, pass);
+    async fn ask(&self, target: &Target, node: &Found) -> anyhow::Result<bool> {
+        // Of another machine's node a loopback address may be known only, where another one answers.
+        let mut query = vec![("node", target.node.clone())];
+        query.extend(target.child.map(|child| ("child", child.to_string())));
+        query.extend((self.verb == Verb::Stop { now: true }).then(|| ("now", "true".to_owned())));
+        let url =
+            reqwest::Url::parse_with_params(&format!("http://{}/{}", node.meta, self.verb.path()), query)?;
+        let mut request = self.client.post(url).header(OPERATOR, operator());
+        if let Some(pass) = &self.pass {
+            request = request.header(AUTHORIZATION, pass);
+        }
+        let answer =
+            request.send().await.with_context(|| format!("its meta port {} does not answer", node.meta))?;
+        let (status, body) = (answer.status(), answer.bytes().await?);
+        if status == StatusCode::OK {
+            let changed = serde_json::from_slice::<Outcome>(&body)?.changed;
+            if self.verb == Verb::Drain && target.child.is_none() {
+                self.end_of(node).await?;
+            }
+            return Ok(changed);
+        }
+        let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
+        anyhow::bail!(said.unwrap_or_else(|_| format!("its meta port answers {status}")))
     }
-    let answer =
-        request.send().await.with_context(|| format!("its meta port {} does not answer", node.meta))?;
-    let (status, body) = (answer.status(), answer.bytes().await?);
-    if status == StatusCode::OK {
-        return Ok(serde_json::from_slice::<Outcome>(&body)?.changed);
+
+    /// Waits until a node that drains has ended.
+    async fn end_of(&self, node: &Found) -> anyhow::Result<()> {
+        let gone = async {
+            while self.client.get(format!("http://{}/healthz", node.meta)).send().await.is_ok() {
+                sleep(LOOK_INTERVAL).await;
+            }
+        };
+        timeout(self.patience, gone).await.context("it drains, but has not ended in time")
     }
-    let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
-    anyhow::bail!(said.unwrap_or_else(|_| format!("its meta port answers {status}")))
 }
 
 /// Who gives the command, for the node's log.

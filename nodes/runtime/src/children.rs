@@ -141,6 +141,9 @@ impl Children {
     /// Starts those that don't run, and waits until they are ready. Says whether there was anything to do.
     pub(crate) async fn start_again(&self, which: Which) -> Result<bool, ChildError> {
         let chosen = self.chosen(which)?;
+        if self.places().closing {
+            return Err(ChildError::Draining);
+        }
         let was_up = chosen.iter().all(|(_, process)| process.now().state.is_up());
         for (_, process) in &chosen {
             process.begin().await;
@@ -190,6 +193,7 @@ impl Children {
     pub(crate) async fn adopt(&self, spec: Spec) -> Result<bool, ChildError> {
         let _turn = self.changing.lock().await;
         let (changed, restarts) = self.places().adopt(self, spec)?;
+        let changed = changed || !restarts.is_empty();
         self.stir();
         for index in restarts {
             self.replace(index).await?;
@@ -199,9 +203,9 @@ impl Children {
 
     /// The whole node drains, whose end it is.
     pub(crate) async fn drain_all(&self) {
-        let processes = self.all();
         // Nobody will accept any more: the processes are the last to hold the sockets.
-        self.places().shared.clear();
+        self.places().close();
+        let processes = self.all();
         for process in &processes {
             process.drain();
             process.share(Vec::new());
@@ -211,6 +215,7 @@ impl Children {
 
     /// Ends every process at once.
     pub(crate) async fn end_all(&self) {
+        self.places().close();
         let processes = self.all();
         processes.iter().for_each(|process| process.end());
         join_all(processes.iter().map(|process| process.ended())).await;
@@ -245,18 +250,23 @@ impl Children {
 
     /// Puts a new process in a place, and drains the one that has it.
     async fn replace(&self, index: u32) -> Result<(), ChildError> {
-        let Some((old, fresh)) = self.places().successor(self, index) else { return Ok(()) };
+        let Some((old, fresh)) = self.places().successor(self, index) else {
+            return Err(ChildError::Draining);
+        };
         let keeps_own = !self.places().spec.own.is_empty();
-        if !old.now().state.is_up() {
-            old.end();
-        } else if keeps_own {
-            old.drain();
-            old.gone().await;
+        match old.now().state {
+            // Whoever it still serves it serves to the end.
+            State::Stopping => old.gone().await,
+            state if state.is_up() && keeps_own => {
+                old.retire();
+                old.gone().await;
+            }
+            state if state.is_up() => {}
+            _ => old.end(),
         }
         let successor = Arc::new(self.start_process(fresh));
         if keeps_own {
-            self.places().put(index, Arc::clone(&successor));
-            self.stir();
+            self.put(index, &successor)?;
             return ready(index, &successor).await;
         }
         if let Err(error) = ready(index, &successor).await {
@@ -264,9 +274,8 @@ impl Children {
             successor.end();
             return Err(error);
         }
-        self.places().put(index, successor);
-        self.stir();
-        old.drain();
+        self.put(index, &successor)?;
+        old.retire();
         info!(index, "a child was replaced");
         Ok(())
     }
@@ -276,6 +285,16 @@ impl Children {
         let process = Process::start_with(Program::child(parcel), policy, Vec::new());
         self.watch(&process);
         process
+    }
+
+    /// Gives a process its place, unless the node is about to end.
+    fn put(&self, index: u32, successor: &Arc<Process>) -> Result<(), ChildError> {
+        if !self.places().put(index, Arc::clone(successor)) {
+            successor.end();
+            return Err(ChildError::Draining);
+        }
+        self.stir();
+        Ok(())
     }
 
     /// Passes every change of a process's status on.
@@ -311,7 +330,14 @@ impl Unstarted {
     /// Starts them. Must be called within a tokio runtime.
     pub(crate) fn start(self) -> Children {
         let Self { spec, instance, shared, own } = self;
-        let places = Places { spec, children: Vec::new(), leaving: Vec::new(), shared, refusing: false };
+        let places = Places {
+            spec,
+            children: Vec::new(),
+            leaving: Vec::new(),
+            shared,
+            refusing: false,
+            closing: false,
+        };
         let children = Children {
             instance,
             places: Mutex::new(places),

@@ -92,15 +92,22 @@ impl Node {
     pub(crate) async fn drain(&self, which: Which) -> Result<Outcome, CommandError> {
         match (self.body(), which) {
             (Body::Children(children), Some(_)) => Ok(Outcome { changed: children.drain(which).await? }),
-            _ => Ok(Outcome { changed: self.leave() }),
+            (Body::Solo(_), Some(_)) => Err(CommandError::Solo(self.name())),
+            (_, None) => Ok(Outcome { changed: self.leave() }),
         }
     }
 
     /// Reads the configuration anew, and goes by it: all of it, or where it is refused none of it.
     pub(crate) async fn reload(&self) -> Result<Outcome, CommandError> {
-        systemd::reloading();
+        // Else readiness would be told too early.
+        let tells = self.was_ready();
+        if tells {
+            systemd::reloading();
+        }
         let outcome = self.try_reload().await;
-        systemd::reloaded();
+        if tells {
+            systemd::reloaded();
+        }
         match &outcome {
             Ok(Outcome { changed }) => info!(changed, "read the configuration anew"),
             Err(error) => error!(%error, "a reload failed"),
@@ -115,11 +122,12 @@ impl Node {
         let changed = match self.body() {
             Body::Children(children) => {
                 children.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed)))?;
-                let changed = children.adopt(spec).await?;
+                let adopted = children.adopt(spec).await;
+                // As far as it got.
                 self.announce(children.addresses());
                 telemetry::set_level(&level)
                     .map_err(|error| CommandError::Configuration(error.to_string()))?;
-                changed
+                adopted?
             }
             Body::Solo(_) => return Err(CommandError::Solo(self.name())),
         };

@@ -52,6 +52,20 @@ pub(crate) enum Order {
     Adopt(Box<Configuration>),
 }
 
+impl Order {
+    /// For the log: what comes along may be secret.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::End => "end",
+            Self::Metrics => "metrics",
+            Self::Take(_) => "take",
+            Self::Release(_) => "release",
+            Self::Adopt(_) => "adopt",
+        }
+    }
+}
+
 /// How often a process says at least something.
 const BEAT_INTERVAL: Duration = Duration::from_secs(2);
 

@@ -101,6 +101,8 @@ async fn admit(request: Request, next: Next) -> Response {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Target {
+    /// Whom the operator means: on another machine another node may have this address.
+    node: Option<String>,
     child: Option<u32>,
     /// Without letting anything finish.
     #[serde(default)]
@@ -108,23 +110,43 @@ struct Target {
 }
 
 async fn start(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    answer(node.start(target.child).await)
+    carry_out(node, target, |node, target| async move { node.start(target.child).await }).await
 }
 
 async fn stop(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    answer(node.stop(target.child, target.now).await)
+    carry_out(node, target, |node, target| async move { node.stop(target.child, target.now).await }).await
 }
 
 async fn restart(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    answer(node.restart(target.child).await)
+    carry_out(node, target, |node, target| async move { node.restart(target.child).await }).await
 }
 
 async fn drain(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    answer(node.drain(target.child).await)
+    carry_out(node, target, |node, target| async move { node.drain(target.child).await }).await
 }
 
-async fn reload(State(node): State<Arc<Node>>) -> Response {
-    answer(node.reload().await)
+async fn reload(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
+    carry_out(node, target, |node, _| async move { node.reload().await }).await
+}
+
+/// Carries a command out, to its end even where its operator goes away.
+async fn carry_out<F>(
+    node: Arc<Node>,
+    target: Target,
+    command: impl FnOnce(Arc<Node>, Target) -> F,
+) -> Response
+where
+    F: Future<Output = Result<Outcome, CommandError>> + Send + 'static,
+{
+    if let Some(meant) = target.node.as_ref().filter(|meant| **meant != node.name()) {
+        let detail =
+            format!("This is {}, not {meant}: its meta port is not reached at this address.", node.name());
+        return problem(StatusCode::MISDIRECTED_REQUEST, &detail);
+    }
+    match tokio::spawn(command(node, target)).await {
+        Ok(outcome) => answer(outcome),
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 /// `{"changed": true}`, or a problem (RFC 9457) that says why not.

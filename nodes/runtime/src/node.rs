@@ -31,6 +31,7 @@ pub(crate) struct Node {
     /// Has the node drain.
     leave: Trigger,
     left_by_command: AtomicBool,
+    was_ready: AtomicBool,
     reloader: Reloader,
     reload: Mutex<Option<ReloadStatus>>,
 }
@@ -101,6 +102,7 @@ impl Node {
             draining: watch::Sender::new(false),
             leave,
             left_by_command: AtomicBool::new(false),
+            was_ready: AtomicBool::new(false),
             reloader,
             reload: Mutex::new(None),
         }
@@ -164,18 +166,27 @@ impl Node {
         self.draining.send_replace(true);
     }
 
+    /// Whether it has been ready, ever.
+    pub(crate) fn was_ready(&self) -> bool {
+        self.was_ready.load(Ordering::Relaxed)
+    }
+
     /// Whether traffic should come: the children have been ready once, or are given up, and one of them is ready now.
     /// One that dies is replaced within an instant and is no reason to send everybody away.
     pub(crate) fn is_ready(&self) -> bool {
-        !*self.draining.borrow()
+        let ready = !*self.draining.borrow()
             && match &self.body {
                 Body::Solo(report) => report.borrow().takes_traffic(),
                 Body::Children(children) => {
                     let statuses = children.statuses();
                     let settled = |status: &Status| status.restarts > 0 || status.state != State::Starting;
-                    statuses.iter().all(settled) && statuses.iter().any(|status| status.ready)
+                    // Later, one that starts beside others is no reason to send everybody away.
+                    let settled = self.was_ready() || statuses.iter().all(settled);
+                    settled && statuses.iter().any(|status| status.ready)
                 }
-            }
+            };
+        self.was_ready.fetch_or(ready, Ordering::Relaxed);
+        ready
     }
 
     fn statuses(&self) -> Vec<Status> {
@@ -341,6 +352,8 @@ fn masked(value: serde_json::Value) -> serde_json::Value {
             Value::Object(fields.into_iter().map(mask).collect())
         }
         Value::Array(values) => Value::Array(values.into_iter().map(masked).collect()),
+        // With a password in it, perhaps.
+        Value::String(url) if url.contains("://") && url.contains('@') => MASK.into(),
         value => value,
     }
 }

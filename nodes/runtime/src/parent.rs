@@ -124,6 +124,9 @@ impl Spec {
             (self.kind != other.kind || ours.node != theirs.node, "the node's name"),
             (ours.data != theirs.data, "data"),
             (ours.meta != theirs.meta, "the address of the meta port"),
+            (ours.meta_token != theirs.meta_token, "meta.token"),
+            (ours.telemetry.differs_in_place(&theirs.telemetry), "what [log] says but its level"),
+            (self.own != other.own, "the address of children's own ports"),
         ]
         .into_iter()
         .find_map(|(differs, what)| differs.then_some(what))
@@ -136,8 +139,9 @@ impl Spec {
 
     /// Whether its children have to be replaced for another one.
     pub(crate) fn asks_restart(&self, other: &Self) -> bool {
-        let (ours, theirs) = (&self.common, &other.common);
-        let common = (&ours.seed, &ours.region, &ours.zone) != (&theirs.seed, &theirs.region, &theirs.zone);
+        // Only its level can change in a process that runs.
+        let common =
+            Common { telemetry: other.common.telemetry.clone(), ..self.common.clone() } != other.common;
         let told = |spec: &Self| {
             let mut config = spec.child_config.clone();
             if let Some(config) = config.as_object_mut() {
@@ -145,7 +149,7 @@ impl Spec {
             }
             config
         };
-        common || self.own != other.own || told(self) != told(other)
+        common || told(self) != told(other)
     }
 
     /// All addresses with a port of the configuration's choice, and what for.

@@ -93,6 +93,9 @@ pub enum StartCause {
         /// What the system says.
         source: io::Error,
     },
+    /// What was to be changed is about to end.
+    #[error("the node is about to end")]
+    Ending,
     /// The log can't be written.
     #[error("{0}")]
     Telemetry(#[from] crate::telemetry::TelemetryError),

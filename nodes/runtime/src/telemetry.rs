@@ -61,6 +61,13 @@ pub struct Settings {
     pub max_age_days: u32,
 }
 
+impl Settings {
+    /// Whether lines would look otherwise, or go elsewhere.
+    pub(crate) fn differs_in_place(&self, other: &Self) -> bool {
+        Self { level: other.level.clone(), ..self.clone() } != *other
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

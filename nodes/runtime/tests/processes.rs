@@ -714,6 +714,56 @@ fn the_configuration_is_shown_without_what_is_secret() {
 }
 
 #[test]
+fn a_command_that_means_another_node_is_refused() {
+    let node = Node::start(&Arguments::default());
+    let before = pids(&node);
+    let (status, problem) = node.command("/stop?node=fixture-2");
+    assert_eq!(status, 421);
+    assert!(problem["detail"].as_str().unwrap().starts_with("This is fixture-1, not fixture-2"), "{problem}");
+    assert_eq!(pids(&node), before);
+    assert_eq!(node.command("/restart?node=fixture-1&child=0").0, 200);
+    assert_eq!(node.status_of("GET", "/status", "X: y\r\n"), 200);
+}
+
+#[test]
+fn who_a_stopping_child_still_serves_it_serves_to_the_end_even_where_it_is_replaced() {
+    let node = Node::start(&Arguments { children: 1, timing: (0, 20_000), ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    client.ask("first").unwrap();
+    let first = pids(&node);
+    std::thread::scope(|scope| {
+        scope.spawn(|| node.command("/stop?child=0"));
+        until("it stops", || node.child(0).state == "STOPPING");
+        assert_eq!(node.command("/restart?child=0").0, 200);
+        assert_ne!(pids(&node), first);
+        client.ask("last").expect("the predecessor goes on with what it has");
+        drop(client);
+    });
+}
+
+#[test]
+fn a_command_goes_on_where_its_operator_goes_away() {
+    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    client.ask("first").unwrap();
+    let first = pids(&node);
+    node.command_and_leave("/restart");
+    until("it is replaced all the same", || {
+        let child = node.child(0);
+        child.state == "RUNNING" && child.pid != Some(first[0])
+    });
+    client.ask("last").unwrap();
+}
+
+#[test]
+fn a_drain_in_the_middle_of_a_restart_ends_the_node() {
+    let mut node = Node::start(&Arguments { children: 4, ..Arguments::default() });
+    node.command_and_leave("/restart");
+    node.signal(Signal::TERM);
+    assert_eq!(node.wait(), Some(0));
+}
+
+#[test]
 fn log_lines_name_node_and_child() {
     let data = tempfile::tempdir().unwrap();
     let log = data.path().join("node.log");

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::crashes::{Load, Over};
-use crate::{get, put, start};
+use crate::{get, plan, put, start};
 
 /// A client that keeps its connection.
 struct Kept(BufReader<TcpStream>);
@@ -152,6 +154,61 @@ fn a_reload_changes_limits_while_every_connection_lives_on() {
     assert_eq!(pids(&cluster, "proxy-1"), before);
 }
 
+/// A certificate of this name, in place of the one that is there.
+fn renew(folder: &Path, name: &str) {
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "30",
+        ])
+        .args(["-keyout", "key.pem", "-out", "certificate.pem", "-subj"])
+        .arg(format!("/CN={name}"))
+        .args(["-addext", "subjectAltName=DNS:localhost"])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// Whose certificate a new client is shown.
+fn shown(cluster: &Cluster) -> String {
+    let output =
+        Command::new("curl").args(["-skv", "-o", "/dev/null", cluster.https()]).output().unwrap().stderr;
+    let text = String::from_utf8_lossy(&output).into_owned();
+    let subject = text.lines().find_map(|line| line.split_once("subject: CN"));
+    subject.map_or(text.clone(), |(_, name)| name.trim_matches([' ', '=']).to_owned())
+}
+
+#[test]
+fn a_certificate_that_was_renewed_in_place_is_taken_over_by_a_reload() {
+    let folder = tempfile::tempdir().unwrap();
+    renew(folder.path(), "old");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let cluster = plan()
+        .set(&format!("proxy.tls_certificate={}", file("certificate.pem")))
+        .set(&format!("proxy.tls_key={}", file("key.pem")))
+        .start();
+    assert_eq!(shown(&cluster), "old");
+    let before = pids(&cluster, "proxy-1");
+    renew(folder.path(), "new");
+    assert_eq!(cluster.json(&["restart", "--reload", "proxy-1"])[0]["changed"], true);
+    until("the new one is shown", || (shown(&cluster) == "new").then_some(()));
+    assert_eq!(pids(&cluster, "proxy-1"), before);
+    // One that doesn't fit its key is refused, and the good one goes on.
+    std::fs::write(file("certificate.pem"), "rubbish").unwrap();
+    let output = cluster.run(&["restart", "--reload", "proxy-1"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(1) && said.contains("proxy.tls_certificate: "), "{said}");
+    assert_eq!(shown(&cluster), "new");
+}
+
 #[test]
 fn row_a_bad_configuration_is_refused_with_its_line_and_the_old_one_goes_on() {
     let cluster = start();
@@ -197,7 +254,7 @@ fn a_drained_node_ends_and_is_not_started_again() {
     let mut cluster = start();
     let pid = cluster.node("live-1")["pid"].as_u64().unwrap();
     assert_eq!(cluster.json(&["drain", "live-1"])[0]["ok"], true);
-    until("it has ended", || (!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    until("it has ended", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
     // Everybody else goes on, and `up` ends in good order.
     assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
     assert_eq!(cluster.stop(), Some(0));

@@ -23,6 +23,8 @@ pub(super) struct Places {
     pub(super) shared: Vec<Port>,
     /// No child is left, and none will come by itself: clients are refused.
     pub(super) refusing: bool,
+    /// The node is about to end: nobody comes any more.
+    pub(super) closing: bool,
 }
 
 /// One child, whatever process it is just now.
@@ -30,6 +32,8 @@ pub(super) struct Places {
 pub(super) struct Place {
     pub(super) process: Arc<Process>,
     pub(super) own: Vec<Arc<Socket>>,
+    /// The process goes by an older configuration, which it can't change by itself.
+    pub(super) outdated: bool,
 }
 
 impl Places {
@@ -41,24 +45,42 @@ impl Places {
         let process =
             Arc::new(Process::start_with(Program::child(parcel), policy(&self.spec.common), shared));
         children.watch(&process);
-        self.children.push(Place { process, own });
+        self.children.push(Place { process, own, outdated: false });
     }
 
-    pub(super) fn put(&mut self, index: u32, process: Arc<Process>) {
-        if let Some(place) = self.children.get_mut(index as usize) {
-            self.leaving.push(std::mem::replace(&mut place.process, process));
+    /// The node is about to end.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+        self.shared.clear();
+    }
+
+    /// Gives a process its place; not while the node is about to end.
+    pub(super) fn put(&mut self, index: u32, process: Arc<Process>) -> bool {
+        if self.closing {
+            return false;
+        }
+        match self.children.get_mut(index as usize) {
+            Some(place) => {
+                place.outdated = false;
+                self.leaving.push(std::mem::replace(&mut place.process, process));
+                true
+            }
+            None => false,
         }
     }
 
     /// Who has a place, and what its successor is sent.
     pub(super) fn successor(&mut self, children: &Children, index: u32) -> Option<(Arc<Process>, Parcel)> {
-        let place = self.children.get(index as usize)?;
+        let place = self.children.get(index as usize).filter(|_| !self.closing)?;
         let parcel = children.parcel(&self.spec, index as usize, place.own.clone());
         Some((Arc::clone(&place.process), parcel))
     }
 
     /// Goes by another configuration. Says whether that changes anything, and which children have to be replaced for it.
     pub(super) fn adopt(&mut self, children: &Children, spec: Spec) -> Result<(bool, Vec<u32>), StartCause> {
+        if self.closing {
+            return Err(StartCause::Ending);
+        }
         let count = spec.children as usize;
         let (shared, own) = self.bound_for(&spec, count)?;
         let moved = shared.iter().map(Port::key).ne(self.shared.iter().map(Port::key));
@@ -66,11 +88,11 @@ impl Places {
         self.shared = shared;
         let counted = count != self.children.len();
         for surplus in self.children.drain(count.min(self.children.len())..) {
-            surplus.process.drain();
+            surplus.process.retire();
             self.leaving.push(surplus.process);
         }
         let configured = before.differs(&self.spec);
-        let kept = self.children.len() as u32;
+        let kept = self.children.len();
         if configured {
             for place in &self.children {
                 place.process.configure(self.spec.configuration());
@@ -79,26 +101,36 @@ impl Places {
         for own in own {
             self.add(children, own);
         }
-        let restarts = if before.asks_restart(&self.spec) { (0..kept).collect() } else { Vec::new() };
+        if before.asks_restart(&self.spec) {
+            self.children[..kept].iter_mut().for_each(|place| place.outdated = true);
+        }
+        // Also those that an earlier attempt could not replace. Who is stopped goes by it when it is started.
+        let outdated = |(_, place): &(u32, &Place)| place.outdated && !place.process.now().state.is_final();
+        let restarts = (0..).zip(&self.children).filter(outdated).map(|(index, _)| index).collect();
         Ok((moved || counted || configured, restarts))
     }
 
     /// The sockets for another configuration: those that there are, as far as they serve, and new ones.
     #[expect(clippy::type_complexity, reason = "the two kinds of sockets, once")]
     fn bound_for(&self, spec: &Spec, count: usize) -> Result<(Vec<Port>, Vec<Vec<Arc<Socket>>>), StartCause> {
+        // What can fail comes first. Sockets beside those that serve come last: each takes connections from its first moment.
+        let own = (self.children.len()..count).map(|_| own_sockets(spec)).collect::<Result<_, _>>()?;
+        let known = |name: &String, wanted| {
+            self.shared.iter().find(|port| port.name == *name && port.wanted == wanted)
+        };
+        let mut fresh = Vec::new();
+        for (name, wanted) in spec.shared.iter().filter(|(name, wanted)| known(name, *wanted).is_none()) {
+            sockets::free(name, *wanted)?;
+            fresh.push(Port::listen(name, *wanted, count)?);
+        }
         let mut shared = Vec::new();
         for (name, wanted) in &spec.shared {
-            let known = self.shared.iter().find(|port| port.name == *name && port.wanted == *wanted);
-            shared.push(match known {
+            shared.push(match known(name, *wanted) {
                 Some(port) => port.grown(count)?,
-                None => {
-                    sockets::free(name, *wanted)?;
-                    Port::listen(name, *wanted, count)?
-                }
+                None => fresh.remove(0),
             });
         }
-        let new = self.children.len()..count;
-        Ok((shared, new.map(|_| own_sockets(spec)).collect::<Result<_, _>>()?))
+        Ok((shared, own))
     }
 
     /// Gives every socket to a child that can accept: one that is ready, or else one that is at least alive.
@@ -137,7 +169,8 @@ impl Places {
 
     /// Nobody should wait for children that nobody will start.
     fn refuse(&self, refuse: bool) {
-        for socket in self.shared.iter().flat_map(|port| &port.sockets) {
+        // A socket of the service manager's is not ours to change.
+        for socket in self.shared.iter().filter(|port| !port.common).flat_map(|port| &port.sockets) {
             let done = if refuse { socket.refuse() } else { socket.listen() };
             if let Err(error) = done {
                 warn!(%error, refuse, socket = socket.handed.name, "can't change what a socket does");

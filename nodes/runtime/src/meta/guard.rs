@@ -2,9 +2,10 @@
 //! everybody on the machine could stop the process anyway.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, header};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use protoplex_wire::identity::{Identity, META_AUDIENCE};
@@ -52,7 +53,7 @@ impl Guard {
 
     /// Whether a request may be answered.
     pub(crate) fn admits(&self, path: &str, headers: &HeaderMap) -> bool {
-        let Self::Tokens { key, configured } = self else { return true };
+        let Self::Tokens { key, configured } = self else { return is_local(headers) };
         let token = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -67,6 +68,15 @@ impl Guard {
         };
         OPEN.contains(&path) || token.is_some_and(is_known)
     }
+}
+
+/// Whether a request is for this machine by name, too. A page in some browser whose name was made to mean this machine (DNS
+/// rebinding) says another one.
+fn is_local(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST) else { return true };
+    let Some(host) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else { return false };
+    let name = host.host().trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Takes as long whether or not, and wherever, they differ.
@@ -120,6 +130,18 @@ mod tests {
             !Guard::of(outside, None).admits("/status", &with(&pass(&ours).unwrap())),
             "it was not told yet"
         );
-        assert!(Guard::of("127.0.0.1:8053".parse().unwrap(), None).admits("/status", &HeaderMap::new()));
+        let loopback = Guard::of("127.0.0.1:8053".parse().unwrap(), None);
+        assert!(loopback.admits("/status", &HeaderMap::new()));
+        for (host, admitted) in [
+            ("localhost:8053", true),
+            ("127.0.0.1:8053", true),
+            ("[::1]:8053", true),
+            ("evil.example:8053", false),
+            ("127.0.0.1.evil.example", false),
+            ("10.0.0.1", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_str(host).unwrap())]);
+            assert_eq!(loopback.admits("/status", &headers), admitted, "{host}");
+        }
     }
 }

@@ -18,6 +18,8 @@ use crate::sockets::Socket;
 
 /// For the answer to a question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// A timer that is later than that tells of this process, not of the one that it watches.
+const LATE: Duration = Duration::from_secs(1);
 /// Questions that may wait for the same answer.
 const QUESTIONS: usize = 8;
 
@@ -58,6 +60,8 @@ enum Wish {
     Stop,
     Cut,
     Drain,
+    /// As to drain, but for good: another one has its place.
+    Retire,
     End,
 }
 
@@ -67,7 +71,7 @@ impl Wish {
             Self::Run => Event::Start,
             Self::Stop => Event::Stop,
             Self::Cut => Event::Cut,
-            Self::Drain => Event::Drain,
+            Self::Drain | Self::Retire => Event::Drain,
             Self::End => Event::End,
         }
     }
@@ -159,6 +163,11 @@ impl Process {
         self.wish(Wish::Drain);
     }
 
+    /// Tells it to drain, and not to come back: another one has its place.
+    pub(crate) fn retire(&self) {
+        self.wish(Wish::Retire);
+    }
+
     /// Ends it at once.
     pub fn end(&self) {
         self.wish(Wish::End);
@@ -166,10 +175,15 @@ impl Process {
 
     fn wish(&self, new: Wish) {
         self.wish.send_if_modified(|wish| {
-            *wish != Wish::End && {
+            let free = match *wish {
+                Wish::End => false,
+                Wish::Retire => new == Wish::End,
+                _ => true,
+            };
+            if free {
                 *wish = new;
-                true
             }
+            free
         });
     }
 
@@ -234,6 +248,7 @@ impl Keeper {
 
     /// Waits until something happens that may concern the process's life.
     async fn next_event(&mut self) -> Event {
+        let mut forgiven = None;
         loop {
             let deadline = self.life.deadline();
             let due = async {
@@ -242,8 +257,10 @@ impl Keeper {
                     None => std::future::pending().await,
                 }
             };
-            // Every arm is cancel-safe.
+            // Every arm is cancel-safe. What has been said counts before what was not said in time, and a wish to end before
+            // the loss of sockets, which the process is to empty.
             tokio::select! {
+                biased;
                 happening = next_happening(&mut self.incarnation) => match happening {
                     Happening::Said(word) => {
                         // No order ever follows from it.
@@ -259,7 +276,14 @@ impl Keeper {
                 Ok(()) = self.shared.changed() => self.share().await,
                 Ok(()) = self.configuration.changed() => self.configure().await,
                 Some(question) = self.questions.recv() => self.ask(question).await,
-                () = due => return Event::Deadline,
+                () = due => match deadline {
+                    // This process itself was stopped, or slept: nothing was heard because nobody listened.
+                    Some(at) if at.elapsed() > LATE && forgiven != deadline => {
+                        forgiven = deadline;
+                        self.life.take(Event::Heard, Instant::now());
+                    }
+                    _ => return Event::Deadline,
+                },
             }
         }
     }

@@ -156,7 +156,7 @@ impl Incarnation {
     pub(super) async fn tell(&mut self, order: &Order, along: Option<BorrowedFd<'_>>) {
         let told = timeout(ORDER_TIMEOUT, control::send(&self.writer, order, along)).await;
         if !matches!(told, Ok(Ok(()))) {
-            warn!(pid = self.pid(), ?order, "takes no orders; it is killed");
+            warn!(pid = self.pid(), order = order.name(), "takes no orders; it is killed");
             self.kill();
         }
     }

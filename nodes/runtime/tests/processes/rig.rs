@@ -273,13 +273,20 @@ impl Node {
         (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
     }
 
+    /// Gives a command, and doesn't wait for what comes of it.
+    pub(crate) fn command_and_leave(&self, path: &str) {
+        let mut stream = TcpStream::connect(self.meta.unwrap()).unwrap();
+        let fields = "Host: localhost\r\nProtoplex-Operator: test\r\nContent-Length: 0\r\n";
+        write!(stream, "POST {path} HTTP/1.1\r\n{fields}\r\n").unwrap();
+    }
+
     pub(crate) fn request(&self, method: &str, path: &str) -> io::Result<(String, String)> {
         self.request_with(method, path, "Protoplex-Operator: test\r\n")
     }
 
     fn request_with(&self, method: &str, path: &str, fields: &str) -> io::Result<(String, String)> {
         let mut stream = TcpStream::connect(self.meta.unwrap())?;
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: meta\r\nConnection: close\r\n{fields}\r\n")?;
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -291,7 +298,7 @@ impl Node {
         let mut stream = TcpStream::connect(self.meta.unwrap()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         // To HTTP/1.0 nothing is sent in chunks.
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: meta\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
         let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
         assert!(lines.next().unwrap().ends_with(" 200 OK"));
         let deadline = Instant::now() + DEADLINE;
