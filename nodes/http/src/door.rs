@@ -12,10 +12,11 @@ use protoplex_runtime::context::PortChange;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::connection::connection;
+use crate::deadline;
 use crate::exchange::Service;
 use crate::ports::{Listener, Port, Ports, Tuning};
 use crate::serve::Server;
@@ -24,6 +25,8 @@ use crate::serve::Server;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// So many are accepted on a port at most after the drain has started. Others may be accepting on it, too.
 const LAST_CONNECTIONS: usize = 4096;
+/// When none has come for so long, none waits.
+const LAST_WAIT: Duration = Duration::from_millis(5);
 
 /// What lets connections in.
 pub(crate) struct Door<S> {
@@ -77,7 +80,12 @@ impl<S: Service + 'static> Door<S> {
         }
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, port: Rc<Port>, permit: OwnedSemaphorePermit) {
+    fn admit(&self, stream: TcpStream, peer: SocketAddr, speaks: &Speaks, permit: OwnedSemaphorePermit) {
+        let port = speaks.now(&self.tuning);
+        if matches!(speaks, Speaks::Tls) && port.tls.is_none() {
+            // The certificate of a new port comes right behind it. In the clear it is never served.
+            return;
+        }
         let task = connection(stream, peer, port, self.server(), permit);
         let mut connections = self.connections.borrow_mut();
         while connections.try_join_next().is_some() {}
@@ -120,6 +128,8 @@ pub(crate) async fn accept_all<S: Service + 'static>(ports: Ports, door: &Rc<Doo
             }
         }
     }
+    // Those that are idle go soon, and make room for who waits.
+    deadline::wake_all();
     while accepting.join_next().await.is_some() {}
     Ok(())
 }
@@ -147,38 +157,39 @@ impl Speaks {
     }
 }
 
-/// Accepts on one port until the drain starts, and while there are permits. Then what waits is taken in, too: nobody else
-/// might.
+/// Accepts on one port while there are permits, until the drain starts. Then what waits is taken in, too, as soon as there
+/// is room: nobody else might.
 async fn accept<S: Service + 'static>(listener: TcpListener, speaks: Speaks, door: Rc<Door<S>>) {
     let drain = door.server().drain.clone();
-    let mut last = LAST_CONNECTIONS;
-    while last > 0 {
-        last -= usize::from(drain.is_draining());
-        let next = async {
-            // The semaphore is never closed, so there is always a permit in the end.
-            let permit = Arc::clone(&door.permits).acquire_owned().await.ok()?;
-            door.server().room().await;
-            Some((permit, listener.accept().await))
-        };
+    // The semaphore is never closed, so there is always a permit in the end.
+    let permit = async || {
+        let permit = Arc::clone(&door.permits).acquire_owned().await.ok();
+        door.server().room().await;
+        permit
+    };
+    loop {
         // Dropping an accept loses no connection: it stays in the queue.
         let (permit, accepted) = tokio::select! {
             biased;
-            Some(next) = next => next,
-            () = drain.started() => return,
+            (Some(permit), accepted) = async { (permit().await, listener.accept().await) } => (permit, accepted),
+            () = drain.started() => break,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let port = speaks.now(&door.tuning);
-                // The certificate of a new port comes right behind it. In the clear it is never served.
-                if !matches!(speaks, Speaks::Tls) || port.tls.is_some() {
-                    door.admit(stream, peer, port, permit);
-                }
-            }
-            Err(_) if drain.is_draining() => return,
+            Ok((stream, peer)) => door.admit(stream, peer, &speaks, permit),
             Err(error) => {
                 warn!(%error, "can't accept connections, trying again");
                 sleep(ACCEPT_PAUSE).await;
             }
+        }
+        if drain.is_draining() {
+            break;
+        }
+    }
+    for _ in 0..LAST_CONNECTIONS {
+        let Some(permit) = permit().await else { return };
+        match timeout(LAST_WAIT, listener.accept()).await {
+            Ok(Ok((stream, peer))) => door.admit(stream, peer, &speaks, permit),
+            _ => return,
         }
     }
 }

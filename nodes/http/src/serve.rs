@@ -10,7 +10,6 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::access_log::AccessLog;
-use crate::deadline;
 use crate::door::{self, Door};
 use crate::exchange::{Ledger, Service};
 use crate::limits::Limits;
@@ -53,8 +52,6 @@ pub async fn serve<S: Service + 'static>(
     let over = Notify::new();
     let serving = async {
         let served = door::accept_all(ports, &door).await;
-        // Those that are idle go soon.
-        deadline::wake_all();
         door.empty().await;
         over.notify_one();
         served

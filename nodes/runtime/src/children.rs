@@ -201,6 +201,13 @@ impl Children {
         Ok(changed)
     }
 
+    /// They log by another level from here on, and so do their successors.
+    pub(crate) fn set_log_level(&self, level: &str) {
+        let mut places = self.places();
+        places.spec.common.telemetry.level = level.to_owned();
+        places.configure();
+    }
+
     /// The whole node drains, whose end it is.
     pub(crate) async fn drain_all(&self) {
         // Nobody will accept any more: the processes are the last to hold the sockets.

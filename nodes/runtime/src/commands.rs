@@ -52,6 +52,8 @@ pub(crate) enum CommandError {
     Solo(String),
     #[error("the configuration is refused, and the old one goes on:\n{0}")]
     Configuration(String),
+    #[error("{0}")]
+    Level(String),
     #[error("{0} can't change while the node runs: the configuration is refused, and the old one goes on")]
     Fixed(&'static str),
 }
@@ -95,6 +97,16 @@ impl Node {
             (Body::Solo(_), Some(_)) => Err(CommandError::Solo(self.name())),
             (_, None) => Ok(Outcome { changed: self.leave() }),
         }
+    }
+
+    /// Logs by another level from here on, all processes of the node, until the next reload.
+    pub(crate) fn set_log_level(&self, level: &str) -> Result<Outcome, CommandError> {
+        let before = telemetry::level();
+        telemetry::set_level(level).map_err(|error| CommandError::Level(error.to_string()))?;
+        if let Body::Children(children) = self.body() {
+            children.set_log_level(level);
+        }
+        Ok(Outcome { changed: before.as_deref() != Some(level) })
     }
 
     /// Reads the configuration anew, and goes by it: all of it, or where it is refused none of it.

@@ -1,5 +1,5 @@
 //! The meta port of a node and its children: `/healthz`, `/readyz`, `/metrics`, `/status`, `/config` and `/logs` to read, and
-//! by POST the commands `/start`, `/stop`, `/restart`, `/drain` and `/reload`.
+//! by POST the commands `/start`, `/stop`, `/restart`, `/drain`, `/reload` and `/log-level`.
 
 mod guard;
 mod logs;
@@ -20,6 +20,7 @@ use tracing::{error, info};
 use crate::children::ChildError;
 use crate::commands::{CommandError, Outcome};
 use crate::node::Node;
+use crate::telemetry;
 
 pub(crate) use guard::Guard;
 pub use guard::pass;
@@ -47,6 +48,7 @@ pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>, guard: Guard) {
         .route("/drain", post(drain))
         .route("/reload", post(reload))
         .route("/config", get(config))
+        .route("/log-level", get(log_level).post(set_log_level))
         .route("/logs", get(logs::show))
         .layer(from_fn(admit))
         .layer(from_fn_with_state(Arc::new(guard), check))
@@ -129,6 +131,21 @@ async fn reload(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> 
     carry_out(node, target, |node, _| async move { node.reload().await }).await
 }
 
+async fn log_level() -> Response {
+    Json(json!({ "level": telemetry::level() })).into_response()
+}
+
+/// `?level=debug`, or per module as in `info,protoplex_proxy=debug`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogLevel {
+    level: String,
+}
+
+async fn set_log_level(State(node): State<Arc<Node>>, Query(wanted): Query<LogLevel>) -> Response {
+    answer(node.set_log_level(&wanted.level))
+}
+
 /// Carries a command out, to its end even where its operator goes away.
 async fn carry_out<F>(
     node: Arc<Node>,
@@ -159,6 +176,7 @@ fn answer(outcome: Result<Outcome, CommandError>) -> Response {
         CommandError::Child(ChildError::Unknown { .. }) => StatusCode::NOT_FOUND,
         CommandError::Child(ChildError::NotReady { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
         CommandError::Child(_) | CommandError::Solo(_) => StatusCode::CONFLICT,
+        CommandError::Level(_) => StatusCode::BAD_REQUEST,
         CommandError::Configuration(_) | CommandError::Fixed(_) => StatusCode::UNPROCESSABLE_ENTITY,
     };
     problem(status, &error.to_string())

@@ -764,6 +764,25 @@ fn a_drain_in_the_middle_of_a_restart_ends_the_node() {
 }
 
 #[test]
+fn the_log_level_changes_for_all_processes_at_once_and_a_bad_one_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let node = Node::start(&Arguments { children: 1, log: Some(log.clone()), ..Arguments::default() });
+    let whispered = |text: &str| std::fs::read_to_string(&log).unwrap_or_default().contains(text);
+    Client::connect(node.http()).ask("whisper one").unwrap();
+    assert_eq!(node.command("/log-level?level=loud").0, 400);
+    assert_eq!(node.command("/log-level?level=debug"), (200, json!({"changed": true})));
+    assert_eq!(node.command("/log-level?level=debug"), (200, json!({"changed": false})));
+    assert_eq!(node.get("/log-level"), "{\"level\":\"debug\"}");
+    until("the child whispers", || {
+        Client::connect(node.http()).ask("whisper two").unwrap();
+        whispered("two")
+    });
+    assert!(!whispered("one"));
+    assert_eq!(node.child(0).restarts, 0);
+}
+
+#[test]
 fn log_lines_name_node_and_child() {
     let data = tempfile::tempdir().unwrap();
     let log = data.path().join("node.log");

@@ -67,6 +67,28 @@ fn a_request_that_is_on_its_way_when_the_drain_starts_is_still_answered() {
 }
 
 #[test]
+fn who_waits_at_the_limit_when_the_drain_starts_is_still_served() {
+    run(async {
+        let server = start(Limits { max_connections: 1, ..limits() }, |_, _| async { text("served") });
+        let mut idle = Raw::connect(server.address).await;
+        idle.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(idle.answer().await.body, "served");
+        let mut waiting = Vec::new();
+        for _ in 0..3 {
+            let mut client = Raw::connect(server.address).await;
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            waiting.push(client);
+        }
+        server.trigger.pull();
+        for mut client in waiting {
+            let answer = client.answer().await;
+            assert_eq!((answer.body.as_str(), answer.header("connection")), ("served", Some("close")));
+        }
+        within(server.task).await.unwrap();
+    });
+}
+
+#[test]
 fn a_drain_tells_http_2_clients_to_go_and_lets_their_streams_end() {
     run(async {
         let (begun, go) = (Rc::new(Notify::new()), Rc::new(Notify::new()));

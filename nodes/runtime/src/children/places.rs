@@ -94,9 +94,7 @@ impl Places {
         let configured = before.differs(&self.spec);
         let kept = self.children.len();
         if configured {
-            for place in &self.children {
-                place.process.configure(self.spec.configuration());
-            }
+            self.configure();
         }
         for own in own {
             self.add(children, own);
@@ -108,6 +106,13 @@ impl Places {
         let outdated = |(_, place): &(u32, &Place)| place.outdated && !place.process.now().state.is_final();
         let restarts = (0..).zip(&self.children).filter(outdated).map(|(index, _)| index).collect();
         Ok((moved || counted || configured, restarts))
+    }
+
+    /// Tells all what they go by.
+    pub(super) fn configure(&self) {
+        for place in &self.children {
+            place.process.configure(self.spec.configuration());
+        }
     }
 
     /// The sockets for another configuration: those that there are, as far as they serve, and new ones.
