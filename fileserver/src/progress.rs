@@ -3,11 +3,11 @@
 //! The pipeline never waits for live. An upload has one [`Feed`], a short queue in order of time: progress that finds
 //! it nearly full is dropped: two places are kept for the event that ends the upload and for `file.stored`.
 
-use std::fmt::Write;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
+use time::UtcDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -153,28 +153,10 @@ impl Feed {
 
 /// The time as CloudEvents want it (RFC 3339), in UTC to the millisecond.
 fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second_of_day) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Civil from days (Howard Hinnant, "chrono-compatible low-level date algorithms"), for days since 1970.
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let mut text = String::with_capacity(24);
-    // Writing to a String can't fail.
-    let _ = write!(
-        text,
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second_of_day / 3600,
-        second_of_day / 60 % 60,
-        second_of_day % 60,
-        since.subsec_millis(),
-    );
-    text
+    let time = UtcDateTime::from(time);
+    let (year, month, day) = (time.year(), u8::from(time.month()), time.day());
+    let (hour, minute, second, millisecond) = time.as_hms_milli();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
 }
 
 #[cfg(test)]

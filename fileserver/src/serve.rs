@@ -9,7 +9,7 @@ use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
 use protoplex_http::{AccessLog, Fronts, Listener, Tuning};
 use protoplex_runtime::config::{Common, ConfigError, Problems};
-use protoplex_runtime::context::{Context, Reconfigured};
+use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Builds, Follower, Link};
@@ -78,7 +78,7 @@ pub async fn look_after(config: &Config, common: &Common) {
 /// It can't begin to serve; see [`ServeError`].
 pub async fn child(context: Context) -> Result<(), ServeError> {
     // First, so that no change is missed.
-    let mut reconfigured = context.reconfigured();
+    let reconfigured = context.reconfigured();
     let config: Config = context.config()?;
     let common = context.common();
     let log = AccessLog::open(&config.access_log, config.access_log_format, common.telemetry.rotation())?;
@@ -141,34 +141,24 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     // Both arms are polled in place until serving ends.
     tokio::select! {
         served = protoplex_http::serve(ports, tuning.clone(), log, &context, fileserver) => served?,
-        () = adopt(&context, &mut reconfigured, &tuning, &pool) => {}
+        () = public::adopt(reconfigured, |config| adopt(&context, &tuning, &pool, config)) => {}
     }
     tasks.finished().await;
     Ok(())
 }
 
-/// Goes by each new configuration as it comes. Never ends.
-async fn adopt(context: &Context, reconfigured: &mut Reconfigured, tuning: &Tuning, pool: &Pool) {
-    loop {
-        let adopted = reconfigured.next().await.map_err(ServeError::from).and_then(|config: Config| {
-            let mut problems = Problems::default();
-            let limits = config.limits.resolve("fileserver.limits", &mut problems);
-            let upstream = config.upstream.resolve("fileserver.upstream", &mut problems);
-            let fronts = config.fronts(&mut problems);
-            problems.finish()?;
-            // The parent has just read it, so that it is in memory.
-            let tls = public::tls(&config.https, &config.certificate, &context.common().data)?;
-            tuning.change(limits, tls, fronts);
-            pool.change(upstream);
-            Ok(())
-        });
-        match adopted {
-            Ok(()) => tracing::info!("goes by another configuration"),
-            Err(error) => {
-                tracing::error!(%error, "the new configuration can't be used; the old one goes on");
-            }
-        }
-    }
+/// Goes by another configuration from here on.
+fn adopt(context: &Context, tuning: &Tuning, pool: &Pool, config: Config) -> Result<(), ServeError> {
+    let mut problems = Problems::default();
+    let limits = config.limits.resolve("fileserver.limits", &mut problems);
+    let upstream = config.upstream.resolve("fileserver.upstream", &mut problems);
+    let fronts = config.fronts(&mut problems);
+    problems.finish()?;
+    // The parent has just read it, so that it is in memory.
+    let tls = public::tls(&config.https, &config.certificate, &context.common().data)?;
+    tuning.change(limits, tls, fronts);
+    pool.change(upstream);
+    Ok(())
 }
 
 /// The child's own socket, and the member that it makes it.

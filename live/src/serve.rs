@@ -4,9 +4,10 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use protoplex_http::public::{self, ServeError};
 use protoplex_http::{AccessLog, Fronts, Listener, Tuning, serve};
 use protoplex_runtime::config::{Common, Problems};
-use protoplex_runtime::context::{Context, Reconfigured};
+use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
@@ -16,7 +17,7 @@ use protoplex_wire::proto::Member;
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::MissedTickBehavior;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::POOL;
 use crate::config::Config;
@@ -108,25 +109,19 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
     // Both arms are polled in place until serving ends.
     tokio::select! {
         served = serve(listeners, tuning.clone(), AccessLog::off(), &context, live) => served?,
-        () = adopt(reconfigured, &tuning) => {}
+        () = public::adopt(reconfigured, |config| adopt(&tuning, config)) => {}
     }
     tasks.finished().await;
     Ok(())
 }
 
-/// Goes by each new configuration as it comes. Never ends.
-async fn adopt(mut reconfigured: Reconfigured, tuning: &Tuning) {
-    loop {
-        match reconfigured.next::<Config>().await {
-            // Checked by the parent.
-            Ok(config) => tuning.change(
-                config.http.resolve("live.http", &mut Problems::default()),
-                None,
-                Fronts::default(),
-            ),
-            Err(error) => error!(%error, "the new configuration can't be used; the old one goes on"),
-        }
-    }
+/// Goes by another configuration from here on.
+fn adopt(tuning: &Tuning, config: Config) -> Result<(), ServeError> {
+    let mut problems = Problems::default();
+    let limits = config.http.resolve("live.http", &mut problems);
+    problems.finish()?;
+    tuning.change(limits, None, Fronts::default());
+    Ok(())
 }
 
 /// Ready once the seed knows this child. That the seed goes away later changes nothing for those who are served.

@@ -8,12 +8,12 @@ use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
 use protoplex_http::{AccessLog, Tuning};
 use protoplex_runtime::config::{Common, Problems};
-use protoplex_runtime::context::{Context, Reconfigured};
+use protoplex_runtime::context::Context;
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::Identity;
 use tokio::time::timeout;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::meters;
@@ -60,7 +60,7 @@ pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
 pub async fn child(context: Context) -> Result<(), ServeError> {
     meters::describe();
     // First, so that no change is missed.
-    let mut reconfigured = context.reconfigured();
+    let reconfigured = context.reconfigured();
     let config: Config = context.config()?;
     let mut problems = Problems::default();
     let limits = config.limits.resolve("proxy.limits", &mut problems);
@@ -94,37 +94,29 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     tokio::select! {
         served = serving => Ok(served?),
         () = follow(&context, &link, &relay) => Ok(()),
-        () = adopt(&context, &mut reconfigured, &tuning, &pool, &relay) => Ok(()),
+        () = public::adopt(reconfigured, |config| adopt(&context, &tuning, &pool, &relay, config)) => Ok(()),
     }
 }
 
-/// Goes by each new configuration as it comes. Never ends.
-async fn adopt(
+/// Goes by another configuration from here on.
+fn adopt(
     context: &Context,
-    reconfigured: &mut Reconfigured,
     tuning: &Tuning,
     pool: &Pool,
     relay: &Relay,
-) {
-    loop {
-        let adopted = reconfigured.next().await.map_err(ServeError::from).and_then(|config: Config| {
-            let mut problems = Problems::default();
-            let limits = config.limits.resolve("proxy.limits", &mut problems);
-            let upstream = config.upstream.resolve("proxy.upstream", &mut problems);
-            let fronts = config.fronts(&mut problems);
-            problems.finish()?;
-            // The parent has just read it, so that it is in memory.
-            let tls = public::tls(&config.https, &config.certificate, &context.common().data)?;
-            tuning.change(limits, tls, fronts);
-            pool.change(upstream);
-            relay.change(config.tunnel_idle_timeout);
-            Ok(())
-        });
-        match adopted {
-            Ok(()) => info!("goes by another configuration"),
-            Err(error) => error!(%error, "the new configuration can't be used; the old one goes on"),
-        }
-    }
+    config: Config,
+) -> Result<(), ServeError> {
+    let mut problems = Problems::default();
+    let limits = config.limits.resolve("proxy.limits", &mut problems);
+    let upstream = config.upstream.resolve("proxy.upstream", &mut problems);
+    let fronts = config.fronts(&mut problems);
+    problems.finish()?;
+    // The parent has just read it, so that it is in memory.
+    let tls = public::tls(&config.https, &config.certificate, &context.common().data)?;
+    tuning.change(limits, tls, fronts);
+    pool.change(upstream);
+    relay.change(config.tunnel_idle_timeout);
+    Ok(())
 }
 
 /// Adopts each routing table as it comes. Never ends: with the seed away the last table stays in force.

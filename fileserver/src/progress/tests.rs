@@ -1,5 +1,7 @@
 //! What is told, how often, and what is dropped first.
 
+use std::time::UNIX_EPOCH;
+
 use super::*;
 
 async fn feed() -> (Feed, mpsc::Receiver<Event>) {

@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use protoplex_runtime::config::{ConfigError, Problems};
-use protoplex_runtime::context::Context;
+use protoplex_runtime::context::{Context, Reconfigured};
 use protoplex_wire::identity::IdentityError;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tracing::{error, info};
 
 use crate::ports::{Given, Ports};
 use crate::tls::{self, TlsConfig, TlsError};
@@ -117,6 +119,19 @@ pub fn sockets(
 /// A child's part of those sockets, as it comes and goes.
 pub fn ports(context: &Context) -> Ports {
     Ports { fixed: Vec::new(), given: Some(Given { context: context.clone(), encrypted: HTTPS }) }
+}
+
+/// Goes by each new configuration as it comes; one that can't be used leaves the old one in force. Never ends.
+pub async fn adopt<C: DeserializeOwned>(
+    mut reconfigured: Reconfigured,
+    change: impl Fn(C) -> Result<(), ServeError>,
+) {
+    loop {
+        match reconfigured.next().await.map_err(ServeError::from).and_then(&change) {
+            Ok(()) => info!("goes by another configuration"),
+            Err(error) => error!(%error, "the new configuration can't be used; the old one goes on"),
+        }
+    }
 }
 
 /// The certificate of the HTTPS ports; none where there are no such ports. Blocking.

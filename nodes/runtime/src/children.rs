@@ -159,10 +159,7 @@ impl Children {
         let chosen = self.chosen(which)?;
         let was_down = chosen.iter().all(|(_, process)| process.now().state == State::Stopped);
         for (_, process) in &chosen {
-            process.stop();
-            if at_once {
-                process.cut();
-            }
+            if at_once { process.cut() } else { process.stop() }
         }
         join_all(chosen.iter().map(|(_, process)| process.ended())).await;
         Ok(!was_down)

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use time::UtcDateTime;
+
 use crate::decimal;
 
 const MONTHS: [&str; 12] =
@@ -39,28 +41,23 @@ fn write(out: &mut Vec<u8>, second: &Second, since: Duration, text: fn(u64) -> S
 }
 
 fn rfc_3339(seconds: u64) -> String {
-    let (year, month, day) = civil(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let time = utc(seconds);
+    let (year, month, day) = (time.year(), u8::from(time.month()), time.day());
+    let (hour, minute, second) = time.as_hms();
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.")
 }
 
 fn common_log(seconds: u64) -> String {
-    let (year, month, day) = civil(seconds / 86_400);
-    let month = MONTHS[month as usize - 1];
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let time = utc(seconds);
+    let (year, month, day) = (time.year(), MONTHS[usize::from(u8::from(time.month())) - 1], time.day());
+    let (hour, minute, second) = time.as_hms();
     format!("{day:02}/{month}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000")
 }
 
-/// The date of a day since 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+/// A clock that is beyond any calendar is taken for one that was never set.
+fn utc(seconds: u64) -> UtcDateTime {
+    let time = i64::try_from(seconds).ok().and_then(|seconds| UtcDateTime::from_unix_timestamp(seconds).ok());
+    time.unwrap_or(UtcDateTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]
