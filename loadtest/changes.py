@@ -32,6 +32,11 @@ def restart(proxy):
     proxy.operate("restart", "proxy-1")
 
 
+def upgrade(proxy):
+    # The same program again: what is measured is the way.
+    proxy.operate("upgrade", "proxy-1")
+
+
 def stop_and_start(proxy):
     proxy.operate("stop", "proxy-1:1")
     time.sleep(PAUSE_SECONDS)
@@ -47,6 +52,7 @@ CHANGES = {
     "nothing": (lambda proxy: None, 1, False),
     "reload (SIGHUP), three times": (hang_up, 3, False),
     "restart of every child in turn": (restart, 1, False),
+    "upgrade (as by SIGUSR2)": (upgrade, 1, False),
     "one child stopped and started": (stop_and_start, 1, False),
     "one child killed (SIGKILL)": (kill, 1, True),
 }

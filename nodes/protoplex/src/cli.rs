@@ -108,6 +108,17 @@ pub(crate) enum Command {
         #[arg(long)]
         reload: bool,
     },
+    /// Have nodes go on as the program that stands where theirs was started from; nobody is cut or refused
+    ///
+    /// Replace the file first, in one step (by renaming; one that runs can't be written to). Each node tries the new
+    /// program beside itself, then executes it in its own process with its sockets and children, and replaces the children
+    /// one by one. One that can't go on changes nothing, and one whose children don't become ready goes back; then the
+    /// nodes that were to follow are left as they are.
+    Upgrade {
+        /// A node (proxy-1) [default: all]
+        #[arg(value_name = "NODE")]
+        targets: Vec<Target>,
+    },
     /// Take nodes or children out of service for good: what is under way may finish, then they end
     Drain {
         /// A node (proxy-1) or one child of it (proxy-1:0)

@@ -1,4 +1,4 @@
-//! `protoplex start`, `stop`, `restart`, `drain`: what an operator tells running nodes, by their meta ports.
+//! `protoplex start`, `stop`, `restart`, `upgrade`, `drain`: what an operator tells running nodes, by their meta ports.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::Context;
 use protoplex_runtime::meta::OPERATOR;
 use reqwest::header::AUTHORIZATION;
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, RequestBuilder, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-use crate::cli::Common;
+use crate::cli::{Common, Usage};
 use crate::cluster;
 use crate::nodes::{Found, Nodes, Target};
 use crate::output::print;
@@ -29,6 +29,7 @@ pub(crate) enum Verb {
     Stop { now: bool },
     Restart,
     Reload,
+    Upgrade,
     Drain,
 }
 
@@ -39,8 +40,14 @@ impl Verb {
             Self::Stop { .. } => "stop",
             Self::Restart => "restart",
             Self::Reload => "reload",
+            Self::Upgrade => "upgrade",
             Self::Drain => "drain",
         }
+    }
+
+    /// Whether it is meant for nodes of one process, too, where none is named.
+    fn suits_solo(self) -> bool {
+        matches!(self, Self::Drain | Self::Upgrade)
     }
 
     /// What the target is once it is done, and what it is where there was nothing to do.
@@ -50,6 +57,7 @@ impl Verb {
             Self::Stop { .. } => ["stopped", "already stopped"],
             Self::Restart => ["restarted", "restarted"],
             Self::Reload => ["reloaded", "unchanged"],
+            Self::Upgrade => ["upgraded", "unchanged"],
             Self::Drain => ["drained", "already drained"],
         }
     }
@@ -65,6 +73,29 @@ struct Row {
     error: Option<String>,
     #[serde(skip)]
     words: String,
+}
+
+impl Row {
+    fn of(target: &Target, told: anyhow::Result<(bool, String)>) -> Self {
+        let target = match target.child {
+            Some(child) => format!("{}:{child}", target.node),
+            None => target.node.clone(),
+        };
+        match told {
+            Ok((changed, words)) => Self { target, ok: true, changed, error: None, words },
+            Err(error) => {
+                let error = format!("{error:#}");
+                let words = format!("FAILED: {error}");
+                Self { target, ok: false, changed: false, error: Some(error), words }
+            }
+        }
+    }
+
+    /// Of one that was not told.
+    fn left(target: &Target) -> Self {
+        let words = "left as it is".to_owned();
+        Self { ok: false, error: Some(words.clone()), words, ..Self::of(target, Ok((false, String::new()))) }
+    }
 }
 
 #[derive(Deserialize)]
@@ -86,9 +117,18 @@ pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyh
     let patience = settings.drain.drain_grace() + settings.drain.drain_timeout() + ANSWER_MARGIN;
     let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(patience).build()?;
     let commander = Commander { client, pass, verb, patience };
-    let mut rows = Vec::new();
+    if let Some((target, _)) =
+        chosen.iter().find(|(target, _)| verb == Verb::Upgrade && target.child.is_some())
+    {
+        let node = &target.node;
+        return Err(
+            Usage(format!("{node} runs by one program, with all its children: upgrade {node}")).into()
+        );
+    }
+    let mut rows: Vec<Row> = Vec::new();
     for (target, node) in chosen {
-        rows.push(commander.tell(&target, node).await);
+        let has_failed = verb == Verb::Upgrade && rows.iter().any(|row| !row.ok);
+        rows.push(if has_failed { Row::left(&target) } else { commander.tell(&target, node).await });
     }
     let failed = rows.iter().any(|row| !row.ok);
     print(common.json, &rows, |rows| {
@@ -100,12 +140,26 @@ pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyh
 /// What is meant: without a target every node that can do it.
 fn choose<'a>(nodes: &'a Nodes, verb: Verb, targets: &[Target]) -> anyhow::Result<Vec<(Target, &'a Found)>> {
     if targets.is_empty() {
-        let able = nodes.all().filter(|(_, found)| !found.is_solo() || verb == Verb::Drain);
+        let able = nodes.all().filter(|(_, found)| !found.is_solo() || verb.suits_solo());
         return Ok(able
             .map(|(node, found)| (Target { node: node.to_owned(), child: None }, found))
             .collect());
     }
     targets.iter().map(|target| Ok((target.clone(), nodes.named(&target.node)?))).collect()
+}
+
+/// Of a node's status page.
+#[derive(Deserialize)]
+struct Page {
+    version: String,
+    upgrade: Option<Upgrade>,
+}
+
+#[derive(Deserialize)]
+struct Upgrade {
+    progress: String,
+    from: String,
+    error: Option<String>,
 }
 
 /// Gives the command to one target after the other.
@@ -120,41 +174,18 @@ struct Commander {
 
 impl Commander {
     async fn tell(&self, target: &Target, node: &Found) -> Row {
-        let told = self.ask(target, node).await;
-        let target = match target.child {
-            Some(child) => format!("{}:{child}", target.node),
-            None => target.node.clone(),
-        };
-        match told {
-            Ok(changed) => {
-                let [done, nothing] = self.verb.done();
-                let words = if changed { done } else { nothing }.to_owned();
-                Row { target, ok: true, changed, error: None, words }
-            }
-            Err(error) => {
-                let words = format!("{error:#}");
-                Row {
-                    target,
-                    ok: false,
-                    changed: false,
-                    error: Some(words.clone()),
-                    words: format!("FAILED: {words}"),
-                }
-            }
-        }
+        Row::of(target, self.ask(target, node).await)
     }
 
-    async fn ask(&self, target: &Target, node: &Found) -> anyhow::Result<bool> {
+    /// Whether anything was changed, and in words.
+    async fn ask(&self, target: &Target, node: &Found) -> anyhow::Result<(bool, String)> {
         // Of another machine's node a loopback address may be known only, where another one answers.
         let mut query = vec![("node", target.node.clone())];
         query.extend(target.child.map(|child| ("child", child.to_string())));
         query.extend((self.verb == Verb::Stop { now: true }).then(|| ("now", "true".to_owned())));
         let url =
             reqwest::Url::parse_with_params(&format!("http://{}/{}", node.meta, self.verb.path()), query)?;
-        let mut request = self.client.post(url).header(OPERATOR, operator());
-        if let Some(pass) = &self.pass {
-            request = request.header(AUTHORIZATION, pass);
-        }
+        let request = self.passed(self.client.post(url).header(OPERATOR, operator()));
         let answer =
             request.send().await.with_context(|| format!("its meta port {} does not answer", node.meta))?;
         let (status, body) = (answer.status(), answer.bytes().await?);
@@ -163,10 +194,46 @@ impl Commander {
             if self.verb == Verb::Drain && target.child.is_none() {
                 self.end_of(node).await?;
             }
-            return Ok(changed);
+            if self.verb == Verb::Upgrade {
+                return Ok((changed, self.upgraded(node).await?));
+            }
+            let [done, nothing] = self.verb.done();
+            return Ok((changed, if changed { done } else { nothing }.to_owned()));
         }
         let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
         anyhow::bail!(said.unwrap_or_else(|_| format!("its meta port answers {status}")))
+    }
+
+    fn passed(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.pass {
+            Some(pass) => request.header(AUTHORIZATION, pass),
+            None => request,
+        }
+    }
+
+    /// Waits until a node goes on as another program, and says which.
+    async fn upgraded(&self, node: &Found) -> anyhow::Result<String> {
+        let page = async || -> anyhow::Result<Page> {
+            let request = self.passed(self.client.get(format!("http://{}/status", node.meta)));
+            Ok(serde_json::from_slice(&request.send().await?.bytes().await?)?)
+        };
+        let over = async {
+            loop {
+                sleep(LOOK_INTERVAL).await;
+                // While one program follows the other its connections end.
+                if let Ok(Page { version, upgrade: Some(upgrade) }) = page().await
+                    && upgrade.progress != "under_way"
+                {
+                    return (version, upgrade);
+                }
+            }
+        };
+        let (version, upgrade) =
+            timeout(self.patience, over).await.context("the upgrade goes on, but has not ended in time")?;
+        match upgrade.error {
+            None => Ok(format!("upgraded from {} to {version}", upgrade.from)),
+            Some(error) => anyhow::bail!("{error}; it goes on as {version}"),
+        }
     }
 
     /// Waits until a node that drains has ended.

@@ -29,6 +29,7 @@ use mimalloc::MiMalloc;
 use protoplex_runtime::config::ConfigError;
 use protoplex_runtime::start::{REFUSED, StartError};
 use protoplex_runtime::telemetry;
+use protoplex_runtime::upgrade::{self, Succession};
 
 use crate::cli::{Cli, Command, Usage};
 use crate::cluster::Unreachable;
@@ -47,23 +48,25 @@ fn main() -> ExitCode {
         Ok(None) => {}
         Err(error) => return fail(&error.into()),
     }
+    let succession = match upgrade::from_environment() {
+        Ok(succession) => succession,
+        Err(error) => return fail(&error.into()),
+    };
     let cli = Cli::parse();
-    let code = run(cli).unwrap_or_else(|error| fail(&error));
+    let code = run(cli, succession).unwrap_or_else(|error| fail(&error));
     telemetry::flush();
     code
 }
 
-fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+fn run(cli: Cli, succession: Option<Succession>) -> anyhow::Result<ExitCode> {
     let Cli { common, command } = cli;
     match command {
         Command::Up(up) => return up::run(&common, up),
-        Command::Seed(node) => return node::run(node::Kind::Seed, &common, &node, None),
-        Command::Datastore(node) => return node::run(node::Kind::Datastore, &common, &node, None),
-        Command::Proxy(node) => return node::run(node::Kind::Proxy, &common, &node.single, node.children),
-        Command::Fileserver(node) => {
-            return node::run(node::Kind::Fileserver, &common, &node.single, node.children);
-        }
-        Command::Live(node) => return node::run(node::Kind::Live, &common, &node.single, node.children),
+        Command::Seed(node) => return node::run(node::Kind::Seed, &common, &node, succession),
+        Command::Datastore(node) => return node::run(node::Kind::Datastore, &common, &node, succession),
+        Command::Proxy(node) => return many(node::Kind::Proxy, common, node, succession),
+        Command::Fileserver(node) => return many(node::Kind::Fileserver, common, node, succession),
+        Command::Live(node) => return many(node::Kind::Live, common, node, succession),
         Command::Check { file } => return check::run(&common, file),
         Command::Completions { shell } => man::completions(shell)?,
         Command::Man { folder } => man::write(&folder)?,
@@ -75,6 +78,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let verb = if reload { Verb::Reload } else { Verb::Restart };
             return wait(command::run(&common, verb, &targets));
         }
+        Command::Upgrade { targets } => return wait(command::run(&common, Verb::Upgrade, &targets)),
         Command::Drain { targets } => return wait(command::run(&common, Verb::Drain, &targets)),
         Command::Tail(command) => wait(tail::run(&common, command))?,
         Command::Handler(command) => wait(handler::run(&common, command))?,
@@ -86,6 +90,18 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Files(command) => wait(files::run(&common, command))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a node with children.
+fn many(
+    kind: node::Kind,
+    mut common: cli::Common,
+    node: cli::Parent,
+    succession: Option<Succession>,
+) -> anyhow::Result<ExitCode> {
+    let children = node.children.map(|n| (format!("{}.children", kind.name()), i64::from(n).into()));
+    common.set.extend(children);
+    node::run(kind, &common, &node.single, succession)
 }
 
 /// Runs a command of an operator: one thread does.

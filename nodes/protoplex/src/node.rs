@@ -8,6 +8,7 @@ use protoplex_runtime::commands::Reload;
 use protoplex_runtime::config::Common as NodeCommon;
 use protoplex_runtime::parent::{Bound, Spec};
 use protoplex_runtime::solo;
+use protoplex_runtime::upgrade::Succession;
 use protoplex_wire::identity::Identity;
 use protoplex_wire::join;
 use protoplex_wire::proto::JoinHello;
@@ -55,20 +56,34 @@ impl Kind {
     }
 }
 
-/// Runs the parent of a node until it has drained.
+/// A node that is about to run.
+struct Prepared {
+    settings: Settings,
+    told: NodeCommon,
+    capacity: u32,
+    bound: Bound,
+    identity: Identity,
+}
+
+/// Runs the parent of a node until it has drained. Of one that another program hands over and that can't run it goes back.
 pub(crate) fn run(
     kind: Kind,
     common: &Common,
     node: &Single,
-    children: Option<u32>,
+    succession: Option<Succession>,
 ) -> anyhow::Result<ExitCode> {
-    let mut common = common.clone();
-    common.set.extend(children.map(|n| (format!("{}.children", kind.name()), i64::from(n).into())));
-    let (settings, told, spec) = configured(kind, &common, node)?;
-    let capacity = spec.children;
-    let mut bound = spec.bind()?;
-    let identity = identity(kind, &settings)?;
-    bound.trust(&identity);
+    let prepared = match (prepare(kind, common, node, succession.as_ref()), succession) {
+        (Ok(_), Some(succession)) if succession.is_rehearsal() => {
+            succession.consent()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        (Err(error), Some(succession)) => {
+            succession.go_back(&format!("{error:#}"));
+            return Err(error);
+        }
+        (prepared, _) => prepared?,
+    };
+    let Prepared { settings, told, capacity, bound, identity } = prepared;
     let (common, node) = (common.clone(), node.clone());
     let reload: Reload = Box::new(move || match configured(kind, &common, &node) {
         Ok((_, _, spec)) => Ok(spec),
@@ -82,6 +97,23 @@ pub(crate) fn run(
             Err(error) = joined => Err(anyhow::anyhow!("seed_address {:?} can't be used: {error}", told.seed)),
         }
     })
+}
+
+fn prepare(
+    kind: Kind,
+    common: &Common,
+    node: &Single,
+    succession: Option<&Succession>,
+) -> anyhow::Result<Prepared> {
+    let (settings, told, spec) = configured(kind, common, node)?;
+    let capacity = spec.children;
+    let mut bound = match succession {
+        Some(succession) => spec.succeed(succession)?,
+        None => spec.bind()?,
+    };
+    let identity = identity(kind, &settings)?;
+    bound.trust(&identity);
+    Ok(Prepared { settings, told, capacity, bound, identity })
 }
 
 /// Reads and checks the configuration, whole.

@@ -14,6 +14,7 @@ use tracing::error;
 
 use crate::context::Context;
 use crate::control::{self, Hello};
+use crate::descriptors;
 use crate::drain::Drain;
 use crate::orders::{self, Orders};
 use crate::sys::stack;
@@ -72,6 +73,9 @@ impl Child {
         if let Err(error) = started {
             eprintln!("{error}");
             return ExitCode::FAILURE;
+        }
+        if let Err(error) = descriptors::reserve() {
+            error!(%error, "with all files open it can be given no sockets");
         }
         if let Err(error) = stack::log_at_quit() {
             error!(%error, "should this process get stuck, it can't tell where");

@@ -8,9 +8,10 @@
 mod places;
 mod port;
 mod sharing;
+mod succession;
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,8 +30,11 @@ use crate::start::StartCause;
 use crate::supervisor::{Policy, Process, Program, State, Status};
 use crate::systemd::Activated;
 
-use places::Places;
+use places::{Adopted, Places};
 use port::{Port, addresses, own_sockets};
+use succession::Former;
+
+pub(crate) use succession::Held;
 
 /// Between a child's own end of its drain and being killed for not ending.
 const STOP_MARGIN: Duration = Duration::from_secs(2);
@@ -58,6 +62,8 @@ pub(crate) enum ChildError {
     Unknown { index: u32, count: usize },
     #[error("child {index} is {state} and did not become ready; its log says why")]
     NotReady { index: u32, state: State },
+    #[error("child {0} was started again meanwhile")]
+    StartedAgain(u32),
     #[error("the node is about to end")]
     Draining,
     /// What has to be bound for a change can't be; nothing was changed.
@@ -89,7 +95,7 @@ impl Children {
             })
             .collect::<Result<_, _>>()?;
         let own = (0..count).map(|_| own_sockets(&spec)).collect::<Result<_, _>>()?;
-        Ok(Unstarted { spec, instance: instance.clone(), shared, own })
+        Ok(Unstarted { spec, instance: instance.clone(), shared, own, former: None })
     }
 
     /// How they drain.
@@ -161,7 +167,7 @@ impl Children {
         for (_, process) in &chosen {
             if at_once { process.cut() } else { process.stop() }
         }
-        join_all(chosen.iter().map(|(_, process)| process.ended())).await;
+        all_down(&chosen).await?;
         Ok(!was_down)
     }
 
@@ -170,7 +176,7 @@ impl Children {
         let chosen = self.chosen(which)?;
         let was_down = chosen.iter().all(|(_, process)| process.now().state == State::Exited);
         chosen.iter().for_each(|(_, process)| process.drain());
-        join_all(chosen.iter().map(|(_, process)| process.ended())).await;
+        all_down(&chosen).await?;
         Ok(!was_down)
     }
 
@@ -189,9 +195,13 @@ impl Children {
     /// bound is told, and nothing is changed then. Says whether anything was.
     pub(crate) async fn adopt(&self, spec: Spec) -> Result<bool, ChildError> {
         let _turn = self.changing.lock().await;
-        let (changed, restarts) = self.places().adopt(self, spec)?;
+        let Adopted { changed, surplus, restarts } = self.places().adopt(self, spec)?;
         let changed = changed || !restarts.is_empty();
         self.stir();
+        if !self.places().spec.own.is_empty() {
+            // Else the next to have such a place would find its name taken.
+            join_all(surplus.iter().map(|process| process.gone())).await;
+        }
         for index in restarts {
             self.replace(index).await?;
         }
@@ -323,6 +333,8 @@ pub(crate) struct Unstarted {
     instance: Instance,
     shared: Vec<Port>,
     own: Vec<Vec<Arc<Socket>>>,
+    /// Those that there are already.
+    former: Option<Former>,
 }
 
 impl Unstarted {
@@ -331,9 +343,14 @@ impl Unstarted {
         addresses(&self.shared, self.own.iter())
     }
 
+    /// The public addresses, as they were asked for.
+    pub(crate) fn wanted(&self) -> Vec<(String, SocketAddr)> {
+        self.shared.iter().map(|port| (port.name.clone(), port.wanted)).collect()
+    }
+
     /// Starts them. Must be called within a tokio runtime.
     pub(crate) fn start(self) -> Children {
-        let Self { spec, instance, shared, own } = self;
+        let Self { spec, instance, shared, own, former } = self;
         let places = Places {
             spec,
             children: Vec::new(),
@@ -348,16 +365,18 @@ impl Unstarted {
             stirred: watch::Sender::new(()),
             changing: tokio::sync::Mutex::new(()),
         };
-        let mut places = children.places();
-        for own in own {
-            places.add(&children, own);
+        match former {
+            Some(former) => children.resume(former, own),
+            None => {
+                let mut places = children.places();
+                own.into_iter().for_each(|own| places.add(&children, own));
+            }
         }
-        drop(places);
         children
     }
 
     /// What a node of a single process is told, with its sockets: all are its own.
-    pub(crate) fn solo(self) -> io::Result<(Hello, Vec<TcpListener>)> {
+    pub(crate) fn solo(&self) -> io::Result<(Hello, Vec<TcpListener>)> {
         let sockets: Vec<_> =
             self.shared.iter().flat_map(|port| &port.sockets).chain(self.own.iter().flatten()).collect();
         let hello = Hello {
@@ -383,6 +402,15 @@ fn hello(spec: &Spec, index: usize, instance: &Instance) -> Hello {
 
 fn policy(common: &Common) -> Policy {
     Policy::new(common.timing.drain_timeout() + STOP_MARGIN)
+}
+
+/// Waits until all of these have ended.
+async fn all_down(processes: &[(u32, Arc<Process>)]) -> Result<(), ChildError> {
+    let down = processes.iter().map(async |(index, process)| (*index, process.down().await));
+    match join_all(down).await.into_iter().find(|(_, is_down)| !is_down) {
+        Some((index, _)) => Err(ChildError::StartedAgain(index)),
+        None => Ok(()),
+    }
 }
 
 /// Waits until a process has been ready, or has come to nothing.

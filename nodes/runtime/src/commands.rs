@@ -11,6 +11,7 @@ use crate::node::{Body, Node};
 use crate::parent::Spec;
 use crate::systemd;
 use crate::telemetry;
+use crate::upgrade::UpgradeError;
 
 /// Reads the node's configuration anew, and checks it whole; blocking. The error says every mistake and its place.
 pub type Reload = Box<dyn FnMut() -> Result<Spec, String> + Send>;
@@ -48,6 +49,10 @@ pub(crate) struct Outcome {
 pub(crate) enum CommandError {
     #[error(transparent)]
     Child(#[from] ChildError),
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
+    #[error("an upgrade of the node is under way")]
+    Upgrading,
     #[error("{0} is a node of one process: drain it, and start it anew")]
     Solo(String),
     #[error("the configuration is refused, and the old one goes on:\n{0}")]

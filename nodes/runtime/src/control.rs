@@ -113,9 +113,14 @@ pub(crate) fn inherited(role: &str) -> io::Result<Option<std::os::unix::net::Uni
     if std::env::var_os(VARIABLE).is_none_or(|value| value != role) {
         return Ok(None);
     }
+    stdin().map(Some)
+}
+
+/// Standard input as the socket that it is.
+pub(crate) fn stdin() -> io::Result<std::os::unix::net::UnixStream> {
     let socket: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::net::sockopt::socket_type(&socket)?;
-    Ok(Some(socket.into()))
+    Ok(socket.into())
 }
 
 /// The process's end: reports each change, answers questions, and does as the supervisor orders; its death is the order to

@@ -16,6 +16,11 @@ impl Trigger {
     pub fn pull(&self) {
         self.0.send_if_modified(|since| since.is_none() && since.replace(Instant::now()).is_none());
     }
+
+    /// Whether that was done, by whomever.
+    pub(crate) fn is_pulled(&self) -> bool {
+        self.0.borrow().is_some()
+    }
 }
 
 /// Tells when to stop taking new work and to finish what is in flight.

@@ -1,5 +1,6 @@
 //! The meta port of a node and its children: `/healthz`, `/readyz`, `/metrics`, `/status`, `/config` and `/logs` to read, and
-//! by POST the commands `/start`, `/stop`, `/restart`, `/drain`, `/reload` and `/log-level`.
+//! by POST the commands `/start`, `/stop`, `/restart`, `/drain`, `/reload`, `/upgrade` and
+//! `/log-level`.
 
 mod guard;
 mod logs;
@@ -47,6 +48,7 @@ pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>, guard: Guard) {
         .route("/restart", post(restart))
         .route("/drain", post(drain))
         .route("/reload", post(reload))
+        .route("/upgrade", post(upgrade))
         .route("/config", get(config))
         .route("/log-level", get(log_level).post(set_log_level))
         .route("/logs", get(logs::show))
@@ -131,6 +133,10 @@ async fn reload(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> 
     carry_out(node, target, |node, _| async move { node.reload().await }).await
 }
 
+async fn upgrade(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
+    carry_out(node, target, |node, _| async move { node.upgrade().await }).await
+}
+
 async fn log_level() -> Response {
     Json(json!({ "level": telemetry::level() })).into_response()
 }
@@ -175,7 +181,8 @@ fn answer(outcome: Result<Outcome, CommandError>) -> Response {
     let status = match &error {
         CommandError::Child(ChildError::Unknown { .. }) => StatusCode::NOT_FOUND,
         CommandError::Child(ChildError::NotReady { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
-        CommandError::Child(_) | CommandError::Solo(_) => StatusCode::CONFLICT,
+        CommandError::Child(_) | CommandError::Solo(_) | CommandError::Upgrading => StatusCode::CONFLICT,
+        CommandError::Upgrade(_) => StatusCode::UNPROCESSABLE_ENTITY,
         CommandError::Level(_) => StatusCode::BAD_REQUEST,
         CommandError::Configuration(_) | CommandError::Fixed(_) => StatusCode::UNPROCESSABLE_ENTITY,
     };

@@ -1,9 +1,10 @@
 //! A node as one thing, whatever its processes: its state for the seed, its status page, its metrics.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use protoplex_wire::proto::{ChildState, NodeState};
@@ -11,21 +12,21 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::error;
 
-use crate::children::Children;
+use crate::children::{Children, Unstarted};
 use crate::commands::Reloader;
 use crate::control::Report;
 use crate::drain::Trigger;
 use crate::exposition::{Exposition, Family, Kind};
-use crate::running::{Address, Claim, META, Running};
+use crate::running::{Address, META, Running};
 use crate::supervisor::{State, Status};
+use crate::upgrade::{ChildrenPart, Estate, Packing, UpgradeStatus, Upgrades};
 use crate::{procfs, telemetry};
 
 /// A running node.
 #[derive(Debug)]
 pub(crate) struct Node {
-    claim: Claim,
+    estate: Estate,
     about: Mutex<Running>,
-    started: Instant,
     body: Body,
     draining: watch::Sender<bool>,
     /// Has the node drain.
@@ -34,14 +35,41 @@ pub(crate) struct Node {
     was_ready: AtomicBool,
     reloader: Reloader,
     reload: Mutex<Option<ReloadStatus>>,
+    upgrades: Upgrades,
 }
 
 /// Who does the node's work.
 #[derive(Debug)]
 pub(crate) enum Body {
     Children(Box<Children>),
-    /// This process itself, and what it says of itself.
-    Solo(watch::Receiver<Report>),
+    /// This process itself.
+    Solo(Box<Solo>),
+}
+
+/// A node of a single process.
+#[derive(Debug)]
+pub(crate) struct Solo {
+    /// What it says of itself.
+    report: watch::Receiver<Report>,
+    /// Until it drains: from then on who connects is refused.
+    sockets: Mutex<Option<Unstarted>>,
+}
+
+impl Solo {
+    pub(crate) fn new(report: watch::Receiver<Report>, sockets: Unstarted) -> Self {
+        Self { report, sockets: Mutex::new(Some(sockets)) }
+    }
+
+    /// From here on only the node's code has its sockets.
+    pub(crate) fn let_go(&self) {
+        *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// For another program of the node.
+    pub(crate) fn hand_over(&self, packing: &mut Packing) -> io::Result<ChildrenPart> {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.as_ref().map_or_else(|| Ok(ChildrenPart::default()), |sockets| sockets.hand_over(packing))
+    }
 }
 
 /// How the last reload went.
@@ -68,6 +96,8 @@ pub(crate) struct StatusPage {
     addresses: Vec<Address>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reload: Option<ReloadStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upgrade: Option<UpgradeStatus>,
     /// Of this process: in a node with children only of its log.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     details: BTreeMap<String, serde_json::Value>,
@@ -87,22 +117,24 @@ struct ChildStatus {
 
 impl Node {
     pub(crate) fn new(
-        claim: Claim,
+        estate: Estate,
         about: Running,
-        started: Instant,
         body: Body,
         leave: Trigger,
         reloader: Reloader,
     ) -> Self {
+        // The code of a node of a single process has to become ready again.
+        let was_ready =
+            estate.came.as_ref().is_some_and(|came| came.was_ready) && matches!(body, Body::Children(_));
         Self {
-            claim,
+            upgrades: Upgrades::new(estate.came.as_ref().map(|came| came.status.clone())),
+            estate,
             about: Mutex::new(about),
-            started,
             body,
             draining: watch::Sender::new(false),
             leave,
             left_by_command: AtomicBool::new(false),
-            was_ready: AtomicBool::new(false),
+            was_ready: AtomicBool::new(was_ready),
             reloader,
             reload: Mutex::new(None),
         }
@@ -114,6 +146,19 @@ impl Node {
 
     pub(crate) fn name(&self) -> String {
         self.about().node.clone()
+    }
+
+    pub(crate) fn estate(&self) -> &Estate {
+        &self.estate
+    }
+
+    pub(crate) fn upgrades(&self) -> &Upgrades {
+        &self.upgrades
+    }
+
+    /// As it is announced.
+    pub(crate) fn running(&self) -> Running {
+        self.about().clone()
     }
 
     fn about(&self) -> MutexGuard<'_, Running> {
@@ -138,7 +183,7 @@ impl Node {
         let mut about = self.about();
         about.addresses.retain(|address| address.name == META);
         about.addresses.extend(addresses);
-        if let Err(error) = self.claim.announce(&about) {
+        if let Err(error) = self.estate.claim.announce(&about) {
             error!(%error, "can't tell where the node listens");
         }
     }
@@ -153,6 +198,11 @@ impl Node {
 
     pub(crate) fn is_draining(&self) -> bool {
         *self.draining.borrow()
+    }
+
+    /// Whether it drains, or is just about to.
+    pub(crate) fn should_drain(&self) -> bool {
+        self.leave.is_pulled() || self.is_draining()
     }
 
     /// As whoever supervises the node is told it.
@@ -176,7 +226,7 @@ impl Node {
     pub(crate) fn is_ready(&self) -> bool {
         let ready = !*self.draining.borrow()
             && match &self.body {
-                Body::Solo(report) => report.borrow().takes_traffic(),
+                Body::Solo(solo) => solo.report.borrow().takes_traffic(),
                 Body::Children(children) => {
                     let statuses = children.statuses();
                     let settled = |status: &Status| status.restarts > 0 || status.state != State::Starting;
@@ -260,14 +310,15 @@ impl Node {
             kind: about.kind,
             version: about.version,
             pid: about.pid,
-            uptime_ms: self.started.elapsed().as_millis() as u64,
+            uptime_ms: self.estate.started.elapsed().as_millis() as u64,
             ready: self.is_ready(),
             draining: *self.draining.borrow(),
             degraded: statuses.iter().any(|status| status.state == State::Fatal),
             addresses: about.addresses,
             reload: self.last_reload().clone(),
+            upgrade: self.upgrades.last(),
             details: match &self.body {
-                Body::Solo(report) => report.borrow().details.clone(),
+                Body::Solo(solo) => solo.report.borrow().details.clone(),
                 Body::Children(_) => telemetry::details(),
             },
             children: statuses.into_iter().enumerate().map(child).collect(),
@@ -290,7 +341,7 @@ impl Node {
     pub(crate) fn seen(&self) -> Seen {
         let (children, report) = match &self.body {
             Body::Children(children) => (Some(children.stirred()), None),
-            Body::Solo(report) => (None, Some(report.clone())),
+            Body::Solo(solo) => (None, Some(solo.report.clone())),
         };
         Seen { draining: self.draining.subscribe(), children, report }
     }
@@ -358,7 +409,7 @@ fn masked(value: serde_json::Value) -> serde_json::Value {
     }
 }
 
-fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 

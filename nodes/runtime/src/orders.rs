@@ -17,7 +17,7 @@ use crate::config::Timing;
 use crate::context::Context;
 use crate::control::{self, Report};
 use crate::drain::{Drain, Trigger};
-use crate::signals::{ReloadSignals, Stop, StopSignals};
+use crate::signals::{ReloadSignals, Stop, StopSignals, UpgradeSignals};
 
 /// What the process is told to do. Who tells it is listened to until this is dropped.
 #[derive(Debug)]
@@ -33,8 +33,10 @@ pub(crate) struct Orders {
 
 impl Orders {
     /// Of a node: from signals and, where it is supervised, from its supervisor.
-    pub(crate) fn of_node(report: watch::Receiver<Report>) -> io::Result<Self> {
-        let supervisor = control::inherited(control::NODE)?;
+    pub(crate) fn of_node(
+        report: watch::Receiver<Report>,
+        supervisor: Option<UnixStream>,
+    ) -> io::Result<Self> {
         let signals = StopSignals::take()?;
         let supervised = supervisor.is_some();
         let mut orders = Listening::new();
@@ -49,6 +51,7 @@ impl Orders {
     pub(crate) fn of_child(parent: UnixStream, context: &Context) -> io::Result<Self> {
         StopSignals::take()?;
         ReloadSignals::take()?;
+        UpgradeSignals::take()?;
         let mut orders = Listening::new();
         orders.obey(parent, context.report(), Some(context.clone()))?;
         Ok(orders.into())

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::NodeState;
@@ -17,16 +18,17 @@ use tracing::{error, info, warn};
 use crate::children::{Children, Unstarted};
 use crate::commands::{Reload, Reloader};
 use crate::config::Common;
-use crate::control::{Configuration, Report};
+use crate::control::{self, Configuration, Report};
 use crate::meta::{self, Guard};
-use crate::node::{Body, Node};
+use crate::node::{Body, Node, unix_ms};
 use crate::orders::Orders;
-use crate::running::{self, Address, Claim, META, Running};
-use crate::signals::ReloadSignals;
+use crate::running::{self, Address, Claim, Instance, META, Running};
+use crate::signals::{ReloadSignals, UpgradeSignals};
 use crate::sockets;
 use crate::start::{StartCause, StartError};
 use crate::systemd::{self, Activated};
 use crate::telemetry;
+use crate::upgrade::{self, Came, Estate, Handover, Succession};
 
 /// How old load and uptimes may be that the seed is told.
 const STATE_AGE: Duration = Duration::from_secs(5);
@@ -95,21 +97,92 @@ impl Spec {
         let children = Children::bind(self.clone(), &instance, &mut activated)?;
         activated.finish();
         addresses.extend(children.addresses());
-        let running = Running {
-            node: common.node.clone(),
+        let running = self.running(unix_ms(), addresses);
+        claim.announce(&running)?;
+        let estate = Estate {
+            claim,
+            instance,
+            meta,
+            meta_address: common.meta,
+            data: common.data.clone(),
+            executable: upgrade::executable(),
+            supervisor: control::inherited(control::NODE)?,
+            started: Instant::now(),
+            came: None,
+        };
+        Ok(self.bound(children, running, estate, address))
+    }
+
+    /// Takes what another program hands over, and opens its log.
+    ///
+    /// # Errors
+    /// Everything that stands in the way.
+    pub fn succeed(self, succession: &Succession) -> Result<Bound, StartError> {
+        raise_file_limit();
+        let (common, handover) = (&self.common, &succession.handover);
+        let causes: Vec<_> = self.strange_to(handover).into_iter().chain(self.exposure()).collect();
+        StartError::unless_empty(causes)?;
+        telemetry::start(&common.telemetry, &common.node, None).map_err(StartCause::from)?;
+        let mut descriptors = succession.descriptors()?;
+        let mut take = |descriptor| descriptors.take(descriptor).map_err(StartCause::from);
+        let claim = Claim::resumed(&common.data, &common.node, take(handover.lock)?);
+        let instance = Instance::resumed(handover.instance.clone(), take(handover.hold)?);
+        let meta = TcpListener::from(take(handover.meta)?);
+        let came = Came::by(succession, take(handover.image)?);
+        let children = Unstarted::resumed(self.clone(), &instance, succession, &mut descriptors)?;
+        let known: Vec<_> = children.wanted();
+        let mut fresh = self.shared.clone();
+        fresh.retain(|port| !known.contains(port));
+        StartError::unless_empty(sockets::probe(&fresh, false))?;
+
+        let address = meta.local_addr()?;
+        let mut addresses = vec![Address { name: META.to_owned(), child: None, address }];
+        addresses.extend(children.addresses());
+        let running = self.running(handover.started_at_ms, addresses);
+        if !succession.is_rehearsal() {
+            claim.announce(&running)?;
+        }
+        let uptime = Duration::from_millis(handover.uptime_ms);
+        let estate = Estate {
+            claim,
+            instance,
+            meta,
+            meta_address: common.meta,
+            data: common.data.clone(),
+            executable: handover.executable.clone(),
+            supervisor: handover.supervised.then(control::stdin).transpose()?,
+            started: Instant::now().checked_sub(uptime).unwrap_or_else(Instant::now),
+            came: Some(came),
+        };
+        Ok(self.bound(children, running, estate, address))
+    }
+
+    /// What makes it another node than the one that is handed over.
+    fn strange_to(&self, handover: &Handover) -> Option<StartCause> {
+        let common = &self.common;
+        let strange = [
+            (self.kind != handover.kind || common.node != handover.node, "the node's name"),
+            (common.data != handover.data, "data"),
+            (common.meta != handover.meta_address, "the address of the meta port"),
+        ];
+        strange.into_iter().find_map(|(differs, what)| differs.then_some(StartCause::Succession(what)))
+    }
+
+    fn running(&self, started_at_ms: u64, addresses: Vec<Address>) -> Running {
+        Running {
+            node: self.common.node.clone(),
             kind: self.kind.to_owned(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at_ms: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_millis() as u64),
+            started_at_ms,
             addresses,
-        };
-        claim.announce(&running)?;
+        }
+    }
+
+    fn bound(self, children: Unstarted, running: Running, estate: Estate, meta: SocketAddr) -> Bound {
+        let guard = Guard::of(meta, self.common.meta_token.clone());
         let state = watch::Sender::new(NodeState::default());
-        let guard = Guard::of(address, common.meta_token.clone());
-        let station = Station { started: Instant::now(), running, claim, meta, guard, state };
-        Ok(Bound { children, instance: instance.id, station })
+        Bound { children, spec: self, station: Station { running, estate, guard, state } }
     }
 
     /// What a child is told of it.
@@ -169,17 +242,15 @@ impl Spec {
 #[derive(Debug)]
 pub struct Bound {
     pub(crate) children: Unstarted,
-    instance: String,
+    spec: Spec,
     pub(crate) station: Station,
 }
 
 /// Everything of a node but who does its work.
 #[derive(Debug)]
 pub(crate) struct Station {
-    started: Instant,
     running: Running,
-    claim: Claim,
-    meta: TcpListener,
+    estate: Estate,
     guard: Guard,
     state: watch::Sender<NodeState>,
 }
@@ -192,7 +263,7 @@ impl Bound {
 
     /// Which node of its name this is: the same after a restart on its data directory.
     pub fn instance(&self) -> &str {
-        &self.instance
+        &self.station.estate.instance.id
     }
 
     /// Lets the meta port, where other machines reach it, know the cluster's own by their tokens. Until it is told, such a
@@ -210,6 +281,7 @@ impl Bound {
     /// Keeps the children alive until the node has drained: SIGTERM, SIGINT, or the wish of an operator or of whoever
     /// supervises it. `reload` is what SIGHUP and operators have read anew.
     pub async fn run(self, reload: Reload) -> ExitCode {
+        let spec = self.spec;
         let children = self.children.start();
         let service = match self.station.serve(Body::Children(Box::new(children)), reload) {
             Ok(service) => service,
@@ -217,11 +289,14 @@ impl Bound {
         };
         let Service { node, orders, .. } = &service;
         let Body::Children(children) = node.body() else { return ExitCode::FAILURE };
+        let settling = Arc::clone(node);
+        let settling = tokio::spawn(async move { settling.settle(spec).await });
         // The first arm never ends; the other is cancel-safe.
         tokio::select! {
             () = children.keep_sharing() => {}
             () = orders.drain.started() => {}
         }
+        settling.abort();
         let timing = children.timing();
         info!(grace_ms = timing.drain_grace_ms, "draining");
         node.start_draining();
@@ -245,18 +320,19 @@ impl Bound {
 impl Station {
     /// Everything around the node's work: orders, meta port, its state for the seed and its supervisor.
     pub(crate) fn serve(self, body: Body, reload: Reload) -> io::Result<Service> {
+        let Self { running, estate, guard, state } = self;
         let report = watch::Sender::new(Report::default());
-        let orders = Orders::of_node(report.subscribe())?;
+        let supervisor = estate.supervisor.as_ref().map(UnixStream::try_clone).transpose()?;
+        let orders = Orders::of_node(report.subscribe(), supervisor)?;
         let (leave, reloader) = (orders.trigger.clone(), Reloader::new(reload));
-        let node = Arc::new(Node::new(self.claim, self.running, self.started, body, leave, reloader));
+        let socket = tokio::net::TcpListener::from_std(estate.meta.try_clone()?)?;
+        let node = Arc::new(Node::new(estate, running, body, leave, reloader));
         let mut tasks = JoinSet::new();
-        tasks.spawn(meta::serve(
-            tokio::net::TcpListener::from_std(self.meta)?,
-            Arc::clone(&node),
-            self.guard,
-        ));
-        tasks.spawn(publish(Arc::clone(&node), self.state, report));
+        tasks.spawn(meta::serve(socket, Arc::clone(&node), guard));
+        tasks.spawn(publish(Arc::clone(&node), state, report));
         tasks.spawn(follow_reloads(Arc::clone(&node), ReloadSignals::take()?));
+        tasks.spawn(follow_upgrades(Arc::clone(&node), UpgradeSignals::take()?));
+        upgrade::listen_again()?;
         tasks.spawn(systemd::keep_told(Arc::clone(&node)));
         Ok(Service { node, orders, _tasks: tasks })
     }
@@ -304,6 +380,16 @@ async fn follow_reloads(node: Arc<Node>, mut signals: ReloadSignals) {
     loop {
         signals.next().await;
         let _ = node.reload().await;
+    }
+}
+
+/// Has the node go on as another program at each SIGUSR2. How that went stands in the log and on the status page.
+async fn follow_upgrades(node: Arc<Node>, mut signals: UpgradeSignals) {
+    loop {
+        signals.next().await;
+        if let Err(error) = node.upgrade().await {
+            warn!(%error, "no upgrade");
+        }
     }
 }
 

@@ -7,9 +7,11 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -96,6 +98,11 @@ impl Instance {
         Ok(Self { id, hold: Arc::new(file) })
     }
 
+    /// One that an earlier image of this program has taken.
+    pub(crate) fn resumed(id: String, hold: OwnedFd) -> Self {
+        Self { id, hold: Arc::new(hold.into()) }
+    }
+
     /// The id in the file, or a new one where there is none or where it was copied from elsewhere.
     fn id(file: &mut File) -> io::Result<String> {
         let about = file.metadata()?;
@@ -122,12 +129,25 @@ impl Instance {
 #[derive(Debug)]
 pub struct Claim {
     /// Locked.
-    _lock: File,
+    lock: File,
     announcement: PathBuf,
+    /// By this process.
+    announced: AtomicBool,
     orphaned: bool,
 }
 
 impl Claim {
+    /// One that an earlier image of this program has.
+    pub(crate) fn resumed(data: &Path, node: &str, lock: OwnedFd) -> Self {
+        let announcement = data.join("run").join(format!("{node}.json"));
+        Self { lock: lock.into(), announcement, announced: false.into(), orphaned: false }
+    }
+
+    /// Whoever has it open has the name.
+    pub(crate) fn lock(&self) -> &File {
+        &self.lock
+    }
+
     /// Whether who had this name before did not end in good order, so that children of it may still be about.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.orphaned
@@ -147,14 +167,16 @@ impl Claim {
             fs::write(&draft, text)?;
             fs::rename(&draft, &self.announcement)
         };
+        self.announced.store(true, Ordering::Relaxed);
         write().map_err(|source| StartCause::Data { path: self.announcement.clone(), source })
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // It may never have been announced.
-        let _ = fs::remove_file(&self.announcement);
+        if self.announced.load(Ordering::Relaxed) {
+            let _ = fs::remove_file(&self.announcement);
+        }
     }
 }
 
@@ -182,7 +204,7 @@ pub fn claim(data: &Path, node: &str) -> Result<Claim, StartCause> {
     lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
     let announcement = folder.join(format!("{node}.json"));
     let orphaned = announcement.exists();
-    Ok(Claim { _lock: lock, announcement, orphaned })
+    Ok(Claim { lock, announcement, announced: false.into(), orphaned })
 }
 
 /// Why [`claim`] would fail now, where it would because the name is taken.

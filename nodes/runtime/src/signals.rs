@@ -1,4 +1,4 @@
-//! The signals that ask a process to end, or to read its configuration anew.
+//! The signals that ask a process to end, to read its configuration anew, or to go on as another program.
 
 use std::io;
 
@@ -25,6 +25,25 @@ pub struct StopSignals {
 /// dropped.
 #[derive(Debug)]
 pub struct ReloadSignals(Signal);
+
+/// SIGUSR2, each time that it comes. From when this is made on it doesn't end the process any more, even when it is
+/// dropped.
+#[derive(Debug)]
+pub struct UpgradeSignals(Signal);
+
+impl UpgradeSignals {
+    /// # Errors
+    /// The system refuses, or there is no tokio runtime with its input and output enabled.
+    pub fn take() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::user_defined2())?))
+    }
+
+    /// Returns at the next one. Cancel-safe.
+    pub async fn next(&mut self) {
+        // The stream does not end while the runtime lives.
+        self.0.recv().await;
+    }
+}
 
 impl ReloadSignals {
     /// # Errors

@@ -20,6 +20,8 @@ const BACKLOG: i32 = 4096;
 const ORPHANS_TIMEOUT: Duration = Duration::from_secs(2);
 const ORPHANS_RETRY: Duration = Duration::from_millis(20);
 
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
 /// A listening socket of a node. The parent keeps it open for as long as the node serves its address: connections wait in
 /// it while no child accepts them, and whichever child is told to accepts them.
 #[derive(Debug)]
@@ -40,9 +42,14 @@ pub(crate) struct Handed {
 
 impl Socket {
     pub(crate) fn new(name: &str, listener: TcpListener) -> Arc<Self> {
-        static IDS: AtomicU64 = AtomicU64::new(0);
-        let id = IDS.fetch_add(1, Ordering::Relaxed);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { handed: Handed { id, name: name.to_owned() }, listener })
+    }
+
+    /// One that an earlier image of this program has named.
+    pub(crate) fn resumed(handed: Handed, listener: TcpListener) -> Arc<Self> {
+        NEXT_ID.fetch_max(handed.id + 1, Ordering::Relaxed);
+        Arc::new(Self { handed, listener })
     }
 
     /// Refuses connections from here on, without giving the address up: nobody is there to accept them.

@@ -37,6 +37,12 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> Self {
+        StartCause::from(error).into()
+    }
+}
+
 impl From<StartCause> for StartError {
     fn from(cause: StartCause) -> Self {
         Self { causes: vec![cause] }
@@ -93,6 +99,12 @@ pub enum StartCause {
         /// What the system says.
         source: io::Error,
     },
+    /// The node that is handed over is another one than the configuration says.
+    #[error("{0} can't be another one in a new program: stop the node first")]
+    Succession(&'static str),
+    /// What this process was given can't be used.
+    #[error("what the process was started with can't be used: {0}")]
+    Given(#[from] io::Error),
     /// What was to be changed is about to end.
     #[error("the node is about to end")]
     Ending,

@@ -17,6 +17,9 @@ use crate::node::Node;
 pub(crate) const VARIABLES: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
+/// Of those, what tells of the sockets that it gave.
+pub(crate) const SOCKETS: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 /// Without a watchdog there is still the line that `systemctl status` shows.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 

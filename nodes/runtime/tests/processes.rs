@@ -6,6 +6,8 @@
 mod logs;
 #[path = "processes/rig.rs"]
 mod rig;
+#[path = "processes/upgrades.rs"]
+mod upgrades;
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -743,22 +745,72 @@ fn who_a_stopping_child_still_serves_it_serves_to_the_end_even_where_it_is_repla
 
 #[test]
 fn a_command_goes_on_where_its_operator_goes_away() {
-    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let node = Node::start(&Arguments::default());
     let mut client = Client::connect(node.http());
     client.ask("first").unwrap();
     let first = pids(&node);
-    node.command_and_leave("/restart");
-    until("it is replaced all the same", || {
-        let child = node.child(0);
-        child.state == "RUNNING" && child.pid != Some(first[0])
+    let told = node.command_and_leave("/restart");
+    until("the command is under way", || node.child(0).pid != Some(first[0]));
+    drop(told);
+    until("it is carried out to its end all the same", || {
+        (0..first.len()).all(|index| {
+            let child = node.child(index);
+            child.state == "RUNNING" && child.pid != Some(first[index])
+        })
     });
     client.ask("last").unwrap();
 }
 
 #[test]
+fn a_stop_that_a_start_crosses_says_so() {
+    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    client.ask("first").unwrap();
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| node.command("/stop?child=0"));
+        until("it stops", || node.child(0).state == "STOPPING");
+        let _start = node.command_and_leave("/start?child=0");
+        // Whoever comes later is served later.
+        (0..3).for_each(|_| drop(node.status()));
+        client.ask("last").unwrap();
+        drop(client);
+        let (status, said) = stop.join().unwrap();
+        assert_eq!((status, &said["detail"]), (409, &json!("child 0 was started again meanwhile")));
+        until("it runs", || node.child(0).state == "RUNNING");
+    });
+}
+
+#[test]
+fn fewer_children_and_more_again_find_their_names_free() {
+    let arguments = Arguments::default();
+    let node = Node::start(&arguments);
+    for children in [1, 2, 1, 3, 1, 2] {
+        node.rewrite(&Arguments { children, ..arguments.clone() });
+        assert_eq!(node.command("/reload").0, 200);
+    }
+    until("all run", || pids(&node).len() == 2 && (0..2).all(|index| node.child(index).state == "RUNNING"));
+    assert_eq!(node.child(1).restarts, 0);
+}
+
+#[test]
+fn a_child_without_a_file_to_spare_takes_over_its_siblings_socket() {
+    let node = Node::start(&Arguments { own: false, files: 512, ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    let (index, pid) = client.ask("hoard").unwrap();
+    assert_eq!(node.command(&format!("/stop?child={}", 1 - index)).0, 200);
+    let mut waiting: Vec<_> = (0..32).map(|_| Client::connect(node.http())).collect();
+    client.ask("relent").expect("it goes on");
+    for client in &mut waiting {
+        assert_eq!(client.ask("who").unwrap(), (index, pid));
+    }
+}
+
+#[test]
 fn a_drain_in_the_middle_of_a_restart_ends_the_node() {
     let mut node = Node::start(&Arguments { children: 4, ..Arguments::default() });
-    node.command_and_leave("/restart");
+    let first = pids(&node);
+    let _told = node.command_and_leave("/restart");
+    until("the restart is under way", || node.child(0).pid != Some(first[0]));
     node.signal(Signal::TERM);
     assert_eq!(node.wait(), Some(0));
 }

@@ -11,7 +11,7 @@ use crate::control::Parcel;
 use crate::parent::Spec;
 use crate::sockets::{self, Socket};
 use crate::start::StartCause;
-use crate::supervisor::{Process, Program, Status};
+use crate::supervisor::{Process, Program, State, Status};
 
 /// What each place of a node has, and how it is to be.
 #[derive(Debug)]
@@ -34,6 +34,16 @@ pub(super) struct Place {
     pub(super) own: Vec<Arc<Socket>>,
     /// The process goes by an older configuration, which it can't change by itself.
     pub(super) outdated: bool,
+}
+
+/// What has come of another configuration.
+pub(super) struct Adopted {
+    /// Whether anything has.
+    pub(super) changed: bool,
+    /// Those whose places there are no more; they leave.
+    pub(super) surplus: Vec<Arc<Process>>,
+    /// The children that have to be replaced for it.
+    pub(super) restarts: Vec<u32>,
 }
 
 impl Places {
@@ -76,8 +86,8 @@ impl Places {
         Some((Arc::clone(&place.process), parcel))
     }
 
-    /// Goes by another configuration. Says whether that changes anything, and which children have to be replaced for it.
-    pub(super) fn adopt(&mut self, children: &Children, spec: Spec) -> Result<(bool, Vec<u32>), StartCause> {
+    /// Goes by another configuration.
+    pub(super) fn adopt(&mut self, children: &Children, spec: Spec) -> Result<Adopted, StartCause> {
         if self.closing {
             return Err(StartCause::Ending);
         }
@@ -87,10 +97,10 @@ impl Places {
         let before = std::mem::replace(&mut self.spec, spec);
         self.shared = shared;
         let counted = count != self.children.len();
-        for surplus in self.children.drain(count.min(self.children.len())..) {
-            surplus.process.retire();
-            self.leaving.push(surplus.process);
-        }
+        let surplus = self.children.drain(count.min(self.children.len())..);
+        let surplus: Vec<_> = surplus.map(|place| place.process).collect();
+        surplus.iter().for_each(|process| process.retire());
+        self.leaving.extend(surplus.iter().cloned());
         let configured = before.differs(&self.spec);
         let kept = self.children.len();
         if configured {
@@ -102,10 +112,12 @@ impl Places {
         if before.asks_restart(&self.spec) {
             self.children[..kept].iter_mut().for_each(|place| place.outdated = true);
         }
-        // Also those that an earlier attempt could not replace. Who is stopped goes by it when it is started.
-        let outdated = |(_, place): &(u32, &Place)| place.outdated && !place.process.now().state.is_final();
+        // Also those that an earlier attempt could not replace, and those that died too often, perhaps of what is changed.
+        // Who is stopped goes by it when it is started.
+        let rests = |place: &Place| matches!(place.process.now().state, State::Stopped | State::Exited);
+        let outdated = |(_, place): &(u32, &Place)| place.outdated && !rests(place);
         let restarts = (0..).zip(&self.children).filter(outdated).map(|(index, _)| index).collect();
-        Ok((moved || counted || configured, restarts))
+        Ok(Adopted { changed: moved || counted || configured, surplus, restarts })
     }
 
     /// Tells all what they go by.

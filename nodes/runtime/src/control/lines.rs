@@ -18,6 +18,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use crate::descriptors::with_reserve;
+
 /// The longest message: the metrics of a process.
 const LINE_BYTES: usize = 4 << 20;
 const READ_BYTES: usize = 8 << 10;
@@ -48,7 +50,17 @@ pub(crate) struct Lines<R> {
 
 impl<R: AsyncRead + Unpin> Lines<R> {
     pub(crate) fn new(reader: R) -> Self {
-        Self { reader, buffer: Vec::new(), searched: 0 }
+        Self::resumed(reader, Vec::new())
+    }
+
+    /// Goes on behind what was already read.
+    pub(crate) fn resumed(reader: R, unread: Vec<u8>) -> Self {
+        Self { reader, buffer: unread, searched: 0 }
+    }
+
+    /// What was read, but made no message yet.
+    pub(crate) fn unread(&self) -> &[u8] {
+        &self.buffer
     }
 
     /// The next message, or nothing at the end. Cancel-safe: what was read stays in the buffer.
@@ -104,7 +116,7 @@ impl AsyncRead for Receiver {
         loop {
             ready!(socket.poll_read_ready(cx))?;
             let room = buffer.initialize_unfilled();
-            match socket.try_io(Interest::READABLE, || receive(socket, room, descriptors)) {
+            match socket.try_io(Interest::READABLE, || with_reserve(|| receive(socket, room, descriptors))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 received => {
                     buffer.advance(received?);

@@ -143,12 +143,23 @@ pub enum Order {
 }
 
 /// What becomes of a process that is told to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum After {
     Stopped,
     Exited,
     /// It was wanted again before it had ended.
     Again,
+}
+
+/// A life as another image of the supervisor's program goes on with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Past {
+    state: State,
+    after: After,
+    /// In so many milliseconds.
+    deadline_ms: Option<u64>,
+    restarts: u32,
 }
 
 /// The life of one process.
@@ -175,6 +186,32 @@ impl Life {
             silent: Some(now + START_TIMEOUT),
             deaths: VecDeque::new(),
             restarts: 0,
+        }
+    }
+
+    /// One that goes on. What the process said meanwhile waits to be read, and its deaths are forgotten: whatever caused
+    /// them was another program.
+    pub(crate) fn resumed(policy: Policy, past: &Past, now: Instant) -> Self {
+        let rests = past.state.is_final() || past.state == State::Backoff;
+        Self {
+            policy,
+            state: past.state,
+            after: past.after,
+            deadline: past.deadline_ms.map(|ms| now + Duration::from_millis(ms)),
+            silent: (!rests).then(|| now + START_TIMEOUT),
+            deaths: VecDeque::new(),
+            restarts: past.restarts,
+        }
+    }
+
+    /// For [`Life::resumed`].
+    pub(crate) fn past(&self, now: Instant) -> Past {
+        let ms = |deadline: Instant| deadline.saturating_duration_since(now).as_millis() as u64;
+        Past {
+            state: self.state,
+            after: self.after,
+            deadline_ms: self.deadline.map(ms),
+            restarts: self.restarts,
         }
     }
 

@@ -1,25 +1,23 @@
 //! One supervised process: started, listened to, restarted and ended as its [`Life`] says.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep_until, timeout};
-use tracing::{error, info, warn};
+use tokio::time::timeout;
 
-use super::life::{Event, Life, Order, Policy, State};
-use super::program::{Happening, Incarnation, Program};
-use crate::control::{self, Configuration, Word};
+use super::keeper::Keeper;
+use super::life::{Event, Life, Order, Past, Policy, State};
+use super::program::{Incarnation, Inherited, Program};
+use crate::control::{Configuration, Report};
 use crate::exposition::Family;
-use crate::procfs;
 use crate::sockets::Socket;
 
 /// For the answer to a question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// A timer that is later than that tells of this process, not of the one that it watches.
-const LATE: Duration = Duration::from_secs(1);
 /// Questions that may wait for the same answer.
 const QUESTIONS: usize = 8;
 
@@ -50,12 +48,39 @@ pub struct Process {
     shared: watch::Sender<Vec<Arc<Socket>>>,
     configuration: watch::Sender<Option<Configuration>>,
     questions: mpsc::Sender<oneshot::Sender<Vec<Family>>>,
+    pauses: mpsc::Sender<Pause>,
     keeper: AbortHandle,
+}
+
+/// A supervised process as another image of this program goes on with it.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    /// As the log calls it.
+    pub(crate) name: String,
+    pub(crate) past: Past,
+    /// Another one has its place.
+    pub(crate) retired: bool,
+    /// What it said last of itself.
+    pub(crate) report: Report,
+    /// The real process, where there is one.
+    pub(crate) incarnation: Option<Inherited>,
+}
+
+/// Nothing is done about a process, and nothing is read of what it says, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Paused {
+    _until_dropped: oneshot::Sender<()>,
+}
+
+/// The wish to pause.
+pub(super) struct Pause {
+    pub(super) answer: oneshot::Sender<io::Result<Snapshot>>,
+    pub(super) until_dropped: oneshot::Receiver<()>,
 }
 
 /// What should become of a process. A later wish counts, but an end can't be taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
+pub(super) enum Wish {
     Run,
     Stop,
     Cut,
@@ -66,13 +91,27 @@ enum Wish {
 }
 
 impl Wish {
-    fn event(self) -> Event {
+    pub(super) fn event(self) -> Event {
         match self {
             Self::Run => Event::Start,
             Self::Stop => Event::Stop,
             Self::Cut => Event::Cut,
             Self::Drain | Self::Retire => Event::Drain,
             Self::End => Event::End,
+        }
+    }
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            state: State::Starting,
+            pid: None,
+            started: None,
+            restarts: 0,
+            ready: false,
+            left: false,
+            details: BTreeMap::new(),
         }
     }
 }
@@ -85,32 +124,65 @@ impl Process {
 
     /// The same of a child that is to accept on these sockets.
     pub(crate) fn start_with(program: Program, policy: Policy, shared: Vec<Arc<Socket>>) -> Self {
-        let (status, status_receiver) = watch::channel(Status {
-            state: State::Starting,
-            pid: None,
-            started: None,
-            restarts: 0,
-            ready: false,
-            left: false,
-            details: BTreeMap::new(),
-        });
-        let (wish, wish_receiver) = watch::channel(Wish::Run);
+        let life = Life::new(policy, Instant::now());
+        Self::keep(program, life, None, Status::default(), Wish::Run, shared, Some(Order::Spawn))
+    }
+
+    /// Goes on with one that an earlier image of this program has started.
+    ///
+    /// # Errors
+    /// It is no child of this process.
+    pub(crate) fn resumed(
+        program: Program,
+        policy: Policy,
+        snapshot: Snapshot,
+        shared: Vec<Arc<Socket>>,
+    ) -> io::Result<Self> {
+        let Snapshot { past, retired, report, incarnation, .. } = snapshot;
+        let life = Life::resumed(policy, &past, Instant::now());
+        let incarnation = incarnation.map(Incarnation::resumed).transpose()?;
+        let status = Status {
+            state: life.state(),
+            pid: incarnation.as_ref().map(Incarnation::pid),
+            started: incarnation.as_ref().map(|incarnation| incarnation.started),
+            restarts: life.restarts(),
+            ready: report.ready,
+            left: report.left,
+            details: report.details,
+        };
+        let wish = if retired { Wish::Retire } else { Wish::Run };
+        Ok(Self::keep(program, life, incarnation, status, wish, shared, None))
+    }
+
+    fn keep(
+        program: Program,
+        life: Life,
+        incarnation: Option<Incarnation>,
+        status: Status,
+        wish: Wish,
+        shared: Vec<Arc<Socket>>,
+        first: Option<Order>,
+    ) -> Self {
+        let (status, status_receiver) = watch::channel(status);
+        let (wish, wish_receiver) = watch::channel(wish);
         let (shared, shared_receiver) = watch::channel(shared);
         let (configuration, configuration_receiver) = watch::channel(None);
         let (questions, question_receiver) = mpsc::channel(QUESTIONS);
+        let (pauses, pause_receiver) = mpsc::channel(1);
         let keeper = Keeper {
             program,
-            life: Life::new(policy, Instant::now()),
-            incarnation: None,
+            life,
+            incarnation,
             status,
             wish: wish_receiver,
             shared: shared_receiver,
             configuration: configuration_receiver,
             questions: question_receiver,
+            pauses: pause_receiver,
             asking: Vec::new(),
         };
-        let keeper = tokio::spawn(keeper.keep()).abort_handle();
-        Self { status: status_receiver, wish, shared, configuration, questions, keeper }
+        let keeper = tokio::spawn(keeper.keep(first)).abort_handle();
+        Self { status: status_receiver, wish, shared, configuration, questions, pauses, keeper }
     }
 
     /// Its status now.
@@ -193,9 +265,30 @@ impl Process {
         let _ = self.status().wait_for(|status| status.state.is_final()).await;
     }
 
+    /// Returns when nothing happens to it by itself any more, or when it has been started again; says whether it is down.
+    /// Cancel-safe.
+    pub(crate) async fn down(&self) -> bool {
+        let mut status = self.status();
+        let before = status.borrow_and_update().restarts;
+        let settled = status.wait_for(|status| status.state.is_final() || status.restarts > before).await;
+        // An error means that its keeper is gone, and the process with it.
+        settled.is_ok_and(|status| status.state.is_final())
+    }
+
     /// Returns when it has given up whatever a successor needs, or has ended. Cancel-safe.
     pub(crate) async fn gone(&self) {
         let _ = self.status().wait_for(|status| status.left || status.state.is_final()).await;
+    }
+
+    /// Has nothing happen to it for a while, and says how it is.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(crate) async fn pause(&self) -> io::Result<(Snapshot, Paused)> {
+        let ((answer, answered), (paused, until_dropped)) = (oneshot::channel(), oneshot::channel());
+        let gone = || io::Error::other("the keeper of a process is gone");
+        self.pauses.send(Pause { answer, until_dropped }).await.map_err(|_| gone())?;
+        Ok((answered.await.map_err(|_| gone())??, Paused { _until_dropped: paused }))
     }
 
     /// Its metrics, or nothing where it doesn't answer in time.
@@ -211,208 +304,5 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.keeper.abort();
-    }
-}
-
-/// The task that carries a life out.
-struct Keeper {
-    program: Program,
-    life: Life,
-    incarnation: Option<Incarnation>,
-    status: watch::Sender<Status>,
-    wish: watch::Receiver<Wish>,
-    shared: watch::Receiver<Vec<Arc<Socket>>>,
-    configuration: watch::Receiver<Option<Configuration>>,
-    questions: mpsc::Receiver<oneshot::Sender<Vec<Family>>>,
-    /// Who waits for the next [`Word::Metrics`]. While anybody does the question isn't asked again.
-    asking: Vec<oneshot::Sender<Vec<Family>>>,
-}
-
-impl Keeper {
-    async fn keep(mut self) {
-        let mut event = self.carry_out(Some(Order::Spawn)).await;
-        loop {
-            let happened = match event.take() {
-                Some(event) => event,
-                None => self.next_event().await,
-            };
-            let before = self.life.state();
-            let order = self.life.take(happened, Instant::now());
-            event = self.carry_out(order).await;
-            self.publish();
-            if before != State::Fatal && self.life.state() == State::Fatal {
-                error!(process = self.program.name(), "died too often; it is not started again");
-            }
-        }
-    }
-
-    /// Waits until something happens that may concern the process's life.
-    async fn next_event(&mut self) -> Event {
-        let mut forgiven = None;
-        loop {
-            let deadline = self.life.deadline();
-            let due = async {
-                match deadline {
-                    Some(deadline) => sleep_until(deadline.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            // Every arm is cancel-safe. What has been said counts before what was not said in time, and a wish to end before
-            // the loss of sockets, which the process is to empty.
-            tokio::select! {
-                biased;
-                happening = next_happening(&mut self.incarnation) => match happening {
-                    Happening::Said(word) => {
-                        // No order ever follows from it.
-                        self.life.take(Event::Heard, Instant::now());
-                        if let Some(event) = self.hear(word) { return event }
-                    }
-                    Happening::Ended(how) => {
-                        self.bury(&how);
-                        return Event::Died;
-                    }
-                },
-                Ok(()) = self.wish.changed() => return self.wish.borrow_and_update().event(),
-                Ok(()) = self.shared.changed() => self.share().await,
-                Ok(()) = self.configuration.changed() => self.configure().await,
-                Some(question) = self.questions.recv() => self.ask(question).await,
-                () = due => match deadline {
-                    // This process itself was stopped, or slept: nothing was heard because nobody listened.
-                    Some(at) if at.elapsed() > LATE && forgiven != deadline => {
-                        forgiven = deadline;
-                        self.life.take(Event::Heard, Instant::now());
-                    }
-                    _ => return Event::Deadline,
-                },
-            }
-        }
-    }
-
-    fn hear(&mut self, word: Word) -> Option<Event> {
-        match word {
-            Word::Report(report) => {
-                let (ready, takes_traffic) = (report.ready, report.takes_traffic());
-                self.status.send_modify(|status| {
-                    status.ready = takes_traffic;
-                    status.left = report.left;
-                    status.details = report.details;
-                });
-                match (report.leaves, ready) {
-                    (true, _) => Some(Event::Leaves),
-                    (false, true) => Some(Event::Ready),
-                    (false, false) => None,
-                }
-            }
-            Word::Beat => None,
-            Word::Metrics(families) => {
-                for question in self.asking.drain(..) {
-                    // Who no longer waits needs no answer.
-                    let _ = question.send(families.clone());
-                }
-                None
-            }
-        }
-    }
-
-    fn bury(&mut self, how: &str) {
-        self.incarnation = None;
-        self.asking.clear();
-        if self.life.state() == State::Stopping {
-            info!(process = self.program.name(), how, "ended");
-        } else {
-            warn!(process = self.program.name(), how, "died");
-        }
-    }
-
-    async fn ask(&mut self, question: oneshot::Sender<Vec<Family>>) {
-        let Some(incarnation) = &mut self.incarnation else {
-            return;
-        };
-        self.asking.retain(|waiting| !waiting.is_closed());
-        if self.asking.is_empty() {
-            incarnation.tell(&control::Order::Metrics, None).await;
-        }
-        self.asking.push(question);
-    }
-
-    /// Gives the process the sockets that it is to accept on. One that ends has let go of all.
-    async fn share(&mut self) {
-        let shared = self.shared.borrow_and_update().clone();
-        if let Some(incarnation) = &mut self.incarnation
-            && self.life.state().is_up()
-        {
-            incarnation.share(&shared).await;
-        }
-    }
-
-    async fn configure(&mut self) {
-        let Some(configuration) = self.configuration.borrow_and_update().clone() else { return };
-        self.program.adopt(configuration.clone());
-        self.tell(&control::Order::Adopt(Box::new(configuration))).await;
-    }
-
-    /// Does as the life orders. What happens by that is returned.
-    async fn carry_out(&mut self, order: Option<Order>) -> Option<Event> {
-        match order? {
-            Order::Spawn => {
-                let shared = self.shared.borrow_and_update().clone();
-                match self.program.spawn(&shared) {
-                    Ok(incarnation) => {
-                        info!(process = self.program.name(), pid = incarnation.pid(), "started");
-                        self.incarnation = Some(incarnation);
-                        self.share().await;
-                        self.publish();
-                    }
-                    Err(error) => {
-                        error!(process = self.program.name(), %error, "can't be started");
-                        return Some(Event::Died);
-                    }
-                }
-            }
-            Order::Drain => self.tell(&control::Order::Drain).await,
-            Order::End => self.tell(&control::Order::End).await,
-            Order::Kill => {
-                if let Some(incarnation) = &mut self.incarnation {
-                    warn!(process = self.program.name(), "does not end; it is killed");
-                    incarnation.kill();
-                }
-            }
-            Order::Quit => {
-                if let Some(incarnation) = &mut self.incarnation {
-                    let stuck = incarnation.pid().map(procfs::doing).unwrap_or_default();
-                    error!(process = self.program.name(), %stuck, "says nothing any more; it is killed");
-                    incarnation.quit();
-                }
-            }
-        }
-        None
-    }
-
-    async fn tell(&mut self, order: &control::Order) {
-        if let Some(incarnation) = &mut self.incarnation {
-            incarnation.tell(order, None).await;
-        }
-    }
-
-    fn publish(&mut self) {
-        let pid = self.incarnation.as_ref().and_then(Incarnation::pid);
-        self.status.send_modify(|status| {
-            status.state = self.life.state();
-            status.restarts = self.life.restarts();
-            if status.pid != pid {
-                status.started = pid.map(|_| Instant::now());
-                status.ready = false;
-                status.left = false;
-                status.details.clear();
-            }
-            status.pid = pid;
-        });
-    }
-}
-
-async fn next_happening(incarnation: &mut Option<Incarnation>) -> Happening {
-    match incarnation {
-        Some(incarnation) => incarnation.next().await,
-        None => std::future::pending().await,
     }
 }

@@ -4,17 +4,19 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, kill_process};
+use rustix::process::Signal;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use tracing::warn;
+
+use super::child::Child;
 
 use crate::control::{self, Configuration, LineError, Lines, Order, Parcel, Word};
 use crate::sockets::Socket;
@@ -54,6 +56,11 @@ impl Program {
         }
     }
 
+    /// One that is not started again.
+    pub(crate) fn ended(name: &str) -> Self {
+        Self { name: name.to_owned(), executable: PathBuf::new(), arguments: Vec::new(), parcel: None }
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -86,16 +93,16 @@ impl Program {
         for variable in systemd::VARIABLES {
             command.env_remove(variable);
         }
-        let process = command.spawn()?;
-        ours.set_nonblocking(true)?;
-        let (reader, writer) = UnixStream::from_std(ours)?.into_split();
-        Ok(Incarnation { process, lines: Some(Lines::new(reader)), writer, given })
+        // Dropping the library's handle leaves the process alone.
+        let process = Child::of(command.spawn()?.id())?;
+        Incarnation::new(process, Instant::now(), ours, Vec::new(), given)
     }
 }
 
 /// One real process.
 pub(super) struct Incarnation {
     process: Child,
+    pub(super) started: Instant,
     /// Nothing once the process has ended its side, or has said what can't be believed.
     lines: Option<Lines<OwnedReadHalf>>,
     writer: OwnedWriteHalf,
@@ -111,16 +118,59 @@ pub(super) enum Happening {
     Ended(String),
 }
 
+/// One real process as another image of this program goes on with it.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    pub(crate) pid: u32,
+    pub(crate) age: Duration,
+    /// Our end of the control socket.
+    pub(crate) control: OwnedFd,
+    /// What was read of a message that was not yet whole.
+    pub(crate) unread: Vec<u8>,
+    /// The sockets that it shares and was given.
+    pub(crate) given: BTreeSet<u64>,
+}
+
 impl Incarnation {
-    pub(super) fn pid(&self) -> Option<u32> {
-        self.process.id()
+    fn new(
+        process: Child,
+        started: Instant,
+        control: std::os::unix::net::UnixStream,
+        unread: Vec<u8>,
+        given: BTreeSet<u64>,
+    ) -> io::Result<Self> {
+        control.set_nonblocking(true)?;
+        let (reader, writer) = UnixStream::from_std(control)?.into_split();
+        Ok(Self { process, started, lines: Some(Lines::resumed(reader, unread)), writer, given })
+    }
+
+    /// Of a process that an earlier image of this program has started.
+    pub(super) fn resumed(inherited: Inherited) -> io::Result<Self> {
+        let Inherited { pid, age, control, unread, given } = inherited;
+        let started = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        Self::new(Child::of(pid)?, started, control.into(), unread, given)
+    }
+
+    /// For [`Incarnation::resumed`].
+    pub(super) fn inherited(&self) -> io::Result<Inherited> {
+        Ok(Inherited {
+            pid: self.pid(),
+            age: self.started.elapsed(),
+            control: self.writer.as_ref().as_fd().try_clone_to_owned()?,
+            unread: self.lines.as_ref().map(|lines| lines.unread().to_vec()).unwrap_or_default(),
+            given: self.given.clone(),
+        })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// What comes next. Cancel-safe.
     pub(super) async fn next(&mut self) -> Happening {
         loop {
             tokio::select! {
-                status = self.process.wait() => {
+                status = self.process.ended() => {
                     return Happening::Ended(status.map_or_else(|error| error.to_string(), |status| status.to_string()));
                 }
                 word = next_word(&mut self.lines) => match word {
@@ -163,14 +213,13 @@ impl Incarnation {
 
     /// Has it tell where it is, and end.
     pub(super) fn quit(&mut self) {
-        let pid = self.pid().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
         // It fails where the process has ended by itself.
-        let _ = pid.map(|pid| kill_process(pid, stack::SIGNAL));
+        let _ = self.process.signal(stack::SIGNAL);
     }
 
     pub(super) fn kill(&mut self) {
         // It fails where the process has ended by itself, which `next` will tell.
-        let _ = self.process.start_kill();
+        let _ = self.process.signal(Signal::KILL);
     }
 }
 

@@ -1,8 +1,10 @@
 //! Starts the fixture, asks it, and waits for what it should come to.
 
+use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +18,9 @@ use tokio::sync::watch;
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_runtime-fixture");
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Of a node that has a program of its own.
+const PROGRAM: &str = "fixture";
 
 /// What a fixture is started with.
 #[derive(Clone)]
@@ -33,6 +38,8 @@ pub(crate) struct Arguments {
     pub(crate) log_bytes: u64,
     /// A limit of its files does not kill it, as a full disk would not.
     pub(crate) limited: bool,
+    /// How many files each of its processes may open; 0 for as many as this one.
+    pub(crate) files: u32,
     /// The child that dies whenever it starts.
     pub(crate) hopeless: Option<u32>,
     /// Whether each child has a socket of its own.
@@ -57,6 +64,7 @@ impl Default for Arguments {
             log: None,
             log_bytes: 0,
             limited: false,
+            files: 0,
             hopeless: None,
             own: true,
             word: "",
@@ -157,6 +165,11 @@ impl Node {
                 command = Command::new("sh");
                 command.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", FIXTURE]);
             }
+            if arguments.files > 0 {
+                command = Command::new("sh");
+                let limit = format!("ulimit -n {}; exec \"$@\"", arguments.files);
+                command.args(["-c", &limit, "sh", FIXTURE]);
+            }
             command.arg(file).stdin(Stdio::null()).envs(environment.iter().copied());
             command
         })
@@ -171,6 +184,29 @@ impl Node {
             command.args(["-c", script, FIXTURE]).arg(file).stdin(Stdio::from(socket.take().unwrap()));
             command
         })
+    }
+
+    /// Starts a program of its own, which [`Node::replace_program`] replaces, and waits until it is ready.
+    pub(crate) fn start_own(arguments: &Arguments) -> Self {
+        let node = Self::spawn_by(arguments, |file| {
+            let program = file.with_file_name(PROGRAM);
+            install(&program, "");
+            let mut command = Command::new(program);
+            command.arg(file).stdin(Stdio::null());
+            command
+        });
+        until("the node is ready", || node.is_ready());
+        node
+    }
+
+    /// Puts another program in the place of its own: the fixture with a flaw.
+    pub(crate) fn replace_program(&self, flaw: &str) {
+        install(&self.program(), flaw);
+    }
+
+    /// Where its own program stands.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.folder.path().join(PROGRAM)
     }
 
     fn spawn_by(arguments: &Arguments, mut command: impl FnMut(&Path) -> Command) -> Self {
@@ -273,11 +309,12 @@ impl Node {
         (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
     }
 
-    /// Gives a command, and doesn't wait for what comes of it.
-    pub(crate) fn command_and_leave(&self, path: &str) {
+    /// Gives a command, and doesn't wait for what comes of it. Its operator goes away once this is dropped.
+    pub(crate) fn command_and_leave(&self, path: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.meta.unwrap()).unwrap();
         let fields = "Host: localhost\r\nProtoplex-Operator: test\r\nContent-Length: 0\r\n";
         write!(stream, "POST {path} HTTP/1.1\r\n{fields}\r\n").unwrap();
+        stream
     }
 
     pub(crate) fn request(&self, method: &str, path: &str) -> io::Result<(String, String)> {
@@ -321,6 +358,21 @@ impl Node {
     pub(crate) fn kill_child(&self, index: usize) {
         signal(self.child(index).pid.unwrap(), Signal::KILL);
     }
+}
+
+/// Puts a fixture somewhere, in one step.
+fn install(program: &Path, flaw: &str) {
+    let mut bytes = std::fs::read(FIXTURE).unwrap();
+    bytes.extend_from_slice(format!("#{flaw}").as_bytes());
+    replace(program, &bytes);
+}
+
+/// Puts a program somewhere, in one step: a file that runs can't be written to.
+pub(crate) fn replace(program: &Path, bytes: &[u8]) {
+    let draft = program.with_extension("new");
+    std::fs::write(&draft, bytes).unwrap();
+    std::fs::set_permissions(&draft, Permissions::from_mode(0o755)).unwrap();
+    std::fs::rename(draft, program).unwrap();
 }
 
 impl Drop for Node {
