@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use protoplex_runtime::signals::StopSignals;
 use protoplex_runtime::start::StartError;
 use protoplex_runtime::supervisor::{Policy, Process, Program, State};
-use protoplex_runtime::{parent, running, telemetry};
+use protoplex_runtime::{parent, running, telemetry, upgrade};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{Handler, Placement};
 use tokio::time::{sleep, timeout};
@@ -98,7 +98,7 @@ struct Nodes {
 
 impl Nodes {
     fn start(common: &Common, settings: &Settings) -> anyhow::Result<Self> {
-        let executable = std::env::current_exe().context("cannot find this program's own file")?;
+        let executable = upgrade::executable();
         let logs = settings.data.join("log");
         std::fs::create_dir_all(&logs).with_context(|| format!("{}", logs.display()))?;
         let log = logs.join(LOG);

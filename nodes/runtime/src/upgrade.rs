@@ -147,7 +147,7 @@ impl Succession {
 }
 
 /// Where the program of this process was started from, links not followed: a later look may find another one there.
-pub(crate) fn executable() -> PathBuf {
+pub fn executable() -> PathBuf {
     let started = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
     // A bare name was searched for.
     let named = started.components().count() > 1;

@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use protoplex_testkit::cluster::{Cluster, signal};
+use protoplex_testkit::cluster::{Cluster, Plan, signal};
 use protoplex_testkit::until;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -258,4 +259,69 @@ fn a_drained_node_ends_and_is_not_started_again() {
     // Everybody else goes on, and `up` ends in good order.
     assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
     assert_eq!(cluster.stop(), Some(0));
+}
+
+/// A cluster that is started by a link, which may lead to another program later.
+fn start_by_link(folder: &Path) -> (Cluster, PathBuf) {
+    let link = folder.join("protoplex");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_protoplex"), &link).unwrap();
+    (Plan::new(link.to_str().unwrap()).start(), link)
+}
+
+#[test]
+fn an_upgrade_of_every_node_costs_no_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut cluster, _) = start_by_link(folder.path());
+    let nodes = ["datastore-1", "fileserver-1", "live-1", "proxy-1", "seed-1"];
+    let before = nodes.map(|node| (cluster.node(node)["pid"].clone(), pids(&cluster, node)));
+    under_load(&cluster, || {
+        let done = cluster.json(&["upgrade"]);
+        assert_eq!(done, json!(nodes.map(|target| json!({"target": target, "ok": true, "changed": true}))));
+    });
+    for (node, (pid, children)) in nodes.iter().zip(&before) {
+        assert_eq!(cluster.node(node)["pid"], *pid, "of {node}");
+        assert!(pids(&cluster, node).iter().all(|child| !children.contains(child)), "of {node}");
+    }
+    assert!(!cluster.logs().contains("\"message\":\"died\""), "nobody had to be started again");
+    let output = cluster.run(&["upgrade", "proxy-1:0"]);
+    assert_eq!(output.status.code(), Some(2), "it has no program of its own");
+    assert_eq!(cluster.stop(), Some(0));
+}
+
+#[test]
+fn row_a_program_that_crashes_at_start_is_refused_and_the_nodes_behind_it_are_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cluster, link) = start_by_link(folder.path());
+    let before = pids(&cluster, "fileserver-1");
+    std::fs::remove_file(&link).unwrap();
+    std::fs::write(&link, "#!/bin/sh\nkill -SEGV $$\n").unwrap();
+    std::fs::set_permissions(&link, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let command = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
+        command.arg("--data").arg(cluster.data()).args(["upgrade", "fileserver-1", "proxy-1"]);
+        command.output().unwrap()
+    };
+    let output = command();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(
+        said,
+        format!(
+            "fileserver-1: FAILED: {}: it can't go on with the node: it ended with signal: 11 (SIGSEGV), without a word\n\
+             proxy-1: left as it is\n",
+            link.display()
+        )
+    );
+    let status = Command::new(env!("CARGO_BIN_EXE_protoplex"))
+        .arg("--data")
+        .arg(cluster.data())
+        .args(["--json", "status"])
+        .output()
+        .unwrap();
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let fileserver =
+        status["nodes"].as_array().unwrap().iter().find(|node| node["node"] == "fileserver-1").unwrap();
+    let children = fileserver["children"].as_array().unwrap();
+    assert_eq!(children.iter().map(|child| child["pid"].clone()).collect::<Vec<_>>(), before);
+    assert_eq!(get(cluster.http(), &[]).status, 200);
 }
