@@ -9,13 +9,14 @@ use protoplex_http::tls::TlsError;
 use protoplex_http::upstream::Pool;
 use protoplex_http::{AccessLog, Fronts, Listener, Tuning};
 use protoplex_runtime::config::{Common, ConfigError, Problems};
-use protoplex_runtime::context::Context;
+use protoplex_runtime::context::{Context, Reconfigured};
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Builds, Follower, Link};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::Member;
 use tokio::time::{sleep, timeout};
+use tracing::error;
 
 use crate::app_files::AppFiles;
 use crate::cache::{Cache, sweep};
@@ -65,10 +66,23 @@ pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
 }
 
 /// What the parent does for all its children: it keeps the disk cache within its size. Never ends.
-pub async fn look_after(config: &Config, common: &Common) {
-    match config.storage {
-        Storage::Directory => std::future::pending().await,
-        Storage::S3 => sweep(common.data.join("cache"), config.cache_max_bytes).await,
+pub async fn look_after(mut config: Config, common: &Common, mut reconfigured: Reconfigured) {
+    loop {
+        let sweeping = async {
+            match config.storage {
+                Storage::Directory => std::future::pending().await,
+                Storage::S3 => sweep(common.data.join("cache"), config.cache_max_bytes).await,
+            }
+        };
+        // The first arm never ends; the other is cancel-safe.
+        let next = tokio::select! {
+            () = sweeping => return,
+            next = reconfigured.next() => next,
+        };
+        match next {
+            Ok(next) => config = next,
+            Err(error) => error!(%error, "a configuration can't be adopted"),
+        }
     }
 }
 

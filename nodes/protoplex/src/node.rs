@@ -154,10 +154,13 @@ async fn serve(
             let main = async |context| protoplex_datastore::serve::run(&identity, &context).await;
             solo::run(bound, reload, main).await
         }
-        Kind::Fileserver => tokio::select! {
-            code = bound.run(reload) => code,
-            () = protoplex_fileserver::serve::look_after(&settings.fileserver, told) => ExitCode::FAILURE,
-        },
+        Kind::Fileserver => {
+            let (config, reconfigured) = (settings.fileserver.clone(), bound.reconfigured());
+            tokio::select! {
+                code = bound.run(reload) => code,
+                () = protoplex_fileserver::serve::look_after(config, told, reconfigured) => ExitCode::FAILURE,
+            }
+        }
         Kind::Proxy | Kind::Live => bound.run(reload).await,
     }
 }

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::{Common, Timing};
+use crate::context::Reconfigured;
 use crate::control::{Configuration, Hello, Parcel};
 use crate::parent::Spec;
 use crate::running::{Address, Instance};
@@ -48,6 +49,8 @@ pub(crate) struct Children {
     places: Mutex<Places>,
     /// Wakes whoever watches any of them.
     stirred: watch::Sender<()>,
+    /// What they go by, for who works beside them.
+    configured: watch::Sender<Configuration>,
     /// One change of many children at a time.
     changing: tokio::sync::Mutex<()>,
 }
@@ -95,7 +98,7 @@ impl Children {
             })
             .collect::<Result<_, _>>()?;
         let own = (0..count).map(|_| own_sockets(&spec)).collect::<Result<_, _>>()?;
-        Ok(Unstarted { spec, instance: instance.clone(), shared, own, former: None })
+        Ok(Unstarted::new(spec, instance, shared, own, None))
     }
 
     /// How they drain.
@@ -197,6 +200,7 @@ impl Children {
         let _turn = self.changing.lock().await;
         let Adopted { changed, surplus, restarts } = self.places().adopt(self, spec)?;
         let changed = changed || !restarts.is_empty();
+        self.configured.send_replace(self.configuration());
         self.stir();
         if !self.places().spec.own.is_empty() {
             // Else the next to have such a place would find its name taken.
@@ -335,9 +339,26 @@ pub(crate) struct Unstarted {
     own: Vec<Vec<Arc<Socket>>>,
     /// Those that there are already.
     former: Option<Former>,
+    configured: watch::Sender<Configuration>,
 }
 
 impl Unstarted {
+    fn new(
+        spec: Spec,
+        instance: &Instance,
+        shared: Vec<Port>,
+        own: Vec<Vec<Arc<Socket>>>,
+        former: Option<Former>,
+    ) -> Self {
+        let configured = watch::Sender::new(spec.configuration());
+        Self { spec, instance: instance.clone(), shared, own, former, configured }
+    }
+
+    /// Wakes at each change of what they go by.
+    pub(crate) fn reconfigured(&self) -> Reconfigured {
+        Reconfigured::of(self.configured.subscribe())
+    }
+
     /// Where they will listen.
     pub(crate) fn addresses(&self) -> Vec<Address> {
         addresses(&self.shared, self.own.iter())
@@ -350,7 +371,7 @@ impl Unstarted {
 
     /// Starts them. Must be called within a tokio runtime.
     pub(crate) fn start(self) -> Children {
-        let Self { spec, instance, shared, own, former } = self;
+        let Self { spec, instance, shared, own, former, configured } = self;
         let places = Places {
             spec,
             children: Vec::new(),
@@ -363,6 +384,7 @@ impl Unstarted {
             instance,
             places: Mutex::new(places),
             stirred: watch::Sender::new(()),
+            configured,
             changing: tokio::sync::Mutex::new(()),
         };
         match former {

@@ -134,7 +134,7 @@ impl Context {
 
     /// Wakes at each change of [`Context::config`] from here on.
     pub fn reconfigured(&self) -> Reconfigured {
-        Reconfigured(self.0.configuration.subscribe())
+        Reconfigured::of(self.0.configuration.subscribe())
     }
 
     /// This process's own listening sockets of this name, non-blocking. Each is handed out once.
@@ -199,6 +199,10 @@ impl Context {
 pub struct Reconfigured(watch::Receiver<Configuration>);
 
 impl Reconfigured {
+    pub(crate) fn of(configuration: watch::Receiver<Configuration>) -> Self {
+        Self(configuration)
+    }
+
     /// The next configuration. Where one comes quickly behind another only the last is seen. Cancel-safe.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::children::{Children, Unstarted};
 use crate::commands::{Reload, Reloader};
 use crate::config::Common;
+use crate::context::Reconfigured;
 use crate::control::{self, Configuration, Report};
 use crate::meta::{self, Guard};
 use crate::node::{Body, Node, unix_ms};
@@ -264,6 +265,11 @@ impl Bound {
     /// Which node of its name this is: the same after a restart on its data directory.
     pub fn instance(&self) -> &str {
         &self.station.estate.instance.id
+    }
+
+    /// For what the parent does beside its children: wakes at each change of their configuration from here on.
+    pub fn reconfigured(&self) -> Reconfigured {
+        self.children.reconfigured()
     }
 
     /// Lets the meta port, where other machines reach it, know the cluster's own by their tokens. Until it is told, such a

@@ -128,3 +128,24 @@ fn row_s3_away_slow_or_answering_5xx_uploads_wait_and_downloads_are_told() {
         assert_eq!(get(&bench.url(&path), &[]).body, body, "from the bucket");
     }
 }
+
+#[test]
+fn a_smaller_cache_is_a_matter_of_a_reload() {
+    let mut bench = start_with(20_000);
+    let body = noise(32, 3_000_000);
+    bench.store("/files/big", &body);
+    bench.forget();
+    assert_eq!(get(&bench.url("/files/big"), &[]).body, body);
+    let kept = || {
+        let find = ["-type", "f", "-size", "+2M"];
+        let found =
+            std::process::Command::new("find").arg(bench.cluster.data().join("cache")).args(find).output();
+        String::from_utf8(found.unwrap().stdout).unwrap().lines().count()
+    };
+    until("it is in the cache", || (kept() == 1).then_some(()));
+    let config = bench.cluster.folder().join("protoplex.toml");
+    std::fs::write(config, "[fileserver]\ncache_max_bytes = 1000000\n").unwrap();
+    assert_eq!(bench.cluster.json(&["restart", "--reload", "fileserver-1"])[0]["ok"], true);
+    until("it has gone from the cache", || (kept() == 0).then_some(()));
+    assert_eq!(get(&bench.url("/files/big"), &[]).body, body);
+}

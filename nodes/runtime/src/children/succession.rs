@@ -137,7 +137,7 @@ impl Unstarted {
             refusing: *refusing,
             returned: succession.handover.returned.is_some(),
         };
-        Ok(Self { spec, instance: instance.clone(), shared, own, former: Some(former) })
+        Ok(Self::new(spec, instance, shared, own, Some(former)))
     }
 
     /// What another program of a node of a single process needs.
