@@ -43,6 +43,11 @@ impl Verb {
         }
     }
 
+    /// Whether a node of one process can do it, too.
+    fn suits_solo(self) -> bool {
+        matches!(self, Self::Reload | Self::Drain)
+    }
+
     /// What the target is once it is done, and what it is where there was nothing to do.
     fn done(self) -> [&'static str; 2] {
         match self {
@@ -100,7 +105,7 @@ pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyh
 /// What is meant: without a target every node that can do it.
 fn choose<'a>(nodes: &'a Nodes, verb: Verb, targets: &[Target]) -> anyhow::Result<Vec<(Target, &'a Found)>> {
     if targets.is_empty() {
-        let able = nodes.all().filter(|(_, found)| !found.is_solo() || verb == Verb::Drain);
+        let able = nodes.all().filter(|(_, found)| !found.is_solo() || verb.suits_solo());
         return Ok(able
             .map(|(node, found)| (Target { node: node.to_owned(), child: None }, found))
             .collect());
@@ -192,13 +197,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_target_all_that_have_children_are_meant() {
+    fn without_a_target_all_that_can_do_it_are_meant() {
         let nodes = Nodes::sample();
         let names = |verb, targets: &[Target]| {
             let chosen = choose(&nodes, verb, targets).unwrap();
             chosen.into_iter().map(|(target, _)| target.node).collect::<Vec<_>>()
         };
         assert_eq!(names(Verb::Restart, &[]), ["live-1", "proxy-1"]);
+        assert_eq!(names(Verb::Reload, &[]), ["live-1", "proxy-1", "seed-1"]);
         assert_eq!(names(Verb::Drain, &[]), ["live-1", "proxy-1", "seed-1"]);
         assert_eq!(names(Verb::Stop { now: false }, &["seed-1".parse().unwrap()]), ["seed-1"]);
     }

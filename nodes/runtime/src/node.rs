@@ -17,6 +17,7 @@ use crate::control::Report;
 use crate::drain::Trigger;
 use crate::exposition::{Exposition, Family, Kind};
 use crate::running::{Address, Claim, META, Running};
+use crate::solo::Solo;
 use crate::supervisor::{State, Status};
 use crate::{procfs, telemetry};
 
@@ -40,8 +41,8 @@ pub(crate) struct Node {
 #[derive(Debug)]
 pub(crate) enum Body {
     Children(Box<Children>),
-    /// This process itself, and what it says of itself.
-    Solo(watch::Receiver<Report>),
+    /// This process itself.
+    Solo(Box<Solo>),
 }
 
 /// How the last reload went.
@@ -176,7 +177,7 @@ impl Node {
     pub(crate) fn is_ready(&self) -> bool {
         let ready = !*self.draining.borrow()
             && match &self.body {
-                Body::Solo(report) => report.borrow().takes_traffic(),
+                Body::Solo(solo) => solo.report().borrow().takes_traffic(),
                 Body::Children(children) => {
                     let statuses = children.statuses();
                     let settled = |status: &Status| status.restarts > 0 || status.state != State::Starting;
@@ -234,12 +235,12 @@ impl Node {
         }
     }
 
-    /// What its children are told to go by, without what is secret. A node of a single process has none.
+    /// What its processes are told to go by, without what is secret.
     pub(crate) fn configuration(&self) -> serde_json::Value {
-        match &self.body {
-            Body::Children(children) => masked(serde_json::json!(children.configuration())),
-            Body::Solo(_) => serde_json::Value::Null,
-        }
+        masked(serde_json::json!(match &self.body {
+            Body::Children(children) => children.configuration(),
+            Body::Solo(solo) => solo.configuration(),
+        }))
     }
 
     /// As operators see it.
@@ -267,7 +268,7 @@ impl Node {
             addresses: about.addresses,
             reload: self.last_reload().clone(),
             details: match &self.body {
-                Body::Solo(report) => report.borrow().details.clone(),
+                Body::Solo(solo) => solo.report().borrow().details.clone(),
                 Body::Children(_) => telemetry::details(),
             },
             children: statuses.into_iter().enumerate().map(child).collect(),
@@ -290,7 +291,7 @@ impl Node {
     pub(crate) fn seen(&self) -> Seen {
         let (children, report) = match &self.body {
             Body::Children(children) => (Some(children.stirred()), None),
-            Body::Solo(report) => (None, Some(report.clone())),
+            Body::Solo(solo) => (None, Some(solo.report())),
         };
         Seen { draining: self.draining.subscribe(), children, report }
     }

@@ -132,6 +132,29 @@ impl Spec {
         .find_map(|(differs, what)| differs.then_some(what))
     }
 
+    /// What of it one process that runs can't change for itself: all that it is told but its log level and its drain.
+    pub(crate) fn fixed_in_process(&self, other: &Self) -> Option<String> {
+        if let Some(fixed) = self.fixed(other) {
+            return Some(fixed.to_owned());
+        }
+        let (ours, theirs) = (&self.common, &other.common);
+        let named = [
+            (ours.seed != theirs.seed, "seed_address"),
+            (ours.region != theirs.region, "region"),
+            (ours.zone != theirs.zone, "zone"),
+        ];
+        if let Some((_, name)) = named.into_iter().find(|(differs, _)| *differs) {
+            return Some(name.to_owned());
+        }
+        let value = |spec: &Self, key: &str| spec.child_config.get(key).cloned();
+        let keys =
+            |spec: &Self| spec.child_config.as_object().map(|keys| keys.keys().cloned().collect::<Vec<_>>());
+        let mut keys = [keys(self), keys(other)].into_iter().flatten().flatten();
+        let key = keys.find(|key| value(self, key) != value(other, key));
+        key.map(|key| format!("{}.{key}", self.kind))
+            .or_else(|| (self.shared != other.shared).then(|| format!("the address of {}", self.kind)))
+    }
+
     /// Whether its children have to be told anything.
     pub(crate) fn differs(&self, other: &Self) -> bool {
         self.child_config != other.child_config || self.common != other.common

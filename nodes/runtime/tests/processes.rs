@@ -254,6 +254,47 @@ fn a_node_of_one_process_drains_likewise() {
 }
 
 #[test]
+fn a_node_of_one_process_adopts_what_it_can_and_refuses_the_rest_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let arguments = Arguments { children: 0, word: "old", log: Some(log.clone()), ..Arguments::default() };
+    let mut node = Node::start(&arguments);
+    let mut client = Client::connect(node.http());
+    client.ask("whisper one").unwrap();
+    assert_eq!(node.command("/reload"), (200, json!({"changed": false})));
+    node.rewrite(&Arguments { level: "debug", timing: (0, 100), ..arguments.clone() });
+    node.signal(Signal::HUP);
+    until("the level is another", || node.get("/log-level") == "{\"level\":\"debug\"}");
+    client.ask("whisper two").unwrap();
+    until("it whispers", || std::fs::read_to_string(&log).unwrap().contains("two"));
+    assert!(!std::fs::read_to_string(&log).unwrap().contains("one"));
+
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let adopted = Arguments { level: "debug", timing: (0, 100), ..arguments };
+    for (other, name) in [
+        (Arguments { word: "new", ..adopted.clone() }, "fixture.word"),
+        (Arguments { listen, ..adopted.clone() }, "the address of fixture"),
+        (Arguments { data: Some("/elsewhere".into()), ..adopted.clone() }, "data"),
+        (Arguments { level: "loud", ..adopted.clone() }, "the log level \"loud\""),
+    ] {
+        node.rewrite(&other);
+        let (status, problem) = node.command("/reload");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(
+            status == 422 && detail.contains(name) && detail.contains("the old one goes on"),
+            "{problem}"
+        );
+        assert_eq!(node.get("/log-level"), "{\"level\":\"debug\"}");
+    }
+    client.ask("who").expect("no connection noticed");
+    // How it drains is adopted, too.
+    let asked = Instant::now();
+    node.signal(Signal::TERM);
+    assert_eq!(node.wait(), Some(1), "it is cut");
+    assert!(asked.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
 fn a_start_is_refused_with_all_its_causes() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();

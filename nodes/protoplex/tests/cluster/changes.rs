@@ -154,6 +154,26 @@ fn a_reload_changes_limits_while_every_connection_lives_on() {
     assert_eq!(pids(&cluster, "proxy-1"), before);
 }
 
+#[test]
+fn a_reload_without_a_target_reaches_seed_and_datastore_too() {
+    let cluster = start();
+    let config = cluster.folder().join("protoplex.toml");
+    let told = || -> Vec<Value> {
+        let output = cluster.run(&["--json", "restart", "--reload"]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    std::fs::write(&config, "[log]\nlevel = \"debug\"\n").unwrap();
+    let row = |node: &str| json!({"target": node, "ok": true, "changed": true});
+    assert_eq!(told(), ["datastore-1", "fileserver-1", "live-1", "proxy-1", "seed-1"].map(row));
+    // What only a new process can adopt is named, by the one node whom it concerns.
+    std::fs::write(&config, "[log]\nlevel = \"debug\"\n[seed]\nmax_keys = 5\n").unwrap();
+    let refused: Vec<_> = told().into_iter().filter(|row| row["ok"] == false).collect();
+    let [seed] = &refused[..] else { panic!("{refused:?}") };
+    let error = seed["error"].as_str().unwrap();
+    assert!(error.starts_with("seed.max_keys can't change while the node runs"), "{error}");
+    assert_eq!(get(cluster.http(), &[]).status, 200);
+}
+
 /// A certificate of this name, in place of the one that is there.
 fn renew(folder: &Path, name: &str) {
     let made = Command::new("openssl")

@@ -29,6 +29,7 @@ pub(crate) struct Arguments {
     /// Grace and timeout of the drain, in milliseconds.
     pub(crate) timing: (u64, u64),
     pub(crate) log: Option<PathBuf>,
+    pub(crate) level: &'static str,
     /// Of the log's file, before it is put aside.
     pub(crate) log_bytes: u64,
     /// A limit of its files does not kill it, as a full disk would not.
@@ -55,6 +56,7 @@ impl Default for Arguments {
             data: None,
             timing: (0, 5_000),
             log: None,
+            level: "info",
             log_bytes: 0,
             limited: false,
             hopeless: None,
@@ -76,7 +78,7 @@ impl Arguments {
             "meta_forced": self.meta_token.is_some(),
             "meta_token": self.meta_token,
             "timing": { "drain_grace_ms": self.timing.0, "drain_timeout_ms": self.timing.1 },
-            "telemetry": { "file": self.log, "max_bytes": self.log_bytes },
+            "telemetry": { "file": self.log, "level": self.level, "max_bytes": self.log_bytes },
             "own": self.own,
             "config": { "hopeless": self.hopeless, "word": self.word, "motto": self.motto, "secret_word": "xyzzy" },
         });
