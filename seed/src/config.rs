@@ -74,6 +74,7 @@ pub fn spec(config: &Config, common: &Common) -> Spec {
         children: 0,
         shared: vec![(SOCKET.to_owned(), config.listen)],
         own: Vec::new(),
+        connections: 0,
         child_config: serde_json::json!(config),
         adopted: &[],
     }

@@ -64,6 +64,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<ExitCode> {
     let mut common = common.clone();
     common.set.extend(children.map(|n| (format!("{}.children", kind.name()), i64::from(n).into())));
+    Settings::load(&common)?.assume_account()?;
     let (settings, told, spec) = configured(kind, &common, node)?;
     let capacity = spec.children;
     let mut bound = spec.bind()?;
@@ -87,7 +88,7 @@ pub(crate) fn run(
 /// Reads and checks the configuration, whole.
 fn configured(kind: Kind, common: &Common, node: &Single) -> anyhow::Result<(Settings, NodeCommon, Spec)> {
     let settings = Settings::load(common)?;
-    let told = settings.common(kind, node.node.as_deref());
+    let told = settings.common(kind, node.node.as_deref())?;
     let spec = kind.spec(&settings, &told)?;
     Ok((settings, told, spec))
 }

@@ -33,6 +33,9 @@ struct NodeReport {
     draining: bool,
     meta: String,
     listens: Vec<String>,
+    /// How many files each of its processes may have open, and how many its parent has.
+    file_limit: u64,
+    open_files: u64,
     uptime_ms: u64,
     seen_ms_ago: u64,
     children: Vec<ChildReport>,
@@ -45,6 +48,7 @@ struct ChildReport {
     pid: u32,
     uptime_ms: u64,
     restarts: u32,
+    open_files: u64,
 }
 
 #[derive(Serialize)]
@@ -197,6 +201,8 @@ impl From<NodeStatus> for NodeReport {
             draining: state.draining,
             meta: hello.meta,
             listens: hello.listens,
+            file_limit: state.file_limit,
+            open_files: state.open_files,
             uptime_ms: uptime_ms(hello.started_at_ms),
             seen_ms_ago: status.seen_ms_ago,
             children: state.children.into_iter().map(ChildReport::from).collect(),
@@ -206,8 +212,8 @@ impl From<NodeStatus> for NodeReport {
 
 impl From<ChildState> for ChildReport {
     fn from(child: ChildState) -> Self {
-        let ChildState { index, state, pid, started_at_ms, restarts } = child;
-        Self { child: index, state, pid, uptime_ms: uptime_ms(started_at_ms), restarts }
+        let ChildState { index, state, pid, started_at_ms, restarts, open_files } = child;
+        Self { child: index, state, pid, uptime_ms: uptime_ms(started_at_ms), restarts, open_files }
     }
 }
 

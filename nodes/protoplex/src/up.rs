@@ -61,10 +61,11 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
         ))
         .into());
     }
+    settings.assume_account()?;
     let _claim = running::claim(&settings.data, "cluster").map_err(StartError::from)?;
     let specs: Vec<_> = KINDS
         .into_iter()
-        .map(|kind| kind.spec(&settings, &settings.common(kind, None)))
+        .map(|kind| kind.spec(&settings, &settings.common(kind, None)?))
         .collect::<Result<_, _>>()?;
     parent::probe(&specs)?;
     Identity::open_or_create(&settings.data.join("cluster"))?;

@@ -6,12 +6,14 @@
 //! Nodes of a single process ([`solo`]) are parents without children. The parent answers for all of them on the
 //! [`meta`] port.
 
+pub mod account;
 pub mod child;
 mod children;
 pub mod commands;
 pub mod config;
 pub mod context;
 mod control;
+mod descriptors;
 pub mod drain;
 mod exposition;
 pub mod log_file;

@@ -19,7 +19,7 @@ use crate::exposition::{Exposition, Family, Kind};
 use crate::running::{Address, Claim, META, Running};
 use crate::solo::Solo;
 use crate::supervisor::{State, Status};
-use crate::{procfs, telemetry};
+use crate::{descriptors, procfs, telemetry};
 
 /// A running node.
 #[derive(Debug)]
@@ -67,6 +67,9 @@ pub(crate) struct StatusPage {
     /// A child is not started again any more.
     degraded: bool,
     addresses: Vec<Address>,
+    /// How many files each process of the node may have open, and how many this one has.
+    file_limit: u64,
+    open_files: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     reload: Option<ReloadStatus>,
     /// Of this process: in a node with children only of its log.
@@ -82,6 +85,7 @@ struct ChildStatus {
     pid: Option<u32>,
     uptime_ms: u64,
     restarts: u32,
+    open_files: u64,
     ready: bool,
     details: BTreeMap<String, serde_json::Value>,
 }
@@ -210,12 +214,15 @@ impl Node {
             pid: status.pid.unwrap_or_default(),
             started_at_ms: started_at_ms(&status),
             restarts: status.restarts,
+            open_files: status.pid.and_then(procfs::open_files).unwrap_or_default(),
         };
         NodeState {
             ready: self.is_ready(),
             draining: *self.draining.borrow(),
             children: self.statuses().into_iter().enumerate().map(child).collect(),
             load: procfs::load_average(),
+            file_limit: descriptors::limit(),
+            open_files: procfs::open_files(std::process::id()).unwrap_or_default(),
         }
     }
 
@@ -251,6 +258,7 @@ impl Node {
             pid: status.pid,
             uptime_ms: uptime_ms(&status),
             restarts: status.restarts,
+            open_files: status.pid.and_then(procfs::open_files).unwrap_or_default(),
             ready: status.ready,
             details: status.details,
         };
@@ -266,6 +274,8 @@ impl Node {
             draining: *self.draining.borrow(),
             degraded: statuses.iter().any(|status| status.state == State::Fatal),
             addresses: about.addresses,
+            file_limit: descriptors::limit(),
+            open_files: procfs::open_files(about.pid).unwrap_or_default(),
             reload: self.last_reload().clone(),
             details: match &self.body {
                 Body::Solo(solo) => solo.report().borrow().details.clone(),

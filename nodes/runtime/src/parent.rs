@@ -8,16 +8,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::NodeState;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
+use crate::account::{as_root, is_root};
 use crate::children::{Children, Unstarted};
 use crate::commands::{Reload, Reloader};
 use crate::config::Common;
 use crate::control::{Configuration, Report};
+use crate::descriptors;
 use crate::meta::{self, Guard};
 use crate::node::{Body, Node};
 use crate::orders::Orders;
@@ -45,6 +46,8 @@ pub struct Spec {
     pub shared: Vec<(String, SocketAddr)>,
     /// Sockets of each child's own, by name, on a free port of this address.
     pub own: Vec<(String, IpAddr)>,
+    /// Client connections that one process may have at a time; 0 where that has no limit of its own.
+    pub connections: u64,
     /// What [`crate::context::Context::config`] gives the child; its own type, as JSON, at most 64 KiB.
     pub child_config: serde_json::Value,
     /// The keys of `child_config` that a child goes by as soon as it is told another value. For a change of any other one
@@ -62,7 +65,8 @@ pub fn probe(specs: &[Spec]) -> Result<(), StartError> {
         specs.iter().filter_map(|spec| running::probe(&spec.common.data, &spec.common.node)).collect();
     if causes.is_empty() {
         causes.extend(specs.iter().filter_map(Spec::exposure));
-        causes.extend(sockets::probe(&specs.iter().flat_map(Spec::wanted).collect::<Vec<_>>(), false));
+        let wanted: Vec<_> = specs.iter().flat_map(Spec::wanted).collect();
+        causes.extend(as_root(|| sockets::probe(&wanted, false)));
     }
     StartError::unless_empty(causes)
 }
@@ -73,7 +77,7 @@ impl Spec {
     /// # Errors
     /// Everything that stands in the way. Nothing is kept then.
     pub fn bind(self) -> Result<Bound, StartError> {
-        raise_file_limit();
+        as_root(descriptors::raise);
         let common = &self.common;
         // Where the same node runs already, its own ports are no news.
         let claim = running::claim(&common.data, &common.node)?;
@@ -81,19 +85,27 @@ impl Spec {
         let mut activated = Activated::take().map_err(|source| StartCause::Activated { source })?;
         let mut wanted = self.wanted();
         wanted.retain(|(_, address)| !activated.has(*address));
-        causes.extend(sockets::probe(&wanted, claim.is_orphaned()));
+        causes.extend(as_root(|| sockets::probe(&wanted, claim.is_orphaned())));
         causes.extend(telemetry::start(&common.telemetry, &common.node, None).err().map(StartCause::from));
         StartError::unless_empty(causes)?;
 
         let (meta, address) = match activated.claim(common.meta) {
             Some(meta) => (meta, common.meta),
-            None => sockets::listen(META, common.meta, false)?,
+            None => as_root(|| sockets::listen(META, common.meta, false))?,
         };
         let mut addresses = vec![Address { name: META.to_owned(), child: None, address }];
         // Late, so that orphans have had the time to go.
         let instance = claim.instance()?;
-        let children = Children::bind(self.clone(), &instance, &mut activated)?;
+        let children = as_root(|| Children::bind(self.clone(), &instance, &mut activated))?;
         activated.finish();
+        descriptors::check(&self);
+        match &common.account {
+            Some(account) => account.settle().map_err(StartCause::from)?,
+            None if is_root() => {
+                warn!("this node works as root: name a user for it in the configuration, `user`")
+            }
+            None => {}
+        }
         addresses.extend(children.addresses());
         let running = Running {
             node: common.node.clone(),
@@ -122,6 +134,7 @@ impl Spec {
         let (ours, theirs) = (&self.common, &other.common);
         [
             (self.kind != other.kind || ours.node != theirs.node, "the node's name"),
+            (ours.account != theirs.account, "user or group"),
             (ours.data != theirs.data, "data"),
             (ours.meta != theirs.meta, "the address of the meta port"),
             (ours.meta_token != theirs.meta_token, "meta.token"),
@@ -328,11 +341,4 @@ async fn follow_reloads(node: Arc<Node>, mut signals: ReloadSignals) {
         signals.next().await;
         let _ = node.reload().await;
     }
-}
-
-/// Lets this process and its children have as many connections as the system allows.
-fn raise_file_limit() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // Where it is refused the lower limit stays, and connections are bounded by it.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

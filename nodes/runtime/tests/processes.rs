@@ -4,6 +4,8 @@
 
 #[path = "processes/logs.rs"]
 mod logs;
+#[path = "processes/privileges.rs"]
+mod privileges;
 #[path = "processes/rig.rs"]
 mod rig;
 
@@ -292,6 +294,33 @@ fn a_node_of_one_process_adopts_what_it_can_and_refuses_the_rest_by_name() {
     node.signal(Signal::TERM);
     assert_eq!(node.wait(), Some(1), "it is cut");
     assert!(asked.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn a_limit_of_files_that_its_connections_exceed_is_told_with_both_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap();
+    let enough = (limit - 256) / 2;
+    for (connections, told) in [(enough, false), (enough + 1, true)] {
+        let arguments =
+            Arguments { children: 1, connections, log: Some(log.clone()), ..Arguments::default() };
+        let node = Node::start(&arguments);
+        let text = std::fs::read_to_string(&log).unwrap();
+        let warning = text.lines().find(|line| line.contains("LimitNOFILE="));
+        assert_eq!(warning.is_some(), told, "{text}");
+        let figures =
+            |line: &str| line.contains(&format!("\"limit\":{limit}")) && line.contains("\"needed\":");
+        assert!(warning.is_none_or(figures), "{text}");
+        let status = node.status();
+        assert_eq!(status["file_limit"], limit);
+        assert!(status["open_files"].as_u64() > Some(3), "{status}");
+        let before = status["children"][0]["open_files"].as_u64().unwrap();
+        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(node.http())).collect();
+        assert!(clients.iter_mut().all(|client| client.ask("who").is_ok()));
+        let now = node.status()["children"][0]["open_files"].as_u64().unwrap();
+        assert!(now >= before + 20, "{before} {now}");
+    }
 }
 
 #[test]

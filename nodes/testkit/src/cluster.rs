@@ -1,6 +1,8 @@
 //! A cluster of real processes, as `protoplex up` starts it.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -36,7 +38,9 @@ impl Plan {
     /// # Panics
     /// When it doesn't.
     pub fn start(self) -> Cluster {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        // The nodes may be another user's.
+        let open = Permissions::from_mode(0o755);
+        let folder = tempfile::Builder::new().permissions(open).tempdir().expect("a temporary folder");
         let ports = [Port::take(), Port::take(), Port::take(), Port::take()];
         let mut cluster = Cluster { plan: self, folder, ports, process: None, facts: Value::Null };
         cluster.start();

@@ -18,6 +18,7 @@ use crate::telemetry::Settings;
 
 fn hello(config: serde_json::Value) -> Hello {
     let common = Common {
+        account: None,
         node: "proxy-1".to_owned(),
         data: "data".into(),
         seed: "127.0.0.1:8050".to_owned(),

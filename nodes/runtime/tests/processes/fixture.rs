@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use protoplex_runtime::account::Account;
 use protoplex_runtime::child;
 use protoplex_runtime::commands::Reload;
 use protoplex_runtime::config::{Common, Timing};
@@ -20,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// What stands as JSON in the file that is the only argument.
 #[derive(Deserialize)]
 struct Arguments {
+    user: Option<String>,
     data: PathBuf,
     children: u32,
     listen: String,
@@ -30,6 +32,7 @@ struct Arguments {
     telemetry: Settings,
     /// Whether each child has a socket of its own.
     own: bool,
+    connections: u64,
     config: Config,
 }
 
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     }
     let Some(file) = std::env::args().nth(1) else { return refuse(&"usage: runtime-fixture FILE") };
-    match spec(&file) {
+    match spec(&file).and_then(assumed) {
         Ok(spec) => run(spec, Box::new(move || self::spec(&file))),
         Err(error) => refuse(&error),
     }
@@ -76,6 +79,7 @@ fn spec(file: &str) -> Result<Spec, String> {
     Ok(Spec {
         kind: "fixture",
         common: Common {
+            account: account(arguments.user.as_deref())?,
             node: "fixture-1".to_owned(),
             data: arguments.data,
             seed: String::new(),
@@ -91,9 +95,20 @@ fn spec(file: &str) -> Result<Spec, String> {
         children: arguments.children,
         shared: vec![("http".to_owned(), listen)],
         own: if arguments.own { vec![("internal".to_owned(), listen.ip())] } else { Vec::new() },
+        connections: arguments.connections,
         child_config: serde_json::json!(arguments.config),
         adopted: &["word"],
     })
+}
+
+fn account(user: Option<&str>) -> Result<Option<Account>, String> {
+    user.map(|user| Account::find(user, None)).transpose().map_err(|error| error.to_string())
+}
+
+fn assumed(spec: Spec) -> Result<Spec, String> {
+    let account = spec.common.account.as_ref();
+    account.map_or(Ok(()), |account| account.assume(&spec.common.data)).map_err(|error| error.to_string())?;
+    Ok(spec)
 }
 
 fn run(spec: Spec, reload: Reload) -> ExitCode {

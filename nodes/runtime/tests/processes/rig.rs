@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-const FIXTURE: &str = env!("CARGO_BIN_EXE_runtime-fixture");
+pub(crate) const FIXTURE: &str = env!("CARGO_BIN_EXE_runtime-fixture");
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a fixture is started with.
@@ -23,6 +23,7 @@ pub(crate) struct Arguments {
     /// 0 for a node of one process.
     pub(crate) children: u32,
     pub(crate) listen: String,
+    pub(crate) user: Option<&'static str>,
     pub(crate) meta: String,
     /// A fresh one where there is none.
     pub(crate) data: Option<PathBuf>,
@@ -38,6 +39,8 @@ pub(crate) struct Arguments {
     pub(crate) hopeless: Option<u32>,
     /// Whether each child has a socket of its own.
     pub(crate) own: bool,
+    /// That each child may have.
+    pub(crate) connections: u64,
     /// What children show, and adopt while they run.
     pub(crate) word: &'static str,
     /// What they show, and only new ones adopt.
@@ -52,6 +55,7 @@ impl Default for Arguments {
         Self {
             children: 2,
             listen: any.clone(),
+            user: None,
             meta: any,
             data: None,
             timing: (0, 5_000),
@@ -61,6 +65,7 @@ impl Default for Arguments {
             limited: false,
             hopeless: None,
             own: true,
+            connections: 0,
             word: "",
             motto: "",
             meta_token: None,
@@ -69,8 +74,9 @@ impl Default for Arguments {
 }
 
 impl Arguments {
-    fn write(&self, file: &Path, data: &Path) {
+    pub(crate) fn write(&self, file: &Path, data: &Path) {
         let arguments = json!({
+            "user": self.user,
             "data": data,
             "children": self.children,
             "listen": self.listen,
@@ -80,6 +86,7 @@ impl Arguments {
             "timing": { "drain_grace_ms": self.timing.0, "drain_timeout_ms": self.timing.1 },
             "telemetry": { "file": self.log, "level": self.level, "max_bytes": self.log_bytes },
             "own": self.own,
+            "connections": self.connections,
             "config": { "hopeless": self.hopeless, "word": self.word, "motto": self.motto, "secret_word": "xyzzy" },
         });
         std::fs::write(file, arguments.to_string()).unwrap();
@@ -280,6 +287,13 @@ impl Node {
         let mut stream = TcpStream::connect(self.meta.unwrap()).unwrap();
         let fields = "Host: localhost\r\nProtoplex-Operator: test\r\nContent-Length: 0\r\n";
         write!(stream, "POST {path} HTTP/1.1\r\n{fields}\r\n").unwrap();
+    }
+
+    /// What the kernel tells of one of its processes, in a line that begins so.
+    pub(crate) fn of_process(pid: u32, line: &str) -> String {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|told| told.strip_prefix(line)).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
     pub(crate) fn request(&self, method: &str, path: &str) -> io::Result<(String, String)> {
