@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protoplex_runtime::meta::OPERATOR;
-use reqwest::header::AUTHORIZATION;
+use protoplex_wire::identity::Identity;
 use reqwest::{Client, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
 use crate::cli::Common;
 use crate::cluster;
+use crate::meta::Meta;
 use crate::nodes::{Found, Nodes, Target};
 use crate::output::print;
 use crate::settings::Settings;
@@ -85,12 +86,11 @@ struct Problem {
 /// Runs the command: one target after the other, so that a mistake meets one at a time.
 pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(common)?;
-    let pass = cluster::pass(common);
+    let identity = cluster::identity(&settings);
     let nodes = Nodes::find(common).await?;
     let chosen = choose(&nodes, verb, targets)?;
     let patience = settings.drain.drain_grace() + settings.drain.drain_timeout() + ANSWER_MARGIN;
-    let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(patience).build()?;
-    let commander = Commander { client, pass, verb, patience };
+    let commander = Commander { identity, verb, patience };
     let mut rows = Vec::new();
     for (target, node) in chosen {
         rows.push(commander.tell(&target, node).await);
@@ -115,9 +115,7 @@ fn choose<'a>(nodes: &'a Nodes, verb: Verb, targets: &[Target]) -> anyhow::Resul
 
 /// Gives the command to one target after the other.
 struct Commander {
-    client: Client,
-    /// For meta ports that ask for it.
-    pass: Option<String>,
+    identity: Option<Identity>,
     verb: Verb,
     /// With each of them.
     patience: Duration,
@@ -151,22 +149,20 @@ impl Commander {
 
     async fn ask(&self, target: &Target, node: &Found) -> anyhow::Result<bool> {
         // Of another machine's node a loopback address may be known only, where another one answers.
-        let mut query = vec![("node", target.node.clone())];
-        query.extend(target.child.map(|child| ("child", child.to_string())));
-        query.extend((self.verb == Verb::Stop { now: true }).then(|| ("now", "true".to_owned())));
-        let url =
-            reqwest::Url::parse_with_params(&format!("http://{}/{}", node.meta, self.verb.path()), query)?;
-        let mut request = self.client.post(url).header(OPERATOR, operator());
-        if let Some(pass) = &self.pass {
-            request = request.header(AUTHORIZATION, pass);
-        }
+        let child = target.child.map(|child| child.to_string());
+        let mut query = vec![("node", target.node.as_str())];
+        query.extend(child.as_deref().map(|child| ("child", child)));
+        query.extend((self.verb == Verb::Stop { now: true }).then_some(("now", "true")));
+        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(self.patience);
+        let meta = Meta::of(node, self.identity.as_ref(), client)?;
+        let request = meta.client.post(meta.url(self.verb.path(), &query)?).header(OPERATOR, operator());
         let answer =
             request.send().await.with_context(|| format!("its meta port {} does not answer", node.meta))?;
         let (status, body) = (answer.status(), answer.bytes().await?);
         if status == StatusCode::OK {
             let changed = serde_json::from_slice::<Outcome>(&body)?.changed;
             if self.verb == Verb::Drain && target.child.is_none() {
-                self.end_of(node).await?;
+                self.end_of(&meta).await?;
             }
             return Ok(changed);
         }
@@ -175,9 +171,10 @@ impl Commander {
     }
 
     /// Waits until a node that drains has ended.
-    async fn end_of(&self, node: &Found) -> anyhow::Result<()> {
+    async fn end_of(&self, meta: &Meta) -> anyhow::Result<()> {
+        let health = meta.url("healthz", &[])?;
         let gone = async {
-            while self.client.get(format!("http://{}/healthz", node.meta)).send().await.is_ok() {
+            while meta.client.get(health.clone()).send().await.is_ok() {
                 sleep(LOOK_INTERVAL).await;
             }
         };

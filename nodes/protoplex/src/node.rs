@@ -69,7 +69,7 @@ pub(crate) fn run(
     let capacity = spec.children;
     let mut bound = spec.bind()?;
     let identity = identity(kind, &settings)?;
-    bound.trust(&identity);
+    bound.trust(&identity)?;
     let (common, node) = (common.clone(), node.clone());
     let reload: Reload = Box::new(move || match configured(kind, &common, &node) {
         Ok((_, _, spec)) => Ok(spec),

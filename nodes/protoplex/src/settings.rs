@@ -7,6 +7,7 @@ use protoplex_runtime::account::{Account, AccountError};
 use protoplex_runtime::config::{
     self, Common as NodeCommon, ConfigError, Problems, Setting, Timing, connectable,
 };
+use protoplex_runtime::meta::TlsSettings;
 use protoplex_runtime::start::{StartCause, StartError};
 use protoplex_runtime::telemetry;
 use serde::Deserialize;
@@ -54,6 +55,8 @@ struct Meta {
     exposed: bool,
     /// One that is good for all of them, for a scraper of metrics or a hook. Nodes and operators of the cluster need none.
     token: Option<String>,
+    /// Whose certificates count there besides the cluster's own.
+    tls: TlsSettings,
 }
 
 impl Default for Meta {
@@ -67,6 +70,7 @@ impl Default for Meta {
             live: port(8055),
             exposed: false,
             token: None,
+            tls: TlsSettings::default(),
         }
     }
 }
@@ -135,6 +139,7 @@ impl Settings {
         let (raw, mut problems): (Raw, Problems) =
             config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
         raw.log.check(&mut problems);
+        raw.meta.tls.check(&mut problems);
         // On one machine nobody should have to say twice where something listens.
         let own_seed = connectable(raw.seed.listen);
         raw.trace.check(&mut problems);
@@ -203,6 +208,7 @@ impl Settings {
             },
             meta_forced: self.meta.exposed,
             meta_token: self.meta.token.clone(),
+            meta_tls: self.meta.tls.clone(),
             timing: self.drain.clone(),
             telemetry: self.log.clone(),
             trace: telemetry::trace::Settings {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::account::Account;
+use crate::meta::TlsSettings;
 use crate::telemetry;
 use layers::{Layers, Origins};
 
@@ -41,6 +42,8 @@ pub struct Common {
     pub meta_forced: bool,
     /// What lets a client of no part in the cluster use a meta port that isn't on a loopback address.
     pub meta_token: Option<String>,
+    /// How such a meta port speaks TLS.
+    pub meta_tls: TlsSettings,
     /// How the node drains.
     pub timing: Timing,
     /// Where log lines go.

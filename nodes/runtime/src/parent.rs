@@ -1,5 +1,6 @@
 //! A node's parent: takes its place and its sockets, then keeps its children alive until it has drained.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use protoplex_wire::proto::NodeState;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
 use crate::account::{as_root, is_root};
@@ -19,7 +21,7 @@ use crate::commands::{Reload, Reloader};
 use crate::config::Common;
 use crate::control::{Configuration, Report};
 use crate::descriptors;
-use crate::meta::{self, Guard};
+use crate::meta::{self, Guard, TlsSettings};
 use crate::node::{Body, Node};
 use crate::orders::Orders;
 use crate::running::{self, Address, Claim, META, Running};
@@ -120,7 +122,9 @@ impl Spec {
         claim.announce(&running)?;
         let state = watch::Sender::new(NodeState::default());
         let guard = Guard::of(address, common.meta_token.clone());
-        let station = Station { started: Instant::now(), running, claim, meta, guard, state };
+        let meta_tls = common.meta_tls.clone();
+        let station =
+            Station { started: Instant::now(), running, claim, meta, guard, meta_tls, tls: None, state };
         Ok(Bound { children, instance: instance.id, station })
     }
 
@@ -138,6 +142,7 @@ impl Spec {
             (ours.data != theirs.data, "data"),
             (ours.meta != theirs.meta, "the address of the meta port"),
             (ours.meta_token != theirs.meta_token, "meta.token"),
+            (ours.meta_tls != theirs.meta_tls, "meta.tls"),
             (ours.telemetry.differs_in_place(&theirs.telemetry), "what [log] says but its level"),
             (self.own != other.own, "the address of children's own ports"),
         ]
@@ -210,14 +215,21 @@ pub struct Bound {
 }
 
 /// Everything of a node but who does its work.
-#[derive(Debug)]
 pub(crate) struct Station {
     started: Instant,
     running: Running,
     claim: Claim,
     meta: TcpListener,
     guard: Guard,
+    meta_tls: TlsSettings,
+    tls: Option<TlsAcceptor>,
     state: watch::Sender<NodeState>,
+}
+
+impl fmt::Debug for Station {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.running)
+    }
 }
 
 impl Bound {
@@ -231,10 +243,17 @@ impl Bound {
         &self.instance
     }
 
-    /// Lets the meta port, where other machines reach it, know the cluster's own by their tokens. Until it is told, such a
-    /// port serves nobody.
-    pub fn trust(&mut self, identity: &Identity) {
-        self.station.guard.trust(identity);
+    /// Has the meta port, where other machines reach it, speak TLS as a node of this cluster. Until then such a port tells
+    /// its health alone.
+    ///
+    /// # Errors
+    /// A certificate can't be used.
+    pub fn trust(&mut self, identity: &Identity) -> Result<(), StartError> {
+        if self.station.guard.is_exposed() {
+            let tls = self.station.meta_tls.acceptor(identity).map_err(StartCause::from)?;
+            self.station.tls = Some(tls);
+        }
+        Ok(())
     }
 
     /// The node's state as the seed is told it, see `protoplex_wire::join`. Changes of state wake receivers;
@@ -290,6 +309,7 @@ impl Station {
             tokio::net::TcpListener::from_std(self.meta)?,
             Arc::clone(&node),
             self.guard,
+            self.tls,
         ));
         tasks.spawn(publish(Arc::clone(&node), self.state, report));
         tasks.spawn(follow_reloads(Arc::clone(&node), ReloadSignals::take()?));

@@ -99,6 +99,9 @@ pub enum StartCause {
     /// The user that the node is to work as can't be had.
     #[error("{0}")]
     Account(#[from] crate::account::AccountError),
+    /// The meta port can't speak TLS.
+    #[error("{0}")]
+    MetaTls(#[from] crate::meta::MetaTlsError),
     /// The log can't be written.
     #[error("{0}")]
     Telemetry(#[from] crate::telemetry::TelemetryError),

@@ -4,6 +4,8 @@
 
 #[path = "processes/logs.rs"]
 mod logs;
+#[path = "processes/meta_tls.rs"]
+mod meta_tls;
 #[path = "processes/privileges.rs"]
 mod privileges;
 #[path = "processes/rig.rs"]
@@ -741,26 +743,6 @@ fn sockets_that_systemd_has_bound_are_served_by_all_children() {
     drop(early);
     assert_eq!(node.command("/stop?child=0").0, 200);
     assert_eq!(Client::connect(node.http()).ask("who").unwrap().0, 1);
-}
-
-#[test]
-fn a_meta_port_that_others_reach_asks_for_a_token_and_health_is_for_everybody() {
-    let arguments =
-        Arguments { meta: "0.0.0.0:0".to_owned(), meta_token: Some("let-me-in"), ..Arguments::default() };
-    let node = Node::start(&arguments);
-    let (token, operator) = ("Authorization: Bearer let-me-in\r\n", "Protoplex-Operator: test\r\n");
-    for (method, path, fields, status) in [
-        ("GET", "/healthz", String::new(), 200),
-        ("GET", "/readyz", String::new(), 200),
-        ("GET", "/status", String::new(), 401),
-        ("GET", "/metrics", String::new(), 401),
-        ("GET", "/config", "Authorization: Bearer let-me-im\r\n".to_owned(), 401),
-        ("POST", "/drain", operator.to_owned(), 401),
-        ("GET", "/status", token.to_owned(), 200),
-        ("POST", "/restart", format!("{token}{operator}"), 200),
-    ] {
-        assert_eq!(node.status_of(method, path, &fields), status, "{method} {path}");
-    }
 }
 
 #[test]

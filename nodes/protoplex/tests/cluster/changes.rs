@@ -174,6 +174,18 @@ fn a_reload_without_a_target_reaches_seed_and_datastore_too() {
     assert_eq!(get(cluster.http(), &[]).status, 200);
 }
 
+#[test]
+fn commands_reach_a_meta_port_that_other_machines_reach_over_tls() {
+    let cluster = plan().set("meta.proxy=0.0.0.0:0").set("meta.exposed=true").start();
+    let meta = cluster.node("proxy-1")["meta"].as_str().unwrap().replace("0.0.0.0", "127.0.0.1");
+    assert_eq!(get(&format!("http://{meta}/status"), &[]).status, 400, "it is not for everybody");
+    assert_eq!(cluster.json(&["restart", "proxy-1"])[0]["ok"], true);
+    let tail = cluster.run(&["tail", "-n", "1", "--no-follow", "proxy-1"]);
+    assert!(tail.status.success(), "{}", String::from_utf8_lossy(&tail.stderr));
+    assert!(String::from_utf8_lossy(&tail.stdout).contains("proxy-1"));
+    assert_eq!(cluster.json(&["drain", "proxy-1"])[0]["ok"], true);
+}
+
 /// A certificate of this name, in place of the one that is there.
 fn renew(folder: &Path, name: &str) {
     let made = Command::new("openssl")

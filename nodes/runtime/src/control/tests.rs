@@ -26,6 +26,7 @@ fn hello(config: serde_json::Value) -> Hello {
         zone: String::new(),
         meta: "127.0.0.1:8053".parse().unwrap(),
         meta_forced: false,
+        meta_tls: Default::default(),
         meta_token: None,
         timing: Timing::default(),
         telemetry: Settings::default(),

@@ -11,9 +11,11 @@ use protoplex_runtime::commands::Reload;
 use protoplex_runtime::config::{Common, Timing};
 use protoplex_runtime::context::{Context, PortChange};
 use protoplex_runtime::drain::{Drain, Tasks, Trigger};
+use protoplex_runtime::meta::TlsSettings;
 use protoplex_runtime::parent::Spec;
 use protoplex_runtime::solo;
 use protoplex_runtime::telemetry::{self, Settings};
+use protoplex_wire::identity::Identity;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +30,7 @@ struct Arguments {
     meta: String,
     meta_forced: bool,
     meta_token: Option<String>,
+    meta_tls: TlsSettings,
     timing: Timing,
     telemetry: Settings,
     /// Whether each child has a socket of its own.
@@ -88,6 +91,7 @@ fn spec(file: &str) -> Result<Spec, String> {
             meta,
             meta_forced: arguments.meta_forced,
             meta_token: arguments.meta_token,
+            meta_tls: arguments.meta_tls,
             timing: arguments.timing,
             telemetry: arguments.telemetry,
             trace: Default::default(),
@@ -113,10 +117,18 @@ fn assumed(spec: Spec) -> Result<Spec, String> {
 
 fn run(spec: Spec, reload: Reload) -> ExitCode {
     let children = spec.children;
-    let bound = match spec.bind() {
+    let cluster = spec.common.data.join("cluster");
+    let mut bound = match spec.bind() {
         Ok(bound) => bound,
         Err(error) => return refuse(&error),
     };
+    let identity = match Identity::open_or_create(&cluster) {
+        Ok(identity) => identity,
+        Err(error) => return refuse(&error),
+    };
+    if let Err(error) = bound.trust(&identity) {
+        return refuse(&error);
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&error),

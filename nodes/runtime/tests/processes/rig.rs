@@ -47,6 +47,8 @@ pub(crate) struct Arguments {
     pub(crate) motto: &'static str,
     /// Lets the meta port be reached from outside, by who has it.
     pub(crate) meta_token: Option<&'static str>,
+    /// The section `[meta.tls]`.
+    pub(crate) meta_tls: Value,
 }
 
 impl Default for Arguments {
@@ -69,6 +71,7 @@ impl Default for Arguments {
             word: "",
             motto: "",
             meta_token: None,
+            meta_tls: json!({}),
         }
     }
 }
@@ -83,6 +86,7 @@ impl Arguments {
             "meta": self.meta,
             "meta_forced": self.meta_token.is_some(),
             "meta_token": self.meta_token,
+            "meta_tls": self.meta_tls,
             "timing": { "drain_grace_ms": self.timing.0, "drain_timeout_ms": self.timing.1 },
             "telemetry": { "file": self.log, "level": self.level, "max_bytes": self.log_bytes },
             "own": self.own,
@@ -219,6 +223,10 @@ impl Node {
 
     pub(crate) fn http(&self) -> SocketAddr {
         self.http.unwrap()
+    }
+
+    pub(crate) fn meta(&self) -> SocketAddr {
+        self.meta.unwrap()
     }
 
     pub(crate) fn data(&self) -> PathBuf {
