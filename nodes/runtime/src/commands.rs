@@ -7,6 +7,7 @@ use thiserror::Error;
 use tracing::{error, info};
 
 use crate::children::{ChildError, Which};
+use crate::descriptors;
 use crate::node::{Body, Node};
 use crate::parent::Spec;
 use crate::systemd;
@@ -133,6 +134,7 @@ impl Node {
         let changed = match self.body() {
             Body::Children(children) => {
                 children.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed.to_owned())))?;
+                descriptors::check(&spec);
                 let level = spec.common.telemetry.level.clone();
                 let adopted = children.adopt(spec).await;
                 // As far as it got.

@@ -25,7 +25,7 @@ use crate::{descriptors, procfs, telemetry};
 #[derive(Debug)]
 pub(crate) struct Node {
     claim: Claim,
-    about: Mutex<Running>,
+    about: watch::Sender<Running>,
     started: Instant,
     body: Body,
     draining: watch::Sender<bool>,
@@ -93,7 +93,7 @@ struct ChildStatus {
 impl Node {
     pub(crate) fn new(
         claim: Claim,
-        about: Running,
+        about: watch::Sender<Running>,
         started: Instant,
         body: Body,
         leave: Trigger,
@@ -101,7 +101,7 @@ impl Node {
     ) -> Self {
         Self {
             claim,
-            about: Mutex::new(about),
+            about,
             started,
             body,
             draining: watch::Sender::new(false),
@@ -118,15 +118,11 @@ impl Node {
     }
 
     pub(crate) fn name(&self) -> String {
-        self.about().node.clone()
-    }
-
-    fn about(&self) -> MutexGuard<'_, Running> {
-        // No code panics while it holds this lock.
-        self.about.lock().unwrap_or_else(PoisonError::into_inner)
+        self.about.borrow().node.clone()
     }
 
     fn last_reload(&self) -> MutexGuard<'_, Option<ReloadStatus>> {
+        // No code panics while it holds this lock.
         self.reload.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -140,10 +136,16 @@ impl Node {
 
     /// Tells everyone where the node listens now, its meta port aside, which stays.
     pub(crate) fn announce(&self, addresses: Vec<Address>) {
-        let mut about = self.about();
-        about.addresses.retain(|address| address.name == META);
-        about.addresses.extend(addresses);
-        if let Err(error) = self.claim.announce(&about) {
+        self.about.send_if_modified(|about| {
+            let mut now = about.clone();
+            now.children = self.child_count() as u32;
+            now.addresses.retain(|address| address.name == META);
+            now.addresses.extend(addresses);
+            let changed = now != *about;
+            *about = now;
+            changed
+        });
+        if let Err(error) = self.claim.announce(&self.about.borrow()) {
             error!(%error, "can't tell where the node listens");
         }
     }
@@ -263,7 +265,7 @@ impl Node {
             details: status.details,
         };
         let statuses = self.statuses();
-        let about = self.about().clone();
+        let about = self.about.borrow().clone();
         StatusPage {
             node: about.node,
             kind: about.kind,

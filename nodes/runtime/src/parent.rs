@@ -117,9 +117,11 @@ impl Spec {
             started_at_ms: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_millis() as u64),
+            children: self.children,
             addresses,
         };
         claim.announce(&running)?;
+        let running = watch::Sender::new(running);
         let state = watch::Sender::new(NodeState::default());
         let guard = Guard::of(address, common.meta_token.clone());
         let meta_tls = common.meta_tls.clone();
@@ -217,7 +219,7 @@ pub struct Bound {
 /// Everything of a node but who does its work.
 pub(crate) struct Station {
     started: Instant,
-    running: Running,
+    running: watch::Sender<Running>,
     claim: Claim,
     meta: TcpListener,
     guard: Guard,
@@ -228,14 +230,14 @@ pub(crate) struct Station {
 
 impl fmt::Debug for Station {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.running)
+        write!(f, "{:?}", self.running.borrow())
     }
 }
 
 impl Bound {
-    /// Where the node listens, its meta port included.
-    pub fn addresses(&self) -> &[Address] {
-        &self.station.running.addresses
+    /// What the node is and where it listens, its meta port included. Changes with each reload that changes any of it.
+    pub fn running(&self) -> watch::Receiver<Running> {
+        self.station.running.subscribe()
     }
 
     /// Which node of its name this is: the same after a restart on its data directory.

@@ -26,6 +26,17 @@ pub struct StopSignals {
 #[derive(Debug)]
 pub struct ReloadSignals(Signal);
 
+/// From here on SIGHUP doesn't end this process: one that comes before the node can read its configuration anew is kept for
+/// then. To be called before anything else, outside of a tokio runtime.
+///
+/// # Errors
+/// The system refuses.
+pub fn hold_reloads() -> io::Result<()> {
+    // Whatever runtime a handler is made in, it is the process's own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async { ReloadSignals::take().map(drop) })
+}
+
 impl ReloadSignals {
     /// # Errors
     /// The system refuses, or there is no tokio runtime with its input and output enabled.
