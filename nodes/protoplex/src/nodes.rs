@@ -124,7 +124,8 @@ pub(crate) async fn meta(common: &Common, node: &str) -> Option<Found> {
     }
 }
 
-fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
+/// Those that run on this data directory.
+pub(crate) fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
     let nodes = running::list(&Settings::load(common)?.data)?;
     let found = |node: running::Running| {
         let meta = node.address(META)?;

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "also outside of test functions this is test code")]
 
+#[path = "processes/bad_input.rs"]
+mod bad_input;
 #[path = "processes/logs.rs"]
 mod logs;
 #[path = "processes/meta_tls.rs"]
@@ -323,6 +325,18 @@ fn a_limit_of_files_that_its_connections_exceed_is_told_with_both_figures() {
         let now = node.status()["children"][0]["open_files"].as_u64().unwrap();
         assert!(now >= before + 20, "{before} {now}");
     }
+}
+
+#[test]
+fn a_wish_to_reload_that_comes_before_the_node_can_is_kept_until_then() {
+    let arguments = Arguments { children: 1, ..Arguments::default() };
+    let (mut node, pipe) = Node::spawn_waiting(&arguments);
+    let caught = || u64::from_str_radix(&Node::of_process(node.pid(), "SigCgt:"), 16).unwrap();
+    until("it can take the signal", || caught() & 1 == 1);
+    node.signal(Signal::HUP);
+    node.go_on(&arguments, pipe);
+    until("it is ready", || node.is_ready());
+    until("it has read its configuration anew", || node.status()["reload"]["ok"] == true);
 }
 
 #[test]

@@ -180,6 +180,23 @@ impl Cluster {
         files.map(|file| std::fs::read_to_string(file.path()).unwrap_or_default()).collect()
     }
 
+    /// Of `up` itself.
+    ///
+    /// # Panics
+    /// When it isn't running.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
+    }
+
+    /// Waits until it ends by itself. Returns the exit code.
+    ///
+    /// # Panics
+    /// When it isn't running, or goes on.
+    pub fn ended(&mut self) -> Option<i32> {
+        let mut process = self.process.take().expect("it runs");
+        until("the cluster has ended", || process.try_wait().expect("it is our child")).code()
+    }
+
     /// Ctrl-C, and waits for the end. Returns the exit code.
     ///
     /// # Panics

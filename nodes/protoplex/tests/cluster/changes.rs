@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use protoplex_testkit::cluster::{Cluster, signal};
+use protoplex_testkit::ports::Port;
 use protoplex_testkit::until;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -184,6 +185,89 @@ fn commands_reach_a_meta_port_that_other_machines_reach_over_tls() {
     assert!(tail.status.success(), "{}", String::from_utf8_lossy(&tail.stderr));
     assert!(String::from_utf8_lossy(&tail.stdout).contains("proxy-1"));
     assert_eq!(cluster.json(&["drain", "proxy-1"])[0]["ok"], true);
+}
+
+#[test]
+fn a_signal_to_up_has_every_node_read_its_configuration_anew() {
+    let cluster = start();
+    let nodes = ["datastore-1", "fileserver-1", "live-1", "proxy-1", "seed-1"].map(|name| cluster.node(name));
+    std::fs::write(cluster.folder().join("protoplex.toml"), "[log]\nlevel = \"debug\"\n").unwrap();
+    signal(cluster.pid(), Signal::HUP);
+    for node in &nodes {
+        let meta = node["meta"].as_str().unwrap();
+        until("it has read it", || {
+            let level = get(&format!("http://{meta}/log-level"), &[]).json();
+            (level["level"] == "debug").then_some(())
+        });
+    }
+    let now = nodes.each_ref().map(|node| cluster.node(node["node"].as_str().unwrap())["pid"].clone());
+    assert_eq!(now, nodes.map(|node| node["pid"].clone()), "and goes on");
+}
+
+#[test]
+fn up_ends_well_once_every_node_was_drained() {
+    let mut cluster = start();
+    for node in ["proxy-1", "live-1", "fileserver-1", "seed-1", "datastore-1"] {
+        assert_eq!(cluster.json(&["drain", node])[0]["ok"], true, "{node}");
+    }
+    assert_eq!(cluster.ended(), Some(0));
+}
+
+#[test]
+fn without_a_seed_the_status_shows_what_runs_here_and_why_it_shows_no_more() {
+    let cluster = start();
+    let live = cluster.node("live-1")["pid"].as_u64().unwrap() as u32;
+    assert_eq!(cluster.json(&["drain", "seed-1"])[0]["ok"], true);
+    signal(live, Signal::STOP);
+    let output = cluster.run(&["status"]);
+    let (shown, told) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.starts_with("protoplex: no seed answers at 127.0.0.1:"), "{told}");
+    let states: Vec<_> =
+        shown.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>()).collect();
+    for row in
+        [["proxy-1", "RUNNING"], ["proxy-1:1", "RUNNING"], ["datastore-1", "RUNNING"], ["live-1", "SILENT"]]
+    {
+        assert!(states.contains(&row.to_vec()), "{row:?} in {shown}");
+    }
+    signal(live, Signal::CONT);
+    let output = cluster.run(&["--json", "status"]);
+    assert_eq!(output.status.code(), Some(3));
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(status["seed_error"].as_str().unwrap().starts_with("no seed answers"), "{status}");
+    let nodes: Vec<_> = status["nodes"].as_array().unwrap().iter().map(|node| &node["node"]).collect();
+    assert_eq!(nodes, ["datastore-1", "fileserver-1", "live-1", "proxy-1"]);
+    let proxy = &status["nodes"][3];
+    assert_eq!(
+        proxy["listens"][0],
+        format!("http {}", cluster.http().replace("http://localhost", "127.0.0.1"))
+    );
+    assert!(proxy["children"][1]["open_files"].as_u64() > Some(3), "{proxy}");
+}
+
+#[test]
+fn the_status_follows_a_node_to_its_new_addresses() {
+    let cluster = start();
+    let ports = [Port::take(), Port::take()];
+    let config = cluster.folder().join("protoplex.toml");
+    let listen = |port: &Port| {
+        let text = format!("[proxy]\nhttp = [\"{}\"]\nhttps = []\nchildren = 1\n", port.address());
+        std::fs::write(&config, text).unwrap();
+    };
+    listen(&ports[0]);
+    let seed = cluster.node("seed-1")["listens"][0].as_str().unwrap().replace("grpc ", "");
+    let more = ["proxy", "--node", "proxy-2", "--seed", &seed, "--set", "meta.proxy=127.0.0.1:0"];
+    let mut process = cluster.command(&more).spawn().unwrap();
+    let listens = || cluster.node("proxy-2")["listens"].clone();
+    let is = |port: &Port| (listens() == json!([format!("http {}", port.address())])).then_some(());
+    until("the seed knows where it listens", || is(&ports[0]));
+    listen(&ports[1]);
+    assert_eq!(cluster.json(&["restart", "--reload", "proxy-2"])[0]["changed"], true);
+    until("the seed knows where it listens now", || is(&ports[1]));
+    assert_eq!(cluster.node("proxy-2")["pid"], process.id());
+    signal(process.id(), Signal::TERM);
+    process.wait().unwrap();
 }
 
 /// A certificate of this name, in place of the one that is there.

@@ -13,6 +13,7 @@ use protoplex_runtime::context::{Context, PortChange};
 use protoplex_runtime::drain::{Drain, Tasks, Trigger};
 use protoplex_runtime::meta::TlsSettings;
 use protoplex_runtime::parent::Spec;
+use protoplex_runtime::signals;
 use protoplex_runtime::solo;
 use protoplex_runtime::telemetry::{self, Settings};
 use protoplex_wire::identity::Identity;
@@ -59,6 +60,9 @@ fn main() -> ExitCode {
         Ok(Some(child)) => return child.run(async |context| serve(context).await),
         Ok(None) => {}
         Err(error) => return refuse(&error),
+    }
+    if let Err(error) = signals::hold_reloads() {
+        return refuse(&error);
     }
     let Some(file) = std::env::args().nth(1) else { return refuse(&"usage: runtime-fixture FILE") };
     match spec(&file).and_then(assumed) {

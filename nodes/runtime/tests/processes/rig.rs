@@ -186,6 +186,35 @@ impl Node {
         })
     }
 
+    /// Starts one that waits for its arguments, in a pipe.
+    pub(crate) fn spawn_waiting(arguments: &Arguments) -> (Self, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let data = arguments.data.clone().unwrap_or_else(|| folder.path().join("data"));
+        let pipe = folder.path().join("fixture.json");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let process = Command::new(FIXTURE).arg(&pipe).stdin(Stdio::null()).spawn().unwrap();
+        (Self { process, data, http: None, meta: None, folder }, pipe)
+    }
+
+    /// Gives it what it waits for, and waits until it listens. From then on its arguments are a file's.
+    pub(crate) fn go_on(&mut self, arguments: &Arguments, pipe: PathBuf) {
+        let mut writer = std::fs::File::options().write(true).open(&pipe).unwrap();
+        let file = pipe.with_extension("new");
+        arguments.write(&file, &self.data);
+        let text = std::fs::read(&file).unwrap();
+        std::fs::rename(&file, &pipe).unwrap();
+        writer.write_all(&text).unwrap();
+        drop(writer);
+        self.meet();
+    }
+
+    fn meet(&mut self) {
+        until("the node is announced", || self.running().is_some());
+        let running = self.running().unwrap();
+        self.http = running.address("http");
+        self.meta = running.address("meta");
+    }
+
     fn spawn_by(arguments: &Arguments, mut command: impl FnMut(&Path) -> Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = arguments.data.clone().unwrap_or_else(|| folder.path().join("data"));
@@ -193,10 +222,7 @@ impl Node {
         arguments.write(&file, &data);
         let process = command(&file).spawn().unwrap();
         let mut node = Self { process, data, http: None, meta: None, folder };
-        until("the node is announced", || node.running().is_some());
-        let running = node.running().unwrap();
-        node.http = running.address("http");
-        node.meta = running.address("meta");
+        node.meet();
         node
     }
 
