@@ -204,6 +204,55 @@ fn a_signal_to_up_has_every_node_read_its_configuration_anew() {
     assert_eq!(now, nodes.map(|node| node["pid"].clone()), "and goes on");
 }
 
+/// Runs a command in a terminal of its own, closes that once a token is shown, and ends as the command does.
+const IN_TERMINAL: &str = r#"
+import os, pty, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+shown = b''
+while b'"token"' not in shown:
+    shown += os.read(terminal, 4096)
+os.close(terminal)
+for _ in range(400):
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    if ended:
+        sys.exit(os.waitstatus_to_exitcode(status) % 256)
+    time.sleep(0.05)
+os.kill(pid, 15)
+sys.exit('it goes on without its terminal')
+"#;
+
+#[test]
+fn up_ends_with_its_terminal_as_with_ctrl_c() {
+    let folder = tempfile::tempdir().unwrap();
+    let ports = [Port::take(), Port::take(), Port::take()];
+    let [seed, datastore, http] = ports.each_ref().map(Port::address);
+    let any = |key: &str| format!("{key}=127.0.0.1:0");
+    let mut settings = vec![
+        format!("seed.listen={seed}"),
+        format!("datastore.listen={datastore}"),
+        format!("proxy.http=[\"{http}\"]"),
+        "proxy.https=[]".to_owned(),
+        "fileserver.http=[\"127.0.0.1:0\"]".to_owned(),
+        "fileserver.https=[]".to_owned(),
+    ];
+    settings.extend(
+        ["seed", "datastore", "proxy", "fileserver", "live"].map(|kind| any(&format!("meta.{kind}"))),
+    );
+    let output = Command::new("python3")
+        .args(["-c", IN_TERMINAL, env!("CARGO_BIN_EXE_protoplex"), "--json", "up"])
+        .args(settings.iter().flat_map(|setting| ["--set", setting]))
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let left = std::fs::read_dir(folder.path().join("protoplex-data/run")).unwrap().map(Result::unwrap);
+    let left: Vec<_> =
+        left.map(|file| file.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+    assert!(left.is_empty(), "every node has ended in good order: {left:?}");
+}
+
 #[test]
 fn up_ends_well_once_every_node_was_drained() {
     let mut cluster = start();
