@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use protoplex_runtime::config::Common;
 use protoplex_runtime::parent::Spec;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The port that other nodes look for it on.
 const DEFAULT_PORT: u16 = 8060;
@@ -13,7 +13,7 @@ const DEFAULT_PORT: u16 = 8060;
 pub(crate) const SOCKET: &str = "grpc";
 
 /// The section as written. There is nothing in it that could be wrong together, so it is used as it is.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where other nodes reach it; not for the public.
@@ -34,7 +34,8 @@ pub fn spec(config: &Config, common: &Common) -> Spec {
         children: 0,
         shared: vec![(SOCKET.to_owned(), config.listen)],
         own: Vec::new(),
-        child_config: serde_json::Value::Null,
+        connections: 0,
+        child_config: serde_json::json!(config),
         adopted: &[],
     }
 }

@@ -60,6 +60,7 @@ pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
         children: config.children,
         shared,
         own: vec![(OWN.to_owned(), config.address)],
+        connections: config.limits.max_connections as u64,
         child_config: serde_json::json!(config),
         adopted: &ADOPTED,
     })

@@ -61,6 +61,7 @@ pub fn spec(config: &Config, common: &Common) -> Spec {
         children: config.children,
         shared: Vec::new(),
         own: vec![(PORT.to_owned(), config.address)],
+        connections: config.http.max_connections as u64,
         child_config: serde_json::to_value(config).expect("plain data has a JSON form"),
         adopted: &ADOPTED,
     }

@@ -48,6 +48,7 @@ pub fn spec(config: &Config, common: &Common) -> Result<Spec, TlsError> {
         children: config.children,
         shared,
         own: Vec::new(),
+        connections: config.limits.max_connections as u64,
         child_config: serde_json::json!(config),
         adopted: &ADOPTED,
     })

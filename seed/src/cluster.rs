@@ -243,6 +243,11 @@ impl Cluster {
         Ok(self.core.position().term)
     }
 
+    /// A node's parent says anew who it is; answers why that can't be.
+    pub(crate) fn rejoin(&mut self, link: JoinId, hello: JoinHello) -> Result<(), String> {
+        self.nodes.renew(link, hello)
+    }
+
     pub(crate) fn node_state(&mut self, link: JoinId, state: NodeState, now: BootTime) {
         if let Some((node, draining)) = self.nodes.told(link, state, now) {
             self.core.set_draining(node, draining);

@@ -28,7 +28,7 @@ impl Default for Raw {
 }
 
 /// The section, checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) datastore: String,
@@ -74,7 +74,8 @@ pub fn spec(config: &Config, common: &Common) -> Spec {
         children: 0,
         shared: vec![(SOCKET.to_owned(), config.listen)],
         own: Vec::new(),
-        child_config: serde_json::Value::Null,
+        connections: 0,
+        child_config: serde_json::json!(config),
         adopted: &[],
     }
 }

@@ -161,6 +161,15 @@ async fn read_node(
                 cluster.tell(move |cluster, now| cluster.node_state(link, state, now)).await;
                 said = say(join_reply::Message::Seen(HeartbeatSeen {}));
             }
+            Ok(Some(JoinRequest { message: Some(join_request::Message::Hello(hello)) })) => {
+                let anew = match check_node(&hello) {
+                    Ok(()) => cluster.ask(move |cluster, _| cluster.rejoin(link, hello)).await,
+                    Err(status) => break Err(status),
+                };
+                if let Some(Err(why)) = anew {
+                    break Err(Status::failed_precondition(why));
+                }
+            }
             Ok(Some(_)) => break Err(Status::invalid_argument("after its hello a node sends its state")),
             Ok(None) => break Ok(()),
             Err(status) => break Err(status),

@@ -39,6 +39,17 @@ impl Nodes {
         Ok(())
     }
 
+    /// A node that has joined is another one in part: other addresses, say.
+    ///
+    /// Errors, with a text for the operator, where it has another name.
+    pub(crate) fn renew(&mut self, link: JoinId, hello: JoinHello) -> Result<(), String> {
+        let node = self.by_name.get_mut(&hello.node).filter(|node| node.link == link);
+        let node = node.filter(|node| node.hello.instance == hello.instance);
+        let node = node.ok_or("a node that has joined keeps its name and instance")?;
+        node.hello = hello;
+        Ok(())
+    }
+
     /// A node's state; tells its name where it has begun or ceased to drain.
     pub(crate) fn told(&mut self, link: JoinId, state: NodeState, now: BootTime) -> Option<(&str, bool)> {
         let (name, node) = self.by_name.iter_mut().find(|(_, node)| node.link == link)?;
@@ -84,6 +95,35 @@ mod tests {
         assert_eq!(nodes.told(2, draining.clone(), now), Some(("proxy-1", true)));
         assert_eq!(nodes.told(2, draining, now), None);
         assert_eq!(nodes.left(2).as_deref(), Some("proxy-1"));
+    }
+
+    #[test]
+    fn a_node_may_change_all_but_who_it_is() {
+        let now = BootTime::now();
+        let hello = |node: &str, instance: &str, port: u16| JoinHello {
+            node: node.to_owned(),
+            instance: instance.to_owned(),
+            listens: vec![format!("http 127.0.0.1:{port}")],
+            ..JoinHello::default()
+        };
+        let mut nodes = Nodes::default();
+        nodes.join(1, hello("a", "x", 1), now).unwrap();
+        nodes.join(2, hello("b", "y", 2), now).unwrap();
+        nodes.told(1, NodeState { ready: true, ..NodeState::default() }, now);
+        nodes.renew(1, hello("a", "x", 3)).unwrap();
+        for (link, other) in [
+            (1, hello("b", "y", 4)),
+            (1, hello("a", "z", 4)),
+            (1, hello("c", "x", 4)),
+            (3, hello("a", "x", 4)),
+        ] {
+            nodes.renew(link, other).unwrap_err();
+        }
+        let status = nodes.status(now);
+        let listens: Vec<_> =
+            status.iter().map(|node| node.node.as_ref().unwrap().listens[0].as_str()).collect();
+        assert_eq!(listens, ["http 127.0.0.1:3", "http 127.0.0.1:2"]);
+        assert!(status[0].state.as_ref().unwrap().ready, "how it is has not changed");
     }
 
     #[test]

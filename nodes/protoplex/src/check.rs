@@ -17,7 +17,7 @@ pub(crate) fn run(common: &Common, file: Option<PathBuf>) -> anyhow::Result<Exit
     common.config = file.or(common.config);
     let file = Settings::file(&common)?;
     let checked = file.map_or_else(|| "no file: the defaults".to_owned(), |file| file.display().to_string());
-    let loaded = Settings::load(&common);
+    let loaded = Settings::load(&common).and_then(|settings| Ok(settings.account()?));
     if let (Err(error), true) = (&loaded, common.json)
         && let Some(error) = error.downcast_ref::<ConfigError>()
     {

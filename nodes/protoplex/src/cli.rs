@@ -83,6 +83,9 @@ pub(crate) enum Command {
     /// Register an HTTP server of your own as a member of a pool, and answer for its health
     Join(Join),
     /// What runs where, and how it is
+    ///
+    /// Where no seed can be reached: which nodes run on this data directory, by their own words, why there is no more, and
+    /// exit code 3.
     Status,
     /// Start nodes or children that were stopped or given up
     Start {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use protoplex_runtime::{meta, running};
+use protoplex_runtime::running;
 use protoplex_wire::identity::{Identity, IdentityError, TrustedChannel};
 use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::operator_client::OperatorClient;
@@ -111,12 +111,9 @@ impl Cluster {
     }
 }
 
-/// The value of an `Authorization` header for meta ports; nothing without the cluster's identity, which the nodes of this
-/// machine don't ask for.
-pub(crate) fn pass(common: &Common) -> Option<String> {
-    let settings = Settings::load(common).ok()?;
-    let identity = Identity::open(&settings.data.join("cluster")).ok()?;
-    meta::pass(&identity).ok()
+/// The cluster's identity, where this machine has it: its own nodes don't ask for it.
+pub(crate) fn identity(settings: &Settings) -> Option<Identity> {
+    Identity::open(&settings.data.join("cluster")).ok()
 }
 
 /// The address of the seed that runs in this data directory, if one does.

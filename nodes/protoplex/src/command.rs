@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protoplex_runtime::meta::OPERATOR;
-use reqwest::header::AUTHORIZATION;
-use reqwest::{Client, RequestBuilder, StatusCode};
+use protoplex_wire::identity::Identity;
+use reqwest::{Client, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
 use crate::cli::{Common, Usage};
 use crate::cluster;
+use crate::meta::Meta;
 use crate::nodes::{Found, Nodes, Target};
 use crate::output::print;
 use crate::settings::Settings;
@@ -45,9 +46,9 @@ impl Verb {
         }
     }
 
-    /// Whether it is meant for nodes of one process, too, where none is named.
+    /// Whether a node of one process can do it, too.
     fn suits_solo(self) -> bool {
-        matches!(self, Self::Drain | Self::Upgrade)
+        matches!(self, Self::Reload | Self::Upgrade | Self::Drain)
     }
 
     /// What the target is once it is done, and what it is where there was nothing to do.
@@ -111,12 +112,10 @@ struct Problem {
 /// Runs the command: one target after the other, so that a mistake meets one at a time.
 pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(common)?;
-    let pass = cluster::pass(common);
+    let identity = cluster::identity(&settings);
     let nodes = Nodes::find(common).await?;
     let chosen = choose(&nodes, verb, targets)?;
     let patience = settings.drain.drain_grace() + settings.drain.drain_timeout() + ANSWER_MARGIN;
-    let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(patience).build()?;
-    let commander = Commander { client, pass, verb, patience };
     if let Some((target, _)) =
         chosen.iter().find(|(target, _)| verb == Verb::Upgrade && target.child.is_some())
     {
@@ -125,6 +124,7 @@ pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyh
             Usage(format!("{node} runs by one program, with all its children: upgrade {node}")).into()
         );
     }
+    let commander = Commander { identity, verb, patience };
     let mut rows: Vec<Row> = Vec::new();
     for (target, node) in chosen {
         let has_failed = verb == Verb::Upgrade && rows.iter().any(|row| !row.ok);
@@ -164,9 +164,7 @@ struct Upgrade {
 
 /// Gives the command to one target after the other.
 struct Commander {
-    client: Client,
-    /// For meta ports that ask for it.
-    pass: Option<String>,
+    identity: Option<Identity>,
     verb: Verb,
     /// With each of them.
     patience: Duration,
@@ -180,22 +178,23 @@ impl Commander {
     /// Whether anything was changed, and in words.
     async fn ask(&self, target: &Target, node: &Found) -> anyhow::Result<(bool, String)> {
         // Of another machine's node a loopback address may be known only, where another one answers.
-        let mut query = vec![("node", target.node.clone())];
-        query.extend(target.child.map(|child| ("child", child.to_string())));
-        query.extend((self.verb == Verb::Stop { now: true }).then(|| ("now", "true".to_owned())));
-        let url =
-            reqwest::Url::parse_with_params(&format!("http://{}/{}", node.meta, self.verb.path()), query)?;
-        let request = self.passed(self.client.post(url).header(OPERATOR, operator()));
+        let child = target.child.map(|child| child.to_string());
+        let mut query = vec![("node", target.node.as_str())];
+        query.extend(child.as_deref().map(|child| ("child", child)));
+        query.extend((self.verb == Verb::Stop { now: true }).then_some(("now", "true")));
+        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(self.patience);
+        let meta = Meta::of(node, self.identity.as_ref(), client)?;
+        let request = meta.client.post(meta.url(self.verb.path(), &query)?).header(OPERATOR, operator());
         let answer =
             request.send().await.with_context(|| format!("its meta port {} does not answer", node.meta))?;
         let (status, body) = (answer.status(), answer.bytes().await?);
         if status == StatusCode::OK {
             let changed = serde_json::from_slice::<Outcome>(&body)?.changed;
             if self.verb == Verb::Drain && target.child.is_none() {
-                self.end_of(node).await?;
+                self.end_of(&meta).await?;
             }
             if self.verb == Verb::Upgrade {
-                return Ok((changed, self.upgraded(node).await?));
+                return Ok((changed, self.upgraded(&meta).await?));
             }
             let [done, nothing] = self.verb.done();
             return Ok((changed, if changed { done } else { nothing }.to_owned()));
@@ -204,18 +203,12 @@ impl Commander {
         anyhow::bail!(said.unwrap_or_else(|_| format!("its meta port answers {status}")))
     }
 
-    fn passed(&self, request: RequestBuilder) -> RequestBuilder {
-        match &self.pass {
-            Some(pass) => request.header(AUTHORIZATION, pass),
-            None => request,
-        }
-    }
-
     /// Waits until a node goes on as another program, and says which.
-    async fn upgraded(&self, node: &Found) -> anyhow::Result<String> {
+    async fn upgraded(&self, meta: &Meta) -> anyhow::Result<String> {
+        let status = meta.url("status", &[])?;
         let page = async || -> anyhow::Result<Page> {
-            let request = self.passed(self.client.get(format!("http://{}/status", node.meta)));
-            Ok(serde_json::from_slice(&request.send().await?.bytes().await?)?)
+            let answer = meta.client.get(status.clone()).send().await?;
+            Ok(serde_json::from_slice(&answer.bytes().await?)?)
         };
         let over = async {
             loop {
@@ -237,9 +230,10 @@ impl Commander {
     }
 
     /// Waits until a node that drains has ended.
-    async fn end_of(&self, node: &Found) -> anyhow::Result<()> {
+    async fn end_of(&self, meta: &Meta) -> anyhow::Result<()> {
+        let health = meta.url("healthz", &[])?;
         let gone = async {
-            while self.client.get(format!("http://{}/healthz", node.meta)).send().await.is_ok() {
+            while meta.client.get(health.clone()).send().await.is_ok() {
                 sleep(LOOK_INTERVAL).await;
             }
         };
@@ -259,13 +253,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_target_all_that_have_children_are_meant() {
+    fn without_a_target_all_that_can_do_it_are_meant() {
         let nodes = Nodes::sample();
         let names = |verb, targets: &[Target]| {
             let chosen = choose(&nodes, verb, targets).unwrap();
             chosen.into_iter().map(|(target, _)| target.node).collect::<Vec<_>>()
         };
         assert_eq!(names(Verb::Restart, &[]), ["live-1", "proxy-1"]);
+        assert_eq!(names(Verb::Reload, &[]), ["live-1", "proxy-1", "seed-1"]);
         assert_eq!(names(Verb::Drain, &[]), ["live-1", "proxy-1", "seed-1"]);
         assert_eq!(names(Verb::Stop { now: false }, &["seed-1".parse().unwrap()]), ["seed-1"]);
     }

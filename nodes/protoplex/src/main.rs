@@ -10,6 +10,7 @@ mod files;
 mod handler;
 mod join;
 mod man;
+mod meta;
 mod node;
 mod nodes;
 mod output;

@@ -1,18 +1,20 @@
 //! One node: its parent process, and what each of its children runs.
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use protoplex_runtime::child::Child;
 use protoplex_runtime::commands::Reload;
 use protoplex_runtime::config::Common as NodeCommon;
 use protoplex_runtime::parent::{Bound, Spec};
+use protoplex_runtime::running::{META, Running};
+use protoplex_runtime::signals;
 use protoplex_runtime::solo;
 use protoplex_runtime::upgrade::Succession;
 use protoplex_wire::identity::Identity;
 use protoplex_wire::join;
 use protoplex_wire::proto::JoinHello;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
 
 use crate::cli::{Common, Single};
 use crate::settings::Settings;
@@ -60,7 +62,6 @@ impl Kind {
 struct Prepared {
     settings: Settings,
     told: NodeCommon,
-    capacity: u32,
     bound: Bound,
     identity: Identity,
 }
@@ -72,6 +73,7 @@ pub(crate) fn run(
     node: &Single,
     succession: Option<Succession>,
 ) -> anyhow::Result<ExitCode> {
+    signals::hold()?;
     let prepared = match (prepare(kind, common, node, succession.as_ref()), succession) {
         (Ok(_), Some(succession)) if succession.is_rehearsal() => {
             succession.consent()?;
@@ -83,16 +85,26 @@ pub(crate) fn run(
         }
         (prepared, _) => prepared?,
     };
-    let Prepared { settings, told, capacity, bound, identity } = prepared;
+    let Prepared { settings, told, bound, identity } = prepared;
     let (common, node) = (common.clone(), node.clone());
     let reload: Reload = Box::new(move || match configured(kind, &common, &node) {
         Ok((_, _, spec)) => Ok(spec),
         Err(error) => Err(format!("{error:#}")),
     });
     runtime(kind)?.block_on(async {
-        let (hello, state) = (hello(kind, &bound, &told, capacity), bound.state());
-        let joined = join::hold(identity.clone(), told.seed.clone(), hello, state);
+        let (mut running, state, instance) = (bound.running(), bound.state(), bound.instance().to_owned());
+        let hello = |running: &Running| hello(running, &told, &instance);
+        let hellos = watch::Sender::new(hello(&running.borrow_and_update()));
+        let joined = join::hold(identity.clone(), told.seed.clone(), hellos.subscribe(), state);
+        let telling = async {
+            while running.changed().await.is_ok() {
+                hellos.send_replace(hello(&running.borrow_and_update()));
+            }
+            // The node is about to end.
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
+            () = telling => Ok(ExitCode::FAILURE),
             code = serve(kind, bound, reload, &settings, &told, identity) => Ok(code),
             Err(error) = joined => Err(anyhow::anyhow!("seed_address {:?} can't be used: {error}", told.seed)),
         }
@@ -105,21 +117,21 @@ fn prepare(
     node: &Single,
     succession: Option<&Succession>,
 ) -> anyhow::Result<Prepared> {
+    Settings::load(common)?.assume_account()?;
     let (settings, told, spec) = configured(kind, common, node)?;
-    let capacity = spec.children;
     let mut bound = match succession {
         Some(succession) => spec.succeed(succession)?,
         None => spec.bind()?,
     };
     let identity = identity(kind, &settings)?;
-    bound.trust(&identity);
-    Ok(Prepared { settings, told, capacity, bound, identity })
+    bound.trust(&identity)?;
+    Ok(Prepared { settings, told, bound, identity })
 }
 
 /// Reads and checks the configuration, whole.
 fn configured(kind: Kind, common: &Common, node: &Single) -> anyhow::Result<(Settings, NodeCommon, Spec)> {
     let settings = Settings::load(common)?;
-    let told = settings.common(kind, node.node.as_deref());
+    let told = settings.common(kind, node.node.as_deref())?;
     let spec = kind.spec(&settings, &told)?;
     Ok((settings, told, spec))
 }
@@ -182,30 +194,29 @@ fn runtime(kind: Kind) -> std::io::Result<Runtime> {
     }
 }
 
-fn hello(kind: Kind, bound: &Bound, told: &NodeCommon, capacity: u32) -> JoinHello {
+/// How a node introduces itself to the seed.
+fn hello(running: &Running, told: &NodeCommon, instance: &str) -> JoinHello {
     let mut listens = Vec::new();
     let mut meta = String::new();
-    for address in bound.addresses().iter().filter(|address| address.child.is_none()) {
+    for address in running.addresses.iter().filter(|address| address.child.is_none()) {
         let listen = format!("{} {}", address.name, address.address);
-        if address.name == "meta" {
+        if address.name == META {
             meta = address.address.to_string();
         } else if !listens.contains(&listen) {
             listens.push(listen);
         }
     }
     JoinHello {
-        node: told.node.clone(),
-        kind: kind.name().to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
+        node: running.node.clone(),
+        kind: running.kind.clone(),
+        version: running.version.clone(),
+        pid: running.pid,
         region: told.region.clone(),
         zone: told.zone.clone(),
         meta,
         listens,
-        capacity,
-        started_at_ms: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as i64),
-        instance: bound.instance().to_owned(),
+        capacity: running.children,
+        started_at_ms: running.started_at_ms as i64,
+        instance: instance.to_owned(),
     }
 }

@@ -1,10 +1,12 @@
 //! Which nodes there are, on this machine and elsewhere, and how an operator names them and their children.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use protoplex_runtime::config::connectable;
 use protoplex_runtime::running::{self, META};
+use protoplex_wire::proto::JoinHello;
 
 use crate::cli::{Common, Usage};
 use crate::cluster::Cluster;
@@ -38,11 +40,17 @@ impl FromStr for Target {
 pub(crate) struct Found {
     /// `proxy`.
     pub(crate) kind: String,
-    /// Its meta port, `HOST:PORT`.
-    pub(crate) meta: String,
+    /// Where its meta port is reached.
+    pub(crate) meta: SocketAddr,
+    /// Whether that port is for its machine alone.
+    pub(crate) is_local: bool,
 }
 
 impl Found {
+    fn new(kind: String, meta: SocketAddr) -> Self {
+        Self { kind, meta: connectable(meta), is_local: meta.ip().is_loopback() }
+    }
+
     /// Seed and datastore are one process each: they have no children to command.
     pub(crate) fn is_solo(&self) -> bool {
         matches!(self.kind.as_str(), "seed" | "datastore")
@@ -109,19 +117,19 @@ impl Nodes {
 }
 
 /// The meta port of a node, as far as that is known now: one that was started again may have another.
-pub(crate) async fn meta(common: &Common, node: &str) -> Option<String> {
-    let found = match local(common).ok()?.remove(node) {
-        Some(found) => found,
-        None => seeds(common).await.ok()?.remove(node)?,
-    };
-    Some(found.meta)
+pub(crate) async fn meta(common: &Common, node: &str) -> Option<Found> {
+    match local(common).ok()?.remove(node) {
+        Some(found) => Some(found),
+        None => seeds(common).await.ok()?.remove(node),
+    }
 }
 
-fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
+/// Those that run on this data directory.
+pub(crate) fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
     let nodes = running::list(&Settings::load(common)?.data)?;
     let found = |node: running::Running| {
-        let meta = connectable(node.address(META)?).to_string();
-        Some((node.node, Found { kind: node.kind, meta }))
+        let meta = node.address(META)?;
+        Some((node.node, Found::new(node.kind, meta)))
     };
     Ok(nodes.into_iter().filter_map(found).collect())
 }
@@ -129,16 +137,16 @@ fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
 async fn seeds(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
     let nodes = Cluster::find(common)?.status().await?.nodes;
     let hellos = nodes.into_iter().filter_map(|status| status.node);
-    Ok(hellos.map(|hello| (hello.node, Found { kind: hello.kind, meta: hello.meta })).collect())
+    let found = |hello: JoinHello| Some((hello.node, Found::new(hello.kind, hello.meta.parse().ok()?)));
+    Ok(hellos.filter_map(found).collect())
 }
 
 #[cfg(test)]
 impl Nodes {
     /// A seed, a live node and a proxy.
     pub(crate) fn sample() -> Self {
-        let found = ["live", "proxy", "seed"].map(|kind| {
-            (format!("{kind}-1"), Found { kind: kind.to_owned(), meta: "127.0.0.1:1".to_owned() })
-        });
+        let found = ["live", "proxy", "seed"]
+            .map(|kind| (format!("{kind}-1"), Found::new(kind.to_owned(), ([127, 0, 0, 1], 1).into())));
         Self { found: found.into(), without_seed: None }
     }
 }

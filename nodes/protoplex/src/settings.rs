@@ -3,9 +3,12 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use protoplex_runtime::account::{Account, AccountError};
 use protoplex_runtime::config::{
     self, Common as NodeCommon, ConfigError, Problems, Setting, Timing, connectable,
 };
+use protoplex_runtime::meta::TlsSettings;
+use protoplex_runtime::start::{StartCause, StartError};
 use protoplex_runtime::telemetry;
 use serde::Deserialize;
 
@@ -19,6 +22,10 @@ const DEFAULT_FILE: &str = "protoplex.toml";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Raw {
+    /// Whom nodes that are started as root work as.
+    user: Option<String>,
+    /// Theirs, unless another one is named.
+    group: Option<String>,
     data: PathBuf,
     /// Where nodes and commands reach the seed; where it listens on this machine if it is left out.
     seed_address: Option<String>,
@@ -48,6 +55,8 @@ struct Meta {
     exposed: bool,
     /// One that is good for all of them, for a scraper of metrics or a hook. Nodes and operators of the cluster need none.
     token: Option<String>,
+    /// Whose certificates count there besides the cluster's own.
+    tls: TlsSettings,
 }
 
 impl Default for Meta {
@@ -61,6 +70,7 @@ impl Default for Meta {
             live: port(8055),
             exposed: false,
             token: None,
+            tls: TlsSettings::default(),
         }
     }
 }
@@ -68,6 +78,8 @@ impl Default for Meta {
 impl Default for Raw {
     fn default() -> Self {
         Self {
+            user: None,
+            group: None,
             data: "protoplex-data".into(),
             seed_address: None,
             region: String::new(),
@@ -87,6 +99,7 @@ impl Default for Raw {
 
 /// Everything that is configured, checked.
 pub(crate) struct Settings {
+    account: Result<Option<Account>, ConfigError>,
     /// The data directory.
     pub data: PathBuf,
     /// Where nodes and commands reach the seed.
@@ -126,10 +139,12 @@ impl Settings {
         let (raw, mut problems): (Raw, Problems) =
             config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
         raw.log.check(&mut problems);
+        raw.meta.tls.check(&mut problems);
         // On one machine nobody should have to say twice where something listens.
         let own_seed = connectable(raw.seed.listen);
         raw.trace.check(&mut problems);
         let settings = Self {
+            account: account(raw.user.as_deref(), raw.group.as_deref(), &problems),
             // As commands that are printed are run from elsewhere.
             data: std::path::absolute(raw.data)?,
             seed_address: raw.seed_address.unwrap_or_else(|| own_seed.to_string()),
@@ -150,6 +165,21 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Whom nodes that are started as root work as. An operator's commands need not know that user.
+    pub(crate) fn account(&self) -> Result<Option<Account>, ConfigError> {
+        self.account.clone()
+    }
+
+    /// Has this process work as that user from here on, and only bind as root.
+    pub(crate) fn assume_account(&self) -> anyhow::Result<()> {
+        match self.account()? {
+            Some(account) => {
+                account.assume(&self.data).map_err(|error| StartError::from(StartCause::from(error)).into())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// How many children a node of this kind has; nothing where it is a single process.
     pub(crate) fn children(&self, kind: Kind) -> Option<u32> {
         match kind {
@@ -161,8 +191,9 @@ impl Settings {
     }
 
     /// What a node of this kind is told besides its own section.
-    pub(crate) fn common(&self, kind: Kind, node: Option<&str>) -> NodeCommon {
-        NodeCommon {
+    pub(crate) fn common(&self, kind: Kind, node: Option<&str>) -> Result<NodeCommon, ConfigError> {
+        Ok(NodeCommon {
+            account: self.account()?,
             node: node.map_or_else(|| kind.node(), str::to_owned),
             data: self.data.clone(),
             seed: self.seed_address.clone(),
@@ -177,6 +208,7 @@ impl Settings {
             },
             meta_forced: self.meta.exposed,
             meta_token: self.meta.token.clone(),
+            meta_tls: self.meta.tls.clone(),
             timing: self.drain.clone(),
             telemetry: self.log.clone(),
             trace: telemetry::trace::Settings {
@@ -184,7 +216,23 @@ impl Settings {
                 trust_parent: self.trace.trust_parent || kind == Kind::Live,
                 ..self.trace.clone()
             },
-        }
+        })
+    }
+}
+
+fn account(
+    user: Option<&str>,
+    group: Option<&str>,
+    problems: &Problems,
+) -> Result<Option<Account>, ConfigError> {
+    match (user, group) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(problems.aside("group", "is only for a `user`, which is not given")),
+        (Some(user), group) => match Account::find(user, group) {
+            Ok(account) => Ok(Some(account)),
+            Err(error @ AccountError::NoGroup(_)) => Err(problems.aside("group", error)),
+            Err(error) => Err(problems.aside("user", error)),
+        },
     }
 }
 

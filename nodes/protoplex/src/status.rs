@@ -1,12 +1,14 @@
 //! `protoplex status`: what runs where, in supervisord's words.
 
+mod local;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use protoplex_wire::proto::{Build, ChildState, ClusterStatus, NodeStatus, PoolStatus};
 use serde::Serialize;
 
 use crate::cli::Common;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Unreachable};
 use crate::output::{columns, plural, print};
 use crate::units::{show_size, show_uptime};
 
@@ -23,6 +25,13 @@ struct Report {
     builds: Vec<BuildReport>,
 }
 
+/// What can be told where no seed can be reached.
+#[derive(Serialize)]
+struct WithoutSeed {
+    seed_error: String,
+    nodes: Vec<NodeReport>,
+}
+
 #[derive(Serialize)]
 struct NodeReport {
     node: String,
@@ -31,8 +40,13 @@ struct NodeReport {
     pid: u32,
     ready: bool,
     draining: bool,
+    /// Whether it has been heard of just now.
+    answers: bool,
     meta: String,
     listens: Vec<String>,
+    /// How many files each of its processes may have open, and how many its parent has.
+    file_limit: u64,
+    open_files: u64,
     uptime_ms: u64,
     seen_ms_ago: u64,
     children: Vec<ChildReport>,
@@ -45,6 +59,7 @@ struct ChildReport {
     pid: u32,
     uptime_ms: u64,
     restarts: u32,
+    open_files: u64,
 }
 
 #[derive(Serialize)]
@@ -73,15 +88,28 @@ struct BuildReport {
 
 /// Runs the command.
 pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
-    let cluster = Cluster::find(common)?;
-    let report = Report::new(cluster.seed(), cluster.status().await?);
-    print(common.json, &report, text)?;
-    Ok(())
+    let error = match ask(common).await {
+        Ok(report) => return Ok(print(common.json, &report, text)?),
+        Err(error) => error,
+    };
+    if error.is::<Unreachable>() {
+        let nodes = local::nodes(common).await?;
+        if !nodes.is_empty() {
+            let report = WithoutSeed { seed_error: error.to_string(), nodes };
+            print(common.json, &report, |report| rows(&report.nodes))?;
+        }
+    }
+    Err(error)
 }
 
-fn text(report: &Report) -> String {
+async fn ask(common: &Common) -> anyhow::Result<Report> {
+    let cluster = Cluster::find(common)?;
+    Ok(Report::new(cluster.seed(), cluster.status().await?))
+}
+
+fn rows(nodes: &[NodeReport]) -> String {
     let mut rows = Vec::new();
-    for node in &report.nodes {
+    for node in nodes {
         let state = node.state();
         let alive = format!("pid {}, uptime {}", node.pid, uptime(node.uptime_ms));
         rows.push([node.node.clone(), state.to_owned(), alive, node.listens.join(", ")]);
@@ -97,8 +125,11 @@ fn text(report: &Report) -> String {
             rows.push([format!("{}:{}", node.node, child.child), child.state.clone(), alive, restarts]);
         }
     }
-    let mut text = columns(&rows);
+    columns(&rows)
+}
 
+fn text(report: &Report) -> String {
+    let mut text = rows(&report.nodes);
     let members = report.pools.iter().flat_map(|pool| {
         pool.members.iter().map(|member| {
             [
@@ -176,6 +207,7 @@ impl NodeReport {
                 && self.children.iter().all(|child| child.state == *state)
         });
         match at_rest {
+            _ if !self.answers => "SILENT",
             _ if self.draining => "STOPPING",
             Some(state) => state,
             None if self.ready => "RUNNING",
@@ -195,8 +227,11 @@ impl From<NodeStatus> for NodeReport {
             pid: hello.pid,
             ready: state.ready,
             draining: state.draining,
+            answers: true,
             meta: hello.meta,
             listens: hello.listens,
+            file_limit: state.file_limit,
+            open_files: state.open_files,
             uptime_ms: uptime_ms(hello.started_at_ms),
             seen_ms_ago: status.seen_ms_ago,
             children: state.children.into_iter().map(ChildReport::from).collect(),
@@ -206,8 +241,8 @@ impl From<NodeStatus> for NodeReport {
 
 impl From<ChildState> for ChildReport {
     fn from(child: ChildState) -> Self {
-        let ChildState { index, state, pid, started_at_ms, restarts } = child;
-        Self { child: index, state, pid, uptime_ms: uptime_ms(started_at_ms), restarts }
+        let ChildState { index, state, pid, started_at_ms, restarts, open_files } = child;
+        Self { child: index, state, pid, uptime_ms: uptime_ms(started_at_ms), restarts, open_files }
     }
 }
 

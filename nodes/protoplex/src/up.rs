@@ -3,18 +3,20 @@
 mod welcome;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use protoplex_runtime::signals::StopSignals;
+use protoplex_runtime::signals::{ReloadSignals, StopSignals, UpgradeSignals};
 use protoplex_runtime::start::StartError;
 use protoplex_runtime::supervisor::{Policy, Process, Program, State};
 use protoplex_runtime::{parent, running, telemetry, upgrade};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{Handler, Placement};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
@@ -61,20 +63,24 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
         ))
         .into());
     }
+    settings.assume_account()?;
     let _claim = running::claim(&settings.data, "cluster").map_err(StartError::from)?;
     let specs: Vec<_> = KINDS
         .into_iter()
-        .map(|kind| kind.spec(&settings, &settings.common(kind, None)))
+        .map(|kind| kind.spec(&settings, &settings.common(kind, None)?))
         .collect::<Result<_, _>>()?;
     parent::probe(&specs)?;
     Identity::open_or_create(&settings.data.join("cluster"))?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let has_terminal = terminal();
     runtime.block_on(async {
         let mut stop = StopSignals::take()?;
+        let (reloads, upgrades) = (ReloadSignals::take()?, UpgradeSignals::take()?);
         let nodes = Nodes::start(&common, &settings)?;
         let outcome = tokio::select! {
             outcome = nodes.serve(&common, &settings) => outcome,
+            () = nodes.pass_on(reloads, upgrades, has_terminal) => Ok(ExitCode::SUCCESS),
             _ = stop.next() => {
                 let patience = settings.drain.drain_timeout().as_secs();
                 output::tell(&format!(
@@ -114,12 +120,44 @@ impl Nodes {
         Ok(Self { nodes: nodes.into(), log, logs })
     }
 
-    /// Tells what there is once all runs, and returns when a node has died too often to be started again.
+    /// Has every node read its configuration anew at each SIGHUP, and go on as another program at each SIGUSR2. Returns where
+    /// SIGHUP says that the terminal which `up` was started in is closed.
+    async fn pass_on(&self, mut reloads: ReloadSignals, mut upgrades: UpgradeSignals, has_terminal: bool) {
+        loop {
+            let signal = tokio::select! {
+                () = reloads.next() => Signal::HUP,
+                () = upgrades.next() => Signal::USR2,
+            };
+            if signal == Signal::HUP && has_terminal && !terminal() {
+                return;
+            }
+            for (_, process) in &self.nodes {
+                let pid = process.status().borrow().pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+                // It fails where the node has ended just now; the next one starts anew anyway.
+                let _ = pid.map(|pid| kill_process(pid, signal));
+            }
+        }
+    }
+
+    /// Tells what there is once all runs, and returns when a node has died too often to be started again, or when an
+    /// operator has drained them all.
     async fn serve(&self, common: &Common, settings: &Settings) -> anyhow::Result<ExitCode> {
         let text = self.introduce(common, settings).await?;
         output::write(text.as_bytes())?;
-        self.any_given_up().await;
-        Ok(ExitCode::FAILURE)
+        tokio::select! {
+            () = self.any_given_up() => Ok(ExitCode::FAILURE),
+            () = self.all_drained() => Ok(ExitCode::SUCCESS),
+        }
+    }
+
+    /// Returns when an operator has drained every node.
+    async fn all_drained(&self) {
+        let drained = self.nodes.iter().map(|(_, process)| {
+            let mut status = process.status();
+            async move { status.wait_for(|status| status.state == State::Exited).await.is_ok() }
+        });
+        futures_util::future::join_all(drained).await;
+        output::tell("protoplex: every node was drained, so there is nothing left to run");
     }
 
     /// Waits until all nodes are ready, makes what a first start lacks, and tells what there is to try.
@@ -190,6 +228,11 @@ impl Nodes {
             }
         }
     }
+}
+
+/// Whether this process is still in a terminal.
+fn terminal() -> bool {
+    File::open("/dev/tty").is_ok()
 }
 
 fn arguments(kind: Kind, common: &Common, settings: &Settings, logs: &Path) -> Vec<OsString> {

@@ -120,5 +120,5 @@ where
         }
     };
     // The parent has let the grace pass before it tells its children.
-    orders::follow(&orders, main(context), &timing, Duration::ZERO, || {}, trigger).await
+    orders::follow(&orders, main(context), || (Duration::ZERO, timing.drain_timeout()), trigger).await
 }

@@ -397,8 +397,8 @@ impl Unstarted {
         children
     }
 
-    /// What a node of a single process is told, with its sockets: all are its own.
-    pub(crate) fn solo(&self) -> io::Result<(Hello, Vec<TcpListener>)> {
+    /// What a node of a single process is, and is told, with its sockets: all are its own.
+    pub(crate) fn solo(&self) -> io::Result<(Spec, Hello, Vec<TcpListener>)> {
         let sockets: Vec<_> =
             self.shared.iter().flat_map(|port| &port.sockets).chain(self.own.iter().flatten()).collect();
         let hello = Hello {
@@ -407,7 +407,7 @@ impl Unstarted {
             ..hello(&self.spec, 0, &self.instance)
         };
         let sockets = sockets.iter().map(|socket| socket.listener.try_clone()).collect::<Result<_, _>>()?;
-        Ok((hello, sockets))
+        Ok((self.spec.clone(), hello, sockets))
     }
 }
 

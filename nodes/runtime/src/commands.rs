@@ -7,6 +7,7 @@ use thiserror::Error;
 use tracing::{error, info};
 
 use crate::children::{ChildError, Which};
+use crate::descriptors;
 use crate::node::{Body, Node};
 use crate::parent::Spec;
 use crate::systemd;
@@ -60,7 +61,7 @@ pub(crate) enum CommandError {
     #[error("{0}")]
     Level(String),
     #[error("{0} can't change while the node runs: the configuration is refused, and the old one goes on")]
-    Fixed(&'static str),
+    Fixed(String),
 }
 
 impl Node {
@@ -135,10 +136,11 @@ impl Node {
 
     async fn try_reload(&self) -> Result<Outcome, CommandError> {
         let spec = self.reloader().read().map_err(CommandError::Configuration)?;
-        let level = spec.common.telemetry.level.clone();
         let changed = match self.body() {
             Body::Children(children) => {
-                children.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed)))?;
+                children.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed.to_owned())))?;
+                descriptors::check(&spec);
+                let level = spec.common.telemetry.level.clone();
                 let adopted = children.adopt(spec).await;
                 // As far as it got.
                 self.announce(children.addresses());
@@ -146,7 +148,12 @@ impl Node {
                     .map_err(|error| CommandError::Configuration(error.to_string()))?;
                 adopted?
             }
-            Body::Solo(_) => return Err(CommandError::Solo(self.name())),
+            Body::Solo(solo) => {
+                solo.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed)))?;
+                telemetry::set_level(&spec.common.telemetry.level)
+                    .map_err(|error| CommandError::Configuration(error.to_string()))?;
+                solo.adopt(spec)
+            }
         };
         Ok(Outcome { changed })
     }

@@ -13,6 +13,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::account::Account;
+use crate::meta::TlsSettings;
 use crate::telemetry;
 use layers::{Layers, Origins};
 
@@ -24,6 +26,8 @@ const MAX_CHILDREN: u32 = 256;
 pub struct Common {
     /// Unique in the cluster, e.g. `proxy-1`; also names its files in `run/`.
     pub node: String,
+    /// The user that the node works as, where it is started as root.
+    pub account: Option<Account>,
     /// The data directory; made, readable by its owner alone, where it is missing.
     pub data: PathBuf,
     /// Where the seed is reached, `127.0.0.1:8050`.
@@ -38,6 +42,8 @@ pub struct Common {
     pub meta_forced: bool,
     /// What lets a client of no part in the cluster use a meta port that isn't on a loopback address.
     pub meta_token: Option<String>,
+    /// How such a meta port speaks TLS.
+    pub meta_tls: TlsSettings,
     /// How the node drains.
     pub timing: Timing,
     /// Where log lines go.
@@ -76,7 +82,7 @@ impl Timing {
 
 /// What is wrong with the configuration, one mistake a line, each with the place where it stands. The process should
 /// exit with [`crate::start::REFUSED`].
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(Vec<String>);
 
@@ -98,7 +104,16 @@ impl Problems {
     /// Notes that the value of a dotted key (`proxy.children`) is wrong. Entries of lists have their number as a name:
     /// `proxy.listen.0`.
     pub fn add(&mut self, key: &str, reason: impl Display) {
-        self.found.push(format!("{}{key}: {reason}", self.origins.place(key)));
+        self.found.push(self.told(key, reason));
+    }
+
+    /// As [`Problems::add`], for what is wrong only to who uses the value: it is not noted.
+    pub fn aside(&self, key: &str, reason: impl Display) -> ConfigError {
+        ConfigError(vec![self.told(key, reason)])
+    }
+
+    fn told(&self, key: &str, reason: impl Display) -> String {
+        format!("{}{key}: {reason}", self.origins.place(key))
     }
 
     /// The value, or a note of its error and nothing.

@@ -6,6 +6,7 @@
 //! Nodes of a single process ([`solo`]) are parents without children. The parent answers for all of them on the
 //! [`meta`] port.
 
+pub mod account;
 pub mod child;
 mod children;
 pub mod commands;

@@ -2,13 +2,14 @@
 //! by POST the commands `/start`, `/stop`, `/restart`, `/drain`, `/reload`, `/upgrade` and
 //! `/log-level`.
 
+mod door;
 mod guard;
 mod logs;
 
 use std::sync::Arc;
 
-use axum::extract::{Query, Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::extract::{ConnectInfo, Query, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -16,6 +17,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tracing::{error, info};
 
 use crate::children::ChildError;
@@ -23,8 +25,10 @@ use crate::commands::{CommandError, Outcome};
 use crate::node::Node;
 use crate::telemetry;
 
+use door::{Caller, Door};
+
+pub use door::{MetaTlsError, TlsSettings};
 pub(crate) use guard::Guard;
-pub use guard::pass;
 
 /// The media type of Prometheus's text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -37,7 +41,7 @@ const PROBLEM: &str = "application/problem+json";
 pub const OPERATOR: &str = "protoplex-operator";
 
 /// Answers until it is dropped.
-pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>, guard: Guard) {
+pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>, guard: Guard, tls: Option<TlsAcceptor>) {
     let pages = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -55,7 +59,8 @@ pub(crate) async fn serve(socket: TcpListener, node: Arc<Node>, guard: Guard) {
         .layer(from_fn(admit))
         .layer(from_fn_with_state(Arc::new(guard), check))
         .with_state(node);
-    if let Err(error) = axum::serve(socket, pages).await {
+    let pages = pages.into_make_service_with_connect_info::<Caller>();
+    if let Err(error) = axum::serve(Door::new(socket, tls), pages).await {
         error!(%error, "the meta port is lost");
     }
 }
@@ -72,14 +77,23 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
     ([(header::CONTENT_TYPE, EXPOSITION)], node.metrics().await).into_response()
 }
 
-/// Refuses whoever has no token where one is needed.
-async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    if guard.admits(request.uri().path(), request.headers()) {
-        return next.run(request).await;
+/// Refuses whoever is not known where that is needed.
+async fn check(
+    State(guard): State<Arc<Guard>>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match guard.admit(request.uri().path(), request.headers(), caller) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => {
+            let mut answer = problem(refusal.status(), refusal.detail());
+            if refusal.status() == StatusCode::UNAUTHORIZED {
+                answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            answer
+        }
     }
-    let detail = "This needs a token: Authorization: Bearer, with a token of the cluster or meta.token.";
-    let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-    (challenge, problem(StatusCode::UNAUTHORIZED, detail)).into_response()
 }
 
 async fn config(State(node): State<Arc<Node>>) -> Response {

@@ -1,7 +1,6 @@
 //! A node as one thing, whatever its processes: its state for the seed, its status page, its metrics.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,21 +11,22 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::error;
 
-use crate::children::{Children, Unstarted};
+use crate::children::Children;
 use crate::commands::Reloader;
 use crate::control::Report;
 use crate::drain::Trigger;
 use crate::exposition::{Exposition, Family, Kind};
 use crate::running::{Address, META, Running};
+use crate::solo::Solo;
 use crate::supervisor::{State, Status};
-use crate::upgrade::{ChildrenPart, Estate, Packing, UpgradeStatus, Upgrades};
-use crate::{procfs, telemetry};
+use crate::upgrade::{Estate, UpgradeStatus, Upgrades};
+use crate::{descriptors, procfs, telemetry};
 
 /// A running node.
 #[derive(Debug)]
 pub(crate) struct Node {
     estate: Estate,
-    about: Mutex<Running>,
+    about: watch::Sender<Running>,
     body: Body,
     draining: watch::Sender<bool>,
     /// Has the node drain.
@@ -44,32 +44,6 @@ pub(crate) enum Body {
     Children(Box<Children>),
     /// This process itself.
     Solo(Box<Solo>),
-}
-
-/// A node of a single process.
-#[derive(Debug)]
-pub(crate) struct Solo {
-    /// What it says of itself.
-    report: watch::Receiver<Report>,
-    /// Until it drains: from then on who connects is refused.
-    sockets: Mutex<Option<Unstarted>>,
-}
-
-impl Solo {
-    pub(crate) fn new(report: watch::Receiver<Report>, sockets: Unstarted) -> Self {
-        Self { report, sockets: Mutex::new(Some(sockets)) }
-    }
-
-    /// From here on only the node's code has its sockets.
-    pub(crate) fn let_go(&self) {
-        *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// For another program of the node.
-    pub(crate) fn hand_over(&self, packing: &mut Packing) -> io::Result<ChildrenPart> {
-        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets.as_ref().map_or_else(|| Ok(ChildrenPart::default()), |sockets| sockets.hand_over(packing))
-    }
 }
 
 /// How the last reload went.
@@ -94,6 +68,9 @@ pub(crate) struct StatusPage {
     /// A child is not started again any more.
     degraded: bool,
     addresses: Vec<Address>,
+    /// How many files each process of the node may have open, and how many this one has.
+    file_limit: u64,
+    open_files: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     reload: Option<ReloadStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,6 +88,7 @@ struct ChildStatus {
     pid: Option<u32>,
     uptime_ms: u64,
     restarts: u32,
+    open_files: u64,
     ready: bool,
     details: BTreeMap<String, serde_json::Value>,
 }
@@ -118,7 +96,7 @@ struct ChildStatus {
 impl Node {
     pub(crate) fn new(
         estate: Estate,
-        about: Running,
+        about: watch::Sender<Running>,
         body: Body,
         leave: Trigger,
         reloader: Reloader,
@@ -129,7 +107,7 @@ impl Node {
         Self {
             upgrades: Upgrades::new(estate.came.as_ref().map(|came| came.status.clone())),
             estate,
-            about: Mutex::new(about),
+            about,
             body,
             draining: watch::Sender::new(false),
             leave,
@@ -145,7 +123,7 @@ impl Node {
     }
 
     pub(crate) fn name(&self) -> String {
-        self.about().node.clone()
+        self.about.borrow().node.clone()
     }
 
     pub(crate) fn estate(&self) -> &Estate {
@@ -158,15 +136,11 @@ impl Node {
 
     /// As it is announced.
     pub(crate) fn running(&self) -> Running {
-        self.about().clone()
-    }
-
-    fn about(&self) -> MutexGuard<'_, Running> {
-        // No code panics while it holds this lock.
-        self.about.lock().unwrap_or_else(PoisonError::into_inner)
+        self.about.borrow().clone()
     }
 
     fn last_reload(&self) -> MutexGuard<'_, Option<ReloadStatus>> {
+        // No code panics while it holds this lock.
         self.reload.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -180,10 +154,16 @@ impl Node {
 
     /// Tells everyone where the node listens now, its meta port aside, which stays.
     pub(crate) fn announce(&self, addresses: Vec<Address>) {
-        let mut about = self.about();
-        about.addresses.retain(|address| address.name == META);
-        about.addresses.extend(addresses);
-        if let Err(error) = self.estate.claim.announce(&about) {
+        self.about.send_if_modified(|about| {
+            let mut now = about.clone();
+            now.children = self.child_count() as u32;
+            now.addresses.retain(|address| address.name == META);
+            now.addresses.extend(addresses);
+            let changed = now != *about;
+            *about = now;
+            changed
+        });
+        if let Err(error) = self.estate.claim.announce(&self.about.borrow()) {
             error!(%error, "can't tell where the node listens");
         }
     }
@@ -226,7 +206,7 @@ impl Node {
     pub(crate) fn is_ready(&self) -> bool {
         let ready = !*self.draining.borrow()
             && match &self.body {
-                Body::Solo(solo) => solo.report.borrow().takes_traffic(),
+                Body::Solo(solo) => solo.report().borrow().takes_traffic(),
                 Body::Children(children) => {
                     let statuses = children.statuses();
                     let settled = |status: &Status| status.restarts > 0 || status.state != State::Starting;
@@ -259,12 +239,15 @@ impl Node {
             pid: status.pid.unwrap_or_default(),
             started_at_ms: started_at_ms(&status),
             restarts: status.restarts,
+            open_files: status.pid.and_then(procfs::open_files).unwrap_or_default(),
         };
         NodeState {
             ready: self.is_ready(),
             draining: *self.draining.borrow(),
             children: self.statuses().into_iter().enumerate().map(child).collect(),
             load: procfs::load_average(),
+            file_limit: descriptors::limit(),
+            open_files: procfs::open_files(std::process::id()).unwrap_or_default(),
         }
     }
 
@@ -284,12 +267,12 @@ impl Node {
         }
     }
 
-    /// What its children are told to go by, without what is secret. A node of a single process has none.
+    /// What its processes are told to go by, without what is secret.
     pub(crate) fn configuration(&self) -> serde_json::Value {
-        match &self.body {
-            Body::Children(children) => masked(serde_json::json!(children.configuration())),
-            Body::Solo(_) => serde_json::Value::Null,
-        }
+        masked(serde_json::json!(match &self.body {
+            Body::Children(children) => children.configuration(),
+            Body::Solo(solo) => solo.configuration(),
+        }))
     }
 
     /// As operators see it.
@@ -300,11 +283,12 @@ impl Node {
             pid: status.pid,
             uptime_ms: uptime_ms(&status),
             restarts: status.restarts,
+            open_files: status.pid.and_then(procfs::open_files).unwrap_or_default(),
             ready: status.ready,
             details: status.details,
         };
         let statuses = self.statuses();
-        let about = self.about().clone();
+        let about = self.about.borrow().clone();
         StatusPage {
             node: about.node,
             kind: about.kind,
@@ -315,10 +299,12 @@ impl Node {
             draining: *self.draining.borrow(),
             degraded: statuses.iter().any(|status| status.state == State::Fatal),
             addresses: about.addresses,
+            file_limit: descriptors::limit(),
+            open_files: procfs::open_files(about.pid).unwrap_or_default(),
             reload: self.last_reload().clone(),
             upgrade: self.upgrades.last(),
             details: match &self.body {
-                Body::Solo(solo) => solo.report.borrow().details.clone(),
+                Body::Solo(solo) => solo.report().borrow().details.clone(),
                 Body::Children(_) => telemetry::details(),
             },
             children: statuses.into_iter().enumerate().map(child).collect(),
@@ -341,7 +327,7 @@ impl Node {
     pub(crate) fn seen(&self) -> Seen {
         let (children, report) = match &self.body {
             Body::Children(children) => (Some(children.stirred()), None),
-            Body::Solo(solo) => (None, Some(solo.report.clone())),
+            Body::Solo(solo) => (None, Some(solo.report())),
         };
         Seen { draining: self.draining.subscribe(), children, report }
     }

@@ -13,7 +13,6 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use crate::config::Timing;
 use crate::context::Context;
 use crate::control::{self, Report};
 use crate::drain::{Drain, Trigger};
@@ -104,23 +103,22 @@ async fn obey(mut signals: StopSignals, supervised: bool, drain: Trigger, end: T
     }
 }
 
-/// Runs a process's code until it returns, until `drain_timeout` after its drain began, or until it should end now.
-/// `noticed` is called when the wish to drain comes, `drain` pulled `grace` later.
+/// Runs a process's code until it returns, until its time to drain is over, or until it should end now. `noticed` is called
+/// when the wish to drain comes, and says how long it is until `drain` is pulled, and from there until the code is cut.
 pub(crate) async fn follow<E: Display>(
     orders: &Orders,
     code: impl Future<Output = Result<(), E>>,
-    timing: &Timing,
-    grace: Duration,
-    noticed: impl FnOnce(),
+    noticed: impl FnOnce() -> (Duration, Duration),
     drain: Trigger,
 ) -> ExitCode {
     let code = pin!(code);
     let cut = async {
         orders.drain.started().await;
-        noticed();
+        let (grace, limit) = noticed();
         sleep(grace).await;
         drain.pull();
-        sleep(timing.drain_timeout()).await;
+        sleep(limit).await;
+        limit
     };
     tokio::select! {
         result = code => match result {
@@ -133,8 +131,8 @@ pub(crate) async fn follow<E: Display>(
                 ExitCode::FAILURE
             }
         },
-        () = cut => {
-            warn!(drain_timeout_ms = timing.drain_timeout_ms, "cut what was still in flight");
+        limit = cut => {
+            warn!(drain_timeout_ms = limit.as_millis(), "cut what was still in flight");
             ExitCode::FAILURE
         }
         () = orders.end.started() => ExitCode::FAILURE,

@@ -1,5 +1,6 @@
 //! A node's parent: takes its place and its sockets, then keeps its children alive until it has drained.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
@@ -9,18 +10,20 @@ use std::time::{Duration, Instant};
 
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::NodeState;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
+use crate::account::{as_root, can_be_root, is_root};
 use crate::children::{Children, Unstarted};
 use crate::commands::{Reload, Reloader};
 use crate::config::Common;
 use crate::context::Reconfigured;
 use crate::control::{self, Configuration, Report};
-use crate::meta::{self, Guard};
+use crate::descriptors;
+use crate::meta::{self, Guard, TlsSettings};
 use crate::node::{Body, Node, unix_ms};
 use crate::orders::Orders;
 use crate::running::{self, Address, Claim, Instance, META, Running};
@@ -48,6 +51,8 @@ pub struct Spec {
     pub shared: Vec<(String, SocketAddr)>,
     /// Sockets of each child's own, by name, on a free port of this address.
     pub own: Vec<(String, IpAddr)>,
+    /// Client connections that one process may have at a time; 0 where that has no limit of its own.
+    pub connections: u64,
     /// What [`crate::context::Context::config`] gives the child; its own type, as JSON, at most 64 KiB.
     pub child_config: serde_json::Value,
     /// The keys of `child_config` that a child goes by as soon as it is told another value. For a change of any other one
@@ -65,7 +70,8 @@ pub fn probe(specs: &[Spec]) -> Result<(), StartError> {
         specs.iter().filter_map(|spec| running::probe(&spec.common.data, &spec.common.node)).collect();
     if causes.is_empty() {
         causes.extend(specs.iter().filter_map(Spec::exposure));
-        causes.extend(sockets::probe(&specs.iter().flat_map(Spec::wanted).collect::<Vec<_>>(), false));
+        let wanted: Vec<_> = specs.iter().flat_map(Spec::wanted).collect();
+        causes.extend(as_root(|| sockets::probe(&wanted, false)));
     }
     StartError::unless_empty(causes)
 }
@@ -76,7 +82,7 @@ impl Spec {
     /// # Errors
     /// Everything that stands in the way. Nothing is kept then.
     pub fn bind(self) -> Result<Bound, StartError> {
-        raise_file_limit();
+        as_root(descriptors::raise);
         let common = &self.common;
         // Where the same node runs already, its own ports are no news.
         let claim = running::claim(&common.data, &common.node)?;
@@ -84,19 +90,27 @@ impl Spec {
         let mut activated = Activated::take().map_err(|source| StartCause::Activated { source })?;
         let mut wanted = self.wanted();
         wanted.retain(|(_, address)| !activated.has(*address));
-        causes.extend(sockets::probe(&wanted, claim.is_orphaned()));
+        causes.extend(as_root(|| sockets::probe(&wanted, claim.is_orphaned())));
         causes.extend(telemetry::start(&common.telemetry, &common.node, None).err().map(StartCause::from));
         StartError::unless_empty(causes)?;
 
         let (meta, address) = match activated.claim(common.meta) {
             Some(meta) => (meta, common.meta),
-            None => sockets::listen(META, common.meta, false)?,
+            None => as_root(|| sockets::listen(META, common.meta, false))?,
         };
         let mut addresses = vec![Address { name: META.to_owned(), child: None, address }];
         // Late, so that orphans have had the time to go.
         let instance = claim.instance()?;
-        let children = Children::bind(self.clone(), &instance, &mut activated)?;
+        let children = as_root(|| Children::bind(self.clone(), &instance, &mut activated))?;
         activated.finish();
+        descriptors::check(&self);
+        match &common.account {
+            Some(account) => account.settle().map_err(StartCause::from)?,
+            None if is_root() => {
+                warn!("this node works as root: name a user for it in the configuration, `user`")
+            }
+            None => {}
+        }
         addresses.extend(children.addresses());
         let running = self.running(unix_ms(), addresses);
         claim.announce(&running)?;
@@ -119,7 +133,7 @@ impl Spec {
     /// # Errors
     /// Everything that stands in the way.
     pub fn succeed(self, succession: &Succession) -> Result<Bound, StartError> {
-        raise_file_limit();
+        as_root(descriptors::raise);
         let (common, handover) = (&self.common, &succession.handover);
         let causes: Vec<_> = self.strange_to(handover).into_iter().chain(self.exposure()).collect();
         StartError::unless_empty(causes)?;
@@ -135,6 +149,7 @@ impl Spec {
         let mut fresh = self.shared.clone();
         fresh.retain(|port| !known.contains(port));
         StartError::unless_empty(sockets::probe(&fresh, false))?;
+        descriptors::check(&self);
 
         let address = meta.local_addr()?;
         let mut addresses = vec![Address { name: META.to_owned(), child: None, address }];
@@ -165,6 +180,8 @@ impl Spec {
             (self.kind != handover.kind || common.node != handover.node, "the node's name"),
             (common.data != handover.data, "data"),
             (common.meta != handover.meta_address, "the address of the meta port"),
+            // Whose the node's files are it can't change.
+            (common.account.is_some() && can_be_root(), "user"),
         ];
         strange.into_iter().find_map(|(differs, what)| differs.then_some(StartCause::Succession(what)))
     }
@@ -176,14 +193,21 @@ impl Spec {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at_ms,
+            children: self.children,
             addresses,
         }
     }
 
     fn bound(self, children: Unstarted, running: Running, estate: Estate, meta: SocketAddr) -> Bound {
-        let guard = Guard::of(meta, self.common.meta_token.clone());
-        let state = watch::Sender::new(NodeState::default());
-        Bound { children, spec: self, station: Station { running, estate, guard, state } }
+        let station = Station {
+            running: watch::Sender::new(running),
+            estate,
+            guard: Guard::of(meta, self.common.meta_token.clone()),
+            meta_tls: self.common.meta_tls.clone(),
+            tls: None,
+            state: watch::Sender::new(NodeState::default()),
+        };
+        Bound { children, spec: self, station }
     }
 
     /// What a child is told of it.
@@ -196,14 +220,39 @@ impl Spec {
         let (ours, theirs) = (&self.common, &other.common);
         [
             (self.kind != other.kind || ours.node != theirs.node, "the node's name"),
+            (ours.account != theirs.account, "user or group"),
             (ours.data != theirs.data, "data"),
             (ours.meta != theirs.meta, "the address of the meta port"),
             (ours.meta_token != theirs.meta_token, "meta.token"),
+            (ours.meta_tls != theirs.meta_tls, "meta.tls"),
             (ours.telemetry.differs_in_place(&theirs.telemetry), "what [log] says but its level"),
             (self.own != other.own, "the address of children's own ports"),
         ]
         .into_iter()
         .find_map(|(differs, what)| differs.then_some(what))
+    }
+
+    /// What of it one process that runs can't change for itself: all that it is told but its log level and its drain.
+    pub(crate) fn fixed_in_process(&self, other: &Self) -> Option<String> {
+        if let Some(fixed) = self.fixed(other) {
+            return Some(fixed.to_owned());
+        }
+        let (ours, theirs) = (&self.common, &other.common);
+        let named = [
+            (ours.seed != theirs.seed, "seed_address"),
+            (ours.region != theirs.region, "region"),
+            (ours.zone != theirs.zone, "zone"),
+        ];
+        if let Some((_, name)) = named.into_iter().find(|(differs, _)| *differs) {
+            return Some(name.to_owned());
+        }
+        let value = |spec: &Self, key: &str| spec.child_config.get(key).cloned();
+        let keys =
+            |spec: &Self| spec.child_config.as_object().map(|keys| keys.keys().cloned().collect::<Vec<_>>());
+        let mut keys = [keys(self), keys(other)].into_iter().flatten().flatten();
+        let key = keys.find(|key| value(self, key) != value(other, key));
+        key.map(|key| format!("{}.{key}", self.kind))
+            .or_else(|| (self.shared != other.shared).then(|| format!("the address of {}", self.kind)))
     }
 
     /// Whether its children have to be told anything.
@@ -248,18 +297,25 @@ pub struct Bound {
 }
 
 /// Everything of a node but who does its work.
-#[derive(Debug)]
 pub(crate) struct Station {
-    running: Running,
+    running: watch::Sender<Running>,
     estate: Estate,
     guard: Guard,
+    meta_tls: TlsSettings,
+    tls: Option<TlsAcceptor>,
     state: watch::Sender<NodeState>,
 }
 
+impl fmt::Debug for Station {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.running.borrow())
+    }
+}
+
 impl Bound {
-    /// Where the node listens, its meta port included.
-    pub fn addresses(&self) -> &[Address] {
-        &self.station.running.addresses
+    /// What the node is and where it listens, its meta port included. Changes with each reload that changes any of it.
+    pub fn running(&self) -> watch::Receiver<Running> {
+        self.station.running.subscribe()
     }
 
     /// Which node of its name this is: the same after a restart on its data directory.
@@ -272,10 +328,17 @@ impl Bound {
         self.children.reconfigured()
     }
 
-    /// Lets the meta port, where other machines reach it, know the cluster's own by their tokens. Until it is told, such a
-    /// port serves nobody.
-    pub fn trust(&mut self, identity: &Identity) {
-        self.station.guard.trust(identity);
+    /// Has the meta port, where other machines reach it, speak TLS as a node of this cluster. Until then such a port tells
+    /// its health alone.
+    ///
+    /// # Errors
+    /// A certificate can't be used.
+    pub fn trust(&mut self, identity: &Identity) -> Result<(), StartError> {
+        if self.station.guard.is_exposed() {
+            let tls = self.station.meta_tls.acceptor(identity).map_err(StartCause::from)?;
+            self.station.tls = Some(tls);
+        }
+        Ok(())
     }
 
     /// The node's state as the seed is told it, see `protoplex_wire::join`. Changes of state wake receivers;
@@ -326,7 +389,7 @@ impl Bound {
 impl Station {
     /// Everything around the node's work: orders, meta port, its state for the seed and its supervisor.
     pub(crate) fn serve(self, body: Body, reload: Reload) -> io::Result<Service> {
-        let Self { running, estate, guard, state } = self;
+        let Self { running, estate, guard, tls, state, .. } = self;
         let report = watch::Sender::new(Report::default());
         let supervisor = estate.supervisor.as_ref().map(UnixStream::try_clone).transpose()?;
         let orders = Orders::of_node(report.subscribe(), supervisor)?;
@@ -334,7 +397,7 @@ impl Station {
         let socket = tokio::net::TcpListener::from_std(estate.meta.try_clone()?)?;
         let node = Arc::new(Node::new(estate, running, body, leave, reloader));
         let mut tasks = JoinSet::new();
-        tasks.spawn(meta::serve(socket, Arc::clone(&node), guard));
+        tasks.spawn(meta::serve(socket, Arc::clone(&node), guard, tls));
         tasks.spawn(publish(Arc::clone(&node), state, report));
         tasks.spawn(follow_reloads(Arc::clone(&node), ReloadSignals::take()?));
         tasks.spawn(follow_upgrades(Arc::clone(&node), UpgradeSignals::take()?));
@@ -397,11 +460,4 @@ async fn follow_upgrades(node: Arc<Node>, mut signals: UpgradeSignals) {
             warn!(%error, "no upgrade");
         }
     }
-}
-
-/// Lets this process and its children have as many connections as the system allows.
-fn raise_file_limit() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // Where it is refused the lower limit stays, and connections are bounded by it.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

@@ -40,6 +40,9 @@ pub struct Running {
     pub version: String,
     /// Unix time.
     pub started_at_ms: u64,
+    /// How many children it has.
+    #[serde(default)]
+    pub children: u32,
     /// Where it listens, its meta port ("meta") included.
     pub addresses: Vec<Address>,
 }

@@ -31,6 +31,17 @@ pub struct ReloadSignals(Signal);
 #[derive(Debug)]
 pub struct UpgradeSignals(Signal);
 
+/// From here on SIGHUP and SIGUSR2 don't end this process: those that come before the node can act on them are kept for
+/// then. To be called before anything else, outside of a tokio runtime.
+///
+/// # Errors
+/// The system refuses.
+pub fn hold() -> io::Result<()> {
+    // Whatever runtime a handler is made in, it is the process's own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async { ReloadSignals::take().and(UpgradeSignals::take()).map(drop) })
+}
+
 impl UpgradeSignals {
     /// # Errors
     /// The system refuses, or there is no tokio runtime with its input and output enabled.

@@ -63,7 +63,7 @@ pub enum StartCause {
         pid: String,
     },
     /// The data directory can't be used.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), whose(source))]
     Data {
         /// The file or folder.
         path: PathBuf,
@@ -81,7 +81,7 @@ pub enum StartCause {
         by: String,
     },
     /// The system refuses the address.
-    #[error("{name} can't listen on {address}: {source}")]
+    #[error("{name} can't listen on {address}: {source}{}", privileged(source, *address))]
     Bind {
         /// What the socket is for.
         name: String,
@@ -108,7 +108,30 @@ pub enum StartCause {
     /// What was to be changed is about to end.
     #[error("the node is about to end")]
     Ending,
+    /// The user that the node is to work as can't be had.
+    #[error("{0}")]
+    Account(#[from] crate::account::AccountError),
+    /// The meta port can't speak TLS.
+    #[error("{0}")]
+    MetaTls(#[from] crate::meta::MetaTlsError),
     /// The log can't be written.
     #[error("{0}")]
     Telemetry(#[from] crate::telemetry::TelemetryError),
+}
+
+/// What to do about a file that belongs to somebody else.
+fn whose(source: &io::Error) -> &'static str {
+    let denied = source.kind() == io::ErrorKind::PermissionDenied;
+    if denied { ": the data directory must belong to the user that the node works as (chown -R)" } else { "" }
+}
+
+/// What to do about a port that only root may bind.
+fn privileged(source: &io::Error, address: SocketAddr) -> &'static str {
+    let denied = source.kind() == io::ErrorKind::PermissionDenied && address.port() < 1024;
+    if denied {
+        ": only root binds ports below 1024: start the node anew as root (`user` says who it works as then), or give it \
+         the capability CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=)"
+    } else {
+        ""
+    }
 }

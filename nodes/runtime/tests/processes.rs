@@ -2,8 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "also outside of test functions this is test code")]
 
+#[path = "processes/bad_input.rs"]
+mod bad_input;
 #[path = "processes/logs.rs"]
 mod logs;
+#[path = "processes/meta_tls.rs"]
+mod meta_tls;
+#[path = "processes/privileges.rs"]
+mod privileges;
 #[path = "processes/rig.rs"]
 mod rig;
 #[path = "processes/upgrades.rs"]
@@ -253,6 +259,86 @@ fn a_node_of_one_process_drains_likewise() {
     client.ask("last").expect("what is in flight is finished");
     drop(client);
     assert_eq!(node.wait(), Some(0));
+}
+
+#[test]
+fn a_node_of_one_process_adopts_what_it_can_and_refuses_the_rest_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let arguments = Arguments { children: 0, word: "old", log: Some(log.clone()), ..Arguments::default() };
+    let mut node = Node::start(&arguments);
+    let mut client = Client::connect(node.http());
+    client.ask("whisper one").unwrap();
+    assert_eq!(node.command("/reload"), (200, json!({"changed": false})));
+    node.rewrite(&Arguments { level: "debug", timing: (0, 100), ..arguments.clone() });
+    node.signal(Signal::HUP);
+    until("the level is another", || node.get("/log-level") == "{\"level\":\"debug\"}");
+    client.ask("whisper two").unwrap();
+    until("it whispers", || std::fs::read_to_string(&log).unwrap().contains("two"));
+    assert!(!std::fs::read_to_string(&log).unwrap().contains("one"));
+
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let adopted = Arguments { level: "debug", timing: (0, 100), ..arguments };
+    for (other, name) in [
+        (Arguments { word: "new", ..adopted.clone() }, "fixture.word"),
+        (Arguments { listen, ..adopted.clone() }, "the address of fixture"),
+        (Arguments { data: Some("/elsewhere".into()), ..adopted.clone() }, "data"),
+        (Arguments { level: "loud", ..adopted.clone() }, "the log level \"loud\""),
+    ] {
+        node.rewrite(&other);
+        let (status, problem) = node.command("/reload");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(
+            status == 422 && detail.contains(name) && detail.contains("the old one goes on"),
+            "{problem}"
+        );
+        assert_eq!(node.get("/log-level"), "{\"level\":\"debug\"}");
+    }
+    client.ask("who").expect("no connection noticed");
+    // How it drains is adopted, too.
+    let asked = Instant::now();
+    node.signal(Signal::TERM);
+    assert_eq!(node.wait(), Some(1), "it is cut");
+    assert!(asked.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn a_limit_of_files_that_its_connections_exceed_is_told_with_both_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap();
+    let enough = (limit - 256) / 2;
+    for (connections, told) in [(enough, false), (enough + 1, true)] {
+        let arguments =
+            Arguments { children: 1, connections, log: Some(log.clone()), ..Arguments::default() };
+        let node = Node::start(&arguments);
+        let text = std::fs::read_to_string(&log).unwrap();
+        let warning = text.lines().find(|line| line.contains("LimitNOFILE="));
+        assert_eq!(warning.is_some(), told, "{text}");
+        let figures =
+            |line: &str| line.contains(&format!("\"limit\":{limit}")) && line.contains("\"needed\":");
+        assert!(warning.is_none_or(figures), "{text}");
+        let status = node.status();
+        assert_eq!(status["file_limit"], limit);
+        assert!(status["open_files"].as_u64() > Some(3), "{status}");
+        let before = status["children"][0]["open_files"].as_u64().unwrap();
+        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(node.http())).collect();
+        assert!(clients.iter_mut().all(|client| client.ask("who").is_ok()));
+        let now = node.status()["children"][0]["open_files"].as_u64().unwrap();
+        assert!(now >= before + 20, "{before} {now}");
+    }
+}
+
+#[test]
+fn a_wish_to_reload_that_comes_before_the_node_can_is_kept_until_then() {
+    let arguments = Arguments { children: 1, ..Arguments::default() };
+    let (mut node, pipe) = Node::spawn_waiting(&arguments);
+    let caught = || u64::from_str_radix(&Node::of_process(node.pid(), "SigCgt:"), 16).unwrap();
+    until("it can take the signal", || caught() & 1 == 1);
+    node.signal(Signal::HUP);
+    node.go_on(&arguments, pipe);
+    until("it is ready", || node.is_ready());
+    until("it has read its configuration anew", || node.status()["reload"]["ok"] == true);
 }
 
 #[test]
@@ -673,26 +759,6 @@ fn sockets_that_systemd_has_bound_are_served_by_all_children() {
     drop(early);
     assert_eq!(node.command("/stop?child=0").0, 200);
     assert_eq!(Client::connect(node.http()).ask("who").unwrap().0, 1);
-}
-
-#[test]
-fn a_meta_port_that_others_reach_asks_for_a_token_and_health_is_for_everybody() {
-    let arguments =
-        Arguments { meta: "0.0.0.0:0".to_owned(), meta_token: Some("let-me-in"), ..Arguments::default() };
-    let node = Node::start(&arguments);
-    let (token, operator) = ("Authorization: Bearer let-me-in\r\n", "Protoplex-Operator: test\r\n");
-    for (method, path, fields, status) in [
-        ("GET", "/healthz", String::new(), 200),
-        ("GET", "/readyz", String::new(), 200),
-        ("GET", "/status", String::new(), 401),
-        ("GET", "/metrics", String::new(), 401),
-        ("GET", "/config", "Authorization: Bearer let-me-im\r\n".to_owned(), 401),
-        ("POST", "/drain", operator.to_owned(), 401),
-        ("GET", "/status", token.to_owned(), 200),
-        ("POST", "/restart", format!("{token}{operator}"), 200),
-    ] {
-        assert_eq!(node.status_of(method, path, &fields), status, "{method} {path}");
-    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! A cluster of real processes, as `protoplex up` starts it.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -36,7 +38,9 @@ impl Plan {
     /// # Panics
     /// When it doesn't.
     pub fn start(self) -> Cluster {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        // The nodes may be another user's.
+        let open = Permissions::from_mode(0o755);
+        let folder = tempfile::Builder::new().permissions(open).tempdir().expect("a temporary folder");
         let ports = [Port::take(), Port::take(), Port::take(), Port::take()];
         let mut cluster = Cluster { plan: self, folder, ports, process: None, facts: Value::Null };
         cluster.start();
@@ -174,6 +178,23 @@ impl Cluster {
     pub fn logs(&self) -> String {
         let files = std::fs::read_dir(self.data().join("log")).into_iter().flatten().flatten();
         files.map(|file| std::fs::read_to_string(file.path()).unwrap_or_default()).collect()
+    }
+
+    /// Of `up` itself.
+    ///
+    /// # Panics
+    /// When it isn't running.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
+    }
+
+    /// Waits until it ends by itself. Returns the exit code.
+    ///
+    /// # Panics
+    /// When it isn't running, or goes on.
+    pub fn ended(&mut self) -> Option<i32> {
+        let mut process = self.process.take().expect("it runs");
+        until("the cluster has ended", || process.try_wait().expect("it is our child")).code()
     }
 
     /// Ctrl-C, and waits for the end. Returns the exit code.

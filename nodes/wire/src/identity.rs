@@ -18,9 +18,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, ServerTl
 use tonic::{Request, Status};
 
 /// The name that every node's certificate carries, whatever address the node listens on.
-const SERVER_NAME: &str = "node.protoplex.internal";
-/// Whom a token is for that meta ports ask for (RFC 7519 section 4.1.3).
-pub const META_AUDIENCE: &str = "protoplex:meta";
+pub const SERVER_NAME: &str = "node.protoplex.internal";
 /// Whom a node's token is for that registers with a live node, or invalidates there.
 pub const REGISTRATIONS_AUDIENCE: &str = "protoplex:live:registrations";
 /// Bytes of randomness in the cluster token and in the live key.
@@ -66,8 +64,9 @@ pub struct Identity {
 }
 
 struct Inner {
-    ca: Certificate,
-    node: tonic::transport::Identity,
+    ca: String,
+    node: String,
+    node_key: String,
     token: String,
     live_key: Vec<u8>,
 }
@@ -100,8 +99,9 @@ impl Identity {
             return Err(IdentityError::Malformed(folder.join("token")));
         }
         let inner = Inner {
-            ca: Certificate::from_pem(text("ca.pem")?),
-            node: tonic::transport::Identity::from_pem(text("node.pem")?, text("node.key")?),
+            ca: text("ca.pem")?,
+            node: text("node.pem")?,
+            node_key: text("node.key")?,
             token,
             live_key,
         };
@@ -110,7 +110,8 @@ impl Identity {
 
     /// How a node of this cluster serves its gRPC port.
     pub fn server_tls(&self) -> ServerTlsConfig {
-        ServerTlsConfig::new().identity(self.inner.node.clone())
+        let (certificate, key) = self.node_pem();
+        ServerTlsConfig::new().identity(tonic::transport::Identity::from_pem(certificate, key))
     }
 
     /// Refuses every call that doesn't carry the cluster token.
@@ -121,7 +122,9 @@ impl Identity {
     /// A channel to the node at `address` ("host:port"), which connects when it is first used and again whenever it
     /// broke, accepts only this cluster's CA, and carries the cluster token.
     pub fn channel(&self, address: &str) -> Result<TrustedChannel, tonic::transport::Error> {
-        let tls = ClientTlsConfig::new().ca_certificate(self.inner.ca.clone()).domain_name(SERVER_NAME);
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(self.ca_pem()))
+            .domain_name(SERVER_NAME);
         let channel = Endpoint::from_shared(format!("https://{address}"))?
             .tls_config(tls)?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -132,6 +135,16 @@ impl Identity {
             .connect_lazy();
         // `open` made sure that the token is a valid header value.
         Ok(InterceptedService::new(channel, Authorize { value: authorization(&self.inner.token) }))
+    }
+
+    /// The certificate of the cluster's own authority, as PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.inner.ca
+    }
+
+    /// The certificate that all nodes have, by which they and the cluster's operators know each other, and its key, as PEM.
+    pub fn node_pem(&self) -> (&str, &str) {
+        (&self.inner.node, &self.inner.node_key)
     }
 
     /// The HS256 key of the JWTs that publish and subscribe at live nodes. Apps have it too, where they publish.

@@ -19,17 +19,18 @@ const OUTGOING: usize = 4;
 /// Used until the seed has told its own.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Holds the link for as long as this future runs: reconnects for ever, with jittered back-off.
+/// Holds the link for as long as this future runs: reconnects for ever, with jittered back-off. Whenever the hello is
+/// another one the seed is told anew.
 pub async fn hold(
     identity: Identity,
     seed: String,
-    hello: JoinHello,
+    mut hello: watch::Receiver<JoinHello>,
     mut state: watch::Receiver<NodeState>,
 ) -> Result<(), tonic::transport::Error> {
     let client = SeedClient::new(identity.channel(&seed)?);
     let mut link = Progress::default();
     loop {
-        let ended = converse(client.clone(), &hello, &mut state, &mut link).await;
+        let ended = converse(client.clone(), &mut hello, &mut state, &mut link).await;
         let joined = std::mem::take(&mut link.joined);
         match ended {
             Ok(()) => debug!(%seed, "the seed closed the link"),
@@ -57,7 +58,7 @@ struct Progress {
 
 async fn converse(
     mut client: SeedClient<TrustedChannel>,
-    hello: &JoinHello,
+    hello: &mut watch::Receiver<JoinHello>,
     state: &mut watch::Receiver<NodeState>,
     link: &mut Progress,
 ) -> Result<(), Status> {
@@ -65,7 +66,8 @@ async fn converse(
     let closed = |_| Status::unavailable("the link broke");
     let say = |message| outgoing.send(JoinRequest { message: Some(message) });
 
-    say(join_request::Message::Hello(hello.clone())).await.map_err(closed)?;
+    let first = hello.borrow_and_update().clone();
+    say(join_request::Message::Hello(first)).await.map_err(closed)?;
     let mut replies = client.join(ReceiverStream::new(requests)).await?.into_inner();
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     loop {
@@ -79,6 +81,14 @@ async fn converse(
                     link.backoff.reset();
                     heartbeat = tokio::time::interval(Duration::from_millis(welcome.heartbeat_ms.max(100).into()));
                 }
+                continue;
+            }
+            changed = hello.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let anew = hello.borrow_and_update().clone();
+                say(join_request::Message::Hello(anew)).await.map_err(closed)?;
                 continue;
             }
             _ = heartbeat.tick() => {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use protoplex_runtime::telemetry::Record;
 use protoplex_wire::backoff::Backoff;
-use reqwest::header::AUTHORIZATION;
+use protoplex_wire::identity::Identity;
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::mpsc::Sender;
@@ -12,7 +12,9 @@ use tokio::time::sleep;
 
 use crate::cli::{Common, Level, Tail};
 use crate::cluster;
+use crate::meta::Meta;
 use crate::nodes;
+use crate::settings::Settings;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A node says something every ten seconds.
@@ -46,7 +48,7 @@ pub(super) struct Stream {
     level: Level,
     lines: u32,
     follow: bool,
-    client: Client,
+    identity: Option<Identity>,
     /// Of the last line.
     since: String,
     is_known: bool,
@@ -76,9 +78,7 @@ impl Stream {
         node: String,
         children: Vec<u32>,
         told: Sender<Heard>,
-    ) -> reqwest::Result<Self> {
-        let client =
-            Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).read_timeout(SILENCE_TIMEOUT);
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             common: common.clone(),
             node,
@@ -86,7 +86,7 @@ impl Stream {
             level: command.level,
             lines: command.lines,
             follow: !command.no_follow,
-            client: client.build()?,
+            identity: cluster::identity(&Settings::load(common)?),
             since: String::new(),
             is_known: false,
             told,
@@ -134,7 +134,10 @@ impl Stream {
 
     async fn ask(&mut self) -> Result<Response, End> {
         let meta = nodes::meta(&self.common, &self.node).await;
-        let meta = meta.ok_or_else(|| End::Away("it does not run".to_owned()))?;
+        let found = meta.ok_or_else(|| End::Away("it does not run".to_owned()))?;
+        let refused = |error: anyhow::Error| End::Refused(format!("{}: {error:#}", self.node));
+        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(SILENCE_TIMEOUT);
+        let meta = Meta::of(&found, self.identity.as_ref(), client).map_err(refused)?;
         let lines = if self.is_known { MISSED_LINES } else { self.lines };
         let (lines, follow) = (lines.to_string(), self.follow.to_string());
         let mut query = vec![
@@ -147,13 +150,8 @@ impl Stream {
         if !self.children.is_empty() {
             query.push(("child", &self.children));
         }
-        let url = reqwest::Url::parse_with_params(&format!("http://{meta}/logs"), query);
-        let url = url.map_err(|error| End::Refused(format!("{}: {meta}: {error}", self.node)))?;
-        let mut request = self.client.get(url);
-        if let Some(pass) = cluster::pass(&self.common) {
-            request = request.header(AUTHORIZATION, pass);
-        }
-        let answer = request.send().await.map_err(|error| End::Away(why(&error)))?;
+        let url = meta.url("logs", &query).map_err(refused)?;
+        let answer = meta.client.get(url).send().await.map_err(|error| End::Away(why(&error)))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);

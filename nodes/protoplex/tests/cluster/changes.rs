@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use protoplex_testkit::cluster::{Cluster, Plan, signal};
+use protoplex_testkit::ports::Port;
 use protoplex_testkit::until;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -153,6 +154,179 @@ fn a_reload_changes_limits_while_every_connection_lives_on() {
         });
     });
     assert_eq!(pids(&cluster, "proxy-1"), before);
+}
+
+#[test]
+fn a_reload_without_a_target_reaches_seed_and_datastore_too() {
+    let cluster = start();
+    let config = cluster.folder().join("protoplex.toml");
+    let told = || -> Vec<Value> {
+        let output = cluster.run(&["--json", "restart", "--reload"]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    std::fs::write(&config, "[log]\nlevel = \"debug\"\n").unwrap();
+    let row = |node: &str| json!({"target": node, "ok": true, "changed": true});
+    assert_eq!(told(), ["datastore-1", "fileserver-1", "live-1", "proxy-1", "seed-1"].map(row));
+    // What only a new process can adopt is named, by the one node whom it concerns.
+    std::fs::write(&config, "[log]\nlevel = \"debug\"\n[seed]\nmax_keys = 5\n").unwrap();
+    let refused: Vec<_> = told().into_iter().filter(|row| row["ok"] == false).collect();
+    let [seed] = &refused[..] else { panic!("{refused:?}") };
+    let error = seed["error"].as_str().unwrap();
+    assert!(error.starts_with("seed.max_keys can't change while the node runs"), "{error}");
+    assert_eq!(get(cluster.http(), &[]).status, 200);
+}
+
+#[test]
+fn commands_reach_a_meta_port_that_other_machines_reach_over_tls() {
+    let cluster = plan().set("meta.proxy=0.0.0.0:0").set("meta.exposed=true").start();
+    let meta = cluster.node("proxy-1")["meta"].as_str().unwrap().replace("0.0.0.0", "127.0.0.1");
+    assert_eq!(get(&format!("http://{meta}/status"), &[]).status, 400, "it is not for everybody");
+    assert_eq!(cluster.json(&["restart", "proxy-1"])[0]["ok"], true);
+    let tail = cluster.run(&["tail", "-n", "1", "--no-follow", "proxy-1"]);
+    assert!(tail.status.success(), "{}", String::from_utf8_lossy(&tail.stderr));
+    assert!(String::from_utf8_lossy(&tail.stdout).contains("proxy-1"));
+    assert_eq!(cluster.json(&["drain", "proxy-1"])[0]["ok"], true);
+}
+
+#[test]
+fn a_signal_to_up_has_every_node_read_its_configuration_anew() {
+    let cluster = start();
+    let nodes = ["datastore-1", "fileserver-1", "live-1", "proxy-1", "seed-1"].map(|name| cluster.node(name));
+    std::fs::write(cluster.folder().join("protoplex.toml"), "[log]\nlevel = \"debug\"\n").unwrap();
+    signal(cluster.pid(), Signal::HUP);
+    for node in &nodes {
+        let meta = node["meta"].as_str().unwrap();
+        until("it has read it", || {
+            let level = get(&format!("http://{meta}/log-level"), &[]).json();
+            (level["level"] == "debug").then_some(())
+        });
+    }
+    // The same for another program.
+    signal(cluster.pid(), Signal::USR2);
+    for node in &nodes {
+        let page = format!("http://{}/status", node["meta"].as_str().unwrap());
+        until("it has gone on", || {
+            let answer = get(&page, &[]);
+            (answer.status == 200 && answer.json()["upgrade"]["progress"] == "done").then_some(())
+        });
+    }
+    let now = nodes.each_ref().map(|node| cluster.node(node["node"].as_str().unwrap())["pid"].clone());
+    assert_eq!(now, nodes.map(|node| node["pid"].clone()), "and goes on");
+}
+
+/// Runs a command in a terminal of its own, closes that once a token is shown, and ends as the command does.
+const IN_TERMINAL: &str = r#"
+import os, pty, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+shown = b''
+while b'"token"' not in shown:
+    shown += os.read(terminal, 4096)
+os.close(terminal)
+for _ in range(400):
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    if ended:
+        sys.exit(os.waitstatus_to_exitcode(status) % 256)
+    time.sleep(0.05)
+os.kill(pid, 15)
+sys.exit('it goes on without its terminal')
+"#;
+
+#[test]
+fn up_ends_with_its_terminal_as_with_ctrl_c() {
+    let folder = tempfile::tempdir().unwrap();
+    let ports = [Port::take(), Port::take(), Port::take()];
+    let [seed, datastore, http] = ports.each_ref().map(Port::address);
+    let any = |key: &str| format!("{key}=127.0.0.1:0");
+    let mut settings = vec![
+        format!("seed.listen={seed}"),
+        format!("datastore.listen={datastore}"),
+        format!("proxy.http=[\"{http}\"]"),
+        "proxy.https=[]".to_owned(),
+        "fileserver.http=[\"127.0.0.1:0\"]".to_owned(),
+        "fileserver.https=[]".to_owned(),
+    ];
+    settings.extend(
+        ["seed", "datastore", "proxy", "fileserver", "live"].map(|kind| any(&format!("meta.{kind}"))),
+    );
+    let output = Command::new("python3")
+        .args(["-c", IN_TERMINAL, env!("CARGO_BIN_EXE_protoplex"), "--json", "up"])
+        .args(settings.iter().flat_map(|setting| ["--set", setting]))
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let left = std::fs::read_dir(folder.path().join("protoplex-data/run")).unwrap().map(Result::unwrap);
+    let left: Vec<_> =
+        left.map(|file| file.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+    assert!(left.is_empty(), "every node has ended in good order: {left:?}");
+}
+
+#[test]
+fn up_ends_well_once_every_node_was_drained() {
+    let mut cluster = start();
+    for node in ["proxy-1", "live-1", "fileserver-1", "seed-1", "datastore-1"] {
+        assert_eq!(cluster.json(&["drain", node])[0]["ok"], true, "{node}");
+    }
+    assert_eq!(cluster.ended(), Some(0));
+}
+
+#[test]
+fn without_a_seed_the_status_shows_what_runs_here_and_why_it_shows_no_more() {
+    let cluster = start();
+    let live = cluster.node("live-1")["pid"].as_u64().unwrap() as u32;
+    assert_eq!(cluster.json(&["drain", "seed-1"])[0]["ok"], true);
+    signal(live, Signal::STOP);
+    let output = cluster.run(&["status"]);
+    let (shown, told) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.starts_with("protoplex: no seed answers at 127.0.0.1:"), "{told}");
+    let states: Vec<_> =
+        shown.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>()).collect();
+    for row in
+        [["proxy-1", "RUNNING"], ["proxy-1:1", "RUNNING"], ["datastore-1", "RUNNING"], ["live-1", "SILENT"]]
+    {
+        assert!(states.contains(&row.to_vec()), "{row:?} in {shown}");
+    }
+    signal(live, Signal::CONT);
+    let output = cluster.run(&["--json", "status"]);
+    assert_eq!(output.status.code(), Some(3));
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(status["seed_error"].as_str().unwrap().starts_with("no seed answers"), "{status}");
+    let nodes: Vec<_> = status["nodes"].as_array().unwrap().iter().map(|node| &node["node"]).collect();
+    assert_eq!(nodes, ["datastore-1", "fileserver-1", "live-1", "proxy-1"]);
+    let proxy = &status["nodes"][3];
+    assert_eq!(
+        proxy["listens"][0],
+        format!("http {}", cluster.http().replace("http://localhost", "127.0.0.1"))
+    );
+    assert!(proxy["children"][1]["open_files"].as_u64() > Some(3), "{proxy}");
+}
+
+#[test]
+fn the_status_follows_a_node_to_its_new_addresses() {
+    let cluster = start();
+    let ports = [Port::take(), Port::take()];
+    let config = cluster.folder().join("protoplex.toml");
+    let listen = |port: &Port| {
+        let text = format!("[proxy]\nhttp = [\"{}\"]\nhttps = []\nchildren = 1\n", port.address());
+        std::fs::write(&config, text).unwrap();
+    };
+    listen(&ports[0]);
+    let seed = cluster.node("seed-1")["listens"][0].as_str().unwrap().replace("grpc ", "");
+    let more = ["proxy", "--node", "proxy-2", "--seed", &seed, "--set", "meta.proxy=127.0.0.1:0"];
+    let mut process = cluster.command(&more).spawn().unwrap();
+    let listens = || cluster.node("proxy-2")["listens"].clone();
+    let is = |port: &Port| (listens() == json!([format!("http {}", port.address())])).then_some(());
+    until("the seed knows where it listens", || is(&ports[0]));
+    listen(&ports[1]);
+    assert_eq!(cluster.json(&["restart", "--reload", "proxy-2"])[0]["changed"], true);
+    until("the seed knows where it listens now", || is(&ports[1]));
+    assert_eq!(cluster.node("proxy-2")["pid"], process.id());
+    signal(process.id(), Signal::TERM);
+    process.wait().unwrap();
 }
 
 /// A certificate of this name, in place of the one that is there.

@@ -28,6 +28,15 @@ fn row_a_bad_configuration_is_refused_with_file_line_and_suggestion() {
         ),
         ("data = 1\n", "protoplex.toml:1:"),
         ("[proxy\n", "protoplex.toml:1:"),
+        (
+            "\nuser = \"no-such-user\"\n",
+            "protoplex.toml:2: user: there is no user \"no-such-user\" on this machine",
+        ),
+        (
+            "user = \"nobody\"\ngroup = \"no-such-group\"\n",
+            "protoplex.toml:2: group: there is no group \"no-such-group\" on this machine",
+        ),
+        ("group = \"nogroup\"\n", "protoplex.toml:1: group: is only for a `user`, which is not given"),
         ("[live]\nchildren = 0\nhistory_count = 1\n", "live.history_count"),
         (
             "[proxy]\ntrusted_proxies = [\"10.0.0.0/8\", \"10.0.0.0/33\"]\n",

@@ -14,6 +14,7 @@ mod first_page;
 mod keyed_requests;
 mod large_upload;
 mod logs;
+mod privileges;
 mod s3;
 mod traces;
 mod uploads;

@@ -18,6 +18,7 @@ use crate::telemetry::Settings;
 
 fn hello(config: serde_json::Value) -> Hello {
     let common = Common {
+        account: None,
         node: "proxy-1".to_owned(),
         data: "data".into(),
         seed: "127.0.0.1:8050".to_owned(),
@@ -25,6 +26,7 @@ fn hello(config: serde_json::Value) -> Hello {
         zone: String::new(),
         meta: "127.0.0.1:8053".parse().unwrap(),
         meta_forced: false,
+        meta_tls: Default::default(),
         meta_token: None,
         timing: Timing::default(),
         telemetry: Settings::default(),

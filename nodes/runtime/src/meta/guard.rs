@@ -1,29 +1,22 @@
-//! Who may use a meta port that other machines reach: whoever has a token for it. On the loopback everybody may, as
-//! everybody on the machine could stop the process anyway.
+//! Who may use a meta port that other machines reach: whoever shows a certificate of the cluster, or has the token that is
+//! configured. On the loopback everybody may, as everybody on the machine could stop the process anyway.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, header};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
-use protoplex_wire::identity::{Identity, META_AUDIENCE};
-use serde::{Deserialize, Serialize};
+use axum::http::{HeaderMap, StatusCode, header};
 
-/// How long the token of a command is good: enough for clocks that differ. It passes over plain HTTP, so it should not be
-/// worth much to who sees it.
-const LIFE: Duration = Duration::from_secs(300);
+use super::door::Caller;
 
-/// Open to everybody without a token: balancers ask, and learn nothing else.
+/// Open to everybody: balancers ask, and learn nothing else.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
 /// What is asked of a request.
-pub(crate) enum Guard {
-    /// Nothing.
-    Loopback,
-    /// A token of the cluster's own nodes and operators, or the one that is configured.
-    Tokens { key: Option<Box<DecodingKey>>, configured: Option<String> },
+pub(crate) struct Guard {
+    is_loopback: bool,
+    /// For who has no certificate of the cluster: a scraper, a hook.
+    token: Option<String>,
 }
 
 impl fmt::Debug for Guard {
@@ -32,41 +25,66 @@ impl fmt::Debug for Guard {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Claims {
-    aud: String,
-    exp: u64,
+/// Why a request is not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It means another machine by its name.
+    Host,
+    /// It came in the clear.
+    Plain,
+    /// Its caller is nobody who may ask.
+    Stranger,
 }
 
-impl Guard {
-    /// Of a port at this address. `configured` is for who has no part in the cluster: a scraper, a hook.
-    pub(crate) fn of(address: SocketAddr, configured: Option<String>) -> Self {
-        if address.ip().is_loopback() { Self::Loopback } else { Self::Tokens { key: None, configured } }
-    }
-
-    /// Knows the tokens of a cluster from here on.
-    pub(crate) fn trust(&mut self, identity: &Identity) {
-        if let Self::Tokens { key, .. } = self {
-            *key = Some(Box::new(DecodingKey::from_secret(&identity.node_key())));
+impl Refusal {
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::Host => StatusCode::FORBIDDEN,
+            Self::Plain => StatusCode::BAD_REQUEST,
+            Self::Stranger => StatusCode::UNAUTHORIZED,
         }
     }
 
+    pub(crate) fn detail(self) -> &'static str {
+        match self {
+            Self::Host => "This port is for this machine: ask for localhost, or for a loopback address.",
+            Self::Plain => {
+                "This port speaks TLS: ask with https. In the clear it answers /healthz and /readyz alone."
+            }
+            Self::Stranger => {
+                "This needs a client certificate of the cluster or of meta.tls.client_ca, or the token meta.token \
+                 (Authorization: Bearer)."
+            }
+        }
+    }
+}
+
+impl Guard {
+    /// Of a port at this address.
+    pub(crate) fn of(address: SocketAddr, token: Option<String>) -> Self {
+        Self { is_loopback: address.ip().is_loopback(), token }
+    }
+
+    /// Whether other machines reach the port.
+    pub(crate) fn is_exposed(&self) -> bool {
+        !self.is_loopback
+    }
+
     /// Whether a request may be answered.
-    pub(crate) fn admits(&self, path: &str, headers: &HeaderMap) -> bool {
-        let Self::Tokens { key, configured } = self else { return is_local(headers) };
-        let token = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "));
-        let is_known = |token: &str| {
-            let mut validation = Validation::new(Algorithm::HS256);
-            validation.set_audience(&[META_AUDIENCE]);
-            let is_configured = configured.as_ref().is_some_and(|known| is_same(known, token));
-            let is_ours =
-                || key.as_ref().is_some_and(|key| decode::<Claims>(token, key, &validation).is_ok());
-            is_configured || is_ours()
-        };
-        OPEN.contains(&path) || token.is_some_and(is_known)
+    pub(crate) fn admit(&self, path: &str, headers: &HeaderMap, caller: Caller) -> Result<(), Refusal> {
+        match caller {
+            _ if self.is_loopback => is_local(headers).then_some(()).ok_or(Refusal::Host),
+            _ if OPEN.contains(&path) => Ok(()),
+            Caller::Plain => Err(Refusal::Plain),
+            Caller::Known => Ok(()),
+            Caller::Stranger => self.has_token(headers).then_some(()).ok_or(Refusal::Stranger),
+        }
+    }
+
+    fn has_token(&self, headers: &HeaderMap) -> bool {
+        let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = value.and_then(|value| value.strip_prefix("Bearer "));
+        self.token.as_ref().zip(token).is_some_and(|(known, token)| is_same(known, token))
     }
 }
 
@@ -85,53 +103,43 @@ fn is_same(one: &str, other: &str) -> bool {
     one.len() == other.len() && differ == 0
 }
 
-/// The value of an `Authorization` header for the meta ports of a cluster's nodes, good for five minutes.
-///
-/// # Errors
-/// It can't be signed: a mistake of ours.
-pub fn pass(identity: &Identity) -> Result<String, jsonwebtoken::errors::Error> {
-    let exp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + LIFE;
-    let claims = Claims { aud: META_AUDIENCE.to_owned(), exp: exp.as_secs() };
-    let key = EncodingKey::from_secret(&identity.node_key());
-    Ok(format!("Bearer {}", encode(&Header::default(), &claims, &key)?))
-}
-
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
+    use axum::http::{HeaderName, HeaderValue};
 
     use super::*;
 
-    fn with(authorization: &str) -> HeaderMap {
-        HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_str(authorization).unwrap())])
+    fn with(name: HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, HeaderValue::from_str(value).unwrap())])
     }
 
     #[test]
-    fn only_who_has_a_token_passes_and_health_is_for_everybody() {
-        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let [ours, theirs] =
-            [ours, theirs].map(|folder| Identity::open_or_create(&folder.path().join("cluster")).unwrap());
+    fn only_who_is_known_or_has_the_token_passes_and_health_is_for_everybody() {
         let outside = "10.0.0.1:8053".parse().unwrap();
-        let mut guard = Guard::of(outside, Some("configured".to_owned()));
-        guard.trust(&ours);
-        for (headers, admitted) in [
-            (HeaderMap::new(), false),
-            (with(&pass(&ours).unwrap()), true),
-            (with(&pass(&theirs).unwrap()), false),
-            (with("Bearer configured"), true),
-            (with("Bearer configure"), false),
-            (with("Bearer "), false),
-            (with("Basic configured"), false),
+        let (with_token, without) = (Guard::of(outside, Some("token".to_owned())), Guard::of(outside, None));
+        let bearer = |token: &str| with(header::AUTHORIZATION, token);
+        let (none, good) = (HeaderMap::new(), bearer("Bearer token"));
+        for (guard, headers, caller, verdict) in [
+            (&with_token, &none, Caller::Known, Ok(())),
+            (&without, &none, Caller::Known, Ok(())),
+            (&with_token, &good, Caller::Stranger, Ok(())),
+            (&without, &good, Caller::Stranger, Err(Refusal::Stranger)),
+            (&with_token, &none, Caller::Stranger, Err(Refusal::Stranger)),
+            (&with_token, &bearer("Bearer tokem"), Caller::Stranger, Err(Refusal::Stranger)),
+            (&with_token, &bearer("Bearer toke"), Caller::Stranger, Err(Refusal::Stranger)),
+            (&with_token, &bearer("Bearer "), Caller::Stranger, Err(Refusal::Stranger)),
+            (&with_token, &bearer("Basic token"), Caller::Stranger, Err(Refusal::Stranger)),
+            (&with_token, &good, Caller::Plain, Err(Refusal::Plain)),
         ] {
-            assert_eq!(guard.admits("/drain", &headers), admitted, "{headers:?}");
-            assert!(guard.admits("/readyz", &headers));
+            assert_eq!(guard.admit("/drain", headers, caller), verdict, "{headers:?} {caller:?}");
+            assert_eq!(guard.admit("/readyz", headers, caller), Ok(()));
         }
-        assert!(
-            !Guard::of(outside, None).admits("/status", &with(&pass(&ours).unwrap())),
-            "it was not told yet"
-        );
+    }
+
+    #[test]
+    fn on_the_loopback_only_another_name_is_refused() {
         let loopback = Guard::of("127.0.0.1:8053".parse().unwrap(), None);
-        assert!(loopback.admits("/status", &HeaderMap::new()));
+        assert_eq!(loopback.admit("/status", &HeaderMap::new(), Caller::Plain), Ok(()));
         for (host, admitted) in [
             ("localhost:8053", true),
             ("127.0.0.1:8053", true),
@@ -140,8 +148,8 @@ mod tests {
             ("127.0.0.1.evil.example", false),
             ("10.0.0.1", false),
         ] {
-            let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_str(host).unwrap())]);
-            assert_eq!(loopback.admits("/status", &headers), admitted, "{host}");
+            let verdict = loopback.admit("/status", &with(header::HOST, host), Caller::Plain);
+            assert_eq!(verdict.is_ok(), admitted, "{host}");
         }
     }
 }

@@ -13,6 +13,7 @@ fn running(node: &str) -> Running {
         pid: std::process::id(),
         version: "1".to_owned(),
         started_at_ms: 7,
+        children: 2,
         addresses: vec![address],
     }
 }

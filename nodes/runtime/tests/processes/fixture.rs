@@ -5,15 +5,19 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use protoplex_runtime::account::Account;
 use protoplex_runtime::child;
 use protoplex_runtime::commands::Reload;
 use protoplex_runtime::config::{Common, Timing};
 use protoplex_runtime::context::{Context, PortChange};
 use protoplex_runtime::drain::{Drain, Tasks, Trigger};
+use protoplex_runtime::meta::TlsSettings;
 use protoplex_runtime::parent::{Bound, Spec};
+use protoplex_runtime::signals;
 use protoplex_runtime::solo;
 use protoplex_runtime::telemetry::{self, Settings};
 use protoplex_runtime::upgrade::{self, Succession};
+use protoplex_wire::identity::Identity;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,16 +25,19 @@ use tokio::net::{TcpListener, TcpStream};
 /// What stands as JSON in the file that is the only argument.
 #[derive(Deserialize)]
 struct Arguments {
+    user: Option<String>,
     data: PathBuf,
     children: u32,
     listen: String,
     meta: String,
     meta_forced: bool,
     meta_token: Option<String>,
+    meta_tls: TlsSettings,
     timing: Timing,
     telemetry: Settings,
     /// Whether each child has a socket of its own.
     own: bool,
+    connections: u64,
     config: Config,
 }
 
@@ -55,6 +62,9 @@ fn main() -> ExitCode {
         Ok(None) => {}
         Err(error) => return refuse(&error),
     }
+    if let Err(error) = signals::hold() {
+        return refuse(&error);
+    }
     let succession = match upgrade::from_environment() {
         Ok(succession) => succession,
         Err(error) => return refuse(&error),
@@ -72,8 +82,8 @@ fn main() -> ExitCode {
 }
 
 fn bound(file: &str, succession: Option<&Succession>) -> Result<(u32, Bound), String> {
-    let spec = spec(file)?;
-    let children = spec.children;
+    let spec = spec(file).and_then(assumed)?;
+    let (children, cluster) = (spec.children, spec.common.data.join("cluster"));
     let bound = match succession {
         Some(succession) if flaw() == "refuses" && !succession.is_rehearsal() => {
             return Err("it has changed its mind".to_owned());
@@ -81,7 +91,10 @@ fn bound(file: &str, succession: Option<&Succession>) -> Result<(u32, Bound), St
         Some(succession) => spec.succeed(succession),
         None => spec.bind(),
     };
-    Ok((children, bound.map_err(|error| error.to_string())?))
+    let mut bound = bound.map_err(|error| error.to_string())?;
+    let identity = Identity::open_or_create(&cluster).map_err(|error| error.to_string())?;
+    bound.trust(&identity).map_err(|error| error.to_string())?;
+    Ok((children, bound))
 }
 
 /// What is wrong with this program: stands behind its last byte, after a `#`.
@@ -106,6 +119,7 @@ fn spec(file: &str) -> Result<Spec, String> {
     Ok(Spec {
         kind: "fixture",
         common: Common {
+            account: account(arguments.user.as_deref())?,
             node: "fixture-1".to_owned(),
             data: arguments.data,
             seed: String::new(),
@@ -114,6 +128,7 @@ fn spec(file: &str) -> Result<Spec, String> {
             meta,
             meta_forced: arguments.meta_forced,
             meta_token: arguments.meta_token,
+            meta_tls: arguments.meta_tls,
             timing: arguments.timing,
             telemetry: arguments.telemetry,
             trace: Default::default(),
@@ -121,9 +136,20 @@ fn spec(file: &str) -> Result<Spec, String> {
         children: arguments.children,
         shared: vec![("http".to_owned(), listen)],
         own: if arguments.own { vec![("internal".to_owned(), listen.ip())] } else { Vec::new() },
+        connections: arguments.connections,
         child_config: serde_json::json!(arguments.config),
         adopted: &["word"],
     })
+}
+
+fn account(user: Option<&str>) -> Result<Option<Account>, String> {
+    user.map(|user| Account::find(user, None)).transpose().map_err(|error| error.to_string())
+}
+
+fn assumed(spec: Spec) -> Result<Spec, String> {
+    let account = spec.common.account.as_ref();
+    account.map_or(Ok(()), |account| account.assume(&spec.common.data)).map_err(|error| error.to_string())?;
+    Ok(spec)
 }
 
 fn run(children: u32, bound: Bound, reload: Reload) -> ExitCode {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-const FIXTURE: &str = env!("CARGO_BIN_EXE_runtime-fixture");
+pub(crate) const FIXTURE: &str = env!("CARGO_BIN_EXE_runtime-fixture");
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Of a node that has a program of its own.
@@ -28,12 +28,14 @@ pub(crate) struct Arguments {
     /// 0 for a node of one process.
     pub(crate) children: u32,
     pub(crate) listen: String,
+    pub(crate) user: Option<&'static str>,
     pub(crate) meta: String,
     /// A fresh one where there is none.
     pub(crate) data: Option<PathBuf>,
     /// Grace and timeout of the drain, in milliseconds.
     pub(crate) timing: (u64, u64),
     pub(crate) log: Option<PathBuf>,
+    pub(crate) level: &'static str,
     /// Of the log's file, before it is put aside.
     pub(crate) log_bytes: u64,
     /// A limit of its files does not kill it, as a full disk would not.
@@ -44,12 +46,16 @@ pub(crate) struct Arguments {
     pub(crate) hopeless: Option<u32>,
     /// Whether each child has a socket of its own.
     pub(crate) own: bool,
+    /// That each child may have.
+    pub(crate) connections: u64,
     /// What children show, and adopt while they run.
     pub(crate) word: &'static str,
     /// What they show, and only new ones adopt.
     pub(crate) motto: &'static str,
     /// Lets the meta port be reached from outside, by who has it.
     pub(crate) meta_token: Option<&'static str>,
+    /// The section `[meta.tls]`.
+    pub(crate) meta_tls: Value,
 }
 
 impl Default for Arguments {
@@ -58,34 +64,41 @@ impl Default for Arguments {
         Self {
             children: 2,
             listen: any.clone(),
+            user: None,
             meta: any,
             data: None,
             timing: (0, 5_000),
             log: None,
+            level: "info",
             log_bytes: 0,
             limited: false,
             files: 0,
             hopeless: None,
             own: true,
+            connections: 0,
             word: "",
             motto: "",
             meta_token: None,
+            meta_tls: json!({}),
         }
     }
 }
 
 impl Arguments {
-    fn write(&self, file: &Path, data: &Path) {
+    pub(crate) fn write(&self, file: &Path, data: &Path) {
         let arguments = json!({
+            "user": self.user,
             "data": data,
             "children": self.children,
             "listen": self.listen,
             "meta": self.meta,
             "meta_forced": self.meta_token.is_some(),
             "meta_token": self.meta_token,
+            "meta_tls": self.meta_tls,
             "timing": { "drain_grace_ms": self.timing.0, "drain_timeout_ms": self.timing.1 },
-            "telemetry": { "file": self.log, "max_bytes": self.log_bytes },
+            "telemetry": { "file": self.log, "level": self.level, "max_bytes": self.log_bytes },
             "own": self.own,
+            "connections": self.connections,
             "config": { "hopeless": self.hopeless, "word": self.word, "motto": self.motto, "secret_word": "xyzzy" },
         });
         std::fs::write(file, arguments.to_string()).unwrap();
@@ -209,6 +222,35 @@ impl Node {
         self.folder.path().join(PROGRAM)
     }
 
+    /// Starts one that waits for its arguments, in a pipe.
+    pub(crate) fn spawn_waiting(arguments: &Arguments) -> (Self, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let data = arguments.data.clone().unwrap_or_else(|| folder.path().join("data"));
+        let pipe = folder.path().join("fixture.json");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let process = Command::new(FIXTURE).arg(&pipe).stdin(Stdio::null()).spawn().unwrap();
+        (Self { process, data, http: None, meta: None, folder }, pipe)
+    }
+
+    /// Gives it what it waits for, and waits until it listens. From then on its arguments are a file's.
+    pub(crate) fn go_on(&mut self, arguments: &Arguments, pipe: PathBuf) {
+        let mut writer = std::fs::File::options().write(true).open(&pipe).unwrap();
+        let file = pipe.with_extension("new");
+        arguments.write(&file, &self.data);
+        let text = std::fs::read(&file).unwrap();
+        std::fs::rename(&file, &pipe).unwrap();
+        writer.write_all(&text).unwrap();
+        drop(writer);
+        self.meet();
+    }
+
+    fn meet(&mut self) {
+        until("the node is announced", || self.running().is_some());
+        let running = self.running().unwrap();
+        self.http = running.address("http");
+        self.meta = running.address("meta");
+    }
+
     fn spawn_by(arguments: &Arguments, mut command: impl FnMut(&Path) -> Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = arguments.data.clone().unwrap_or_else(|| folder.path().join("data"));
@@ -216,10 +258,7 @@ impl Node {
         arguments.write(&file, &data);
         let process = command(&file).spawn().unwrap();
         let mut node = Self { process, data, http: None, meta: None, folder };
-        until("the node is announced", || node.running().is_some());
-        let running = node.running().unwrap();
-        node.http = running.address("http");
-        node.meta = running.address("meta");
+        node.meet();
         node
     }
 
@@ -246,6 +285,10 @@ impl Node {
 
     pub(crate) fn http(&self) -> SocketAddr {
         self.http.unwrap()
+    }
+
+    pub(crate) fn meta(&self) -> SocketAddr {
+        self.meta.unwrap()
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -315,6 +358,13 @@ impl Node {
         let fields = "Host: localhost\r\nProtoplex-Operator: test\r\nContent-Length: 0\r\n";
         write!(stream, "POST {path} HTTP/1.1\r\n{fields}\r\n").unwrap();
         stream
+    }
+
+    /// What the kernel tells of one of its processes, in a line that begins so.
+    pub(crate) fn of_process(pid: u32, line: &str) -> String {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|told| told.strip_prefix(line)).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
     pub(crate) fn request(&self, method: &str, path: &str) -> io::Result<(String, String)> {

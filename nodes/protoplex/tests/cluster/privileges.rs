@@ -1,0 +1,50 @@
+//! A cluster that root starts, and that works as somebody else.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::{get, plan, put};
+
+const NOBODY: &str = "nobody";
+const NOBODY_ID: u32 = 65534;
+
+/// Who a process is: real, effective, saved.
+fn ids(pid: u64) -> Vec<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    ids.split_whitespace().take(3).map(str::to_owned).collect()
+}
+
+fn belongs_to_nobody(path: &Path) {
+    let about = fs::symlink_metadata(path).unwrap();
+    assert_eq!(about.uid(), NOBODY_ID, "{}", path.display());
+    if about.is_dir() {
+        fs::read_dir(path).unwrap().for_each(|entry| belongs_to_nobody(&entry.unwrap().path()));
+    }
+}
+
+#[test]
+fn a_cluster_that_root_starts_works_as_its_user() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root can become somebody else");
+        return;
+    }
+    let mut cluster = plan().set(&format!("user={NOBODY}")).start();
+    assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
+    assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).body, b"x");
+    for node in ["seed-1", "datastore-1", "proxy-1", "fileserver-1", "live-1"] {
+        let node = cluster.node(node);
+        let children = node["children"].as_array().unwrap().clone();
+        for process in [node].iter().chain(&children) {
+            let nobody = NOBODY_ID.to_string();
+            assert!(ids(process["pid"].as_u64().unwrap()).iter().all(|id| *id == nobody), "{process}");
+        }
+    }
+    belongs_to_nobody(&cluster.data());
+    assert!(cluster.json(&["restart", "--reload"]).as_array().unwrap().iter().all(|row| row["ok"] == true));
+    assert_eq!(cluster.stop(), Some(0));
+    // What is there is found again.
+    cluster.start();
+    assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).body, b"x");
+}

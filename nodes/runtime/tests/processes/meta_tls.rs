@@ -1,0 +1,123 @@
+//! Meta ports that other machines reach, asked by curl.
+
+use std::path::Path;
+use std::process::Command;
+
+use protoplex_wire::identity::{Identity, SERVER_NAME};
+use serde_json::json;
+
+use super::rig::{Arguments, Node};
+
+/// Asks a page by this name and with these arguments; its status, 0 where there is no connection to ask on.
+fn ask(node: &Node, name: &str, page: &str, arguments: &[&str]) -> u16 {
+    let port = node.meta().port();
+    let (scheme, host) = name.split_once("://").unwrap();
+    let output = Command::new("curl")
+        .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--noproxy", "*", "--max-time", "20"])
+        .args(["--resolve", &format!("{host}:{port}:127.0.0.1")])
+        .args(arguments)
+        .arg(format!("{scheme}://{host}:{port}{page}"))
+        .output()
+        .expect("curl is installed");
+    String::from_utf8(output.stdout).unwrap().parse().unwrap()
+}
+
+/// A certificate of its own authority, for `localhost`.
+fn certificate(folder: &Path) {
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "30",
+        ])
+        .args(["-keyout", "key.pem", "-out", "certificate.pem", "-subj", "/CN=own"])
+        .args(["-addext", "subjectAltName=DNS:localhost"])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn row_a_meta_port_that_others_reach_wants_a_certificate_or_the_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["scrapers", "strangers"] {
+        Identity::open_or_create(&folder.path().join(name)).unwrap();
+    }
+    certificate(folder.path());
+    let node = Node::start(&Arguments {
+        meta: "0.0.0.0:0".to_owned(),
+        meta_token: Some("let-me-in"),
+        meta_tls: json!({
+            "certificate": path("certificate.pem"), "key": path("key.pem"), "client_ca": path("scrapers/ca.pem"),
+        }),
+        ..Arguments::default()
+    });
+    let ours = |name: &str| node.data().join("cluster").join(name).display().to_string();
+    let with = |certificate: String, key: String| {
+        ["--cacert".to_owned(), ours("ca.pem"), "--cert".to_owned(), certificate, "--key".to_owned(), key]
+    };
+    let nobody = ["--cacert".to_owned(), ours("ca.pem")];
+    let member = with(ours("node.pem"), ours("node.key"));
+    let scraper = with(path("scrapers/node.pem"), path("scrapers/node.key"));
+    let stranger = with(path("strangers/node.pem"), path("strangers/node.key"));
+    let bearer = |token: &str| format!("Authorization: Bearer {token}");
+    let (good, bad) = (bearer("let-me-in"), bearer("let-me-im"));
+    let drain = ["-X", "POST", "-H", "Protoplex-Operator: test"];
+    let tls = format!("https://{SERVER_NAME}");
+    for (who, more, page, status) in [
+        (&nobody[..], &[][..], "/status", 401),
+        (&nobody, &["-H", &bad], "/metrics", 401),
+        (&nobody, &drain, "/drain", 401),
+        (&nobody, &[], "/readyz", 200),
+        (&nobody, &["-H", &good], "/status", 200),
+        (&member, &[], "/config", 200),
+        (&scraper, &[], "/metrics", 200),
+        (&member, &drain, "/restart", 200),
+        // A certificate of an authority that nobody trusts is worse than none: there is no connection.
+        (&stranger, &[], "/status", 0),
+        (&stranger, &["-H", &good], "/readyz", 0),
+    ] {
+        let arguments: Vec<_> = who.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        assert_eq!(ask(&node, &tls, page, &arguments), status, "{page} {arguments:?}");
+    }
+    // In the clear only health is told, whatever comes along.
+    for (page, status) in [("/healthz", 200), ("/readyz", 200), ("/status", 400), ("/metrics", 400)] {
+        assert_eq!(ask(&node, "http://localhost", page, &["-H", &good]), status, "{page}");
+    }
+    assert_eq!(ask(&node, "http://localhost", "/drain", &[&drain[..], &["-H", &good]].concat()), 400);
+    // By any other name the port shows the certificate that is configured.
+    let own = ["--cacert".to_owned(), path("certificate.pem")];
+    let own: Vec<_> = own.iter().map(String::as_str).chain(["-H", &good]).collect();
+    assert_eq!(ask(&node, "https://localhost", "/status", &own), 200);
+    assert_eq!(ask(&node, "https://localhost", "/status", &["--cacert", &ours("ca.pem"), "-H", &good]), 0);
+    assert!(node.is_ready(), "it was told to drain by nobody who may");
+}
+
+#[test]
+fn row_a_certificate_for_the_meta_port_that_is_none_is_refused_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    certificate(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("rubbish"), "rubbish").unwrap();
+    let (certificate, key) = (path("certificate.pem"), path("key.pem"));
+    for (tls, says) in [
+        (json!({"client_ca": path("rubbish")}), "meta.tls.client_ca: there is no certificate in it (PEM)"),
+        (json!({"client_ca": path("none")}), "meta.tls.client_ca: "),
+        (json!({"certificate": path("rubbish"), "key": key}), "meta.tls.certificate: "),
+        (json!({"certificate": certificate, "key": path("none")}), "meta.tls.key: "),
+        (json!({"certificate": certificate, "key": path("rubbish")}), "meta.tls.certificate: "),
+    ] {
+        let meta = "0.0.0.0:0".to_owned();
+        let arguments = Arguments { meta, meta_token: Some("x"), meta_tls: tls, ..Arguments::default() };
+        let (code, told) = Node::refused(&arguments);
+        assert!(code == Some(2) && told.lines().any(|line| line.starts_with(says)), "{says}: {told}");
+    }
+}
