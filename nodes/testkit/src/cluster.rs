@@ -193,8 +193,10 @@ impl Cluster {
     /// # Panics
     /// When it isn't running, or goes on.
     pub fn ended(&mut self) -> Option<i32> {
-        let mut process = self.process.take().expect("it runs");
-        until("the cluster has ended", || process.try_wait().expect("it is our child")).code()
+        let process = self.process.as_mut().expect("it runs");
+        let status = until("the cluster has ended", || process.try_wait().expect("it is our child"));
+        self.process = None;
+        status.code()
     }
 
     /// Ctrl-C, and waits for the end. Returns the exit code.

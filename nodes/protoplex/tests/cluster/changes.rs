@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -317,16 +317,24 @@ fn the_status_follows_a_node_to_its_new_addresses() {
     listen(&ports[0]);
     let seed = cluster.node("seed-1")["listens"][0].as_str().unwrap().replace("grpc ", "");
     let more = ["proxy", "--node", "proxy-2", "--seed", &seed, "--set", "meta.proxy=127.0.0.1:0"];
-    let mut process = cluster.command(&more).spawn().unwrap();
+    let process = Ended(cluster.command(&more).spawn().unwrap());
     let listens = || cluster.node("proxy-2")["listens"].clone();
     let is = |port: &Port| (listens() == json!([format!("http {}", port.address())])).then_some(());
     until("the seed knows where it listens", || is(&ports[0]));
     listen(&ports[1]);
     assert_eq!(cluster.json(&["restart", "--reload", "proxy-2"])[0]["changed"], true);
     until("the seed knows where it listens now", || is(&ports[1]));
-    assert_eq!(cluster.node("proxy-2")["pid"], process.id());
-    signal(process.id(), Signal::TERM);
-    process.wait().unwrap();
+    assert_eq!(cluster.node("proxy-2")["pid"], process.0.id());
+}
+
+/// A node beside those of a cluster, which is told to end when this is dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        signal(self.0.id(), Signal::TERM);
+        self.0.wait().expect("it is our child");
+    }
 }
 
 /// A certificate of this name, in place of the one that is there.
