@@ -32,7 +32,13 @@ pub struct RawLimits {
     pub linger_timeout_ms: u64,
     /// The same, in bytes. Default 33554432.
     pub linger_bytes: u64,
-    /// How long upgraded connections (WebSockets) may still live once a drain has started. Default 5000.
+    /// How long requests may still take once a drain has started, but for the next two. Default: as long as the drain,
+    /// `drain.drain_timeout_ms`, which bounds those, too.
+    pub request_drain_timeout_ms: Option<u64>,
+    /// How long event streams of upstreams may still go on then. In this time each is ended behind an event, with a
+    /// `retry:`. One that is compressed or of known length counts as a request. Default 5000.
+    pub event_stream_drain_timeout_ms: u64,
+    /// How long upgraded connections may still live then. In this time each WebSocket is closed with 1001. Default 5000.
     pub tunnel_drain_timeout_ms: u64,
     /// With less memory than this left, of the machine or of a control group, a child answers every request with 503
     /// and accepts hardly any connection; 0 for never. Default 67108864.
@@ -73,6 +79,8 @@ impl Default for RawLimits {
             tls_handshake_timeout_ms: 10_000,
             linger_timeout_ms: 5_000,
             linger_bytes: 32 * 1024 * 1024,
+            request_drain_timeout_ms: None,
+            event_stream_drain_timeout_ms: 5_000,
             tunnel_drain_timeout_ms: 5_000,
             shed_below_available_bytes: 64 * 1024 * 1024,
             max_resident_bytes: None,
@@ -107,6 +115,8 @@ pub struct Limits {
     pub tls_handshake_timeout: Duration,
     pub linger_timeout: Duration,
     pub linger_bytes: u64,
+    pub request_drain_timeout: Option<Duration>,
+    pub event_stream_drain_timeout: Duration,
     pub tunnel_drain_timeout: Duration,
     pub shed_below_available_bytes: u64,
     pub max_resident_bytes: Option<u64>,
@@ -182,6 +192,8 @@ impl RawLimits {
             tls_handshake_timeout: Duration::from_millis(raw.tls_handshake_timeout_ms),
             linger_timeout: Duration::from_millis(raw.linger_timeout_ms),
             linger_bytes: raw.linger_bytes,
+            request_drain_timeout: raw.request_drain_timeout_ms.map(Duration::from_millis),
+            event_stream_drain_timeout: Duration::from_millis(raw.event_stream_drain_timeout_ms),
             tunnel_drain_timeout: Duration::from_millis(raw.tunnel_drain_timeout_ms),
             shed_below_available_bytes: raw.shed_below_available_bytes,
             max_resident_bytes: raw.max_resident_bytes,
