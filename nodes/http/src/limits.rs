@@ -38,7 +38,8 @@ pub struct RawLimits {
     /// How long event streams of upstreams may still go on then. In this time each is ended behind an event, with a
     /// `retry:`. One that is compressed or of known length counts as a request. Default 5000.
     pub event_stream_drain_timeout_ms: u64,
-    /// How long upgraded connections may still live then. In this time each WebSocket is closed with 1001. Default 5000.
+    /// How long upgraded connections may still live then. In this time each WebSocket is closed with 1001; 0 cuts
+    /// them at once. Default 5000.
     pub tunnel_drain_timeout_ms: u64,
     /// With less memory than this left, of the machine or of a control group, a child answers every request with 503
     /// and accepts hardly any connection; 0 for never. Default 67108864.
@@ -159,6 +160,7 @@ impl RawLimits {
         positive("write_timeout_ms", raw.write_timeout_ms);
         positive("tls_handshake_timeout_ms", raw.tls_handshake_timeout_ms);
         positive("linger_timeout_ms", raw.linger_timeout_ms);
+        positive("request_drain_timeout_ms", raw.request_drain_timeout_ms.unwrap_or(1));
         positive("http2.max_concurrent_streams", u64::from(raw.http2.max_concurrent_streams));
         positive("http2.max_header_list_bytes", u64::from(raw.http2.max_header_list_bytes));
         positive("http2.keep_alive_interval_ms", raw.http2.keep_alive_interval_ms);
@@ -224,7 +226,7 @@ mod tests {
     #[test]
     fn every_limit_that_is_wrong_is_named_at_once() {
         let raw: RawLimits = serde_json::from_str(
-            r#"{"max_head_bytes": 10, "head_timeout_ms": 0, "max_resident_bytes": 1, "http2": {"max_concurrent_streams": 0}}"#,
+            r#"{"max_head_bytes": 10, "head_timeout_ms": 0, "request_drain_timeout_ms": 0, "max_resident_bytes": 1, "http2": {"max_concurrent_streams": 0}}"#,
         )
         .unwrap();
         let mut problems = Problems::default();
@@ -233,6 +235,7 @@ mod tests {
         for key in [
             "proxy.http.max_head_bytes",
             "proxy.http.head_timeout_ms",
+            "proxy.http.request_drain_timeout_ms",
             "proxy.http.max_resident_bytes",
             "proxy.http.http2.max_concurrent_streams",
         ] {
