@@ -151,6 +151,17 @@ impl Body {
         }
     }
 
+    /// What an upstream sends, if this is it and nothing of it was read.
+    pub(crate) fn take_upstream(&mut self) -> Option<Box<Flight>> {
+        match std::mem::take(&mut self.0) {
+            Kind::Upstream(flight) => Some(flight),
+            kind => {
+                self.0 = kind;
+                None
+            }
+        }
+    }
+
     /// A copy of a body that is wholly in memory, at no cost.
     pub(crate) fn copy(&self) -> Option<Self> {
         match &self.0 {

@@ -47,7 +47,7 @@ pub(crate) fn connection<S: Service + 'static>(
     let kept = (permit, Open::new(&server.ledger));
     let opening = Box::pin(open(stream, peer, port, Rc::clone(&server)));
     async move {
-        let Some((client, opened)) = opening.await else { return };
+        let Some((client, opened)) = opening.await else { return server.idle_ends() };
         match opened {
             Opened::Http1(wire) => http1::run(&wire, &server, &client).await,
             Opened::Http2(socket) => Box::pin(http2::run(*socket, &server, client)).await,

@@ -1,18 +1,19 @@
 //! Where connections come in: the ports, as they come and go, and how many connections there may be.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::FixedState;
 use protoplex_runtime::context::PortChange;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::warn;
 
 use crate::connection::connection;
@@ -37,6 +38,8 @@ pub(crate) struct Door<S> {
     /// So many were given out.
     most: Cell<usize>,
     connections: RefCell<JoinSet<()>>,
+    /// By which each of them can be cut.
+    handles: RefCell<HashMap<Id, AbortHandle, FixedState>>,
 }
 
 impl<S: Service + 'static> Door<S> {
@@ -48,6 +51,7 @@ impl<S: Service + 'static> Door<S> {
             permits: Arc::new(Semaphore::new(most)),
             most: Cell::new(most),
             connections: RefCell::default(),
+            handles: RefCell::default(),
         }
     }
 
@@ -88,14 +92,37 @@ impl<S: Service + 'static> Door<S> {
         }
         let task = connection(stream, peer, port, self.server(), permit);
         let mut connections = self.connections.borrow_mut();
-        while connections.try_join_next().is_some() {}
-        connections.spawn_local(task);
+        while let Some(ended) = connections.try_join_next_with_id() {
+            self.forget(ended);
+        }
+        let handle = connections.spawn_local(task);
+        self.handles.borrow_mut().insert(handle.id(), handle);
+    }
+
+    fn forget(&self, ended: Result<(Id, ()), JoinError>) {
+        self.handles.borrow_mut().remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
     }
 
     /// Returns when all connections have ended. No more may come in.
     pub(crate) async fn empty(&self) {
         let mut connections = self.connections.take();
-        while connections.join_next().await.is_some() {}
+        while let Some(ended) = connections.join_next_with_id().await {
+            self.forget(ended);
+        }
+    }
+
+    /// Cuts the connections that have no time left in a drain, once it has started. Never ends.
+    pub(crate) async fn cut_in_time(&self) {
+        let server = self.server();
+        server.drain.started().await;
+        let mut last = server.drain.since();
+        while let Some(at) = last.and_then(|last| server.ledger.tally.next_cut(&server.drain, last)) {
+            sleep_until(at).await;
+            let is_cut = |connection: &Id| server.ledger.tally.is_cut(&server.drain, *connection, at);
+            self.handles.borrow_mut().extract_if(|id, _| is_cut(id)).for_each(|(_, handle)| handle.abort());
+            last = Some(at);
+        }
+        std::future::pending().await
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::access_log::AccessLog;
 use crate::body::Body;
 use crate::clock;
+use crate::drain::Tally;
 use crate::forwarded;
 use crate::fronts::Fronts;
 use crate::head::{Known, RequestHead, ResponseHead};
@@ -28,8 +29,10 @@ use crate::meter::Meter;
 use crate::network::Networks;
 use crate::problem::Problem;
 use crate::request_id::RequestId;
+use crate::socket::Socket;
 use crate::span;
 use crate::trace::Trace;
+use crate::tunnel::Relay;
 use crate::upgrade::Upgraded;
 use crate::upstream::Asked;
 
@@ -146,7 +149,12 @@ pub struct Exchange {
 }
 
 /// What runs on the connection once it has been upgraded.
-pub(crate) type Tunnel = Box<dyn FnOnce(Upgraded) -> LocalBoxFuture<'static, ()>>;
+pub(crate) enum Tunnel {
+    /// A protocol of ours.
+    Own(Box<dyn FnOnce(Upgraded) -> LocalBoxFuture<'static, ()>>),
+    /// An upstream's.
+    Relay(Box<dyn FnOnce(Socket) -> Relay>),
+}
 
 /// What is known of a client before its first request.
 #[derive(Clone, Debug)]
@@ -327,24 +335,34 @@ impl Exchange {
     }
 }
 
-/// What ended exchanges are recorded in.
+/// What exchanges are recorded in.
 pub(crate) struct Ledger {
     pub(crate) log: AccessLog,
     pub(crate) meter: Meter,
+    pub(crate) tally: Tally,
 }
 
 /// Ends an exchange when it is dropped, as everything that carries an answer is in the end.
 pub(crate) struct End {
     pub(crate) exchange: Rc<Exchange>,
-    pub(crate) ledger: Rc<Ledger>,
+    ledger: Rc<Ledger>,
     /// What it occupies of an HTTP/2 connection.
-    pub(crate) stream: Option<Stream>,
+    stream: Option<Stream>,
+}
+
+impl End {
+    /// Of an exchange that begins.
+    pub(crate) fn of(exchange: &Rc<Exchange>, ledger: &Rc<Ledger>, stream: Option<Stream>) -> Self {
+        ledger.tally.exchange_begins();
+        Self { exchange: Rc::clone(exchange), ledger: Rc::clone(ledger), stream }
+    }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
         self.exchange.held.take();
         let now = clock::now();
+        self.ledger.tally.exchange_ends();
         self.ledger.meter.exchange_over(&self.exchange, now);
         self.ledger.log.write(&self.exchange, now);
         if self.exchange.trace.is_sampled()

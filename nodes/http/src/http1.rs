@@ -32,16 +32,20 @@ use std::time::Duration;
 use futures_util::future::LocalBoxFuture;
 use http::{Method, Version};
 use protoplex_runtime::telemetry::within_trace;
-use tokio::time::{Instant, timeout};
+use tokio::task;
+use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
 use crate::clock;
+use crate::drain::{Draining, Kind, What};
+use crate::event_stream;
 use crate::exchange::{Answer, Client, End, Exchange, Service, Tunnel};
 use crate::forwarded::has_token;
 use crate::head::{Known, RequestHead};
 use crate::problem;
 use crate::serve::Server;
 use crate::socket::{Socket, Stream};
+use crate::tunnel::Outcome;
 use crate::upgrade::Upgraded;
 pub(crate) use framer::Framer;
 pub(crate) use grammar::{TOKEN, is_host};
@@ -85,7 +89,7 @@ async fn end<S>(wire: &RefCell<Wire>, server: &Server<S>, after: After) {
     let (socket, unread) = take_apart(wire, server);
     match after {
         After::Tunnel(tunnel, end) => {
-            run_tunnel(tunnel, socket, server).await;
+            run_tunnel(tunnel, socket, server, &end.exchange).await;
             drop(end);
         }
         After::Reset => socket.reset(),
@@ -113,7 +117,10 @@ async fn serve_requests<S: Service>(wire: &Rc<RefCell<Wire>>, server: &Server<S>
         let step: LocalBoxFuture<'_, After> = match next.await {
             Next::Request { head, begun } => Box::pin(exchange(wire, server, client, head, begun)),
             Next::Refused(rule) => Box::pin(refuse(wire, server, client, rule)),
-            Next::End => return After::Close,
+            Next::End => {
+                server.idle_ends();
+                return After::Close;
+            }
         };
         match step.await {
             After::Next => wire.borrow_mut().rest(),
@@ -132,7 +139,7 @@ async fn exchange<S: Service>(
 ) -> After {
     let exchange = Rc::new(Exchange::of(client, head));
     exchange.head_took.set(Some(begun.map_or(Duration::ZERO, |begun| exchange.started - begun)));
-    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream: None };
+    let end = End::of(&exchange, &server.ledger, None);
     let connects = exchange.head.method == Method::CONNECT;
     let sheds = server.sheds();
     let answer = if sheds {
@@ -162,8 +169,9 @@ async fn exchange<S: Service>(
         }
     };
     let tunnel = exchange.take_tunnel(answer.head.status);
-    let answer = exchange.settle(answer, tunnel.is_some());
+    let mut answer = exchange.settle(answer, tunnel.is_some());
     exchange.status.set(answer.head.status);
+    event_stream::attend(&mut answer, server, task::try_id);
     if let Some(tunnel) = tunnel {
         return switch(wire, answer, tunnel, end).await;
     }
@@ -188,7 +196,7 @@ async fn refuse<S: Service>(
     rule: Rule,
 ) -> After {
     let exchange = Rc::new(Exchange::refused(client, rule));
-    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream: None };
+    let end = End::of(&exchange, &server.ledger, None);
     exchange.status.set(rule.status());
     let answer = exchange.settle(rule.problem().into(), false);
     send(wire, &exchange, answer, Persistence::Closes).await;
@@ -245,16 +253,30 @@ fn persistence(head: &RequestHead, stays: bool) -> Persistence {
 }
 
 /// Runs what the connection was upgraded for. It may outlive the start of a drain, but not by much.
-async fn run_tunnel<S>(tunnel: Tunnel, socket: Socket, server: &Server<S>) {
-    let mut running = tunnel(Upgraded::new(socket));
-    let mut drain = pin!(server.drain.started());
+async fn run_tunnel<S>(tunnel: Tunnel, socket: Socket, server: &Server<S>, exchange: &Exchange) {
+    let lasting = server.lasting(Kind::Tunnel, task::try_id());
+    let outcome = match tunnel {
+        Tunnel::Own(serve) => run_own(serve(Upgraded::new(socket)), &server.drain).await,
+        Tunnel::Relay(relay) => relay(socket).run(&server.drain, exchange).await,
+    };
+    match outcome {
+        Outcome::Over => {}
+        Outcome::Closed => lasting.became(What::WebsocketsClosed),
+        Outcome::Cut => lasting.became(What::TunnelsCut),
+    }
+}
+
+async fn run_own(mut running: LocalBoxFuture<'static, ()>, drain: &Draining) -> Outcome {
+    let mut started = pin!(drain.started());
     let over = poll_fn(|cx| match Pin::new(&mut running).poll(cx) {
         Poll::Ready(()) => Poll::Ready(true),
-        Poll::Pending => drain.as_mut().poll(cx).map(|()| false),
+        Poll::Pending => started.as_mut().poll(cx).map(|()| false),
     })
     .await;
-    if !over {
-        let _ = timeout(server.limits.tunnel_drain_timeout, running).await;
+    let until = drain.parting(Kind::Tunnel).map(|parting| parting.until).filter(|_| !over);
+    match until {
+        None => Outcome::Over,
+        Some(until) => timeout_at(until, running).await.map_or(Outcome::Cut, |()| Outcome::Over),
     }
 }
 

@@ -17,10 +17,11 @@ use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use protoplex_runtime::telemetry::within_trace;
-use tokio::task::JoinSet;
+use tokio::task::{self, Id, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::body::Body;
+use crate::event_stream;
 use crate::exchange::{Client, End, Exchange, Service};
 use crate::head::RequestHead;
 use crate::problem;
@@ -39,6 +40,8 @@ struct Streams {
     resets: Cell<u32>,
     /// A stream was refused for want of memory.
     shed: Cell<bool>,
+    /// The connection's task.
+    connection: Option<Id>,
 }
 
 /// A stream, from its request to the end of its answer.
@@ -108,6 +111,7 @@ pub(crate) async fn run<S: Service + 'static>(socket: Socket, server: &Rc<Server
         since: Cell::new(Instant::now()),
         resets: Cell::new(0),
         shed: Cell::new(false),
+        connection: task::try_id(),
     });
     let tasks = Tasks::default();
     let service = service_fn({
@@ -140,7 +144,11 @@ pub(crate) async fn run<S: Service + 'static>(socket: Socket, server: &Rc<Server
             }
             idle &= Instant::now() >= idle_until;
             let abused = streams.resets.get() > limits.max_resets;
-            if idle || abused || streams.shed.get() || drain.as_mut().poll(cx).is_ready() {
+            let drains = drain.as_mut().poll(cx).is_ready();
+            if drains && streams.open.get() == 0 {
+                server.idle_ends();
+            }
+            if idle || abused || streams.shed.get() || drains {
                 leaving = true;
                 engine.as_mut().graceful_shutdown();
             }
@@ -163,7 +171,7 @@ async fn answer<S: Service>(
     let (mut parts, body) = request.into_parts();
     let normalised = normalise(&mut parts);
     let exchange = Rc::new(Exchange::of(&client, RequestHead::of_parts(&parts)));
-    let end = End { exchange: Rc::clone(&exchange), ledger: Rc::clone(&server.ledger), stream };
+    let end = End::of(&exchange, &server.ledger, stream);
     let answer = match normalised {
         _ if server.sheds() => {
             // As `Connection: close` would have it.
@@ -177,7 +185,8 @@ async fn answer<S: Service>(
             poll_fn(|cx| within_trace(exchange.trace.id(), || answer.as_mut().poll(cx))).await
         }
     };
-    let answer = exchange.settle(answer, false);
+    let mut answer = exchange.settle(answer, false);
+    event_stream::attend(&mut answer, &server, || streams.connection);
     exchange.status.set(answer.head.status);
     let mut parts = answer.head.to_parts();
     parts.version = http::Version::HTTP_2;

@@ -32,7 +32,14 @@ pub struct RawLimits {
     pub linger_timeout_ms: u64,
     /// The same, in bytes. Default 33554432.
     pub linger_bytes: u64,
-    /// How long upgraded connections (WebSockets) may still live once a drain has started. Default 5000.
+    /// How long requests may still take once a drain has started, but for the next two. Default: as long as the drain,
+    /// `drain.drain_timeout_ms`, which bounds those, too.
+    pub request_drain_timeout_ms: Option<u64>,
+    /// How long event streams of upstreams may still go on then. In this time each is ended behind an event, with a
+    /// `retry:`. One that is compressed or of known length counts as a request. Default 5000.
+    pub event_stream_drain_timeout_ms: u64,
+    /// How long upgraded connections may still live then. In this time each WebSocket is closed with 1001; 0 cuts
+    /// them at once. Default 5000.
     pub tunnel_drain_timeout_ms: u64,
     /// With less memory than this left, of the machine or of a control group, a child answers every request with 503
     /// and accepts hardly any connection; 0 for never. Default 67108864.
@@ -73,6 +80,8 @@ impl Default for RawLimits {
             tls_handshake_timeout_ms: 10_000,
             linger_timeout_ms: 5_000,
             linger_bytes: 32 * 1024 * 1024,
+            request_drain_timeout_ms: None,
+            event_stream_drain_timeout_ms: 5_000,
             tunnel_drain_timeout_ms: 5_000,
             shed_below_available_bytes: 64 * 1024 * 1024,
             max_resident_bytes: None,
@@ -107,6 +116,8 @@ pub struct Limits {
     pub tls_handshake_timeout: Duration,
     pub linger_timeout: Duration,
     pub linger_bytes: u64,
+    pub request_drain_timeout: Option<Duration>,
+    pub event_stream_drain_timeout: Duration,
     pub tunnel_drain_timeout: Duration,
     pub shed_below_available_bytes: u64,
     pub max_resident_bytes: Option<u64>,
@@ -149,6 +160,7 @@ impl RawLimits {
         positive("write_timeout_ms", raw.write_timeout_ms);
         positive("tls_handshake_timeout_ms", raw.tls_handshake_timeout_ms);
         positive("linger_timeout_ms", raw.linger_timeout_ms);
+        positive("request_drain_timeout_ms", raw.request_drain_timeout_ms.unwrap_or(1));
         positive("http2.max_concurrent_streams", u64::from(raw.http2.max_concurrent_streams));
         positive("http2.max_header_list_bytes", u64::from(raw.http2.max_header_list_bytes));
         positive("http2.keep_alive_interval_ms", raw.http2.keep_alive_interval_ms);
@@ -182,6 +194,8 @@ impl RawLimits {
             tls_handshake_timeout: Duration::from_millis(raw.tls_handshake_timeout_ms),
             linger_timeout: Duration::from_millis(raw.linger_timeout_ms),
             linger_bytes: raw.linger_bytes,
+            request_drain_timeout: raw.request_drain_timeout_ms.map(Duration::from_millis),
+            event_stream_drain_timeout: Duration::from_millis(raw.event_stream_drain_timeout_ms),
             tunnel_drain_timeout: Duration::from_millis(raw.tunnel_drain_timeout_ms),
             shed_below_available_bytes: raw.shed_below_available_bytes,
             max_resident_bytes: raw.max_resident_bytes,
@@ -212,7 +226,7 @@ mod tests {
     #[test]
     fn every_limit_that_is_wrong_is_named_at_once() {
         let raw: RawLimits = serde_json::from_str(
-            r#"{"max_head_bytes": 10, "head_timeout_ms": 0, "max_resident_bytes": 1, "http2": {"max_concurrent_streams": 0}}"#,
+            r#"{"max_head_bytes": 10, "head_timeout_ms": 0, "request_drain_timeout_ms": 0, "max_resident_bytes": 1, "http2": {"max_concurrent_streams": 0}}"#,
         )
         .unwrap();
         let mut problems = Problems::default();
@@ -221,6 +235,7 @@ mod tests {
         for key in [
             "proxy.http.max_head_bytes",
             "proxy.http.head_timeout_ms",
+            "proxy.http.request_drain_timeout_ms",
             "proxy.http.max_resident_bytes",
             "proxy.http.http2.max_concurrent_streams",
         ] {

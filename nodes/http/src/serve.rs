@@ -4,13 +4,14 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use protoplex_runtime::drain::Drain;
 use tokio::sync::Notify;
+use tokio::task::Id;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::access_log::AccessLog;
 use crate::door::{self, Door};
+use crate::drain::{Draining, Kind, Lasting, Report, Tally, What};
 use crate::exchange::{Ledger, Service};
 use crate::limits::Limits;
 use crate::meter::Meter;
@@ -23,7 +24,7 @@ pub(crate) struct Server<S> {
     pub(crate) handler: Rc<S>,
     pub(crate) limits: Limits,
     pub(crate) ledger: Rc<Ledger>,
-    pub(crate) drain: Drain,
+    pub(crate) drain: Draining,
     pressure: Rc<Pressure>,
     /// Notified whenever memory was judged.
     judged: Rc<Notify>,
@@ -33,6 +34,8 @@ pub(crate) struct Server<S> {
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the status page learns how many connections there are.
 const SHOW_INTERVAL: Duration = Duration::from_secs(3);
+/// The same of how a drain goes on.
+const DRAIN_SHOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves the ports until the drain has started and every request in flight has ended. Must be called within a
 /// `LocalSet`. The caller limits the time that a drain may take, by dropping the future: that cuts what is left.
@@ -47,7 +50,9 @@ pub async fn serve<S: Service + 'static>(
     handler: Rc<S>,
 ) -> io::Result<()> {
     let (ports, tuning, surroundings) = (ports.into(), tuning.into(), surroundings.into());
-    let server = Server::new(handler, tuning.limits(), log.clone(), surroundings.drain.clone());
+    let server = Server::new(handler, tuning.limits(), log.clone(), &surroundings);
+    // Tells what became of everything however this ends.
+    let report = Report { surroundings: &surroundings, ledger: Rc::clone(&server.ledger) };
     let door = Rc::new(Door::new(tuning, server));
     let over = Notify::new();
     let serving = async {
@@ -56,11 +61,28 @@ pub async fn serve<S: Service + 'static>(
         over.notify_one();
         served
     };
-    let watching = async { tokio::join!(watch_memory(&surroundings, &door), show(&surroundings, &door)) };
+    let watching = async {
+        tokio::join!(
+            watch_memory(&surroundings, &door),
+            show(&surroundings, &door),
+            watch_drain(&report),
+            door.cut_in_time()
+        )
+    };
     // The first ends, the second never does and holds nothing.
     tokio::select! {
         (served, ()) = async { tokio::join!(serving, log.keep_writing(&over)) } => served,
         _ = watching => Ok(()),
+    }
+}
+
+/// Shows how a drain goes on, once it has started. Never ends.
+async fn watch_drain(report: &Report<'_>) {
+    report.surroundings.drain.started().await;
+    report.ledger.tally.start();
+    loop {
+        report.show();
+        sleep(DRAIN_SHOW_INTERVAL).await;
     }
 }
 
@@ -101,15 +123,17 @@ async fn show<S: Service + 'static>(surroundings: &Surroundings, door: &Door<S>)
 }
 
 impl<S> Server<S> {
-    pub(crate) fn new(handler: Rc<S>, limits: Limits, log: AccessLog, drain: Drain) -> Self {
-        let ledger = Rc::new(Ledger { log, meter: Meter::new() });
+    pub(crate) fn new(handler: Rc<S>, limits: Limits, log: AccessLog, surroundings: &Surroundings) -> Self {
+        let ledger = Rc::new(Ledger { log, meter: Meter::new(), tally: Tally::new() });
         let pressure = Rc::new(Pressure::new(&limits));
+        let drain = Draining::new(surroundings, &limits);
         Self { handler, limits, ledger, drain, pressure, judged: Rc::default() }
     }
 
-    /// The same under other limits. Memory is judged for all of them together, by the last ones.
+    /// The same under other limits. Memory is judged for all of them together, by the last ones, and so is a drain's time.
     pub(crate) fn under(&self, limits: Limits) -> Self {
         self.pressure.change(&limits);
+        self.drain.change(&limits);
         Self {
             handler: Rc::clone(&self.handler),
             limits,
@@ -127,6 +151,18 @@ impl<S> Server<S> {
             self.ledger.meter.request_shed();
         }
         sheds
+    }
+
+    /// Takes down that something lasts, and on which connection.
+    pub(crate) fn lasting(&self, kind: Kind, connection: Option<Id>) -> Lasting {
+        Lasting::new(&self.ledger, kind, connection)
+    }
+
+    /// Takes down that a connection ends without a request: of a drain's doing, if there is one.
+    pub(crate) fn idle_ends(&self) {
+        if self.drain.is_draining() {
+            self.ledger.tally.add(What::ConnectionsClosedIdle, 1);
+        }
     }
 
     /// Returns once one more connection may be accepted.

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
+use crate::buffer::Buffer;
 use crate::deadline::Patience;
 use crate::tcp::Tcp;
 use crate::tls_stream::TlsStream;
@@ -50,6 +51,17 @@ impl Socket {
     pub(crate) fn unread(&mut self, bytes: Bytes) {
         debug_assert!(self.leading.is_empty(), "only one reader can put bytes back");
         self.leading = bytes;
+    }
+
+    /// Reads once, behind what is in `buffer`, which is given memory only where there is something; says how much. 0 is the
+    /// end of the stream.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
+        if self.leading.is_empty() {
+            return buffer.poll_fill(cx, &mut self.stream);
+        }
+        let leading = std::mem::take(&mut self.leading);
+        buffer.extend(&leading);
+        Poll::Ready(Ok(leading.len()))
     }
 
     /// Ends our side, then reads and throws away what the peer still sends, up to a time and a number of

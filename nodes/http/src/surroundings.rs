@@ -1,6 +1,7 @@
 //! The process that a server runs in: what tells it to end, what memory there is, and where it shows how it does.
 
 use std::fmt;
+use std::time::Duration;
 
 use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::Drain;
@@ -9,6 +10,8 @@ use protoplex_runtime::memory::{Memory, Sample};
 /// What [`crate::serve`] is told by its process, and where it tells of itself. A drain alone will do.
 pub struct Surroundings {
     pub(crate) drain: Drain,
+    /// So long after its start the process ends.
+    pub(crate) drain_timeout: Duration,
     sampler: Box<dyn Fn() -> Sample>,
     context: Option<Context>,
 }
@@ -18,6 +21,12 @@ impl Surroundings {
     #[must_use]
     pub fn with_memory(self, sampler: impl Fn() -> Sample + 'static) -> Self {
         Self { sampler: Box::new(sampler), ..self }
+    }
+
+    /// The process ends so long after a drain has started.
+    #[must_use]
+    pub fn with_drain_timeout(self, drain_timeout: Duration) -> Self {
+        Self { drain_timeout, ..self }
     }
 
     /// The memory that there is now.
@@ -33,6 +42,13 @@ impl Surroundings {
         }
     }
 
+    /// Shows how a drain goes on.
+    pub(crate) fn show_drain(&self, counts: serde_json::Value) {
+        if let Some(context) = &self.context {
+            context.detail("drain", counts);
+        }
+    }
+
     /// Tells whether requests are refused for want of memory.
     pub(crate) fn show_shedding(&self, shedding: bool) {
         if let Some(context) = &self.context {
@@ -45,13 +61,19 @@ impl Surroundings {
 impl From<Drain> for Surroundings {
     fn from(drain: Drain) -> Self {
         let memory = Memory::new();
-        Self { drain, sampler: Box::new(move || memory.sample()), context: None }
+        Self {
+            drain,
+            drain_timeout: Duration::MAX,
+            sampler: Box::new(move || memory.sample()),
+            context: None,
+        }
     }
 }
 
 impl From<&Context> for Surroundings {
     fn from(context: &Context) -> Self {
-        Self { context: Some(context.clone()), ..context.drain().into() }
+        let drain_timeout = context.common().timing.drain_timeout();
+        Self { context: Some(context.clone()), drain_timeout, ..context.drain().into() }
     }
 }
 

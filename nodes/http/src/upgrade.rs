@@ -1,32 +1,27 @@
 //! Connections that stop speaking HTTP: WebSockets relayed to their backend, and protocols of our own.
 
-use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::{Either, select, try_join};
 use http::StatusCode;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf, split};
-use tokio::time::{Instant, sleep_until};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::body::Body;
-use crate::exchange::{Answer, Exchange, Response};
+use crate::exchange::{Answer, Exchange, Response, Tunnel};
 use crate::forwarded::has_token;
-use crate::head::Known;
+use crate::head::{Fields, Known};
 use crate::problem::Problem;
 use crate::socket::Socket;
+use crate::tunnel::Relay;
 
 /// A connection after its upgrade: whatever bytes come and go, starting with the first that follow the HTTP
 /// head.
 pub struct Upgraded(Socket);
-
-/// One direction's buffer of a relayed connection.
-const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 
 /// Switches to a protocol of our own: answers 101, then runs `serve` on the connection, as a part of the
 /// connection's own task: a drain waits for it, up to `tunnel_drain_timeout`. Answers 426 where the request
@@ -44,7 +39,7 @@ where
             .header(CONNECTION, HeaderValue::from_name(UPGRADE))
             .into_response();
     }
-    exchange.set_tunnel(Box::new(move |upgraded| Box::pin(serve(upgraded))));
+    exchange.set_tunnel(Tunnel::Own(Box::new(move |upgraded| Box::pin(serve(upgraded)))));
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
@@ -53,65 +48,25 @@ where
 }
 
 /// Passes an upstream's 101 on, then relays both ways until both sides have ended, or nothing has moved for
-/// `idle_timeout`. One side's end is passed on as such, so that the other may still finish. Any other answer is returned
-/// as it is.
+/// `idle_timeout`. One side's end is passed on as such, so that the other may still finish. In a drain a WebSocket is
+/// closed with 1001. Any other answer is returned as it is.
 pub fn relay_answer(exchange: &Rc<Exchange>, answer: Answer, idle_timeout: Duration) -> Answer {
     let Answer { head, body } = answer;
     let upstream = match body.into_upgraded() {
-        Ok(upstream) => upstream,
+        Ok(Upgraded(upstream)) => upstream,
         Err(body) => return Answer { head, body },
     };
-    let counted = Rc::clone(exchange);
-    exchange.set_tunnel(Box::new(move |client| {
-        Box::pin(async move { relay_both_ways(client, upstream, idle_timeout, &counted).await })
-    }));
+    let speaks = |fields: &Fields| fields.known(Known::Upgrade).any(|list| has_token(list, "websocket"));
+    let is_websocket = speaks(&exchange.head.fields) && speaks(&head.fields);
+    exchange.set_tunnel(Tunnel::Relay(Box::new(move |client| {
+        Relay::new(client, upstream, is_websocket, idle_timeout)
+    })));
     Answer { head, body: Body::empty() }
 }
 
 /// The client's side: the connection that an upstream's 101 has opened. `None` for any other answer.
 pub fn of_answer(answer: Response) -> Option<Upgraded> {
     answer.into_body().into_upgraded().ok()
-}
-
-async fn relay_both_ways(client: Upgraded, upstream: Upgraded, idle_timeout: Duration, exchange: &Exchange) {
-    let (from_client, to_client) = split(client);
-    let (from_upstream, to_upstream) = split(upstream);
-    let moved = Cell::new(Instant::now());
-    let both = pin!(try_join(
-        pipe(from_client, to_upstream, &exchange.bytes_in, &moved),
-        pipe(from_upstream, to_client, &exchange.bytes_out, &moved),
-    ));
-    let idle = pin!(async {
-        let mut deadline = moved.get() + idle_timeout;
-        while Instant::now() < deadline {
-            sleep_until(deadline).await;
-            deadline = moved.get() + idle_timeout;
-        }
-    });
-    // An error on either side leaves nothing to relay to or from: both connections are dropped.
-    match select(both, idle).await {
-        Either::Left(_) | Either::Right(_) => {}
-    }
-}
-
-/// Moves bytes one way until they end, then says so to the receiver.
-async fn pipe(
-    mut from: ReadHalf<Upgraded>,
-    mut to: WriteHalf<Upgraded>,
-    bytes: &Cell<u64>,
-    moved: &Cell<Instant>,
-) -> io::Result<()> {
-    let mut buffer = vec![0; RELAY_BUFFER_BYTES];
-    loop {
-        let length = from.read(&mut buffer).await?;
-        if length == 0 {
-            return to.shutdown().await;
-        }
-        to.write_all(&buffer[..length]).await?;
-        to.flush().await?;
-        bytes.set(bytes.get() + length as u64);
-        moved.set(Instant::now());
-    }
 }
 
 impl Upgraded {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use protoplex_runtime::drain::Drain;
 use tokio::task::LocalSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::exchange::Scheme;
@@ -72,7 +72,7 @@ fn play(script: Script) -> Story {
         let ended = Rc::new(Cell::new(0));
         let handler = Rc::new(Sample { begun: Cell::new(0), ended: Rc::clone(&ended) });
         let (_trigger, drain) = Drain::new();
-        let server = Server::new(Rc::clone(&handler), Limits::default(), AccessLog::off(), drain);
+        let server = Server::new(Rc::clone(&handler), Limits::default(), AccessLog::off(), &drain.into());
         let client = Client::new("192.0.2.1:1".parse().unwrap(), Scheme::Http);
         let start = Instant::now();
         let wire = Wire::shared(Stream::Script(Box::new(script)), &[], &server.limits);

@@ -154,6 +154,11 @@ impl Flight {
         SendErrorKind::Closed { origin: self.origin, cause: cause.to_owned() }
     }
 
+    /// Whether all of the request was sent.
+    pub(crate) fn has_sent(&self) -> bool {
+        self.upload.has_ended()
+    }
+
     /// Whether not a byte of the request was sent.
     pub(super) fn is_unsent(&self) -> bool {
         self.upload.is_unsent()

@@ -74,6 +74,12 @@ pub(crate) async fn settle() {
     }
 }
 
+/// Winds a still clock on, and lets all tasks take note of it.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::advance(time).await;
+    settle().await;
+}
+
 /// Limits under which a test of a deadline is short.
 pub(crate) fn limits() -> Limits {
     Limits { linger_timeout: Duration::from_secs(2), ..Limits::default() }
@@ -173,15 +179,24 @@ pub(crate) fn start_relay(origin: SocketAddr) -> Server {
 }
 
 pub(crate) fn start_relay_with(tls: Option<TlsConfig>, log: AccessLog, origin: SocketAddr) -> Server {
+    start_relay_under(limits(), tls, log, origin)
+}
+
+pub(crate) fn start_relay_under(
+    limits: Limits,
+    tls: Option<TlsConfig>,
+    log: AccessLog,
+    origin: SocketAddr,
+) -> Server {
     let pool = Pool::new(protoplex_http::upstream::Settings::default());
-    start_with(limits(), tls, log, move |request, exchange| {
+    start_with(limits, tls, log, move |request, exchange| {
         let pool = Rc::clone(&pool);
         async move {
             let head = forwarded::request_head(&exchange);
             match pool.ask(origin, &head, request.into_body(), Some(&exchange)).await {
                 Ok(mut answer) => {
                     forwarded::answer_head(&mut answer.head);
-                    upgrade::relay_answer(&exchange, answer, Duration::from_secs(60)).into()
+                    upgrade::relay_answer(&exchange, answer, Duration::from_secs(3600)).into()
                 }
                 Err(error) => {
                     let status = match error.kind {

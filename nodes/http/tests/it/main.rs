@@ -6,6 +6,8 @@ mod bad_input;
 mod bodies;
 mod clients;
 mod drain;
+mod drain_streams;
+mod drain_tunnels;
 mod frames;
 mod fronts;
 mod http2;

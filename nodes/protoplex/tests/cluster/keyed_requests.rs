@@ -35,7 +35,7 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Room).serve_forever()
 "#;
 
 /// A process that is killed when this is dropped.
-struct Killed(Child);
+pub(crate) struct Killed(Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -53,13 +53,13 @@ fn server(port: &Port, name: &str) -> Killed {
     server
 }
 
-fn join(cluster: &Cluster, port: &Port) -> Killed {
+pub(crate) fn join(cluster: &Cluster, port: &Port) -> Killed {
     let backend = format!("http://{}", port.address());
     let mut command = cluster.command(&["join", "--pool", "rooms", "--backend", &backend]);
     Killed(command.stdout(Stdio::null()).spawn().unwrap())
 }
 
-fn add_rooms(cluster: &Cluster, members: usize) {
+pub(crate) fn add_rooms(cluster: &Cluster, members: usize) {
     cluster.json(&[
         "handler",
         "add",

@@ -7,6 +7,7 @@ mod changes;
 mod command_line;
 mod crashes;
 mod downloads;
+mod drains;
 mod edge_input;
 mod fair_share;
 mod faults;
