@@ -107,6 +107,7 @@ impl Process {
             shared: shared_receiver,
             configuration: configuration_receiver,
             questions: question_receiver,
+            spawned: Instant::now(),
             asking: Vec::new(),
         };
         let keeper = tokio::spawn(keeper.keep()).abort_handle();
@@ -224,6 +225,8 @@ struct Keeper {
     shared: watch::Receiver<Vec<Arc<Socket>>>,
     configuration: watch::Receiver<Option<Configuration>>,
     questions: mpsc::Receiver<oneshot::Sender<Vec<Family>>>,
+    /// When the present process began to be started.
+    spawned: Instant,
     /// Who waits for the next [`Word::Metrics`]. While anybody does the question isn't asked again.
     asking: Vec<oneshot::Sender<Vec<Family>>>,
 }
@@ -240,8 +243,15 @@ impl Keeper {
             let order = self.life.take(happened, Instant::now());
             event = self.carry_out(order).await;
             self.publish();
-            if before != State::Fatal && self.life.state() == State::Fatal {
-                error!(process = self.program.name(), "died too often; it is not started again");
+            match (before, self.life.state()) {
+                (State::Starting, State::Running) => {
+                    let after_ms = self.spawned.elapsed().as_millis() as u64;
+                    info!(process = self.program.name(), after_ms, "ready");
+                }
+                (before, State::Fatal) if before != State::Fatal => {
+                    error!(process = self.program.name(), "died too often; it is not started again");
+                }
+                _ => {}
             }
         }
     }
@@ -356,6 +366,7 @@ impl Keeper {
         match order? {
             Order::Spawn => {
                 let shared = self.shared.borrow_and_update().clone();
+                self.spawned = Instant::now();
                 match self.program.spawn(&shared) {
                     Ok(incarnation) => {
                         info!(process = self.program.name(), pid = incarnation.pid(), "started");
