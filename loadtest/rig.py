@@ -51,6 +51,10 @@ def make_content(folder):
     for name in ["app", "build/app"]:
         (folder / name / "1k.txt").write_bytes(small)
     (folder / "files/10m.bin").write_bytes(os.urandom(MIB) * 10)
+    make_certificate(folder)
+
+
+def make_certificate(folder):
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
                     "-keyout", key, "-out", certificate, "-days", "30", "-subj", "/CN=localhost",

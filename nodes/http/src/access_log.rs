@@ -160,6 +160,20 @@ impl Inner {
     }
 }
 
+/// What was cut at the end of a drain has its lines, too.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let lines = self.lines.take();
+        // Where it is locked a disk stands still, and nobody waits for that now.
+        if !lines.is_empty()
+            && let Ok(mut sink) = self.sink.try_lock()
+        {
+            sink.lose(self.lost.take(), "its disk is too slow");
+            sink.write(&lines);
+        }
+    }
+}
+
 impl fmt::Debug for AccessLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AccessLog")

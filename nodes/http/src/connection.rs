@@ -239,5 +239,7 @@ async fn read_preface(tcp: &mut Tcp, leading: &mut BytesMut, limits: &Limits, dr
     Some(*leading == PREFACE)
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod checks;
 #[cfg(test)]
 mod tests;

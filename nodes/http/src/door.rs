@@ -91,12 +91,17 @@ impl<S: Service + 'static> Door<S> {
             return;
         }
         let task = connection(stream, peer, port, self.server(), permit);
+        self.reap();
+        let handle = self.connections.borrow_mut().spawn_local(task);
+        self.handles.borrow_mut().insert(handle.id(), handle);
+    }
+
+    /// Lets go of the memory that connections had which have ended.
+    pub(crate) fn reap(&self) {
         let mut connections = self.connections.borrow_mut();
         while let Some(ended) = connections.try_join_next_with_id() {
             self.forget(ended);
         }
-        let handle = connections.spawn_local(task);
-        self.handles.borrow_mut().insert(handle.id(), handle);
     }
 
     fn forget(&self, ended: Result<(Id, ()), JoinError>) {
@@ -218,5 +223,60 @@ async fn accept<S: Service + 'static>(listener: TcpListener, speaks: Speaks, doo
             Ok(Ok((stream, peer))) => door.admit(stream, peer, &speaks, permit),
             _ => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use protoplex_runtime::drain::Drain;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::limits::Limits;
+    use crate::serve::show;
+    use crate::surroundings::Surroundings;
+    use crate::{AccessLog, Answer, Body, Exchange};
+
+    struct Nothing;
+
+    impl Service for Nothing {
+        async fn answer(&self, _: &Rc<Exchange>, _: Body) -> Answer {
+            unreachable!("nobody asks")
+        }
+    }
+
+    /// Their tasks were kept until another connection came.
+    #[tokio::test(start_paused = true)]
+    async fn after_a_burst_the_memory_of_its_connections_is_free_although_nobody_comes() {
+        const BURST: usize = 100;
+        let (_trigger, drain) = Drain::new();
+        let tuning = Tuning::from(Limits::default());
+        let surroundings = Surroundings::from(drain);
+        let server = Server::new(Rc::new(Nothing), tuning.limits(), AccessLog::off(), &surroundings);
+        let door = Door::new(tuning, server);
+        let local = LocalSet::new();
+        let burst = async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            for _ in 0..BURST {
+                let _gone = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+                let (stream, peer) = listener.accept().await.unwrap();
+                let permit = Arc::clone(&door.permits).acquire_owned().await.unwrap();
+                door.admit(stream, peer, &Speaks::Plain, permit);
+            }
+            let begun = Instant::now();
+            while !door.connections.borrow().is_empty() && begun.elapsed() < Duration::from_secs(10) {
+                sleep(Duration::from_millis(100)).await;
+            }
+            door.connections.borrow().len()
+        };
+        let left = local.run_until(async {
+            tokio::select! {
+                left = burst => left,
+                () = show(&surroundings, &door) => unreachable!("it never ends"),
+            }
+        });
+        assert_eq!(left.await, 0);
     }
 }

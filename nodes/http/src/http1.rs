@@ -9,7 +9,7 @@
 //! The other side, requests to upstreams, is [`crate::upstream`]; it shares the first two layers.
 
 #[cfg(any(test, fuzzing))]
-pub mod checks;
+pub(crate) mod checks;
 mod chunk;
 mod decoder;
 mod framer;

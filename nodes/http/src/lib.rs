@@ -54,13 +54,18 @@ pub mod upgrade;
 pub mod upstream;
 mod websocket;
 
+/// What must hold whatever the bytes are, for the fuzz targets (`nodes/http/fuzz`).
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing {
+    pub use crate::connection::checks::*;
+    pub use crate::http1::checks::*;
+}
+
 pub use access_log::AccessLog;
 pub use body::{Body, BodyError};
 pub use exchange::{Answer, Exchange, Handler, Request, Response, Scheme, Service};
 pub use fronts::{Fronts, RawProxyProtocol};
 pub use head::{Fields, RequestHead, ResponseHead};
-#[cfg(any(test, fuzzing))]
-pub use http1::checks as fuzzing;
 pub use limits::{Http2Limits, Limits, RawHttp2Limits, RawLimits};
 pub use ports::{Listener, Ports, Tuning};
 pub use problem::Problem;

@@ -112,11 +112,12 @@ async fn watch_memory<S: Service + 'static>(surroundings: &Surroundings, door: &
     }
 }
 
-/// Shows how many connections there are. Never ends.
-async fn show<S: Service + 'static>(surroundings: &Surroundings, door: &Door<S>) {
+/// Shows how many connections there are, and lets go of those that have ended. Never ends.
+pub(crate) async fn show<S: Service + 'static>(surroundings: &Surroundings, door: &Door<S>) {
     let server = door.server();
     let meter = &server.ledger.meter;
     loop {
+        door.reap();
         surroundings.show_connections(meter.open_count(), meter.accepted_count());
         sleep(SHOW_INTERVAL).await;
     }

@@ -11,7 +11,7 @@ use anyhow::bail;
 use protoplex_runtime::signals::StopSignals;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval};
 
 use self::merge::Merge;
 use self::stream::{Heard, Line, Stream};
@@ -29,7 +29,7 @@ pub(crate) async fn run(common: &Common, command: Tail) -> anyhow::Result<()> {
     let wanted = Nodes::find(common).await?.choose(&command.origins)?;
     let mut stop = StopSignals::take()?;
     let page = Page::new(common.json, &wanted);
-    let (told, mut heard) = mpsc::channel(ON_THEIR_WAY);
+    let (told, heard) = mpsc::channel(ON_THEIR_WAY);
     let mut streams = JoinSet::new();
     for (node, children) in wanted {
         let stream = Stream::new(common, &command, node, children, told.clone())?;
@@ -37,29 +37,61 @@ pub(crate) async fn run(common: &Common, command: Tail) -> anyhow::Result<()> {
     }
     drop(told);
 
-    let (mut merge, mut refused) = (Merge::default(), false);
-    loop {
-        // Every arm is cancel-safe.
-        tokio::select! {
-            heard = heard.recv() => match heard {
-                Some(Heard::Line(line)) => merge.add(line.record.time.clone(), line, Instant::now()),
-                Some(Heard::Told(note)) => output::tell(&note),
-                Some(Heard::Refused(reason)) => {
-                    output::tell(&reason);
-                    refused = true;
-                }
-                None => break,
-            },
-            () = sleep(PRINT_INTERVAL), if !command.no_follow => {
-                if !page.print(merge.due(Instant::now()))? {
-                    return Ok(());
+    let mut together = Together::of(heard);
+    let is_read = tokio::select! {
+        is_read = together.show(!command.no_follow, |lines| page.print(lines)) => is_read?,
+        _ = stop.next() => true,
+    };
+    if !is_read {
+        return Ok(());
+    }
+    page.print(together.merge.rest())?;
+    if together.is_refused { bail!("not all of the nodes could be followed") } else { Ok(()) }
+}
+
+/// The lines of all streams.
+struct Together {
+    heard: mpsc::Receiver<Heard>,
+    merge: Merge<Line>,
+    /// A node will never show its lines.
+    is_refused: bool,
+}
+
+impl Together {
+    fn of(heard: mpsc::Receiver<Heard>) -> Self {
+        Self { heard, merge: Merge::default(), is_refused: false }
+    }
+
+    /// Prints lines once they have waited long enough, or leaves all to the end. Says whether anybody still reads when the
+    /// streams have ended.
+    async fn show(
+        &mut self,
+        follow: bool,
+        mut print: impl FnMut(Vec<Line>) -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        // It goes on while lines come without a pause.
+        let mut due = interval(PRINT_INTERVAL);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // Every arm is cancel-safe.
+            tokio::select! {
+                heard = self.heard.recv() => match heard {
+                    Some(Heard::Line(line)) => self.merge.add(line.record.time.clone(), line, Instant::now()),
+                    Some(Heard::Told(note)) => output::tell(&note),
+                    Some(Heard::Refused(reason)) => {
+                        output::tell(&reason);
+                        self.is_refused = true;
+                    }
+                    None => return Ok(true),
+                },
+                _ = due.tick(), if follow => {
+                    if !print(self.merge.due(Instant::now()))? {
+                        return Ok(false);
+                    }
                 }
             }
-            _ = stop.next() => break,
         }
     }
-    page.print(merge.rest())?;
-    if refused { bail!("not all of the nodes could be followed") } else { Ok(()) }
 }
 
 /// What lines look like.
@@ -92,5 +124,34 @@ impl Page {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
             written => written.map(|()| true),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    fn line() -> Heard {
+        let raw = r#"{"time":"2026-11-22T00:00:00Z","level":"INFO","node":"n","target":"t"}"#;
+        Heard::Line(Line { raw: raw.to_owned(), record: serde_json::from_str(raw).unwrap() })
+    }
+
+    #[tokio::test]
+    async fn lines_that_come_without_a_pause_are_printed_and_do_not_pile_up() {
+        let (told, heard) = mpsc::channel(ON_THEIR_WAY);
+        let talking = async {
+            while told.send(line()).await.is_ok() {
+                sleep(PRINT_INTERVAL / 10).await;
+            }
+        };
+        let mut together = Together::of(heard);
+        let shown = together.show(true, |lines| Ok(lines.is_empty()));
+        let shown = tokio::select! {
+            shown = timeout(Duration::from_secs(10), shown) => shown,
+            () = talking => unreachable!("somebody listens"),
+        };
+        assert!(!shown.expect("a line is printed while others come").unwrap());
     }
 }

@@ -36,6 +36,8 @@ pub struct LogFile {
     /// A pipe or a device is only written to.
     is_regular: bool,
     tidied: Option<Instant>,
+    /// Why it could not be put aside when that was due last.
+    stuck: Option<String>,
 }
 
 /// Not all lines could be appended.
@@ -57,7 +59,7 @@ impl LogFile {
         let path = std::path::absolute(path)?;
         let file = open(&path)?;
         let is_regular = file.metadata()?.is_file();
-        Ok(Self { path, rotation, file, is_regular, tidied: None })
+        Ok(Self { path, rotation, file, is_regular, tidied: None, stuck: None })
     }
 
     /// Where it is.
@@ -65,8 +67,13 @@ impl LogFile {
         &self.path
     }
 
-    /// Appends whole lines, each with its line feed, and puts the file aside where that is due. Without lines only the
-    /// latter.
+    /// Why the file grows although it should have been put aside, if it does.
+    pub fn stuck(&self) -> Option<&str> {
+        self.stuck.as_deref()
+    }
+
+    /// Appends whole lines, each with its line feed, and puts the file aside where that is due; where that can't be, it
+    /// grows. Without lines only the latter.
     ///
     /// # Errors
     /// See [`AppendError`]. The next call tries anew.
@@ -84,24 +91,27 @@ impl LogFile {
     fn append_locked(&mut self, left: &mut &[u8]) -> io::Result<()> {
         let lock = lock(&self.path);
         self.reopen_where_moved()?;
+        // Tried once a batch: lines are worth more than their file's size.
+        let mut rotates = lock.is_some();
         if let Some(lock) = &lock {
             self.tidy();
-            self.rotate_where_old(lock)?;
+            rotates = !self.is_old(lock)? || self.made_room(lock);
         }
         while !left.is_empty() {
             let mut size = self.file.metadata()?.len();
-            if let Some(lock) = &lock
+            if rotates
+                && let Some(lock) = &lock
                 && self.rotation.is_full(size, first_line(left))
             {
-                self.rotate(lock)?;
-                size = 0;
+                rotates = self.made_room(lock);
+                size = self.file.metadata()?.len();
             }
             if size > 0 && !self.ends_with_a_line(size)? {
                 // Who wrote this was killed on its way.
                 (&self.file).write_all(b"\n")?;
                 size += 1;
             }
-            let part = self.rotation.part(size, left);
+            let part = if rotates { self.rotation.part(size, left) } else { *left };
             let written = write(&self.file, part)?;
             let whole = whole_lines(&part[..written]);
             *left = &left[whole..];
@@ -119,15 +129,22 @@ impl LogFile {
     fn reopen_where_moved(&mut self) -> io::Result<()> {
         if !is_at(&self.file.metadata()?, &self.path) {
             self.file = open(&self.path)?;
+            self.stuck = None;
         }
         Ok(())
     }
 
-    fn rotate_where_old(&mut self, lock: &File) -> io::Result<()> {
+    fn is_old(&self, lock: &File) -> io::Result<bool> {
         let begun = lock.metadata()?.modified()?;
         // A clock that was set back makes it young.
         let age = begun.elapsed().unwrap_or_default();
-        if self.rotation.is_old(age) && self.file.metadata()?.len() > 0 { self.rotate(lock) } else { Ok(()) }
+        Ok(self.rotation.is_old(age) && self.file.metadata()?.len() > 0)
+    }
+
+    /// Puts the present file aside, if that can be.
+    fn made_room(&mut self, lock: &File) -> bool {
+        self.stuck = self.rotate(lock).err().map(|error| error.to_string());
+        self.stuck.is_none()
     }
 
     /// Puts the present file aside and begins another. After each step of it the next process can go on.

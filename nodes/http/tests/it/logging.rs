@@ -58,6 +58,25 @@ fn each_request_leaves_one_line_even_if_it_was_refused() {
 }
 
 #[test]
+fn a_request_that_was_cut_at_the_end_of_a_drain_leaves_its_line_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    run(async {
+        let log = AccessLog::open(&Target::File(path.clone()), Format::Json, Rotation::default()).unwrap();
+        let server = start_with(limits(), None, log, |request, _| echo(request));
+        let mut client = Raw::connect(server.address).await;
+        client.send("POST /cut HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nh").await;
+        settle().await;
+        // As its caller does it where a drain takes too long.
+        server.task.abort();
+        client.rest().await;
+    });
+    let text = std::fs::read_to_string(&path).unwrap();
+    let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
+    assert_eq!((&line["path"], &line["status"]), (&"/cut".into(), &499.into()));
+}
+
+#[test]
 fn a_line_tells_where_the_time_went_and_of_which_trace_it_is() {
     run(async {
         let dir = tempfile::tempdir().unwrap();

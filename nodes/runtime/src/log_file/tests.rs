@@ -171,6 +171,27 @@ fn a_full_device_takes_nothing_and_has_no_company() {
 }
 
 #[test]
+fn a_file_that_cannot_be_put_aside_grows_and_takes_every_line() {
+    let folder = Folder::new();
+    let mut log = folder.open(of(4, 1));
+    // No file can take the place of a folder.
+    fs::create_dir(aside(&folder.log(), 1)).unwrap();
+    log.append(b"1\n2\n3\n4\n").unwrap();
+    log.append(b"5\n").unwrap();
+    assert_eq!(folder.text(0), "1\n2\n3\n4\n5\n");
+    assert!(log.stuck().is_some_and(|why| why.contains("directory")), "{:?}", log.stuck());
+    fs::remove_dir(aside(&folder.log(), 1)).unwrap();
+    log.append(b"6\n").unwrap();
+    assert_eq!((folder.text(1).len(), folder.text(0), log.stuck()), (10, "6\n".to_owned(), None));
+    let lock = open(&with_suffix(&folder.log(), ".lock")).unwrap();
+    lock.set_modified(SystemTime::now() - DAY).unwrap();
+    fs::remove_file(aside(&folder.log(), 1)).unwrap();
+    fs::create_dir(aside(&folder.log(), 1)).unwrap();
+    folder.open(Rotation { max_age: DAY, ..of(0, 1) }).append(b"7\n").unwrap();
+    assert_eq!(folder.text(0), "6\n7\n", "also where it is old");
+}
+
+#[test]
 fn a_lock_that_is_held_for_ever_stops_no_line() {
     let folder = Folder::new();
     let _held = lock(&folder.log()).unwrap();
@@ -214,6 +235,20 @@ fn a_reader_that_is_too_slow_goes_on_with_the_oldest_file_that_is_left() {
     fs::remove_file(folder.log()).unwrap();
     log.append(b"6\n").unwrap();
     assert!(news(&mut trail).ends_with("6\n"));
+}
+
+#[test]
+fn a_reader_of_a_log_that_somebody_has_removed_is_not_sent_back_to_its_beginnings() {
+    let folder = Folder::new();
+    let mut log = folder.open(of(4, 9));
+    log.append(b"1\n2\n3\n4\n5\n").unwrap();
+    (1..=2).for_each(|number| folder.make_older(number, DAY));
+    let (mut trail, _) = Trail::open(&folder.log(), 0, take_all).unwrap();
+    log.append(b"6\n").unwrap();
+    fs::remove_file(folder.log()).unwrap();
+    assert_eq!(news(&mut trail), "6\n", "also before there is another");
+    log.append(b"7\n").unwrap();
+    assert_eq!(news(&mut trail), "7\n");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Reads a log as it grows, from one file into the next.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -120,8 +120,14 @@ impl Trail {
         let next = match files.iter().position(|(_, path)| is_at(&here, path)) {
             Some(0) => return Ok(false),
             Some(place) => place - 1,
-            // It was removed, and so was whatever was older.
-            None => files.len() - 1,
+            // It was removed, for being the oldest or by hand. What was last written to before it has been read.
+            None => {
+                let read = here.modified()?;
+                let is_later = |path: &Path| {
+                    fs::metadata(path).and_then(|about| about.modified()).is_ok_and(|at| at >= read)
+                };
+                files.iter().rposition(|(_, path)| is_later(path)).unwrap_or(0)
+            }
         };
         self.file = open(&files[next].1)?;
         self.offset = 0;

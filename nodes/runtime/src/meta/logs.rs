@@ -198,8 +198,8 @@ impl Following {
             self = following;
             match looked {
                 Ok((lines, _)) if !lines.is_empty() => return Some((Ok(lines), self)),
-                Ok((_, true)) => {}
                 Ok(_) if asked.elapsed() > SILENCE => return Some((Ok(b"\n".to_vec()), self)),
+                Ok((_, true)) => {}
                 Ok(_) => sleep(POLL_INTERVAL).await,
                 Err(error) => return Some((Err(error), self)),
             }

@@ -46,8 +46,15 @@ impl Keeper {
             let order = self.life.take(happened, Instant::now());
             event = self.carry_out(order).await;
             self.publish();
-            if before != State::Fatal && self.life.state() == State::Fatal {
-                error!(process = self.program.name(), "died too often; it is not started again");
+            match (before, self.life.state(), &self.incarnation) {
+                (State::Starting, State::Running, Some(incarnation)) => {
+                    let after_ms = incarnation.started.elapsed().as_millis() as u64;
+                    info!(process = self.program.name(), after_ms, "ready");
+                }
+                (before, State::Fatal, _) if before != State::Fatal => {
+                    error!(process = self.program.name(), "died too often; it is not started again");
+                }
+                _ => {}
             }
         }
     }

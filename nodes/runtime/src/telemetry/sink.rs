@@ -16,6 +16,8 @@ pub struct Sink {
     to: To,
     /// Since when lines were last written.
     lost: u64,
+    /// It was told that the file grows.
+    is_stuck: bool,
 }
 
 #[derive(Debug)]
@@ -27,7 +29,7 @@ enum To {
 impl Sink {
     /// To standard error.
     pub fn stderr(log: &'static str) -> Self {
-        Self { log, to: To::Stderr, lost: 0 }
+        Self { log, to: To::Stderr, lost: 0, is_stuck: false }
     }
 
     /// To a file, which is made where it is missing.
@@ -35,7 +37,7 @@ impl Sink {
     /// # Errors
     /// It can't be opened for appending.
     pub fn file(log: &'static str, path: &Path, rotation: Rotation) -> io::Result<Self> {
-        Ok(Self { log, to: To::File(LogFile::open(path, rotation)?), lost: 0 })
+        Ok(Self { log, to: To::File(LogFile::open(path, rotation)?), lost: 0, is_stuck: false })
     }
 
     /// Writes whole lines, each with its line feed, as far as there is room.
@@ -53,6 +55,18 @@ impl Sink {
                 let left = &lines[lines.len() - error.left..];
                 self.lose(left.iter().filter(|byte| **byte == b'\n').count() as u64, &error.to_string());
             }
+        }
+        self.tell_where_stuck();
+    }
+
+    /// Once, until it is put aside.
+    fn tell_where_stuck(&mut self) {
+        let To::File(file) = &self.to else { return };
+        let was_stuck = std::mem::replace(&mut self.is_stuck, file.stuck().is_some());
+        if let Some(error) = file.stuck()
+            && !was_stuck
+        {
+            warn!(log = self.log, file = %file.path().display(), error, "can't be put aside and grows");
         }
     }
 

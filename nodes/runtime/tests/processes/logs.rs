@@ -78,6 +78,20 @@ fn what_is_shown_is_the_nodes_own_and_of_the_level_and_child_that_was_asked_for(
 }
 
 #[test]
+fn each_child_is_told_of_when_it_is_ready_and_how_long_that_took() {
+    let (_node, log, _folder) = start(Arguments::default());
+    let is_told = |child: usize| {
+        let told = |line: &Value| {
+            line["message"] == "ready"
+                && line["process"] == format!("fixture-1:{child}")
+                && line["after_ms"].is_u64()
+        };
+        all(&log).iter().filter(|line| told(line)).count() == 1
+    };
+    until("it is told", || is_told(0) && is_told(1));
+}
+
+#[test]
 fn row_what_cannot_be_shown_is_refused_in_words() {
     let (node, _, _folder) = start(Arguments::default());
     let silent = Node::start(&Arguments::default());
