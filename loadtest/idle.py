@@ -21,6 +21,7 @@ CHANGES = {
     "at first": [],
     "after a restart of every child": [("restart",)],
     "after another restart and a reload": [("restart",), ("restart", "--reload")],
+    "after an upgrade": [("upgrade",)],
 }
 # Access log lines are written within a second.
 SETTLE_SECONDS = 2

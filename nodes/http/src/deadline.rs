@@ -18,6 +18,9 @@ pub(crate) struct Deadline {
     row: Option<usize>,
 }
 
+/// So many rows are kept in any case.
+const FEW: usize = 256;
+
 /// Who waits for what.
 #[derive(Debug)]
 struct Row {
@@ -89,6 +92,21 @@ impl Rows {
     fn remove(&mut self, index: usize) {
         self.rows[index] = None;
         self.free.push(index);
+        if self.free.len() == self.rows.len() {
+            self.shrink();
+        }
+    }
+
+    /// Gives back what a burst of connections had, as far as nobody waits behind it.
+    fn shrink(&mut self) {
+        if self.rows.len() <= FEW || self.free.len() < self.rows.len() / 4 * 3 {
+            return;
+        }
+        let used = self.rows.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        self.rows.truncate(used);
+        self.free.retain(|index| *index < used);
+        self.rows.shrink_to(FEW);
+        self.free.shrink_to(FEW);
     }
 
     fn poll(&mut self, index: usize, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
@@ -128,6 +146,7 @@ impl Rows {
     /// Wakes those whose time has come.
     fn wake(&mut self, now: Instant) {
         self.next = None;
+        self.shrink();
         for row in self.rows.iter_mut().flatten().filter(|row| !row.over) {
             if row.at <= now {
                 row.over = true;
@@ -232,6 +251,27 @@ mod tests {
                 futures_util::future::join_all(waits).await;
             });
         }
+    }
+
+    #[test]
+    fn what_a_burst_of_them_took_is_given_back_and_who_still_waits_is_woken() {
+        const BURST: usize = 10_000;
+        run(async {
+            let start = Instant::now();
+            let mut waits: Vec<_> = (0..BURST).map(|_| Deadline::default()).collect();
+            poll_fn(|cx| {
+                waits.iter_mut().for_each(|wait| drop(wait.poll(cx, in_seconds(60))));
+                Poll::Ready(())
+            })
+            .await;
+            let mut kept = waits.swap_remove(7);
+            drop(waits);
+            wait(&mut Deadline::default(), in_seconds(1)).await;
+            let capacity = ROWS.with_borrow(|rows| rows.rows.capacity() + rows.free.capacity());
+            assert!(capacity <= 2 * FEW, "{capacity} rows");
+            wait(&mut kept, start + Duration::from_secs(60)).await;
+            assert_eq!(start.elapsed().as_secs(), 60);
+        });
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub(crate) struct Door<S> {
     handles: RefCell<HashMap<Id, AbortHandle, FixedState>>,
 }
 
+/// Room for the handles of so many connections is kept in any case.
+const FEW: usize = 256;
+
 impl<S: Service + 'static> Door<S> {
     pub(crate) fn new(tuning: Tuning, server: Server<S>) -> Self {
         let most = server.limits.max_connections.min(Semaphore::MAX_PERMITS);
@@ -101,6 +104,11 @@ impl<S: Service + 'static> Door<S> {
         let mut connections = self.connections.borrow_mut();
         while let Some(ended) = connections.try_join_next_with_id() {
             self.forget(ended);
+        }
+        let mut handles = self.handles.borrow_mut();
+        if handles.len() < handles.capacity() / 4 {
+            // A burst may have needed many more.
+            handles.shrink_to(FEW);
         }
     }
 

@@ -38,10 +38,6 @@ pub struct Program {
 
 /// Whether mimalloc lets the kernel use huge pages. One of which a little is in use is resident as a whole.
 const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
-/// How the C library allocates for the C code of TLS: with its defaults, a small block here and there keeps all that a burst
-/// of handshakes had.
-const C_MEMORY: (&str, &str) =
-    ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=65536:glibc.malloc.tcache_count=0");
 
 impl Program {
     /// A node of `protoplex up`: a command line whose process calls [`crate::parent::Bound::run`] or
@@ -87,10 +83,8 @@ impl Program {
                 let sent = parcel.send(&ours, shared)?;
                 given.extend(shared[..sent].iter().map(|socket| socket.handed.id));
                 command.arg0(format!("protoplex {}", self.name)).env(control::VARIABLE, control::CHILD);
-                for (name, value) in [(HUGE_PAGES, "0"), C_MEMORY] {
-                    if std::env::var_os(name).is_none() {
-                        command.env(name, value);
-                    }
+                if std::env::var_os(HUGE_PAGES).is_none() {
+                    command.env(HUGE_PAGES, "0");
                 }
             }
             None => {
