@@ -5,6 +5,8 @@
 //! sweeper, sleeps until the earliest of those times.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -39,7 +41,8 @@ pub(crate) fn wake_all() {
 #[derive(Debug, Default)]
 struct Rows {
     rows: Vec<Option<Row>>,
-    free: Vec<usize>,
+    /// The first ones are taken first, so that the last ones become free for good.
+    free: BinaryHeap<Reverse<usize>>,
     /// When the sweeper looks next.
     next: Option<Instant>,
     /// Tells it that this has become too late.
@@ -78,7 +81,7 @@ impl Rows {
     fn insert(&mut self, at: Instant) -> usize {
         let row = Some(Row { at, waker: None, over: false });
         match self.free.pop() {
-            Some(index) => {
+            Some(Reverse(index)) => {
                 self.rows[index] = row;
                 index
             }
@@ -91,7 +94,7 @@ impl Rows {
 
     fn remove(&mut self, index: usize) {
         self.rows[index] = None;
-        self.free.push(index);
+        self.free.push(Reverse(index));
         if self.free.len() == self.rows.len() {
             self.shrink();
         }
@@ -104,7 +107,7 @@ impl Rows {
         }
         let used = self.rows.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         self.rows.truncate(used);
-        self.free.retain(|index| *index < used);
+        self.free.retain(|Reverse(index)| *index < used);
         self.rows.shrink_to(FEW);
         self.free.shrink_to(FEW);
     }
@@ -260,7 +263,7 @@ mod tests {
             let start = Instant::now();
             let mut waits: Vec<_> = (0..BURST).map(|_| Deadline::default()).collect();
             poll_fn(|cx| {
-                waits.iter_mut().for_each(|wait| drop(wait.poll(cx, in_seconds(60))));
+                assert!(waits.iter_mut().all(|wait| wait.poll(cx, in_seconds(60)).is_pending()));
                 Poll::Ready(())
             })
             .await;

@@ -115,7 +115,7 @@ pub(crate) enum Command {
     ///
     /// Replace the file first, in one step (by renaming; one that runs can't be written to). Each node tries the new
     /// program beside itself, then executes it in its own process with its sockets and children, and replaces the children
-    /// one by one. One that can't go on changes nothing, and one whose children don't become ready goes back; then the
+    /// one by one. `protoplex up` itself stays the program that it is. One that can't go on changes nothing, and one whose children don't become ready goes back; then the
     /// nodes that were to follow are left as they are.
     Upgrade {
         /// A node (proxy-1) [default: all]

@@ -224,6 +224,7 @@ impl Commander {
         let (version, upgrade) =
             timeout(self.patience, over).await.context("the upgrade goes on, but has not ended in time")?;
         match upgrade.error {
+            None if upgrade.from == version => Ok(format!("runs its program anew, of version {version}")),
             None => Ok(format!("upgraded from {} to {version}", upgrade.from)),
             Some(error) => anyhow::bail!("{error}; it goes on as {version}"),
         }

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use http::uri::Authority;
 use protoplex_runtime::account::{Account, AccountError};
 use protoplex_runtime::config::{
     self, Common as NodeCommon, ConfigError, Problems, Setting, Timing, connectable,
@@ -143,6 +144,10 @@ impl Settings {
         // On one machine nobody should have to say twice where something listens.
         let own_seed = connectable(raw.seed.listen);
         raw.trace.check(&mut problems);
+        let is_address = |seed: &str| seed.parse::<Authority>().is_ok_and(|seed| seed.port_u16().is_some());
+        if raw.seed_address.as_deref().is_some_and(|seed| !is_address(seed)) {
+            problems.add("seed_address", "is no HOST:PORT");
+        }
         let settings = Self {
             account: account(raw.user.as_deref(), raw.group.as_deref(), &problems),
             // As commands that are printed are run from elsewhere.

@@ -40,7 +40,7 @@ pub(crate) use succession::Held;
 /// Between a child's own end of its drain and being killed for not ending.
 const STOP_MARGIN: Duration = Duration::from_secs(2);
 /// A child that isn't ready by then has a problem that its log tells.
-const READY_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// All children of one node.
 #[derive(Debug)]
@@ -275,6 +275,11 @@ impl Children {
         match old.now().state {
             // Whoever it still serves it serves to the end.
             State::Stopping => old.gone().await,
+            // It never had any work.
+            State::Starting if keeps_own => {
+                old.end();
+                old.ended().await;
+            }
             state if state.is_up() && keeps_own => {
                 old.retire();
                 old.gone().await;
@@ -290,6 +295,8 @@ impl Children {
         if let Err(error) = ready(index, &successor).await {
             warn!(index, "the successor of a child is not ready: its predecessor stays");
             successor.end();
+            // Else nobody would see to its end.
+            successor.ended().await;
             return Err(error);
         }
         self.put(index, &successor)?;

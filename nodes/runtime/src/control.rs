@@ -83,7 +83,6 @@ pub(crate) enum Word {
 
 /// How a process is, in its own words.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Report {
     pub(crate) ready: bool,
     /// It drains by a wish that it was told of directly.

@@ -16,7 +16,6 @@ pub(crate) enum Kind {
 
 /// All series of one name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Family {
     pub(crate) name: String,
     pub(crate) kind: Kind,
@@ -26,7 +25,6 @@ pub(crate) struct Family {
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Sample {
     /// Behind the family's name: `_bucket`, `_sum`, `_count` or nothing.
     pub(crate) suffix: String,

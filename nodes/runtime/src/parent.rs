@@ -27,7 +27,7 @@ use crate::meta::{self, Guard, TlsSettings};
 use crate::node::{Body, Node, unix_ms};
 use crate::orders::Orders;
 use crate::running::{self, Address, Claim, Instance, META, Running};
-use crate::signals::{ReloadSignals, UpgradeSignals};
+use crate::signals::{self, ReloadSignals, UpgradeSignals};
 use crate::sockets;
 use crate::start::{StartCause, StartError};
 use crate::systemd::{self, Activated};
@@ -83,6 +83,7 @@ impl Spec {
     /// Everything that stands in the way. Nothing is kept then.
     pub fn bind(self) -> Result<Bound, StartError> {
         as_root(descriptors::raise);
+        signals::hold_all()?;
         let common = &self.common;
         // Where the same node runs already, its own ports are no news.
         let claim = running::claim(&common.data, &common.node)?;
@@ -134,6 +135,7 @@ impl Spec {
     /// Everything that stands in the way.
     pub fn succeed(self, succession: &Succession) -> Result<Bound, StartError> {
         as_root(descriptors::raise);
+        signals::hold_all()?;
         let (common, handover) = (&self.common, &succession.handover);
         let causes: Vec<_> = self.strange_to(handover).into_iter().chain(self.exposure()).collect();
         StartError::unless_empty(causes)?;
@@ -148,16 +150,17 @@ impl Spec {
         let known: Vec<_> = children.wanted();
         let mut fresh = self.shared.clone();
         fresh.retain(|port| !known.contains(port));
+        if self.children == 0 && !fresh.is_empty() {
+            return Err(StartCause::Succession("the address of a node of one process").into());
+        }
         StartError::unless_empty(sockets::probe(&fresh, false))?;
         descriptors::check(&self);
 
         let address = meta.local_addr()?;
         let mut addresses = vec![Address { name: META.to_owned(), child: None, address }];
         addresses.extend(children.addresses());
+        // It is announced anew once this program has shown that it can go on with it.
         let running = self.running(handover.started_at_ms, addresses);
-        if !succession.is_rehearsal() {
-            claim.announce(&running)?;
-        }
         let uptime = Duration::from_millis(handover.uptime_ms);
         let estate = Estate {
             claim,
@@ -394,14 +397,13 @@ impl Station {
         let supervisor = estate.supervisor.as_ref().map(UnixStream::try_clone).transpose()?;
         let orders = Orders::of_node(report.subscribe(), supervisor)?;
         let (leave, reloader) = (orders.trigger.clone(), Reloader::new(reload));
-        let socket = tokio::net::TcpListener::from_std(estate.meta.try_clone()?)?;
         let node = Arc::new(Node::new(estate, running, body, leave, reloader));
         let mut tasks = JoinSet::new();
-        tasks.spawn(meta::serve(socket, Arc::clone(&node), guard, tls));
+        tasks.spawn(meta::serve(Arc::clone(&node), guard, tls));
         tasks.spawn(publish(Arc::clone(&node), state, report));
         tasks.spawn(follow_reloads(Arc::clone(&node), ReloadSignals::take()?));
         tasks.spawn(follow_upgrades(Arc::clone(&node), UpgradeSignals::take()?));
-        upgrade::listen_again()?;
+        signals::admit()?;
         tasks.spawn(systemd::keep_told(Arc::clone(&node)));
         Ok(Service { node, orders, _tasks: tasks })
     }

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use nix::sys::signal::{self, SigSet};
+use tokio::signal::unix::{Signal, SignalKind, signal as listen};
 
 /// Which of them came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,22 +32,37 @@ pub struct ReloadSignals(Signal);
 #[derive(Debug)]
 pub struct UpgradeSignals(Signal);
 
-/// From here on SIGHUP and SIGUSR2 don't end this process: those that come before the node can act on them are kept for
-/// then. To be called before anything else, outside of a tokio runtime.
+/// From here on SIGHUP and SIGUSR2 wait until the node can act on them, see [`admit`]. To be called before anything else.
 ///
 /// # Errors
 /// The system refuses.
 pub fn hold() -> io::Result<()> {
-    // Whatever runtime a handler is made in, it is the process's own.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(async { ReloadSignals::take().and(UpgradeSignals::take()).map(drop) })
+    Ok([signal::SIGHUP, signal::SIGUSR2].into_iter().collect::<SigSet>().thread_block()?)
+}
+
+/// From here on all of a node's signals wait, in this thread and in those that it starts. They are the first thread's alone:
+/// what another one has heard would be lost where the process goes on as another program.
+///
+/// # Errors
+/// The system refuses.
+pub fn hold_all() -> io::Result<()> {
+    Ok(all().thread_block()?)
+}
+
+/// From here on this thread hears them again, also those that came meanwhile.
+pub(crate) fn admit() -> io::Result<()> {
+    Ok(all().thread_unblock()?)
+}
+
+fn all() -> SigSet {
+    [signal::SIGTERM, signal::SIGINT, signal::SIGHUP, signal::SIGUSR2].into_iter().collect()
 }
 
 impl UpgradeSignals {
     /// # Errors
     /// The system refuses, or there is no tokio runtime with its input and output enabled.
     pub fn take() -> io::Result<Self> {
-        Ok(Self(signal(SignalKind::user_defined2())?))
+        Ok(Self(listen(SignalKind::user_defined2())?))
     }
 
     /// Returns at the next one. Cancel-safe.
@@ -60,7 +76,7 @@ impl ReloadSignals {
     /// # Errors
     /// The system refuses, or there is no tokio runtime with its input and output enabled.
     pub fn take() -> io::Result<Self> {
-        Ok(Self(signal(SignalKind::hangup())?))
+        Ok(Self(listen(SignalKind::hangup())?))
     }
 
     /// Returns at the next one. Cancel-safe.
@@ -74,7 +90,7 @@ impl StopSignals {
     /// # Errors
     /// The system refuses, or there is no tokio runtime with its input and output enabled.
     pub fn take() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
     /// The next one. Cancel-safe.

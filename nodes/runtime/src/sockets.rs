@@ -32,7 +32,6 @@ pub(crate) struct Socket {
 
 /// What a socket is called between parent and children.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Handed {
     /// Unique in the node.
     pub(crate) id: u64,

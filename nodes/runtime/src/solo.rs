@@ -3,14 +3,15 @@
 use std::fmt::Display;
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::sleep;
 use tracing::{error, warn};
 
-use crate::children::Unstarted;
+use crate::children::{READY_TIMEOUT, Unstarted};
 use crate::commands::Reload;
 use crate::config::Timing;
 use crate::context::Context;
@@ -100,7 +101,12 @@ where
     };
     let node = &service.node;
     let Body::Solo(solo) = node.body() else { return ExitCode::FAILURE };
-    tokio::spawn(settle(Arc::clone(node), context.clone()));
+    // Held from the first moment on.
+    let turn = match &node.estate().came {
+        Some(_) => Some(node.upgrades().turn().await),
+        None => None,
+    };
+    tokio::spawn(settle(Arc::clone(node), context.clone(), turn));
     tokio::spawn(let_go(Arc::clone(node), drain));
     let noticed = || {
         node.start_draining();
@@ -110,16 +116,19 @@ where
     let code = tokio::select! {
         code = orders::follow(&service.orders, main(context), noticed, trigger.clone()) => code,
         () = give_over(node, solo, &trigger) => ExitCode::FAILURE,
+        () = overdue(node) => ExitCode::FAILURE,
     };
     if node.should_drain() {
         return code;
     }
     let upgrade = if node.upgrades().over().is_draining() {
-        node.go_on_as(&node.estate().executable, None).await
+        let failed = node.go_on_as_rehearsed().await;
+        // The code of this program has ended: it starts anew.
+        node.go_on_as(Path::new("/proc/self/exe"), Some(failed.to_string())).await
     } else if let Some(came) = node.estate().came.as_ref().filter(|came| came.returned.is_none())
         && !node.was_ready()
     {
-        node.go_back(came, "its code ended before it was ready".to_owned()).await
+        node.go_back(came, "it did not become ready".to_owned()).await
     } else {
         return code;
     };
@@ -136,6 +145,17 @@ async fn give_over(node: &Node, solo: &Solo, trigger: &Trigger) {
     warn!(drain_timeout_ms = timing.drain_timeout_ms, "cut what was still in flight");
 }
 
+/// Returns when a program that has taken over from one that served still isn't ready.
+async fn overdue(node: &Node) {
+    if node.estate().came.as_ref().is_some_and(|came| came.was_ready && came.returned.is_none()) {
+        sleep(READY_TIMEOUT).await;
+        if !node.was_ready() {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
 /// Closes the sockets, as far as the node holds them, once its code accepts no more; not for another program.
 async fn let_go(node: Arc<Node>, drain: Drain) {
     drain.started().await;
@@ -145,7 +165,7 @@ async fn let_go(node: Arc<Node>, drain: Drain) {
 }
 
 /// Tells how an upgrade went, once this program has shown that it can do it.
-async fn settle(node: Arc<Node>, context: Context) {
+async fn settle(node: Arc<Node>, context: Context, _turn: Option<OwnedMutexGuard<()>>) {
     let mut report = context.report();
     if report.wait_for(|report| report.ready).await.is_ok() {
         node.settled();

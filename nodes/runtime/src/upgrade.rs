@@ -27,7 +27,6 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{dup2_stdin, execve};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -57,6 +56,8 @@ pub(crate) enum UpgradeError {
     Refused { path: PathBuf, said: String },
     #[error("{}: it did not say within {seconds} s that it can go on with the node", path.display())]
     Silent { path: PathBuf, seconds: u64 },
+    #[error("{}: it is another one than was rehearsed", path.display())]
+    Replaced { path: PathBuf },
     #[error("the node is about to end")]
     Draining,
     #[error("the node can't be handed over: {0}")]
@@ -149,17 +150,36 @@ impl Succession {
 /// Where the program of this process was started from, links not followed: a later look may find another one there.
 pub fn executable() -> PathBuf {
     let started = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
-    // A bare name was searched for.
-    let named = started.components().count() > 1;
-    match std::path::absolute(&started) {
-        Ok(path) if named && is_program(&path, Path::new("/proc/self/exe")) => path,
-        _ => std::env::current_exe().unwrap_or(started),
-    }
+    let is_ours = |path: &PathBuf| is_program(path, Path::new("/proc/self/exe"));
+    let searched = std::env::var_os("PATH").unwrap_or_default();
+    let found = match started.components().count() {
+        // A bare name was searched for.
+        1 => std::env::split_paths(&searched).map(|folder| folder.join(&started)).find(is_ours),
+        _ => Some(started.clone()),
+    };
+    let absolute = found.and_then(|path| std::path::absolute(path).ok()).filter(is_ours);
+    absolute.or_else(|| std::env::current_exe().ok()).unwrap_or(started)
 }
 
 /// Whether a process runs this one's program.
 pub(crate) fn runs_the_same(pid: u32) -> bool {
     is_program(&Path::new("/proc").join(pid.to_string()).join("exe"), Path::new("/proc/self/exe"))
+}
+
+/// Tells one program from another that takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Fingerprint {
+    pub(crate) fn of(program: &Path) -> io::Result<Self> {
+        let about = fs::metadata(program)?;
+        let changed = (about.ctime(), about.ctime_nsec());
+        Ok(Self { device: about.dev(), inode: about.ino(), changed })
+    }
 }
 
 fn is_program(one: &Path, other: &Path) -> bool {
@@ -172,7 +192,8 @@ pub(crate) fn proc_path(file: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Has this process go on as another program. Returns only where that fails; then all is as before.
+/// Has this process go on as another program, which hears the signals that this thread holds. Returns only where that
+/// fails; then all is as before.
 pub(crate) fn execute(program: &Path, handover: &Handover, descriptors: &[OwnedFd]) -> io::Error {
     let attempt = || {
         let (ours, theirs) = UnixStream::pair()?;
@@ -185,25 +206,13 @@ pub(crate) fn execute(program: &Path, handover: &Handover, descriptors: &[OwnedF
         let stdin = io::stdin().as_fd().try_clone_to_owned()?;
         telemetry::flush();
         dup2_stdin(&theirs)?;
-        // What comes before the new program listens should not end it.
-        signals().thread_block()?;
         let Err(error) = execve(&program, &arguments, &environment);
-        let restored = dup2_stdin(&stdin).and_then(|()| signals().thread_unblock());
-        Err(restored.err().unwrap_or(error).into())
+        Err(dup2_stdin(&stdin).err().unwrap_or(error).into())
     };
     match attempt() {
         Ok(never) => never,
         Err(error) => error,
     }
-}
-
-/// From here on the signals that came meanwhile come: to be called once somebody listens.
-pub(crate) fn listen_again() -> io::Result<()> {
-    Ok(signals().thread_unblock()?)
-}
-
-fn signals() -> SigSet {
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2].into_iter().collect()
 }
 
 fn environment() -> impl Iterator<Item = OsString> {

@@ -344,8 +344,8 @@ fn a_limit_of_files_that_its_connections_exceed_is_told_with_both_figures() {
 fn a_wish_to_reload_that_comes_before_the_node_can_is_kept_until_then() {
     let arguments = Arguments { children: 1, ..Arguments::default() };
     let (mut node, pipe) = Node::spawn_waiting(&arguments);
-    let caught = || u64::from_str_radix(&Node::of_process(node.pid(), "SigCgt:"), 16).unwrap();
-    until("it can take the signal", || caught() & 1 == 1);
+    let held = || u64::from_str_radix(&Node::of_process(node.pid(), "SigBlk:"), 16).unwrap();
+    until("it holds the signal back", || held() & 1 == 1);
     node.signal(Signal::HUP);
     node.go_on(&arguments, pipe);
     until("it is ready", || node.is_ready());

@@ -24,7 +24,6 @@ const DESCRIPTORS: usize = 253;
 
 /// What a child is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Hello {
     pub(crate) kind: String,
     pub(crate) index: u32,
@@ -39,7 +38,6 @@ pub(crate) struct Hello {
 
 /// What a child goes by, and may be told anew while it runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Configuration {
     pub(crate) common: Common,
     /// Of its kind.

@@ -1,6 +1,5 @@
 //! What of a node passes from one program to the next besides its children, and how that is done.
 
-use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -9,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::{
-    ChildrenPart, Handover, Packing, Progress, Succession, UpgradeError, UpgradeStatus, execute, proc_path,
-    rehearse,
+    ChildrenPart, Fingerprint, Handover, Packing, Progress, Succession, UpgradeError, UpgradeStatus, execute,
+    proc_path, rehearse,
 };
 use crate::children::{ChildError, Held};
 use crate::commands::{CommandError, Outcome};
@@ -22,10 +23,14 @@ use crate::drain::{Drain, Trigger};
 use crate::node::{Body, Node, unix_ms};
 use crate::parent::Spec;
 use crate::running::{Claim, Instance};
+use crate::signals;
 use crate::systemd;
 
 /// For the answer to who has ordered the upgrade: with the old program his connection ends.
 const ANSWER_TIME: Duration = Duration::from_millis(50);
+
+/// For what a signal sets off that has been heard.
+const SIGNAL_TIME: Duration = Duration::from_millis(5);
 
 /// What a node has for as long as it runs, by whatever program.
 #[derive(Debug)]
@@ -69,11 +74,31 @@ pub(crate) struct Upgrades {
     last: Mutex<Option<UpgradeStatus>>,
     /// For a node of a single process, whose code has to end first.
     over: (Trigger, Drain),
+    /// As it was rehearsed.
+    rehearsed: Mutex<Option<Fingerprint>>,
+    /// Whether the meta port is served.
+    open: watch::Sender<bool>,
 }
 
 impl Upgrades {
     pub(crate) fn new(last: Option<UpgradeStatus>) -> Self {
-        Self { turn: Arc::default(), last: Mutex::new(last), over: Drain::new() }
+        Self {
+            turn: Arc::default(),
+            last: Mutex::new(last),
+            over: Drain::new(),
+            rehearsed: Mutex::default(),
+            open: watch::Sender::new(true),
+        }
+    }
+
+    /// Whether the meta port should be served: not for the moment in which another program takes over.
+    pub(crate) fn open(&self) -> watch::Receiver<bool> {
+        self.open.subscribe()
+    }
+
+    /// Has no other upgrade begin for as long as this is kept.
+    pub(crate) async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
     }
 
     /// How the last one went, or goes.
@@ -103,6 +128,11 @@ impl Upgrades {
     }
 }
 
+/// The program of this process. It may be allowed to execute it, but not to read it.
+fn image() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
+
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 impl Node {
@@ -129,39 +159,74 @@ impl Node {
             return Err(error.into());
         }
         let node = Arc::clone(self);
-        tokio::spawn(async move {
-            let _turn = turn;
-            sleep(ANSWER_TIME).await;
-            node.go_over().await;
-        });
+        tokio::spawn(async move { node.go_over(turn).await });
         Ok(Outcome { changed: true })
     }
 
     async fn rehearse(&self) -> Result<(), UpgradeError> {
+        let path = &self.estate().executable;
+        let program =
+            Fingerprint::of(path).map_err(|source| UpgradeError::Program { path: path.clone(), source })?;
+        *self.upgrades().rehearsed.lock().unwrap_or_else(PoisonError::into_inner) = Some(program);
         let (handover, descriptors, held) = self.hand_over(None).await?;
         // It takes a while, and is no reason for children to wait.
         drop(held);
-        rehearse(&self.estate().executable, &handover, &descriptors).await
+        rehearse(path, &handover, &descriptors).await
     }
 
-    async fn go_over(&self) {
+    async fn go_over(&self, turn: OwnedMutexGuard<()>) {
         match self.body() {
             Body::Children(_) => {
                 systemd::reloading();
-                let error = self.go_on_as(&self.estate().executable, None).await;
+                let error = self.go_on_as_rehearsed().await;
                 systemd::reloaded();
                 self.upgrades().end(Some(error.to_string()));
             }
-            Body::Solo(_) => self.upgrades().over.0.pull(),
+            Body::Solo(_) => {
+                // Whatever becomes of it, this program takes no further turn.
+                std::mem::forget(turn);
+                self.upgrades().over.0.pull();
+            }
+        }
+    }
+
+    /// Returns only where it fails.
+    pub(crate) async fn go_on_as_rehearsed(&self) -> UpgradeError {
+        let path = &self.estate().executable;
+        let rehearsed = *self.upgrades().rehearsed.lock().unwrap_or_else(PoisonError::into_inner);
+        match Fingerprint::of(path) {
+            Ok(found) if rehearsed == Some(found) => self.go_on_as(path, None).await,
+            Ok(_) => UpgradeError::Replaced { path: path.clone() },
+            Err(source) => UpgradeError::Program { path: path.clone(), source },
         }
     }
 
     /// Returns only where it fails.
     pub(crate) async fn go_on_as(&self, program: &Path, returned: Option<String>) -> UpgradeError {
-        match self.hand_over(returned).await {
-            // The new program would not know of it.
-            Ok(_) if self.should_drain() => UpgradeError::Draining,
-            Ok((handover, descriptors, _held)) => execute(program, &handover, &descriptors).into(),
+        // Who has asked is answered; who asks from here on waits in the socket.
+        self.upgrades().open.send_replace(false);
+        sleep(ANSWER_TIME).await;
+        let error = match self.hand_over(returned).await {
+            Ok((handover, descriptors, _held)) => self.execute(program, &handover, &descriptors).await,
+            Err(error) => error.into(),
+        };
+        self.upgrades().open.send_replace(true);
+        error
+    }
+
+    async fn execute(&self, program: &Path, handover: &Handover, descriptors: &[OwnedFd]) -> UpgradeError {
+        // What comes from here on is for the new program. What has come is heard.
+        if let Err(error) = signals::hold_all() {
+            return error.into();
+        }
+        sleep(SIGNAL_TIME).await;
+        let error = if self.should_drain() {
+            UpgradeError::Draining
+        } else {
+            execute(program, handover, descriptors).into()
+        };
+        match signals::admit() {
+            Ok(()) => error,
             Err(error) => error.into(),
         }
     }
@@ -215,7 +280,7 @@ impl Node {
             upgrade: self.upgrades().last().unwrap_or_else(unknown),
             returned,
             children,
-            image: packing.add(File::open("/proc/self/exe")?)?,
+            image: packing.add(image()?)?,
             stdin: packing.add(io::stdin())?,
             lock: packing.add(estate.claim.lock())?,
             hold: packing.add(&*estate.instance.hold)?,
@@ -226,7 +291,7 @@ impl Node {
     /// Ends what an earlier program has begun: goes by this program's configuration and replaces the children, or goes back.
     pub(crate) async fn settle(&self, spec: Spec) {
         let (Some(came), Body::Children(children)) = (&self.estate().came, self.body()) else { return };
-        let _turn = self.upgrades().turn.lock().await;
+        let _turn = self.upgrades().turn().await;
         let adopted = children.adopt(spec).await;
         self.announce(children.addresses());
         let failed = match (adopted, &came.returned) {
@@ -246,6 +311,9 @@ impl Node {
     /// The same for a node of a single process that has become ready.
     pub(crate) fn settled(&self) {
         if let Some(came) = &self.estate().came {
+            if let Err(error) = self.estate().claim.announce(&self.running()) {
+                error!(%error, "can't tell where the node listens");
+            }
             self.upgrades().end(came.returned.clone());
             systemd::reloaded();
         }

@@ -65,7 +65,14 @@ fn as_many_sockets_as_a_node_may_have_arrive_each_under_its_name() {
 #[test]
 fn what_a_newer_program_says_beyond_is_ignored_and_half_of_it_is_refused() {
     let mut packing = Packing::default();
-    let mut page = serde_json::to_value(handover(&mut packing, ChildrenPart::default())).unwrap();
+    let socket = Socket::new("http", TcpListener::bind("127.0.0.1:0").unwrap());
+    let places = vec![PlacePart { own: packing.sockets(&[socket]).unwrap(), process: None }];
+    let children = ChildrenPart { places, ..ChildrenPart::default() };
+    let mut page = serde_json::to_value(handover(&mut packing, children)).unwrap();
+    let place = &mut page["children"]["places"][0];
+    place["more"] = "of it".into();
+    place["own"][0]["handed"]["more"] = "of it".into();
+    page["upgrade"]["more"] = "of it".into();
     page["more"] = "of it".into();
     serde_json::from_value::<Handover>(page.clone()).unwrap();
     page.as_object_mut().unwrap().remove("lock");
