@@ -70,24 +70,40 @@ struct Row {
     target: String,
     ok: bool,
     changed: bool,
+    /// The versions of an upgrade.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(skip)]
     words: String,
 }
 
+/// What a node has done, where it could.
+struct Done {
+    changed: bool,
+    words: String,
+    /// From which version to which.
+    versions: Option<(String, String)>,
+}
+
 impl Row {
-    fn of(target: &Target, told: anyhow::Result<(bool, String)>) -> Self {
+    fn of(target: &Target, told: anyhow::Result<Done>) -> Self {
         let target = match target.child {
             Some(child) => format!("{}:{child}", target.node),
             None => target.node.clone(),
         };
         match told {
-            Ok((changed, words)) => Self { target, ok: true, changed, error: None, words },
+            Ok(Done { changed, words, versions }) => {
+                let (from, to) = versions.unzip();
+                Self { target, ok: true, changed, from, to, error: None, words }
+            }
             Err(error) => {
                 let error = format!("{error:#}");
                 let words = format!("FAILED: {error}");
-                Self { target, ok: false, changed: false, error: Some(error), words }
+                Self { target, ok: false, changed: false, from: None, to: None, error: Some(error), words }
             }
         }
     }
@@ -95,7 +111,7 @@ impl Row {
     /// Of one that was not told.
     fn left(target: &Target) -> Self {
         let words = "left as it is".to_owned();
-        Self { ok: false, error: Some(words.clone()), words, ..Self::of(target, Ok((false, String::new()))) }
+        Self { words: words.clone(), ..Self::of(target, Err(anyhow::Error::msg(words))) }
     }
 }
 
@@ -175,8 +191,7 @@ impl Commander {
         Row::of(target, self.ask(target, node).await)
     }
 
-    /// Whether anything was changed, and in words.
-    async fn ask(&self, target: &Target, node: &Found) -> anyhow::Result<(bool, String)> {
+    async fn ask(&self, target: &Target, node: &Found) -> anyhow::Result<Done> {
         // Of another machine's node a loopback address may be known only, where another one answers.
         let child = target.child.map(|child| child.to_string());
         let mut query = vec![("node", target.node.as_str())];
@@ -194,17 +209,18 @@ impl Commander {
                 self.end_of(&meta).await?;
             }
             if self.verb == Verb::Upgrade {
-                return Ok((changed, self.upgraded(&meta).await?));
+                return self.upgraded(&meta).await;
             }
             let [done, nothing] = self.verb.done();
-            return Ok((changed, if changed { done } else { nothing }.to_owned()));
+            let words = if changed { done } else { nothing }.to_owned();
+            return Ok(Done { changed, words, versions: None });
         }
         let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
         anyhow::bail!(said.unwrap_or_else(|_| format!("its meta port answers {status}")))
     }
 
     /// Waits until a node goes on as another program, and says which.
-    async fn upgraded(&self, meta: &Meta) -> anyhow::Result<String> {
+    async fn upgraded(&self, meta: &Meta) -> anyhow::Result<Done> {
         let status = meta.url("status", &[])?;
         let page = async || -> anyhow::Result<Page> {
             let answer = meta.client.get(status.clone()).send().await?;
@@ -223,11 +239,14 @@ impl Commander {
         };
         let (version, upgrade) =
             timeout(self.patience, over).await.context("the upgrade goes on, but has not ended in time")?;
-        match upgrade.error {
-            None if upgrade.from == version => Ok(format!("runs its program anew, of version {version}")),
-            None => Ok(format!("upgraded from {} to {version}", upgrade.from)),
-            Some(error) => anyhow::bail!("{error}; it goes on as {version}"),
+        if let Some(error) = upgrade.error {
+            anyhow::bail!("{error}; it goes on as {version}");
         }
+        let words = match upgrade.from == version {
+            true => format!("runs its program anew, of version {version}"),
+            false => format!("upgraded from {} to {version}", upgrade.from),
+        };
+        Ok(Done { changed: true, words, versions: Some((upgrade.from, version)) })
     }
 
     /// Waits until a node that drains has ended.

@@ -17,8 +17,6 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info};
 
@@ -44,33 +42,13 @@ pub const OPERATOR: &str = "protoplex-operator";
 
 /// Answers until it is dropped.
 pub(crate) async fn serve(node: Arc<Node>, guard: Guard, tls: Option<TlsAcceptor>) {
-    let mut open = node.upgrades().open();
-    let mut serving = JoinSet::new();
-    let pages = pages(Arc::clone(&node), guard);
-    // An error means that the node has ended.
-    while open.wait_for(|open| *open).await.is_ok() {
-        match node.estate().meta.try_clone().and_then(TcpListener::from_std) {
-            Ok(socket) => {
-                serving.spawn(answer_until_closed(socket, pages.clone(), tls.clone(), open.clone()))
-            }
-            Err(error) => return error!(%error, "the meta port is lost"),
-        };
-        if open.wait_for(|open| !*open).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Whoever has asked by then is answered to the end.
-async fn answer_until_closed(
-    socket: TcpListener,
-    pages: Router,
-    tls: Option<TlsAcceptor>,
-    mut open: watch::Receiver<bool>,
-) {
-    let pages = pages.into_make_service_with_connect_info::<Caller>();
-    let closed = async move { drop(open.wait_for(|open| !*open).await) };
-    if let Err(error) = axum::serve(Door::new(socket, tls), pages).with_graceful_shutdown(closed).await {
+    let served = async {
+        let socket = TcpListener::from_std(node.estate().meta.try_clone()?)?;
+        let door = Door::new(socket, tls, node.upgrades().open());
+        let pages = pages(Arc::clone(&node), guard).into_make_service_with_connect_info::<Caller>();
+        axum::serve(door, pages).await
+    };
+    if let Err(error) = served.await {
         error!(%error, "the meta port is lost");
     }
 }

@@ -458,7 +458,10 @@ fn an_upgrade_of_every_node_costs_no_request() {
     let before = nodes.map(|node| (cluster.node(node)["pid"].clone(), pids(&cluster, node)));
     under_load(&cluster, || {
         let done = cluster.json(&["upgrade"]);
-        assert_eq!(done, json!(nodes.map(|target| json!({"target": target, "ok": true, "changed": true}))));
+        let version = env!("CARGO_PKG_VERSION");
+        let row =
+            |target| json!({"target": target, "ok": true, "changed": true, "from": version, "to": version});
+        assert_eq!(done, json!(nodes.map(row)));
     });
     for (node, (pid, children)) in nodes.iter().zip(&before) {
         assert_eq!(cluster.node(node)["pid"], *pid, "of {node}");

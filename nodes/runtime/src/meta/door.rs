@@ -14,6 +14,7 @@ use protoplex_wire::identity::{Identity, SERVER_NAME};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -166,14 +167,16 @@ type Connection = Either<TcpStream, TlsStream<TcpStream>>;
 /// The socket, and those who have come but not said yet who they are.
 pub(crate) struct Door {
     socket: TcpListener,
+    /// Otherwise whoever comes waits in the socket.
+    open: watch::Receiver<bool>,
     tls: Option<TlsAcceptor>,
     shaking: JoinSet<Option<(Connection, Caller)>>,
 }
 
 impl Door {
     /// One that speaks TLS, where it is given how.
-    pub(crate) fn new(socket: TcpListener, tls: Option<TlsAcceptor>) -> Self {
-        Self { socket, tls, shaking: JoinSet::new() }
+    pub(crate) fn new(socket: TcpListener, tls: Option<TlsAcceptor>, open: watch::Receiver<bool>) -> Self {
+        Self { socket, open, tls, shaking: JoinSet::new() }
     }
 }
 
@@ -183,9 +186,11 @@ impl Listener for Door {
 
     async fn accept(&mut self) -> (Connection, Caller) {
         loop {
-            // Both arms are cancel-safe.
+            let accepts = self.shaking.len() < SHAKING && *self.open.borrow_and_update();
+            // Every arm is cancel-safe.
             tokio::select! {
-                accepted = self.socket.accept(), if self.shaking.len() < SHAKING => match (accepted, &self.tls) {
+                Ok(()) = self.open.changed() => {}
+                accepted = self.socket.accept(), if accepts => match (accepted, &self.tls) {
                     (Ok((stream, _)), None) => return (Either::Left(stream), Caller::Plain),
                     (Ok((stream, _)), Some(tls)) => drop(self.shaking.spawn(greet(stream, tls.clone()))),
                     (Err(error), _) => {

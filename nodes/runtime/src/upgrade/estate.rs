@@ -203,7 +203,7 @@ impl Node {
 
     /// Returns only where it fails.
     pub(crate) async fn go_on_as(&self, program: &Path, returned: Option<String>) -> UpgradeError {
-        // Who has asked is answered; who asks from here on waits in the socket.
+        // Who has come is answered; who comes from here on waits in the socket.
         self.upgrades().open.send_replace(false);
         sleep(ANSWER_TIME).await;
         let error = match self.hand_over(returned).await {

@@ -165,6 +165,9 @@ fn run(children: u32, bound: Bound, reload: Reload) -> ExitCode {
 
 async fn serve(context: Context) -> io::Result<()> {
     let config: Config = context.config()?;
+    if flaw() == "hangs" {
+        std::future::pending::<()>().await;
+    }
     let flawed = format!("child {}", context.index()) == flaw();
     if config.hopeless == Some(context.index()) || flawed {
         return Err(io::Error::other("hopeless"));

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protoplex_runtime::supervisor::{Policy, Process};
 use rustix::process::Signal;
@@ -308,4 +308,81 @@ fn row_an_upgrade_of_a_node_that_drains_is_refused() {
     until("the drain is announced", || !node.is_ready());
     let (status, said) = node.command("/upgrade");
     assert_eq!((status, &said["detail"]), (409, &Value::from("the node is about to end")));
+}
+
+#[test]
+fn no_order_to_end_is_lost_while_one_program_follows_the_other() {
+    // From before the old program hands over to after the new one listens.
+    for wait_ms in (30..130).step_by(4) {
+        let mut node = Node::start_own(&Arguments { children: 1, own: false, ..Arguments::default() });
+        let _told = node.command_and_leave("/upgrade");
+        until("it is under way", || !["", "failed"].contains(&upgrade(&node).0.as_str()));
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        node.signal(Signal::TERM);
+        assert_eq!(node.wait(), Some(0), "after {wait_ms} ms");
+    }
+}
+
+#[test]
+fn whoever_asks_the_meta_port_meanwhile_is_answered() {
+    let node = Node::start_own(&Arguments::default());
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let _stop = StopOnDrop(&stop);
+                while !stop.load(Ordering::Relaxed) {
+                    let (head, _) = node.request("GET", "/readyz").expect("nobody is cut");
+                    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+                }
+            });
+        }
+        let _stop = StopOnDrop(&stop);
+        for _ in 0..5 {
+            assert_eq!(upgraded(&node), ("done".to_owned(), String::new()));
+        }
+    });
+}
+
+#[test]
+fn an_announcement_that_can_not_be_written_is_no_reason_to_end() {
+    let node = Node::start_own(&Arguments::default());
+    std::fs::create_dir(node.run_file("fixture-1.json.new")).unwrap();
+    assert_eq!(upgraded(&node), ("done".to_owned(), String::new()));
+    assert!(node.is_ready() && node.run_file("fixture-1.json").exists());
+}
+
+#[test]
+fn a_new_child_that_hangs_is_ended_before_the_old_program_goes_on() {
+    let node = Node::start_own(&Arguments { children: 1, own: false, ..Arguments::default() });
+    let first = node.child(0).pid;
+    node.replace_program("hangs");
+    assert_eq!(node.command("/upgrade").0, 200);
+    // It has 20 s to become ready.
+    let begun = Instant::now();
+    while !is_over(&node) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it takes too long");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (progress, error) = upgrade(&node);
+    assert!(progress == "failed" && error.contains("child 0 is STARTING"), "{progress} {error}");
+    assert_eq!(node.child(0).pid, first);
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", node.pid())).unwrap();
+    assert_eq!(children.split_whitespace().count(), 1, "of them it left none behind: {children}");
+}
+
+#[test]
+fn a_node_of_one_process_whose_program_was_replaced_meanwhile_goes_on_as_it_was() {
+    let node = Node::start_own(&Arguments { children: 0, ..Arguments::default() });
+    let mut client = Client::connect(node.http());
+    client.ask("who").unwrap();
+    assert_eq!(node.command("/upgrade").0, 200);
+    // Its code still ends: there is somebody to serve.
+    replace(&node.program(), b"no program");
+    drop(client);
+    until("the upgrade is over", || node.request("GET", "/status").is_ok() && is_over(&node));
+    let (progress, error) = upgrade(&node);
+    assert!(progress == "failed" && error.contains("it is another one than was rehearsed"), "{error}");
+    until("it serves", || node.is_ready());
+    assert_eq!(Client::connect(node.http()).ask("who").unwrap().1, node.pid());
 }
