@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 use super::*;
 
 /// More than all buffers between two ends together.
-const FLOOD: usize = 64 << 20;
+const FLOOD: usize = 160 << 20;
 /// Longer than a stream that is not held up needs for its next step.
 const STALL: Duration = Duration::from_millis(300);
 
