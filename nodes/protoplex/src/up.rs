@@ -73,14 +73,14 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
     Identity::open_or_create(&settings.data.join("cluster"))?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let has_terminal = terminal();
+    let terminal = Terminal::here();
     runtime.block_on(async {
         let mut stop = StopSignals::take()?;
         let (reloads, upgrades) = (ReloadSignals::take()?, UpgradeSignals::take()?);
         let nodes = Nodes::start(&common, &settings)?;
         let outcome = tokio::select! {
-            outcome = nodes.serve(&common, &settings) => outcome,
-            () = nodes.pass_on(reloads, upgrades, has_terminal) => Ok(ExitCode::SUCCESS),
+            outcome = nodes.serve(&common, &settings, terminal) => outcome,
+            () = nodes.pass_on(reloads, upgrades, terminal) => Ok(ExitCode::SUCCESS),
             _ = stop.next() => {
                 let patience = settings.drain.drain_timeout().as_secs();
                 output::tell(&format!(
@@ -122,13 +122,13 @@ impl Nodes {
 
     /// Has every node read its configuration anew at each SIGHUP, and go on as another program at each SIGUSR2. Returns where
     /// SIGHUP says that the terminal which `up` was started in is closed.
-    async fn pass_on(&self, mut reloads: ReloadSignals, mut upgrades: UpgradeSignals, has_terminal: bool) {
+    async fn pass_on(&self, mut reloads: ReloadSignals, mut upgrades: UpgradeSignals, terminal: Terminal) {
         loop {
             let signal = tokio::select! {
                 () = reloads.next() => Signal::HUP,
                 () = upgrades.next() => Signal::USR2,
             };
-            if signal == Signal::HUP && has_terminal && !terminal() {
+            if signal == Signal::HUP && terminal.is_closed() {
                 return;
             }
             for (_, process) in &self.nodes {
@@ -139,11 +139,20 @@ impl Nodes {
         }
     }
 
-    /// Tells what there is once all runs, and returns when a node has died too often to be started again, or when an
-    /// operator has drained them all.
-    async fn serve(&self, common: &Common, settings: &Settings) -> anyhow::Result<ExitCode> {
+    /// Tells what there is once all runs, and returns when a node has died too often to be started again, when an
+    /// operator has drained them all, or when the terminal closes that it tells this to.
+    async fn serve(
+        &self,
+        common: &Common,
+        settings: &Settings,
+        terminal: Terminal,
+    ) -> anyhow::Result<ExitCode> {
         let text = self.introduce(common, settings).await?;
-        output::write(text.as_bytes())?;
+        match output::write(text.as_bytes()) {
+            // SIGHUP will say the same, but may come later.
+            Err(_) if terminal.is_closed() => return Ok(ExitCode::SUCCESS),
+            written => written?,
+        }
         tokio::select! {
             () = self.any_given_up() => Ok(ExitCode::FAILURE),
             () = self.all_drained() => Ok(ExitCode::SUCCESS),
@@ -230,9 +239,24 @@ impl Nodes {
     }
 }
 
-/// Whether this process is still in a terminal.
-fn terminal() -> bool {
-    File::open("/dev/tty").is_ok()
+/// The terminal that this process was started in, if in any.
+#[derive(Clone, Copy)]
+struct Terminal {
+    existed: bool,
+}
+
+impl Terminal {
+    fn here() -> Self {
+        Self { existed: Self::opens() }
+    }
+
+    fn is_closed(self) -> bool {
+        self.existed && !Self::opens()
+    }
+
+    fn opens() -> bool {
+        File::open("/dev/tty").is_ok()
+    }
 }
 
 fn arguments(kind: Kind, common: &Common, settings: &Settings, logs: &Path) -> Vec<OsString> {
