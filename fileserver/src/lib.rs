@@ -13,6 +13,7 @@ mod request;
 
 mod app_files;
 mod credential;
+mod datastore;
 mod refusal;
 mod registrations;
 mod s3_files;

@@ -7,11 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lru::LruCache;
 use metrics::counter;
-use protoplex_wire::identity::TrustedChannel;
-use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::{self, FindSiteRequest};
-use tokio::time::timeout;
 
+use crate::datastore::{Client, Datastore};
 use crate::host::VirtualHost;
 use crate::path::FilePath;
 use crate::reference::Reference;
@@ -43,13 +41,11 @@ pub(crate) enum SiteError {
     Damaged,
 }
 
-pub(crate) type Client = DatastoreClient<TrustedChannel>;
 type Key = (VirtualHost, FilePath);
 
 /// The sites as one child sees them.
 pub(crate) struct VhostFiles {
-    /// The present connection; none before the seed has told where the datastore is.
-    datastore: Box<dyn Fn() -> Option<Client>>,
+    datastore: Datastore,
     registrations: Rc<Registrations>,
     known: RefCell<Known>,
 }
@@ -59,7 +55,7 @@ impl VhostFiles {
         datastore: impl Fn() -> Option<Client> + 'static,
         registrations: Rc<Registrations>,
     ) -> Self {
-        Self { datastore: Box::new(datastore), registrations, known: RefCell::default() }
+        Self { datastore: Datastore::new(datastore), registrations, known: RefCell::default() }
     }
 
     /// What a site has at a path; none where it has nothing.
@@ -88,13 +84,11 @@ impl VhostFiles {
     }
 
     async fn look_up(&self, host: &VirtualHost, path: &FilePath) -> Result<Option<Site>, SiteError> {
-        let away = |reason: &str| SiteError::Away(reason.to_owned());
-        let mut client = (self.datastore)().ok_or_else(|| away("the seed has not told where it is"))?;
         let request = FindSiteRequest { host: host.to_string(), path: path.to_string() };
-        let reply = timeout(LOOKUP_TIMEOUT, client.find_site(request)).await;
-        let reply =
-            reply.map_err(|_| away("it does not answer"))?.map_err(|status| away(status.message()))?;
-        reply.into_inner().site.map(Site::try_from).transpose()
+        let call = async |mut client: Client| client.find_site(request.clone()).await;
+        let reply = self.datastore.ask_again(LOOKUP_TIMEOUT, call).await;
+        let reply = reply.map_err(|status| SiteError::Away(status.message().to_owned()))?;
+        reply.site.map(Site::try_from).transpose()
     }
 }
 

@@ -32,6 +32,7 @@ use tokio::task::LocalSet;
 use super::*;
 use crate::cache::Cache;
 use crate::credential::Credentials;
+use crate::datastore::Client;
 use crate::object::Meta;
 use crate::progress::Live;
 use crate::registrations::Registrations;
@@ -42,7 +43,6 @@ use crate::storage::contract_tests::{noise, stage};
 use crate::storage::directory::Directory;
 use crate::storage::fault_s3::{Fault, FaultS3};
 use crate::upload::Records;
-use crate::vhost_files::Client;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -2,41 +2,33 @@
 
 use std::time::Duration;
 
-use protoplex_wire::identity::TrustedChannel;
-use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::{
     AbortUploadRequest, BeginUploadReply, BeginUploadRequest, CompleteUploadReply, CompleteUploadRequest,
     FindFileRequest, FindSiteRequest, MarkStoredRequest, Site, StoredFile, TokenRefusal,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tonic::{Code, Status};
 
 use super::intent::Sender;
 use super::refusal::Refusal;
 use super::unix_time_ms;
+use crate::datastore::{ATTEMPTS, Client, Datastore, PAUSE};
 use crate::path::FilePath;
 use crate::reference::Reference;
 use crate::staging::{Journal, Staged};
 
 /// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often an upload is offered to a datastore that doesn't say whether it has recorded it.
-const COMPLETE_ATTEMPTS: u32 = 3;
-const COMPLETE_PAUSE: Duration = Duration::from_millis(200);
-
-/// A connection to the datastore.
-pub(crate) type Client = DatastoreClient<TrustedChannel>;
 
 /// The datastore as uploads see it.
 pub(crate) struct Records {
-    /// The present connection; `None` before the seed has told where the datastore is.
-    client: Box<dyn Fn() -> Option<Client>>,
+    datastore: Datastore,
     node: String,
 }
 
 impl Records {
     pub(crate) fn new(node: &str, client: impl Fn() -> Option<Client> + 'static) -> Self {
-        Self { client: Box::new(client), node: node.to_owned() }
+        Self { datastore: Datastore::new(client), node: node.to_owned() }
     }
 
     /// Whether a token opens an upload, and until when; nothing is taken of it.
@@ -54,7 +46,7 @@ impl Records {
             upload: String::new(),
             watch: sender.watch.clone(),
         };
-        granted(self.call(async |mut client| client.check_upload(request).await).await?)
+        granted(self.call(async |mut client| client.check_upload(request.clone()).await).await?)
     }
 
     /// Takes a use and the quota of the token, for as many bytes as the reply says.
@@ -67,23 +59,23 @@ impl Records {
             upload: journal.upload.clone(),
             watch: journal.watch.clone(),
         };
-        granted(self.call(async |mut client| client.begin_upload(request).await).await?)
+        granted(self.call(async |mut client| client.begin_upload(request.clone()).await).await?)
     }
 
     /// Gives use and quota back; an upload that is recorded stays so.
     pub(crate) async fn abort(&self, upload: &str) -> Result<(), Refusal> {
         let request = AbortUploadRequest { upload: upload.to_owned() };
-        self.call(async |mut client| client.abort_upload(request).await).await.map(drop)
+        self.call(async |mut client| client.abort_upload(request.clone()).await).await.map(drop)
     }
 
     pub(crate) async fn find_file(&self, reference: &Reference) -> Result<Option<StoredFile>, Refusal> {
         let request = FindFileRequest { reference: reference.to_string() };
-        self.call(async |mut client| client.find_file(request).await).await.map(|reply| reply.file)
+        self.call(async |mut client| client.find_file(request.clone()).await).await.map(|reply| reply.file)
     }
 
     pub(crate) async fn find_site(&self, host: &str, path: &str) -> Result<Option<Site>, Refusal> {
         let request = FindSiteRequest { host: host.to_owned(), path: path.to_owned() };
-        self.call(async |mut client| client.find_site(request).await).await.map(|reply| reply.site)
+        self.call(async |mut client| client.find_site(request.clone()).await).await.map(|reply| reply.site)
     }
 
     /// Records an upload: file and site in one. A call without an answer is repeated, which changes nothing.
@@ -100,14 +92,15 @@ impl Records {
             content_type: journal.content_type.clone(),
         };
         for attempt in 1.. {
-            match self.ask(async |mut client| client.complete_upload(request.clone()).await).await {
+            let call = async |mut client: Client| client.complete_upload(request.clone()).await;
+            match self.datastore.ask(CALL_TIMEOUT, call).await {
                 Ok(CompleteUploadReply { file: Some(file), existed }) => return Ok((file, existed)),
                 Err(status) if status.code() == Code::ResourceExhausted => return Err(Refusal::DiskFull),
                 Err(status) if is_final(status.code()) => {
                     return Err(Refusal::Ended(status.message().to_owned()));
                 }
-                _ if attempt == COMPLETE_ATTEMPTS => break,
-                _ => sleep(COMPLETE_PAUSE).await,
+                _ if attempt == ATTEMPTS => break,
+                _ => sleep(PAUSE).await,
             }
         }
         Err(Refusal::Undecided)
@@ -116,7 +109,7 @@ impl Records {
     /// Records that the storage has the body.
     pub(crate) async fn mark_stored(&self, reference: &Reference) -> Result<(), Refusal> {
         let request = MarkStoredRequest { reference: reference.to_string() };
-        self.call(async |mut client| client.mark_stored(request).await).await.map(drop)
+        self.call(async |mut client| client.mark_stored(request.clone()).await).await.map(drop)
     }
 
     fn file(&self, staged: &Staged) -> StoredFile {
@@ -133,25 +126,15 @@ impl Records {
         }
     }
 
+    /// None of these calls changes anything when it is repeated.
     async fn call<T>(
         &self,
-        call: impl AsyncFnOnce(Client) -> Result<tonic::Response<T>, Status>,
+        call: impl AsyncFn(Client) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, Refusal> {
-        self.ask(call).await.map_err(|status| {
+        self.datastore.ask_again(CALL_TIMEOUT, call).await.map_err(|status| {
             tracing::warn!(code = ?status.code(), reason = status.message(), "the datastore did not answer");
             if status.code() == Code::ResourceExhausted { Refusal::DiskFull } else { Refusal::DatastoreAway }
         })
-    }
-
-    async fn ask<T>(
-        &self,
-        call: impl AsyncFnOnce(Client) -> Result<tonic::Response<T>, Status>,
-    ) -> Result<T, Status> {
-        let client = (self.client)().ok_or_else(|| Status::unavailable("nobody told yet where it is"))?;
-        match timeout(CALL_TIMEOUT, call(client)).await {
-            Ok(reply) => reply.map(tonic::Response::into_inner),
-            Err(_) => Err(Status::deadline_exceeded("no answer in time")),
-        }
     }
 }
 

@@ -95,11 +95,10 @@ impl Spec {
         causes.extend(telemetry::start(&common.telemetry, &common.node, None).err().map(StartCause::from));
         StartError::unless_empty(causes)?;
 
-        let (meta, address) = match activated.claim(common.meta) {
-            Some(meta) => (meta, common.meta),
-            None => as_root(|| sockets::listen(META, common.meta, false))?,
+        let meta = match activated.claim(common.meta) {
+            Some(meta) => meta,
+            None => as_root(|| sockets::listen(META, common.meta, false))?.0,
         };
-        let mut addresses = vec![Address { name: META.to_owned(), child: None, address }];
         // Late, so that orphans have had the time to go.
         let instance = claim.instance()?;
         let children = as_root(|| Children::bind(self.clone(), &instance, &mut activated))?;
@@ -112,9 +111,6 @@ impl Spec {
             }
             None => {}
         }
-        addresses.extend(children.addresses());
-        let running = self.running(unix_ms(), addresses);
-        claim.announce(&running)?;
         let estate = Estate {
             claim,
             instance,
@@ -126,7 +122,9 @@ impl Spec {
             started: Instant::now(),
             came: None,
         };
-        Ok(self.bound(children, running, estate, address))
+        let bound = self.bound(children, estate, unix_ms())?;
+        bound.station.estate.claim.announce(&bound.station.running.borrow())?;
+        Ok(bound)
     }
 
     /// Takes what another program hands over, and opens its log.
@@ -156,11 +154,6 @@ impl Spec {
         StartError::unless_empty(sockets::probe(&fresh, false))?;
         descriptors::check(&self);
 
-        let address = meta.local_addr()?;
-        let mut addresses = vec![Address { name: META.to_owned(), child: None, address }];
-        addresses.extend(children.addresses());
-        // It is announced anew once this program has shown that it can go on with it.
-        let running = self.running(handover.started_at_ms, addresses);
         let uptime = Duration::from_millis(handover.uptime_ms);
         let estate = Estate {
             claim,
@@ -173,7 +166,8 @@ impl Spec {
             started: Instant::now().checked_sub(uptime).unwrap_or_else(Instant::now),
             came: Some(came),
         };
-        Ok(self.bound(children, running, estate, address))
+        // It is announced anew once this program has shown that it can go on with it.
+        Ok(self.bound(children, estate, handover.started_at_ms)?)
     }
 
     /// What makes it another node than the one that is handed over.
@@ -189,8 +183,11 @@ impl Spec {
         strange.into_iter().find_map(|(differs, what)| differs.then_some(StartCause::Succession(what)))
     }
 
-    fn running(&self, started_at_ms: u64, addresses: Vec<Address>) -> Running {
-        Running {
+    fn bound(self, children: Unstarted, estate: Estate, started_at_ms: u64) -> io::Result<Bound> {
+        let meta = estate.meta.local_addr()?;
+        let mut addresses = vec![Address { name: META.to_owned(), child: None, address: meta }];
+        addresses.extend(children.addresses());
+        let running = Running {
             node: self.common.node.clone(),
             kind: self.kind.to_owned(),
             pid: std::process::id(),
@@ -198,10 +195,7 @@ impl Spec {
             started_at_ms,
             children: self.children,
             addresses,
-        }
-    }
-
-    fn bound(self, children: Unstarted, running: Running, estate: Estate, meta: SocketAddr) -> Bound {
+        };
         let station = Station {
             running: watch::Sender::new(running),
             estate,
@@ -210,7 +204,7 @@ impl Spec {
             tls: None,
             state: watch::Sender::new(NodeState::default()),
         };
-        Bound { children, spec: self, station }
+        Ok(Bound { children, spec: self, station })
     }
 
     /// What a child is told of it.

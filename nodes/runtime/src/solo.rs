@@ -132,6 +132,9 @@ where
     } else {
         return code;
     };
+    if node.should_drain() {
+        return code;
+    }
     error!(error = %upgrade, "there is no program to go on with");
     ExitCode::FAILURE
 }

@@ -21,13 +21,13 @@ use protoplex_wire::proto::{CreateTokenRequest, FindSiteRequest, ListFilesReques
 use serde_json::Value;
 use tokio::task::LocalSet;
 
+use crate::datastore::Client;
 use crate::object::{BODY_OFFSET, Encoding, Meta};
 use crate::progress::{Live, Notice};
 use crate::reference::Reference;
 use crate::staging::Staging;
 use crate::storage::Bodies;
 use crate::storage::directory::Directory;
-use crate::upload::records::Client;
 use crate::upload::{MAX_RECORDINGS, Records, Uploads};
 
 /// How long a condition may take to come true.

@@ -128,6 +128,12 @@ impl Upgrades {
     }
 }
 
+impl UpgradeStatus {
+    fn begun() -> Self {
+        Self { at_ms: unix_ms(), progress: Progress::UnderWay, from: VERSION.to_owned(), error: None }
+    }
+}
+
 /// The program of this process. It may be allowed to execute it, but not to read it.
 fn image() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
@@ -147,13 +153,7 @@ impl Node {
         };
         let executable = &self.estate().executable;
         info!(executable = %executable.display(), "an upgrade is rehearsed");
-        let begun = UpgradeStatus {
-            at_ms: unix_ms(),
-            progress: Progress::UnderWay,
-            from: VERSION.to_owned(),
-            error: None,
-        };
-        self.upgrades().note(begun);
+        self.upgrades().note(UpgradeStatus::begun());
         if let Err(error) = self.rehearse().await {
             self.upgrades().end(Some(error.to_string()));
             return Err(error.into());
@@ -260,12 +260,6 @@ impl Node {
         packing: &mut Packing,
     ) -> io::Result<Handover> {
         let (estate, about) = (self.estate(), self.running());
-        let unknown = || UpgradeStatus {
-            at_ms: unix_ms(),
-            progress: Progress::UnderWay,
-            from: VERSION.to_owned(),
-            error: None,
-        };
         Ok(Handover {
             node: about.node,
             kind: about.kind,
@@ -277,7 +271,7 @@ impl Node {
             was_ready: self.was_ready(),
             supervised: estate.supervisor.is_some(),
             executable: estate.executable.clone(),
-            upgrade: self.upgrades().last().unwrap_or_else(unknown),
+            upgrade: self.upgrades().last().unwrap_or_else(UpgradeStatus::begun),
             returned,
             children,
             image: packing.add(image()?)?,
