@@ -1,19 +1,19 @@
 //! Where connections come in: the ports, as they come and go, and how many connections there may be.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::fast::FixedState;
 use protoplex_runtime::context::PortChange;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{sleep, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::connection::connection;
@@ -37,13 +37,8 @@ pub(crate) struct Door<S> {
     permits: Arc<Semaphore>,
     /// So many were given out.
     most: Cell<usize>,
-    connections: RefCell<JoinSet<()>>,
-    /// By which each of them can be cut.
-    handles: RefCell<HashMap<Id, AbortHandle, FixedState>>,
+    connections: Connections,
 }
-
-/// Room for the handles of so many connections is kept in any case.
-const FEW: usize = 256;
 
 impl<S: Service + 'static> Door<S> {
     pub(crate) fn new(tuning: Tuning, server: Server<S>) -> Self {
@@ -53,8 +48,7 @@ impl<S: Service + 'static> Door<S> {
             tuning,
             permits: Arc::new(Semaphore::new(most)),
             most: Cell::new(most),
-            connections: RefCell::default(),
-            handles: RefCell::default(),
+            connections: Connections::default(),
         }
     }
 
@@ -93,35 +87,17 @@ impl<S: Service + 'static> Door<S> {
             // The certificate of a new port comes right behind it. In the clear it is never served.
             return;
         }
-        let task = connection(stream, peer, port, self.server(), permit);
-        self.reap();
-        let handle = self.connections.borrow_mut().spawn_local(task);
-        self.handles.borrow_mut().insert(handle.id(), handle);
+        self.connections.spawn(connection(stream, peer, port, self.server(), permit));
     }
 
     /// Lets go of the memory that connections had which have ended.
     pub(crate) fn reap(&self) {
-        let mut connections = self.connections.borrow_mut();
-        while let Some(ended) = connections.try_join_next_with_id() {
-            self.forget(ended);
-        }
-        let mut handles = self.handles.borrow_mut();
-        if handles.len() < handles.capacity() / 4 {
-            // A burst may have needed many more.
-            handles.shrink_to(FEW);
-        }
-    }
-
-    fn forget(&self, ended: Result<(Id, ()), JoinError>) {
-        self.handles.borrow_mut().remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
+        self.connections.reap();
     }
 
     /// Returns when all connections have ended. No more may come in.
     pub(crate) async fn empty(&self) {
-        let mut connections = self.connections.take();
-        while let Some(ended) = connections.join_next_with_id().await {
-            self.forget(ended);
-        }
+        self.connections.empty().await;
     }
 
     /// Cuts the connections that have no time left in a drain, once it has started. Never ends.
@@ -131,11 +107,61 @@ impl<S: Service + 'static> Door<S> {
         let mut last = server.drain.since();
         while let Some(at) = last.and_then(|last| server.ledger.tally.next_cut(&server.drain, last)) {
             sleep_until(at).await;
-            let is_cut = |connection: &Id| server.ledger.tally.is_cut(&server.drain, *connection, at);
-            self.handles.borrow_mut().extract_if(|id, _| is_cut(id)).for_each(|(_, handle)| handle.abort());
+            self.connections.cut(|connection| server.ledger.tally.is_cut(&server.drain, connection, at));
             last = Some(at);
         }
         std::future::pending().await
+    }
+}
+
+/// The tasks of connections. They end with it. A [`JoinSet`], which can't end some of them, takes ten times the memory for
+/// each.
+#[derive(Default)]
+struct Connections {
+    alive: TaskTracker,
+    /// Also of some that have ended, and whose memory they hold.
+    handles: RefCell<Vec<AbortHandle>>,
+}
+
+/// So many that have ended are kept at most, beyond as many as are alive.
+const ENDED: usize = 64;
+
+impl Connections {
+    fn spawn(&self, connection: impl Future<Output = ()> + 'static) {
+        if self.handles.borrow().len() >= 2 * self.alive.len() + ENDED {
+            self.reap();
+        }
+        self.handles.borrow_mut().push(self.alive.spawn_local(connection).abort_handle());
+    }
+
+    fn reap(&self) {
+        let mut handles = self.handles.borrow_mut();
+        handles.retain(|handle| !handle.is_finished());
+        if handles.len() < handles.capacity() / 4 {
+            // A burst may have needed many more.
+            handles.shrink_to(ENDED);
+        }
+    }
+
+    /// Ends those for which `is_cut` says so.
+    fn cut(&self, is_cut: impl Fn(Id) -> bool) {
+        self.reap();
+        self.handles
+            .borrow_mut()
+            .extract_if(.., |handle| is_cut(handle.id()))
+            .for_each(|handle| handle.abort());
+    }
+
+    /// Returns when all have ended. No more may come.
+    async fn empty(&self) {
+        self.alive.close();
+        self.alive.wait().await;
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.handles.take().iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -274,10 +300,11 @@ mod tests {
                 door.admit(stream, peer, &Speaks::Plain, permit);
             }
             let begun = Instant::now();
-            while !door.connections.borrow().is_empty() && begun.elapsed() < Duration::from_secs(10) {
+            let handles = || door.connections.handles.borrow().len();
+            while handles() > 0 && begun.elapsed() < Duration::from_secs(10) {
                 sleep(Duration::from_millis(100)).await;
             }
-            door.connections.borrow().len()
+            handles()
         };
         let left = local.run_until(async {
             tokio::select! {
