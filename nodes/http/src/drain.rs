@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use metrics::{Counter, counter};
-use protoplex_runtime::drain::Drain;
+use protoplex_runtime::drain::{Drain, Drained};
 use tokio::task::Id;
 use tokio::time::Instant;
 
@@ -226,7 +226,7 @@ impl Tally {
         self.counts[what as usize].get()
     }
 
-    fn details(&self) -> serde_json::Value {
+    fn drained(&self) -> Drained {
         What::ALL.iter().map(|(what, name)| (*name, self.count(*what))).collect()
     }
 }
@@ -295,7 +295,7 @@ impl Report<'_> {
     /// On the status page, and in the metrics.
     pub(crate) fn show(&self) {
         self.ledger.tally.settle(false);
-        self.surroundings.show_drain(self.ledger.tally.details());
+        self.surroundings.show_drain(self.ledger.tally.drained());
     }
 }
 
@@ -304,7 +304,7 @@ impl Drop for Report<'_> {
         let Some(since) = self.surroundings.drain.since() else { return };
         let tally = &self.ledger.tally;
         tally.settle(true);
-        self.surroundings.show_drain(tally.details());
+        self.surroundings.show_drain(tally.drained());
         tracing::info!(
             took_ms = since.elapsed().as_millis() as u64,
             requests_finished = tally.count(What::RequestsFinished),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use protoplex_runtime::context::Context;
-use protoplex_runtime::drain::Drain;
+use protoplex_runtime::drain::{Drain, Drained};
 use protoplex_runtime::memory::{Memory, Sample};
 
 /// What [`crate::serve`] is told by its process, and where it tells of itself. A drain alone will do.
@@ -43,9 +43,9 @@ impl Surroundings {
     }
 
     /// Shows how a drain goes on.
-    pub(crate) fn show_drain(&self, counts: serde_json::Value) {
+    pub(crate) fn show_drain(&self, drained: Drained) {
         if let Some(context) = &self.context {
-            context.detail("drain", counts);
+            context.drained(drained);
         }
     }
 

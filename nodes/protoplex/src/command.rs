@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use protoplex_runtime::drain::Drained;
 use protoplex_runtime::meta::OPERATOR;
 use protoplex_wire::identity::Identity;
 use reqwest::{Client, StatusCode};
@@ -70,11 +71,8 @@ struct Row {
     target: String,
     ok: bool,
     changed: bool,
-    /// The versions of an upgrade.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    to: Option<String>,
+    #[serde(flatten)]
+    details: Details,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(skip)]
@@ -85,8 +83,20 @@ struct Row {
 struct Done {
     changed: bool,
     words: String,
-    /// From which version to which.
-    versions: Option<(String, String)>,
+    details: Details,
+}
+
+/// What only some commands have to tell.
+#[derive(Default, Serialize)]
+struct Details {
+    /// The versions of an upgrade.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
+    /// What became of the work of whom it ended.
+    #[serde(skip_serializing_if = "Drained::is_empty")]
+    drained: Drained,
 }
 
 impl Row {
@@ -96,14 +106,14 @@ impl Row {
             None => target.node.clone(),
         };
         match told {
-            Ok(Done { changed, words, versions }) => {
-                let (from, to) = versions.unzip();
-                Self { target, ok: true, changed, from, to, error: None, words }
+            Ok(Done { changed, words, details }) => {
+                Self { target, ok: true, changed, details, error: None, words }
             }
             Err(error) => {
                 let error = format!("{error:#}");
                 let words = format!("FAILED: {error}");
-                Self { target, ok: false, changed: false, from: None, to: None, error: Some(error), words }
+                let details = Details::default();
+                Self { target, ok: false, changed: false, details, error: Some(error), words }
             }
         }
     }
@@ -118,6 +128,8 @@ impl Row {
 #[derive(Deserialize)]
 struct Outcome {
     changed: bool,
+    #[serde(default)]
+    drained: Drained,
 }
 
 #[derive(Deserialize)]
@@ -200,23 +212,41 @@ impl Commander {
         let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(self.patience);
         let meta = Meta::of(node, self.identity.as_ref(), client)?;
         let request = meta.client.post(meta.url(self.verb.path(), &query)?).header(OPERATOR, operator());
-        let answer =
-            request.send().await.with_context(|| format!("its meta port {} does not answer", node.meta))?;
-        let (status, body) = (answer.status(), answer.bytes().await?);
+        let ends = self.verb == Verb::Drain && target.child.is_none();
+        let answer = async {
+            let answer = request.send().await?;
+            Ok::<_, reqwest::Error>((answer.status(), answer.bytes().await?))
+        };
+        let (status, body) = match answer.await {
+            // It was ended at once meanwhile.
+            Err(error) if ends && !error.is_connect() && !error.is_timeout() => {
+                self.end_of(&meta).await?;
+                return Ok(self.done(Outcome { changed: true, drained: Drained::default() }));
+            }
+            answer => answer.with_context(|| format!("its meta port {} does not answer", node.meta))?,
+        };
         if status == StatusCode::OK {
-            let changed = serde_json::from_slice::<Outcome>(&body)?.changed;
-            if self.verb == Verb::Drain && target.child.is_none() {
+            let outcome = serde_json::from_slice(&body)?;
+            if ends {
                 self.end_of(&meta).await?;
             }
             if self.verb == Verb::Upgrade {
                 return self.upgraded(&meta).await;
             }
-            let [done, nothing] = self.verb.done();
-            let words = if changed { done } else { nothing }.to_owned();
-            return Ok(Done { changed, words, versions: None });
+            return Ok(self.done(outcome));
         }
         let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
         anyhow::bail!(said.unwrap_or_else(|_| format!("its meta port answers {status}")))
+    }
+
+    fn done(&self, Outcome { changed, drained }: Outcome) -> Done {
+        let [done, nothing] = self.verb.done();
+        let words = match changed {
+            true if drained.is_empty() => done.to_owned(),
+            true => format!("{done}: {drained}"),
+            false => nothing.to_owned(),
+        };
+        Done { changed, words, details: Details { drained, ..Details::default() } }
     }
 
     /// Waits until a node goes on as another program, and says which.
@@ -246,7 +276,8 @@ impl Commander {
             true => format!("runs its program anew, of version {version}"),
             false => format!("upgraded from {} to {version}", upgrade.from),
         };
-        Ok(Done { changed: true, words, versions: Some((upgrade.from, version)) })
+        let details = Details { from: Some(upgrade.from), to: Some(version), ..Details::default() };
+        Ok(Done { changed: true, words, details })
     }
 
     /// Waits until a node that drains has ended.

@@ -120,5 +120,8 @@ where
         }
     };
     // The parent has let the grace pass before it tells its children.
-    orders::follow(&orders, main(context), || (Duration::ZERO, timing.drain_timeout()), trigger).await
+    let code =
+        orders::follow(&orders, main(context), || (Duration::ZERO, timing.drain_timeout()), trigger).await;
+    orders.finish().await;
+    code
 }

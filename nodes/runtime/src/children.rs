@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use crate::config::{Common, Timing};
 use crate::context::Reconfigured;
 use crate::control::{Configuration, Hello, Parcel};
+use crate::drain::Drained;
 use crate::parent::Spec;
 use crate::running::{Address, Instance};
 use crate::sockets::Socket;
@@ -132,6 +133,11 @@ impl Children {
         self.places().children.iter().map(|place| place.process.now()).collect()
     }
 
+    /// What became of the work of all processes that there have been, each in its drain.
+    pub(crate) fn drained(&self) -> Drained {
+        self.places().drained()
+    }
+
     /// Changes with each status, and with each process that comes or goes.
     pub(crate) fn stirred(&self) -> watch::Receiver<()> {
         self.stirred.subscribe()
@@ -163,24 +169,33 @@ impl Children {
         Ok(!was_up)
     }
 
-    /// Ends them in good order, or at once; they can be started again. Says whether there was anything to do.
-    pub(crate) async fn stop(&self, which: Which, at_once: bool) -> Result<bool, ChildError> {
-        let chosen = self.chosen(which)?;
-        let was_down = chosen.iter().all(|(_, process)| process.now().state == State::Stopped);
-        for (_, process) in &chosen {
-            if at_once { process.cut() } else { process.stop() }
-        }
-        all_down(&chosen).await?;
-        Ok(!was_down)
+    /// Ends them in good order, or at once; they can be started again. Says whether there was anything to do, and what
+    /// became of their work.
+    pub(crate) async fn stop(&self, which: Which, at_once: bool) -> Result<(bool, Drained), ChildError> {
+        let end = if at_once { Process::cut } else { Process::stop };
+        self.end_as(State::Stopped, which, end).await
     }
 
-    /// Ends them in good order. Says whether there was anything to do.
-    pub(crate) async fn drain(&self, which: Which) -> Result<bool, ChildError> {
+    /// Ends them in good order. Says the same.
+    pub(crate) async fn drain(&self, which: Which) -> Result<(bool, Drained), ChildError> {
+        self.end_as(State::Exited, which, Process::drain).await
+    }
+
+    async fn end_as(
+        &self,
+        state: State,
+        which: Which,
+        end: impl Fn(&Process),
+    ) -> Result<(bool, Drained), ChildError> {
         let chosen = self.chosen(which)?;
-        let was_down = chosen.iter().all(|(_, process)| process.now().state == State::Exited);
-        chosen.iter().for_each(|(_, process)| process.drain());
+        let before: Vec<_> = chosen.iter().map(|(_, process)| process.now()).collect();
+        chosen.iter().for_each(|(_, process)| end(process));
         all_down(&chosen).await?;
-        Ok(!was_down)
+        let mut drained = Drained::default();
+        for ((_, process), before) in chosen.iter().zip(&before) {
+            drained.add(&process.now().drained.since(&before.drained));
+        }
+        Ok((before.iter().any(|before| before.state != state), drained))
     }
 
     /// Puts a new process in each place, one place after the other. The first that doesn't become ready ends it: its
@@ -383,6 +398,7 @@ impl Unstarted {
             spec,
             children: Vec::new(),
             leaving: Vec::new(),
+            drained: Drained::default(),
             shared,
             refusing: false,
             closing: false,

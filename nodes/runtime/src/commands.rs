@@ -8,6 +8,7 @@ use tracing::{error, info};
 
 use crate::children::{ChildError, Which};
 use crate::descriptors;
+use crate::drain::Drained;
 use crate::node::{Body, Node};
 use crate::parent::Spec;
 use crate::systemd;
@@ -43,6 +44,21 @@ impl std::fmt::Debug for Reloader {
 pub(crate) struct Outcome {
     /// False where everything was already as it was wished.
     pub(crate) changed: bool,
+    /// What became of the work of whom it ended.
+    #[serde(skip_serializing_if = "Drained::is_empty")]
+    pub(crate) drained: Drained,
+}
+
+impl From<bool> for Outcome {
+    fn from(changed: bool) -> Self {
+        Self { changed, drained: Drained::default() }
+    }
+}
+
+impl From<(bool, Drained)> for Outcome {
+    fn from((changed, drained): (bool, Drained)) -> Self {
+        Self { changed, drained }
+    }
 }
 
 /// Why a command was not carried out, or not to its end.
@@ -74,13 +90,13 @@ impl Node {
             Body::Children(children) => children.start_again(which).await?,
             Body::Solo(_) => false,
         };
-        Ok(Outcome { changed })
+        Ok(changed.into())
     }
 
     /// Ends children, and keeps their places.
     pub(crate) async fn stop(&self, which: Which, at_once: bool) -> Result<Outcome, CommandError> {
         match self.body() {
-            Body::Children(children) => Ok(Outcome { changed: children.stop(which, at_once).await? }),
+            Body::Children(children) => Ok(children.stop(which, at_once).await?.into()),
             Body::Solo(_) => Err(CommandError::Solo(self.name())),
         }
     }
@@ -90,18 +106,22 @@ impl Node {
         match self.body() {
             Body::Children(children) => {
                 children.restart(which).await?;
-                Ok(Outcome { changed: true })
+                Ok(true.into())
             }
             Body::Solo(_) => Err(CommandError::Solo(self.name())),
         }
     }
 
-    /// Takes one child, or the whole node, out of service. The node goes by itself then.
+    /// Takes one child, or the whole node, out of service; returns once that is done. The node goes by itself then.
     pub(crate) async fn drain(&self, which: Which) -> Result<Outcome, CommandError> {
         match (self.body(), which) {
-            (Body::Children(children), Some(_)) => Ok(Outcome { changed: children.drain(which).await? }),
+            (Body::Children(children), Some(_)) => Ok(children.drain(which).await?.into()),
             (Body::Solo(_), Some(_)) => Err(CommandError::Solo(self.name())),
-            (_, None) => Ok(Outcome { changed: self.leave() }),
+            (_, None) => {
+                let (before, changed) = (self.drained(), self.leave());
+                self.finished().await;
+                Ok((changed, self.drained().since(&before)).into())
+            }
         }
     }
 
@@ -112,7 +132,7 @@ impl Node {
         if let Body::Children(children) = self.body() {
             children.set_log_level(level);
         }
-        Ok(Outcome { changed: before.as_deref() != Some(level) })
+        Ok((before.as_deref() != Some(level)).into())
     }
 
     /// Reads the configuration anew, and goes by it: all of it, or where it is refused none of it.
@@ -127,7 +147,7 @@ impl Node {
             systemd::reloaded();
         }
         match &outcome {
-            Ok(Outcome { changed }) => info!(changed, "read the configuration anew"),
+            Ok(Outcome { changed, .. }) => info!(changed, "read the configuration anew"),
             Err(error) => error!(%error, "a reload failed"),
         }
         self.note_reload(outcome.as_ref().err().map(ToString::to_string));
@@ -155,6 +175,6 @@ impl Node {
                 solo.adopt(spec)
             }
         };
-        Ok(Outcome { changed })
+        Ok(changed.into())
     }
 }

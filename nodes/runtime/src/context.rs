@@ -10,7 +10,7 @@ use tracing::error;
 
 use crate::config::Common;
 use crate::control::{Configuration, Hello, Report};
-use crate::drain::Drain;
+use crate::drain::{Drain, Drained};
 use crate::sockets::Handed;
 use crate::telemetry;
 
@@ -170,6 +170,15 @@ impl Context {
     /// successor may be started from here on, while this process finishes.
     pub fn left(&self) {
         self.0.report.send_if_modified(|report| !std::mem::replace(&mut report.left, true));
+    }
+
+    /// Tells what has become of this process's work in its drain so far, all of it each time.
+    pub fn drained(&self, drained: Drained) {
+        self.0.report.send_if_modified(|report| {
+            let changed = report.drained != drained;
+            report.drained = drained;
+            changed
+        });
     }
 
     /// Whether this process refuses requests for a while: then it takes no traffic, ready or not.

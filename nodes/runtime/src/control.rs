@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error};
 
 use crate::context::Context;
-use crate::drain::Trigger;
+use crate::drain::{Drain, Drained, Trigger};
 use crate::exposition::Family;
 use crate::sockets::Handed;
 use crate::telemetry;
@@ -95,6 +95,9 @@ pub(crate) struct Report {
     #[serde(default)]
     pub(crate) shedding: bool,
     pub(crate) details: BTreeMap<String, serde_json::Value>,
+    /// What became of its work in its drain, so far.
+    #[serde(default)]
+    pub(crate) drained: Drained,
 }
 
 impl Report {
@@ -123,12 +126,13 @@ pub(crate) fn stdin() -> io::Result<std::os::unix::net::UnixStream> {
 }
 
 /// The process's end: reports each change, answers questions, and does as the supervisor orders; its death is the order to
-/// drain. Returns when the supervisor is gone. `context` is that of a child.
+/// drain. Returns when the supervisor is gone, or once `over` has started and all is reported. `context` is that of a child.
 pub(crate) async fn obey(
     socket: UnixStream,
     mut report: watch::Receiver<Report>,
     drain: Trigger,
     end: Trigger,
+    over: Drain,
     context: Option<Context>,
 ) {
     let (reader, writer) = socket.into_split();
@@ -139,6 +143,7 @@ pub(crate) async fn obey(
     loop {
         // All arms are cancel-safe.
         let word = tokio::select! {
+            biased;
             order = lines.next() => match order {
                 Ok(Some(Order::Drain)) => { drain.pull(); continue }
                 Ok(Some(Order::End)) => { end.pull(); drain.pull(); continue }
@@ -150,7 +155,9 @@ pub(crate) async fn obey(
                 Ok(None) => break debug!("the supervisor has ended"),
                 Err(error) => break error!(%error, "the supervisor can't be understood"),
             },
+            // Before the end, which it is the last word of.
             Ok(()) = report.changed() => Word::Report(report.borrow_and_update().clone()),
+            () = over.started() => break,
             _ = beat.tick() => Word::Beat,
         };
         if let Err(error) = send(&writer, &word, None).await {

@@ -1,9 +1,12 @@
 //! The wish to end in good order, and the set of tasks that such an end waits for.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -49,6 +52,55 @@ impl Drain {
     /// Since when it goes on.
     pub fn since(&self) -> Option<Instant> {
         *self.0.borrow()
+    }
+}
+
+/// What became of work in drains, by name and in numbers: `requests_finished`, `tunnels_cut`. Numbers only grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Drained(BTreeMap<String, u64>);
+
+impl Drained {
+    /// Whether nothing became of anything.
+    pub fn is_empty(&self) -> bool {
+        self.0.values().all(|count| *count == 0)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().map(|(what, count)| (what.as_str(), *count))
+    }
+
+    pub(crate) fn add(&mut self, more: &Self) {
+        for (what, count) in &more.0 {
+            *self.0.entry(what.clone()).or_default() += count;
+        }
+    }
+
+    /// What has been added since it was `before`.
+    #[must_use]
+    pub(crate) fn since(mut self, before: &Self) -> Self {
+        for (what, count) in &mut self.0 {
+            *count = count.saturating_sub(before.0.get(what).copied().unwrap_or_default());
+        }
+        self
+    }
+}
+
+impl<W: Into<String>> FromIterator<(W, u64)> for Drained {
+    fn from_iter<I: IntoIterator<Item = (W, u64)>>(counts: I) -> Self {
+        Self(counts.into_iter().map(|(what, count)| (what.into(), count)).collect())
+    }
+}
+
+/// `requests finished 12, tunnels cut 1`: what there was.
+impl fmt::Display for Drained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (what, count) in self.0.iter().filter(|(_, count)| **count > 0) {
+            write!(f, "{separator}{} {count}", what.replace('_', " "))?;
+            separator = ", ";
+        }
+        Ok(())
     }
 }
 

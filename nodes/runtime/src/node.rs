@@ -9,17 +9,18 @@ use futures_util::future::join_all;
 use protoplex_wire::proto::{ChildState, NodeState};
 use serde::Serialize;
 use tokio::sync::watch;
-use tracing::error;
+use tokio::time::sleep;
+use tracing::{error, info};
 
 use crate::children::Children;
 use crate::commands::Reloader;
 use crate::control::Report;
-use crate::drain::Trigger;
+use crate::drain::{Drained, Trigger};
 use crate::exposition::{Exposition, Family, Kind};
 use crate::running::{Address, META, Running};
 use crate::solo::Solo;
 use crate::supervisor::{State, Status};
-use crate::upgrade::{Estate, UpgradeStatus, Upgrades};
+use crate::upgrade::{ANSWER_TIME, Estate, UpgradeStatus, Upgrades};
 use crate::{descriptors, procfs, telemetry};
 
 /// A running node.
@@ -29,6 +30,8 @@ pub(crate) struct Node {
     about: watch::Sender<Running>,
     body: Body,
     draining: watch::Sender<bool>,
+    /// All of its work has ended, and so will this process.
+    finished: watch::Sender<bool>,
     /// Has the node drain.
     leave: Trigger,
     left_by_command: AtomicBool,
@@ -78,6 +81,9 @@ pub(crate) struct StatusPage {
     /// Of this process: in a node with children only of its log.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     details: BTreeMap<String, serde_json::Value>,
+    /// What became of the work of its children, each time that any of them was ended.
+    #[serde(skip_serializing_if = "Drained::is_empty")]
+    drained: Drained,
     children: Vec<ChildStatus>,
 }
 
@@ -91,6 +97,9 @@ struct ChildStatus {
     open_files: u64,
     ready: bool,
     details: BTreeMap<String, serde_json::Value>,
+    /// What became of its work, likewise.
+    #[serde(skip_serializing_if = "Drained::is_empty")]
+    drained: Drained,
 }
 
 impl Node {
@@ -110,6 +119,7 @@ impl Node {
             about,
             body,
             draining: watch::Sender::new(false),
+            finished: watch::Sender::new(false),
             leave,
             left_by_command: AtomicBool::new(false),
             was_ready: AtomicBool::new(was_ready),
@@ -194,6 +204,29 @@ impl Node {
     /// From here on the node is not ready.
     pub(crate) fn start_draining(&self) {
         self.draining.send_replace(true);
+    }
+
+    /// Returns once it has drained.
+    pub(crate) async fn finished(&self) {
+        // An error can't be: the sender is ours.
+        let _ = self.finished.subscribe().wait_for(|finished| *finished).await;
+    }
+
+    /// All of its work has ended: whoever waits for that is told, and what became of it.
+    pub(crate) async fn finish(&self) {
+        info!(became = %self.drained(), "drained");
+        self.finished.send_replace(true);
+        if self.finished.receiver_count() > 0 {
+            sleep(ANSWER_TIME).await;
+        }
+    }
+
+    /// What became of its children's work, each time that any of them was ended.
+    pub(crate) fn drained(&self) -> Drained {
+        match &self.body {
+            Body::Children(children) => children.drained(),
+            Body::Solo(_) => Drained::default(),
+        }
     }
 
     /// Whether it has been ready, ever.
@@ -286,6 +319,7 @@ impl Node {
             open_files: status.pid.and_then(procfs::open_files).unwrap_or_default(),
             ready: status.ready,
             details: status.details,
+            drained: status.drained,
         };
         let statuses = self.statuses();
         let about = self.about.borrow().clone();
@@ -307,6 +341,7 @@ impl Node {
                 Body::Solo(solo) => solo.report().borrow().details.clone(),
                 Body::Children(_) => telemetry::details(),
             },
+            drained: self.drained(),
             children: statuses.into_iter().enumerate().map(child).collect(),
         }
     }
@@ -339,7 +374,15 @@ impl Node {
         exposition.add(process_families(std::process::id()), None);
         let mut ready = Family::new("protoplex_node_ready", Kind::Gauge, "Whether the node takes traffic.");
         ready.push("", String::new(), u8::from(self.is_ready()));
-        exposition.add(vec![ready], None);
+        let mut drained = Family::new(
+            "protoplex_node_drained_total",
+            Kind::Counter,
+            "What became of the work of children that were ended, and of their connections.",
+        );
+        for (what, count) in self.drained().iter() {
+            drained.push("", format!("what=\"{what}\""), count);
+        }
+        exposition.add(vec![ready, drained], None);
         let processes = match &self.body {
             Body::Children(children) => children.processes(),
             Body::Solo(_) => Vec::new(),

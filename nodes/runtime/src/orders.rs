@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::context::Context;
@@ -27,8 +27,13 @@ pub(crate) struct Orders {
     pub(crate) trigger: Trigger,
     /// End now. Whoever wishes that wishes `drain` too.
     pub(crate) end: Drain,
-    _listeners: JoinSet<()>,
+    /// Nothing will be reported any more.
+    over: Trigger,
+    listeners: JoinSet<()>,
 }
+
+/// For a supervisor to take a last word.
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Orders {
     /// Of a node: from signals and, where it is supervised, from its supervisor.
@@ -57,15 +62,26 @@ impl Orders {
     }
 }
 
+impl Orders {
+    /// Returns once the supervisor of this process, a child, has been told all that was reported.
+    pub(crate) async fn finish(mut self) {
+        self.over.pull();
+        let told = async { while self.listeners.join_next().await.is_some() {} };
+        // Who does not listen learns it by the process's end.
+        let _ = timeout(LAST_WORD_TIMEOUT, told).await;
+    }
+}
+
 struct Listening {
     drain: (Trigger, Drain),
     end: (Trigger, Drain),
+    over: (Trigger, Drain),
     listeners: JoinSet<()>,
 }
 
 impl Listening {
     fn new() -> Self {
-        Self { drain: Drain::new(), end: Drain::new(), listeners: JoinSet::new() }
+        Self { drain: Drain::new(), end: Drain::new(), over: Drain::new(), listeners: JoinSet::new() }
     }
 
     fn obey(
@@ -76,16 +92,16 @@ impl Listening {
     ) -> io::Result<()> {
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixStream::from_std(socket)?;
-        let (drain, end) = (self.drain.0.clone(), self.end.0.clone());
-        self.listeners.spawn(control::obey(socket, report, drain, end, context));
+        let (drain, end, over) = (self.drain.0.clone(), self.end.0.clone(), self.over.1.clone());
+        self.listeners.spawn(control::obey(socket, report, drain, end, over, context));
         Ok(())
     }
 }
 
 impl From<Listening> for Orders {
     fn from(listening: Listening) -> Self {
-        let Listening { drain: (trigger, drain), end: (_, end), listeners } = listening;
-        Self { drain, trigger, end, _listeners: listeners }
+        let Listening { drain: (trigger, drain), end: (_, end), over: (over, _), listeners } = listening;
+        Self { drain, trigger, end, over, listeners }
     }
 }
 

@@ -372,14 +372,16 @@ impl Bound {
             () = sleep(timing.drain_grace()) => {}
             () = orders.end.started() => {}
         }
-        tokio::select! {
+        let code = tokio::select! {
             () = children.drain_all() => ExitCode::SUCCESS,
             () = orders.end.started() => {
                 warn!("ending at once");
                 children.end_all().await;
                 ExitCode::FAILURE
             }
-        }
+        };
+        node.finish().await;
+        code
     }
 }
 

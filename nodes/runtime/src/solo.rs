@@ -119,6 +119,7 @@ where
         () = overdue(node) => ExitCode::FAILURE,
     };
     if node.should_drain() {
+        node.finish().await;
         return code;
     }
     let upgrade = if node.upgrades().over().is_draining() {
@@ -133,6 +134,7 @@ where
         return code;
     };
     if node.should_drain() {
+        node.finish().await;
         return code;
     }
     error!(error = %upgrade, "there is no program to go on with");

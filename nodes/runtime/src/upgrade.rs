@@ -35,7 +35,7 @@ use crate::control::{self, VARIABLE};
 use crate::systemd;
 use crate::telemetry;
 
-pub(crate) use estate::{Came, Estate, Upgrades};
+pub(crate) use estate::{ANSWER_TIME, Came, Estate, Upgrades};
 pub(crate) use handover::{ChildrenPart, Descriptors, Handover, Packing, PlacePart, PortPart};
 pub(crate) use rehearsal::rehearse;
 

@@ -607,10 +607,13 @@ fn a_node_that_is_told_to_drain_ends_in_order() {
     let mut node = Node::start(&Arguments::default());
     let mut client = Client::connect(node.http());
     client.ask("first").unwrap();
-    assert_eq!(node.command("/drain"), (200, json!({"changed": true})));
+    let mut operator = node.command_and_leave("/drain");
     until("it accepts no more", || TcpStream::connect(node.http()).is_err());
     client.ask("last").unwrap();
     drop(client);
+    let mut answer = String::new();
+    operator.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("{\"changed\":true}"), "once that is done: {answer}");
     assert_eq!(node.wait(), Some(0));
 }
 

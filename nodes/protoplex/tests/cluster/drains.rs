@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::keyed_requests::{add_rooms, join};
-use crate::plan;
+use crate::{get, plan};
 
 /// Speaks WebSocket at `/room/1/socket`, and never answers anything else. Tells of each request that it never answers, and
 /// of the code that each WebSocket was closed with.
@@ -46,6 +46,37 @@ fn backend(port: &Port) -> (mpsc::Receiver<()>, mpsc::Receiver<Option<CloseCode>
     (asked, closed)
 }
 
+/// Asks for what is never answered.
+fn ask_in_vain(address: &str, asked: &mpsc::Receiver<()>) -> TcpStream {
+    let mut mute = TcpStream::connect(address).unwrap();
+    mute.write_all(b"GET /room/1/mute HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    asked.recv_timeout(Duration::from_secs(30)).unwrap();
+    mute
+}
+
+#[test]
+fn what_becomes_of_everything_is_the_answer_of_who_ends_it_and_outlives_an_upgrade() {
+    let cluster = plan().set("drain.drain_timeout_ms=500").set("proxy.children=1").start();
+    let port = Port::take();
+    let (asked, _closed) = backend(&port);
+    let _sidecar = join(&cluster, &port);
+    add_rooms(&cluster, 1);
+    let address = cluster.http().strip_prefix("http://").unwrap();
+    let page = format!("http://{}/status", cluster.node("proxy-1")["meta"].as_str().unwrap());
+    until("the room is open", || tungstenite::connect(format!("ws://{address}/room/1/socket")).ok());
+    let _mute = ask_in_vain(address, &asked);
+    let stopped = cluster.json(&["stop", "proxy-1:0"]);
+    assert_eq!(stopped[0]["drained"]["requests_cut"], 1, "{stopped}");
+    cluster.json(&["start", "proxy-1:0"]);
+    cluster.json(&["upgrade", "proxy-1"]);
+    let kept = get(&page, &[]).json();
+    assert_eq!(kept["drained"]["requests_cut"], 1, "{kept}");
+    let _mute = ask_in_vain(address, &asked);
+    let drained = cluster.json(&["drain", "proxy-1"]);
+    assert_eq!(drained[0]["drained"]["requests_cut"], 1, "{drained}");
+    assert!(cluster.logs().contains("requests cut 2"));
+}
+
 #[test]
 fn row_a_drain_that_never_ends_is_cut_and_told_and_what_lasts_is_ended_by_its_own_rules() {
     let cluster = plan()
@@ -62,9 +93,7 @@ fn row_a_drain_that_never_ends_is_cut_and_told_and_what_lasts_is_ended_by_its_ow
     let (mut socket, _) =
         until("the WebSocket opens", || tungstenite::connect(format!("ws://{address}/room/1/socket")).ok());
     let events = Events::open(&format!("{}/.well-known/mercure?topic=drain", cluster.http()), &[]);
-    let mut mute = TcpStream::connect(address).unwrap();
-    mute.write_all(b"GET /room/1/mute HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-    asked.recv_timeout(Duration::from_secs(30)).unwrap();
+    let mut mute = ask_in_vain(address, &asked);
 
     cluster.json(&["restart", "proxy-1"]);
     let Message::Close(Some(close)) = socket.read().unwrap() else { panic!("a Close comes") };

@@ -8,6 +8,7 @@ use super::port::{Port, own_sockets};
 use super::sharing::bearer_of_each;
 use super::{Children, policy};
 use crate::control::Parcel;
+use crate::drain::Drained;
 use crate::parent::Spec;
 use crate::sockets::{self, Socket};
 use crate::start::StartCause;
@@ -20,6 +21,8 @@ pub(super) struct Places {
     pub(super) children: Vec<Place>,
     /// Processes whose place another one has, or that have none any more.
     pub(super) leaving: Vec<Arc<Process>>,
+    /// What became of the work of those that have left.
+    pub(super) drained: Drained,
     pub(super) shared: Vec<Port>,
     /// No child is left, and none will come by itself: clients are refused.
     pub(super) refusing: bool,
@@ -150,9 +153,24 @@ impl Places {
         Ok((shared, own))
     }
 
+    /// Lets go of those that have left.
+    pub(super) fn part(&mut self) {
+        for gone in self.leaving.extract_if(.., |process| process.now().state.is_final()) {
+            self.drained.add(&gone.now().drained);
+        }
+    }
+
+    /// What became of the work of all that there have been.
+    pub(super) fn drained(&self) -> Drained {
+        let mut drained = self.drained.clone();
+        let processes = self.children.iter().map(|place| &place.process).chain(&self.leaving);
+        processes.for_each(|process| drained.add(&process.now().drained));
+        drained
+    }
+
     /// Gives every socket to a child that can accept: one that is ready, or else one that is at least alive.
     pub(super) fn share(&mut self) {
-        self.leaving.retain(|process| !process.now().state.is_final());
+        self.part();
         let statuses: Vec<_> = self.children.iter().map(|place| place.process.now()).collect();
         let of = |can: &dyn Fn(&Status) -> bool| -> Vec<usize> {
             (0..statuses.len()).filter(|&child| can(&statuses[child])).collect()

@@ -9,6 +9,7 @@ use tracing::error;
 use super::places::{Place, Places};
 use super::port::Port;
 use super::{Children, Unstarted, policy};
+use crate::drain::Drained;
 use crate::parent::Spec;
 use crate::running::Instance;
 use crate::sockets::Socket;
@@ -22,6 +23,7 @@ pub(super) struct Former {
     processes: Vec<Option<Snapshot>>,
     leaving: Vec<Snapshot>,
     refusing: bool,
+    drained: Drained,
     /// The node has come back: whoever runs by this program may stay.
     returned: bool,
 }
@@ -39,13 +41,15 @@ impl Children {
         let turn = self.changing.lock().await;
         let (all, leaving) = {
             let mut places = self.places();
-            places.leaving.retain(|process| !process.now().state.is_final());
+            places.part();
             (places.children.clone(), places.leaving.clone())
         };
         let mut held = Held { _turn: turn, _paused: Vec::new() };
+        let mut along = Drained::default();
         let mut pause = async |process: &Process| {
             let (snapshot, paused) = process.pause().await?;
             held._paused.push(paused);
+            along.add(&snapshot.report.drained);
             packing.process(snapshot)
         };
         let (mut processes, mut former) = (Vec::new(), Vec::new());
@@ -61,15 +65,17 @@ impl Children {
         let places = all.iter().zip(processes).map(place).collect::<Result<_, _>>()?;
         let now = self.places();
         let (ports, refusing) = (ports(&now.shared, packing)?, now.refusing);
+        // What those tell that are handed over comes with each of them.
+        let drained = now.drained().since(&along);
         drop(now);
-        Ok((ChildrenPart { ports, places, leaving: former, refusing }, held))
+        Ok((ChildrenPart { ports, places, leaving: former, refusing, drained }, held))
     }
 
     /// Goes on with those of an earlier program. All of them, or those that run by another one than this, are to be replaced.
     pub(super) fn resume(&self, former: Former, own: Vec<Vec<Arc<Socket>>>) {
-        let Former { processes, leaving, refusing, returned } = former;
+        let Former { processes, leaving, refusing, drained, returned } = former;
         let mut places = self.places();
-        places.refusing = refusing;
+        (places.refusing, places.drained) = (refusing, drained);
         for (own, snapshot) in own.into_iter().zip(processes) {
             let real = snapshot.as_ref().and_then(|snapshot| snapshot.incarnation.as_ref());
             let stays = returned && real.is_some_and(|real| upgrade::runs_the_same(real.pid));
@@ -115,7 +121,7 @@ impl Unstarted {
         succession: &Succession,
         descriptors: &mut Descriptors,
     ) -> io::Result<Self> {
-        let ChildrenPart { ports, places, leaving, refusing } = &succession.handover.children;
+        let ChildrenPart { ports, places, leaving, refusing, drained } = &succession.handover.children;
         let port = |part: &PortPart| {
             let PortPart { name, wanted, address, common, .. } = part;
             let sockets = descriptors.sockets(&part.sockets)?;
@@ -135,6 +141,7 @@ impl Unstarted {
             processes: processes.collect::<Result<_, _>>()?,
             leaving: leaving.iter().map(snapshot).collect::<Result<_, _>>()?,
             refusing: *refusing,
+            drained: drained.clone(),
             returned: succession.handover.returned.is_some(),
         };
         Ok(Self::new(spec, instance, shared, own, Some(former)))

@@ -150,7 +150,14 @@ async fn a_child_is_given_and_deprived_of_sockets_while_it_runs_and_told_what_to
     let (ours, theirs) = UnixStream::pair().unwrap();
     let context = Context::new(hello(serde_json::json!("old")), Vec::new(), Drain::new().1);
     let mut reconfigured = context.reconfigured();
-    tokio::spawn(obey(theirs, context.report(), Drain::new().0, Drain::new().0, Some(context.clone())));
+    tokio::spawn(obey(
+        theirs,
+        context.report(),
+        Drain::new().0,
+        Drain::new().0,
+        Drain::new().1,
+        Some(context.clone()),
+    ));
     let (_reader, writer) = ours.into_split();
     let (http, address) = socket("http");
     let mut client = TcpStream::connect(address).unwrap();
@@ -179,7 +186,8 @@ async fn a_socket_that_does_not_come_with_its_order_ends_the_talk() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (drain_trigger, drain) = Drain::new();
     let report = watch::Sender::new(Report::default());
-    let obeying = tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, Drain::new().0, None));
+    let obeying =
+        tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, Drain::new().0, Drain::new().1, None));
     let (_reader, writer) = ours.into_split();
     send(&writer, &Order::Take(Handed { id: 1, name: "http".to_owned() }), None).await.unwrap();
     timeout(Duration::from_secs(10), obeying).await.unwrap().unwrap();
@@ -191,7 +199,8 @@ async fn a_process_reports_answers_and_drains_when_its_supervisor_is_gone() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let report = watch::Sender::new(Report::default());
     let ((drain_trigger, drain), (end_trigger, end)) = (Drain::new(), Drain::new());
-    let obeying = tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, end_trigger, None));
+    let obeying =
+        tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, end_trigger, Drain::new().1, None));
     let (reader, writer) = ours.into_split();
     let mut lines = Lines::new(reader);
     assert_eq!(lines.next().await.unwrap(), Some(Word::Report(Report::default())));
@@ -218,7 +227,7 @@ async fn whoever_should_end_should_drain_too() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let report = watch::Sender::new(Report::default());
         let ((drain_trigger, drain), (end_trigger, end)) = (Drain::new(), Drain::new());
-        tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, end_trigger, None));
+        tokio::spawn(obey(theirs, report.subscribe(), drain_trigger, end_trigger, Drain::new().1, None));
         let (_reader, writer) = ours.into_split();
         send(&writer, &order, None).await.unwrap();
         timeout(Duration::from_secs(10), drain.started()).await.unwrap();

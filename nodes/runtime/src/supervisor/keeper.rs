@@ -12,6 +12,7 @@ use super::life::{Event, Life, Order, State};
 use super::process::{Pause, Snapshot, Status, Wish};
 use super::program::{Happening, Incarnation, Program};
 use crate::control::{self, Configuration, Report, Word};
+use crate::drain::Drained;
 use crate::exposition::Family;
 use crate::procfs;
 use crate::sockets::Socket;
@@ -32,6 +33,8 @@ pub(super) struct Keeper {
     pub(super) pauses: mpsc::Receiver<Pause>,
     /// Who waits for the next [`Word::Metrics`]. While anybody does the question isn't asked again.
     pub(super) asking: Vec<oneshot::Sender<Vec<Family>>>,
+    /// What became of the work of earlier incarnations.
+    pub(super) drained_before: Drained,
 }
 
 impl Keeper {
@@ -114,6 +117,8 @@ impl Keeper {
                     status.ready = takes_traffic;
                     status.left = report.left;
                     status.details = report.details;
+                    status.drained = self.drained_before.clone();
+                    status.drained.add(&report.drained);
                 });
                 match (report.leaves, ready) {
                     (true, _) => Some(Event::Leaves),
@@ -142,6 +147,7 @@ impl Keeper {
                 ready: status.ready,
                 left: status.left,
                 details: status.details.clone(),
+                drained: status.drained.clone().since(&self.drained_before),
                 ..Report::default()
             },
             incarnation: self.incarnation.as_ref().map(Incarnation::inherited).transpose()?,
@@ -151,6 +157,7 @@ impl Keeper {
     fn bury(&mut self, how: &str) {
         self.incarnation = None;
         self.asking.clear();
+        self.drained_before = self.status.borrow().drained.clone();
         if self.life.state() == State::Stopping {
             info!(process = self.program.name(), how, "ended");
         } else {

@@ -13,6 +13,7 @@ use super::keeper::Keeper;
 use super::life::{Event, Life, Order, Past, Policy, State};
 use super::program::{Incarnation, Inherited, Program};
 use crate::control::{Configuration, Report};
+use crate::drain::Drained;
 use crate::exposition::Family;
 use crate::sockets::Socket;
 
@@ -38,6 +39,8 @@ pub struct Status {
     pub left: bool,
     /// As it reports them.
     pub details: BTreeMap<String, serde_json::Value>,
+    /// What became of the work of all processes that it has been, each in its drain.
+    pub drained: Drained,
 }
 
 /// A process that is kept alive. Dropping this closes its control socket, whereupon it drains by itself.
@@ -112,6 +115,7 @@ impl Default for Status {
             ready: false,
             left: false,
             details: BTreeMap::new(),
+            drained: Drained::default(),
         }
     }
 }
@@ -149,6 +153,7 @@ impl Process {
             ready: report.ready,
             left: report.left,
             details: report.details,
+            drained: report.drained,
         };
         let wish = if retired { Wish::Retire } else { Wish::Run };
         Ok(Self::keep(program, life, incarnation, status, wish, shared, None))
@@ -180,6 +185,7 @@ impl Process {
             questions: question_receiver,
             pauses: pause_receiver,
             asking: Vec::new(),
+            drained_before: Drained::default(),
         };
         let keeper = tokio::spawn(keeper.keep(first)).abort_handle();
         Self { status: status_receiver, wish, shared, configuration, questions, pauses, keeper }

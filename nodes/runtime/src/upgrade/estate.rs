@@ -26,8 +26,8 @@ use crate::running::{Claim, Instance};
 use crate::signals;
 use crate::systemd;
 
-/// For the answer to who has ordered the upgrade: with the old program his connection ends.
-const ANSWER_TIME: Duration = Duration::from_millis(50);
+/// For the answer to who has ordered what this program ends with, and his connection.
+pub(crate) const ANSWER_TIME: Duration = Duration::from_millis(50);
 
 /// For what a signal sets off that has been heard.
 const SIGNAL_TIME: Duration = Duration::from_millis(5);
@@ -160,7 +160,7 @@ impl Node {
         }
         let node = Arc::clone(self);
         tokio::spawn(async move { node.go_over(turn).await });
-        Ok(Outcome { changed: true })
+        Ok(true.into())
     }
 
     async fn rehearse(&self) -> Result<(), UpgradeError> {

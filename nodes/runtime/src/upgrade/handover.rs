@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::UpgradeStatus;
 use crate::control::Report;
+use crate::drain::Drained;
 use crate::sockets::{Handed, Socket};
 use crate::supervisor::{Inherited, Past, Snapshot};
 
@@ -80,6 +81,9 @@ pub(crate) struct ChildrenPart {
     pub(crate) leaving: Vec<ProcessPart>,
     /// The sockets were told to refuse.
     pub(crate) refusing: bool,
+    /// What became of the work of all processes that there have been.
+    #[serde(default)]
+    pub(crate) drained: Drained,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
