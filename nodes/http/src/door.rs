@@ -9,16 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_runtime::context::PortChange;
+use protoplex_runtime::descriptors;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::connection::connection;
 use crate::deadline;
 use crate::exchange::Service;
+use crate::limits::Limits;
 use crate::ports::{Listener, Port, Ports, Tuning};
 use crate::serve::Server;
 
@@ -42,7 +44,7 @@ pub(crate) struct Door<S> {
 
 impl<S: Service + 'static> Door<S> {
     pub(crate) fn new(tuning: Tuning, server: Server<S>) -> Self {
-        let most = server.limits.max_connections.min(Semaphore::MAX_PERMITS);
+        let most = most(&server.limits);
         Self {
             server: RefCell::new((tuning.version(), Rc::new(server))),
             tuning,
@@ -57,7 +59,7 @@ impl<S: Service + 'static> Door<S> {
         let mut current = self.server.borrow_mut();
         if current.0 != self.tuning.version() {
             let limits = self.tuning.limits();
-            self.permit(limits.max_connections.min(Semaphore::MAX_PERMITS));
+            self.permit(most(&limits));
             *current = (self.tuning.version(), Rc::new(current.1.under(limits)));
         }
         Rc::clone(&current.1)
@@ -112,6 +114,12 @@ impl<S: Service + 'static> Door<S> {
         }
         std::future::pending().await
     }
+}
+
+/// How many connections there may be: as many as are allowed, and no more than leave files for what they ask for.
+fn most(limits: &Limits) -> usize {
+    let open = usize::try_from(descriptors::for_connections()).unwrap_or(usize::MAX);
+    limits.max_connections.min(open).min(Semaphore::MAX_PERMITS)
 }
 
 /// The tasks of connections. They end with it. A [`JoinSet`], which can't end some of them, takes ten times the memory for
@@ -233,6 +241,7 @@ async fn accept<S: Service + 'static>(listener: TcpListener, speaks: Speaks, doo
         door.server().room().await;
         permit
     };
+    let mut fails = false;
     loop {
         // Dropping an accept loses no connection: it stays in the queue.
         let (permit, accepted) = tokio::select! {
@@ -241,9 +250,16 @@ async fn accept<S: Service + 'static>(listener: TcpListener, speaks: Speaks, doo
             () = drain.started() => break,
         };
         match accepted {
-            Ok((stream, peer)) => door.admit(stream, peer, &speaks, permit),
+            Ok((stream, peer)) => {
+                if std::mem::take(&mut fails) {
+                    info!("connections are accepted again");
+                }
+                door.admit(stream, peer, &speaks, permit);
+            }
             Err(error) => {
-                warn!(%error, "can't accept connections, trying again");
+                if !std::mem::replace(&mut fails, true) {
+                    warn!(%error, "can't accept connections, trying again");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -268,7 +284,6 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
-    use crate::limits::Limits;
     use crate::serve::show;
     use crate::surroundings::Surroundings;
     use crate::{AccessLog, Answer, Body, Exchange};

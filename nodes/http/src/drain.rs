@@ -40,6 +40,38 @@ pub(crate) enum Kind {
     Tunnel,
 }
 
+/// What there is on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    /// If anything.
+    Requests,
+    Lasting(Kind),
+    Both(Kind),
+}
+
+/// The connection that something lasts on.
+pub(crate) struct Bearer {
+    pub(crate) task: Id,
+    /// How many exchanges there are on it, where there may be several.
+    pub(crate) open: Option<Rc<Cell<usize>>>,
+}
+
+/// What lasts on a connection.
+struct Borne {
+    kind: Kind,
+    count: usize,
+    open: Option<Rc<Cell<usize>>>,
+}
+
+impl Borne {
+    fn load(&self) -> Load {
+        match &self.open {
+            Some(open) if open.get() > self.count => Load::Both(self.kind),
+            _ => Load::Lasting(self.kind),
+        }
+    }
+}
+
 /// How one of those ends: it is asked to at a time of its own, so that not all clients come back at once, and cut in the end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parting {
@@ -89,12 +121,14 @@ impl Draining {
         }
     }
 
-    /// When a connection is cut on which there is, or isn't, something that lasts. `None` where the process's end does it,
-    /// and before the drain.
-    fn cut_at(&self, lasts: Option<Kind>) -> Option<Instant> {
-        let after = match lasts {
-            None => self.times.get().requests,
-            Some(kind) => Some(self.time(kind) + CUT_MARGIN),
+    /// When a connection is cut with what there is on it. `None` where the process's end does it, and before the drain.
+    fn cut_at(&self, load: Load) -> Option<Instant> {
+        let lasting = |kind| self.time(kind) + CUT_MARGIN;
+        let requests = self.times.get().requests;
+        let after = match load {
+            Load::Requests => requests,
+            Load::Lasting(kind) => Some(lasting(kind)),
+            Load::Both(kind) => requests.map(|requests| requests.max(lasting(kind))),
         };
         Some(self.since()? + after.filter(|after| *after < self.whole)?)
     }
@@ -140,8 +174,8 @@ pub(crate) struct Tally {
     /// Those among them that last, by kind.
     lasting: [Cell<u64>; 2],
     lasting_ended: Cell<u64>,
-    /// By connection: of what kind, and how many.
-    connections: RefCell<HashMap<Id, (Kind, usize), foldhash::fast::FixedState>>,
+    /// By connection.
+    connections: RefCell<HashMap<Id, Borne, foldhash::fast::FixedState>>,
     /// Requests that had ended when the drain began, and when it began to cut.
     at_start: Cell<Option<u64>>,
     at_cut: Cell<Option<u64>>,
@@ -184,18 +218,23 @@ impl Tally {
 
     /// When the next connections are to be cut.
     pub(crate) fn next_cut(&self, drain: &Draining, after: Instant) -> Option<Instant> {
-        let kinds = [None, Some(Kind::EventStream), Some(Kind::Tunnel)];
-        kinds.into_iter().filter_map(|kind| drain.cut_at(kind)).filter(|at| *at > after).min()
+        let loads = [Load::Requests, Load::Lasting(Kind::EventStream), Load::Lasting(Kind::Tunnel)];
+        loads.into_iter().filter_map(|load| drain.cut_at(load)).filter(|at| *at > after).min()
     }
 
     /// Whether a connection is to be cut now. What lasts on it is taken for cut then.
     pub(crate) fn is_cut(&self, drain: &Draining, connection: Id, now: Instant) -> bool {
-        let lasts = self.connections.borrow().get(&connection).copied();
-        let is_cut = drain.cut_at(lasts.map(|(kind, _)| kind)).is_some_and(|at| at <= now);
-        match lasts {
-            Some((kind, count)) if is_cut => self.add(kind.cut(), count as u64),
-            None if is_cut && self.at_cut.get().is_none() => self.at_cut.set(Some(self.requests_ended())),
-            _ => {}
+        let connections = self.connections.borrow();
+        let borne = connections.get(&connection);
+        let load = borne.map_or(Load::Requests, Borne::load);
+        let is_cut = drain.cut_at(load).is_some_and(|at| at <= now);
+        if is_cut {
+            if let Some(Borne { kind, count, .. }) = borne {
+                self.add(kind.cut(), *count as u64);
+            }
+            if !matches!(load, Load::Lasting(_)) && self.at_cut.get().is_none() {
+                self.at_cut.set(Some(self.requests_ended()));
+            }
         }
         is_cut
     }
@@ -252,12 +291,13 @@ pub(crate) struct Lasting {
 }
 
 impl Lasting {
-    pub(crate) fn new(ledger: &Rc<Ledger>, kind: Kind, connection: Option<Id>) -> Self {
+    pub(crate) fn new(ledger: &Rc<Ledger>, kind: Kind, bearer: Option<Bearer>) -> Self {
         let tally = &ledger.tally;
         add(&tally.lasting[kind as usize], 1);
-        if let Some(connection) = connection {
-            tally.connections.borrow_mut().entry(connection).or_insert((kind, 0)).1 += 1;
-        }
+        let connection = bearer.map(|Bearer { task, open }| {
+            tally.connections.borrow_mut().entry(task).or_insert(Borne { kind, count: 0, open }).count += 1;
+            task
+        });
         Self { ledger: Rc::clone(ledger), kind, connection }
     }
 
@@ -275,10 +315,10 @@ impl Drop for Lasting {
         add(&tally.lasting_ended, 1);
         let mut connections = tally.connections.borrow_mut();
         if let Some(connection) = self.connection
-            && let Some((_, count)) = connections.get_mut(&connection)
+            && let Some(borne) = connections.get_mut(&connection)
         {
-            *count -= 1;
-            if *count == 0 {
+            borne.count -= 1;
+            if borne.count == 0 {
                 connections.remove(&connection);
             }
         }

@@ -5,15 +5,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Method;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body::Frame;
-use tokio::task::Id;
+use memchr::memchr2;
 
 use crate::body::{Body, BodyError};
 use crate::clock;
 use crate::deadline::Deadline;
-use crate::drain::{Draining, Kind, Lasting, Parting, What};
-use crate::exchange::Answer;
+use crate::drain::{Bearer, Draining, Kind, Lasting, Parting, What};
+use crate::exchange::{Answer, Exchange};
 use crate::serve::Server;
 use crate::upstream::Flight;
 
@@ -22,16 +23,24 @@ const RETRY_MS: std::ops::Range<u64> = 200..2_000;
 /// When a stream looks around that has nothing to wait for: the start of a drain wakes it.
 const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Has an upstream's answer end in good order in a drain, if it is a stream of events that we can add one to. `task` is
-/// the connection's.
-pub(crate) fn attend<S>(answer: &mut Answer, server: &Server<S>, task: impl FnOnce() -> Option<Id>) {
+/// Has an upstream's answer end in good order in a drain, if it is a stream of events that we can add one to. Whoever asked
+/// by another method than GET, with a prompt, say, waits for the one answer and does not come back: it is a request as any.
+pub(crate) fn attend<S>(
+    answer: &mut Answer,
+    server: &Server<S>,
+    exchange: &Exchange,
+    bearer: impl FnOnce() -> Option<Bearer>,
+) {
+    if exchange.head.method != Method::GET {
+        return;
+    }
     let Some(flight) = answer.body.as_upstream() else { return };
     let plain = flight.size_hint().exact().is_none() && flight.has_sent() && is_event_stream(answer);
     if !plain {
         return;
     }
     let Some(flight) = answer.body.take_upstream() else { return };
-    let lasting = server.lasting(Kind::EventStream, task());
+    let lasting = server.lasting(Kind::EventStream, bearer());
     answer.body = Body::wrap(EventStream {
         flight: Some(flight),
         events: Events::default(),
@@ -66,7 +75,8 @@ impl EventStream {
     fn part(&mut self) -> Frame<Bytes> {
         self.flight = None;
         self.lasting.became(What::EventStreamsEnded);
-        Frame::data(format!("retry: {}\n\n", rand::random_range(RETRY_MS)).into())
+        let line_end = if self.events.is_at_line() { "" } else { "\n" };
+        Frame::data(format!("{line_end}retry: {}\n\n", rand::random_range(RETRY_MS)).into())
     }
 
     fn cut(&mut self) -> BodyError {
@@ -112,50 +122,64 @@ impl http_body::Body for EventStream {
             };
             ready!(this.deadline.poll(cx, until));
             if parts {
-                return Poll::Ready(Some(Err(this.cut())));
+                let ended = if this.events.are_between() { Ok(this.part()) } else { Err(this.cut()) };
+                return Poll::Ready(Some(ended));
             }
         }
     }
 }
 
-/// An event stream, followed from its first byte: whether what has passed ends with an empty line, that is, behind an event.
-#[derive(Clone, Copy, Debug)]
+/// An event stream, followed from its first byte: whether what has passed ends behind an event. Lines of comment, by which
+/// many a stream shows that it lives, belong to none.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Events {
-    /// Nothing stands in the present line yet.
-    line_is_empty: bool,
+    line: Line,
     /// The last byte was one: a line feed belongs to it.
     after_carriage_return: bool,
-    are_whole: bool,
+    /// There is a field since the last empty line.
+    in_event: bool,
 }
 
-/// The longest form of the end of an event: nothing before it counts.
-const END_BYTES: usize = "\r\n\r\n".len();
-
-impl Default for Events {
-    fn default() -> Self {
-        Self { line_is_empty: true, after_carriage_return: false, are_whole: true }
-    }
+/// What stands in the present line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Line {
+    #[default]
+    Nothing,
+    Comment,
+    Field,
 }
 
 impl Events {
     pub(crate) fn are_whole(&self) -> bool {
-        self.are_whole
+        self.are_between() && self.is_at_line()
+    }
+
+    /// Whether they are, but for the end of a comment.
+    fn are_between(&self) -> bool {
+        !self.in_event
+    }
+
+    fn is_at_line(&self) -> bool {
+        self.line == Line::Nothing
     }
 
     /// All of this passes.
-    pub(crate) fn pass(&mut self, bytes: &[u8]) {
-        let from = bytes.len().saturating_sub(END_BYTES);
-        if from > 0 {
-            *self = Self { line_is_empty: false, after_carriage_return: false, are_whole: false };
+    pub(crate) fn pass(&mut self, mut bytes: &[u8]) {
+        while let Some((first, rest)) = bytes.split_first() {
+            self.step(*first);
+            bytes = rest;
+            if self.line != Line::Nothing {
+                // Nothing counts before the end of the line.
+                bytes = &bytes[memchr2(b'\n', b'\r', bytes).unwrap_or(bytes.len())..];
+            }
         }
-        bytes[from..].iter().for_each(|byte| self.step(*byte));
     }
 
     /// What passes of this up to the end of an event, or all of it.
     pub(crate) fn pass_until_whole(&mut self, mut bytes: Bytes) -> Bytes {
         let found = bytes.iter().position(|byte| {
             self.step(*byte);
-            self.are_whole
+            self.are_whole()
         });
         if let Some(last) = found {
             let in_line_end = self.after_carriage_return && bytes.get(last + 1) == Some(&b'\n');
@@ -165,13 +189,16 @@ impl Events {
     }
 
     fn step(&mut self, byte: u8) {
+        let after_carriage_return = std::mem::replace(&mut self.after_carriage_return, byte == b'\r');
         match byte {
-            b'\n' if self.after_carriage_return => self.after_carriage_return = false,
+            b'\n' if after_carriage_return => {}
             b'\n' | b'\r' => {
-                (self.are_whole, self.line_is_empty) = (self.line_is_empty, true);
-                self.after_carriage_return = byte == b'\r';
+                self.in_event &= self.line != Line::Nothing;
+                self.line = Line::Nothing;
             }
-            _ => *self = Self { line_is_empty: false, after_carriage_return: false, are_whole: false },
+            b':' if self.line == Line::Nothing => self.line = Line::Comment,
+            _ if self.line == Line::Nothing => (self.line, self.in_event) = (Line::Field, true),
+            _ => {}
         }
     }
 }

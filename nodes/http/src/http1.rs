@@ -37,7 +37,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
 use crate::clock;
-use crate::drain::{Draining, Kind, What};
+use crate::drain::{Bearer, Draining, Kind, What};
 use crate::event_stream;
 use crate::exchange::{Answer, Client, End, Exchange, Service, Tunnel};
 use crate::forwarded::has_token;
@@ -171,7 +171,7 @@ async fn exchange<S: Service>(
     let tunnel = exchange.take_tunnel(answer.head.status);
     let mut answer = exchange.settle(answer, tunnel.is_some());
     exchange.status.set(answer.head.status);
-    event_stream::attend(&mut answer, server, task::try_id);
+    event_stream::attend(&mut answer, server, &exchange, bearer);
     if let Some(tunnel) = tunnel {
         return switch(wire, answer, tunnel, end).await;
     }
@@ -252,9 +252,14 @@ fn persistence(head: &RequestHead, stays: bool) -> Persistence {
     }
 }
 
+/// This connection, which has one exchange at a time.
+fn bearer() -> Option<Bearer> {
+    Some(Bearer { task: task::try_id()?, open: None })
+}
+
 /// Runs what the connection was upgraded for. It may outlive the start of a drain, but not by much.
 async fn run_tunnel<S>(tunnel: Tunnel, socket: Socket, server: &Server<S>, exchange: &Exchange) {
-    let lasting = server.lasting(Kind::Tunnel, task::try_id());
+    let lasting = server.lasting(Kind::Tunnel, bearer());
     let outcome = match tunnel {
         Tunnel::Own(serve) => run_own(serve(Upgraded::new(socket)), &server.drain).await,
         Tunnel::Relay(relay) => relay(socket).run(&server.drain, exchange).await,

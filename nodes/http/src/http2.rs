@@ -21,6 +21,7 @@ use tokio::task::{self, Id, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::body::Body;
+use crate::drain::Bearer;
 use crate::event_stream;
 use crate::exchange::{Client, End, Exchange, Service};
 use crate::head::RequestHead;
@@ -33,7 +34,7 @@ use outgoing::Outgoing;
 
 /// What is going on on a connection.
 struct Streams {
-    open: Cell<usize>,
+    open: Rc<Cell<usize>>,
     /// When the last stream ended.
     since: Cell<Instant>,
     /// How many streams the client has reset before their answer, less those that it let be answered.
@@ -107,7 +108,7 @@ impl Discard {
 pub(crate) async fn run<S: Service + 'static>(socket: Socket, server: &Rc<Server<S>>, client: Client) {
     let client = Rc::new(client);
     let streams = Rc::new(Streams {
-        open: Cell::new(0),
+        open: Rc::default(),
         since: Cell::new(Instant::now()),
         resets: Cell::new(0),
         shed: Cell::new(false),
@@ -186,7 +187,9 @@ async fn answer<S: Service>(
         }
     };
     let mut answer = exchange.settle(answer, false);
-    event_stream::attend(&mut answer, &server, || streams.connection);
+    event_stream::attend(&mut answer, &server, &exchange, || {
+        Some(Bearer { task: streams.connection?, open: Some(Rc::clone(&streams.open)) })
+    });
     exchange.status.set(answer.head.status);
     let mut parts = answer.head.to_parts();
     parts.version = http::Version::HTTP_2;

@@ -5,13 +5,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::task::Id;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::access_log::AccessLog;
 use crate::door::{self, Door};
-use crate::drain::{Draining, Kind, Lasting, Report, Tally, What};
+use crate::drain::{Bearer, Draining, Kind, Lasting, Report, Tally, What};
 use crate::exchange::{Ledger, Service};
 use crate::limits::Limits;
 use crate::meter::Meter;
@@ -155,8 +154,8 @@ impl<S> Server<S> {
     }
 
     /// Takes down that something lasts, and on which connection.
-    pub(crate) fn lasting(&self, kind: Kind, connection: Option<Id>) -> Lasting {
-        Lasting::new(&self.ledger, kind, connection)
+    pub(crate) fn lasting(&self, kind: Kind, bearer: Option<Bearer>) -> Lasting {
+        Lasting::new(&self.ledger, kind, bearer)
     }
 
     /// Takes down that a connection ends without a request: of a drain's doing, if there is one.

@@ -8,7 +8,7 @@ use protoplex_runtime::account::{Account, AccountError};
 use protoplex_runtime::config::{
     self, Common as NodeCommon, ConfigError, Problems, Setting, Timing, connectable,
 };
-use protoplex_runtime::meta::TlsSettings;
+use protoplex_runtime::meta::{TlsSettings, Tokens};
 use protoplex_runtime::start::{StartCause, StartError};
 use protoplex_runtime::telemetry;
 use serde::Deserialize;
@@ -54,10 +54,18 @@ struct Meta {
     live: SocketAddr,
     /// Lets meta ports listen on addresses that other machines reach. They ask for a token then.
     exposed: bool,
-    /// One that is good for all of them, for a scraper of metrics or a hook. Nodes and operators of the cluster need none.
+    /// Lets scrapers read all of them. Nodes and operators of the cluster need none.
     token: Option<String>,
+    /// Lets hooks of other systems read and command all of them.
+    command_token: Option<String>,
     /// Whose certificates count there besides the cluster's own.
     tls: TlsSettings,
+}
+
+impl Meta {
+    fn tokens(&self) -> Tokens {
+        Tokens { token: self.token.clone(), command_token: self.command_token.clone() }
+    }
 }
 
 impl Default for Meta {
@@ -71,6 +79,7 @@ impl Default for Meta {
             live: port(8055),
             exposed: false,
             token: None,
+            command_token: None,
             tls: TlsSettings::default(),
         }
     }
@@ -141,6 +150,7 @@ impl Settings {
             config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
         raw.log.check(&mut problems);
         raw.meta.tls.check(&mut problems);
+        raw.meta.tokens().check(&mut problems);
         // On one machine nobody should have to say twice where something listens.
         let own_seed = connectable(raw.seed.listen);
         raw.trace.check(&mut problems);
@@ -212,7 +222,7 @@ impl Settings {
                 Kind::Live => self.meta.live,
             },
             meta_forced: self.meta.exposed,
-            meta_token: self.meta.token.clone(),
+            meta_tokens: self.meta.tokens(),
             meta_tls: self.meta.tls.clone(),
             timing: self.drain.clone(),
             telemetry: self.log.clone(),

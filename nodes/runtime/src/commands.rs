@@ -156,6 +156,10 @@ impl Node {
 
     async fn try_reload(&self) -> Result<Outcome, CommandError> {
         let spec = self.reloader().read().map_err(CommandError::Configuration)?;
+        let (access, common) = (self.access(), &spec.common);
+        let tls = access.load(&common.meta_tls);
+        let tls = tls.map_err(|error| CommandError::Configuration(error.to_string()))?;
+        let tokens = common.meta_tokens.clone();
         let changed = match self.body() {
             Body::Children(children) => {
                 children.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed.to_owned())))?;
@@ -175,6 +179,7 @@ impl Node {
                 solo.adopt(spec)
             }
         };
+        let changed = access.change(tokens, tls) || changed;
         Ok(changed.into())
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::account::Account;
-use crate::meta::TlsSettings;
+use crate::meta::{TlsSettings, Tokens};
 use crate::telemetry;
 use layers::{Layers, Origins};
 
@@ -40,8 +40,8 @@ pub struct Common {
     pub meta: SocketAddr,
     /// Lets the meta port listen on an address that isn't loopback.
     pub meta_forced: bool,
-    /// What lets a client of no part in the cluster use a meta port that isn't on a loopback address.
-    pub meta_token: Option<String>,
+    /// What lets clients of no part in the cluster use such a meta port.
+    pub meta_tokens: Tokens,
     /// How such a meta port speaks TLS.
     pub meta_tls: TlsSettings,
     /// How the node drains.

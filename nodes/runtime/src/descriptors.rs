@@ -26,6 +26,13 @@ pub(crate) fn limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// How many of them this process may have open for clients: the rest is for what those ask for, an upstream's connection
+/// each where none is idle, and for itself.
+pub fn for_connections() -> u64 {
+    let limit = limit();
+    limit.saturating_sub(BESIDES.max(limit / 8)).max(1)
+}
+
 /// Says so where that is less than the connections need that a process may have.
 pub(crate) fn check(spec: &Spec) {
     let (limit, needed) = (limit(), spec.connections.saturating_mul(2) + BESIDES);

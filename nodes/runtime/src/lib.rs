@@ -13,7 +13,7 @@ pub mod commands;
 pub mod config;
 pub mod context;
 mod control;
-mod descriptors;
+pub mod descriptors;
 pub mod drain;
 mod exposition;
 pub mod log_file;

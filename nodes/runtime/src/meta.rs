@@ -2,22 +2,24 @@
 //! by POST the commands `/start`, `/stop`, `/restart`, `/drain`, `/reload`, `/upgrade` and
 //! `/log-level`.
 
+mod access;
 mod door;
 mod guard;
 mod logs;
+mod patience;
 
+use std::io;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use tracing::{error, info};
 
 use crate::children::ChildError;
@@ -27,8 +29,9 @@ use crate::telemetry;
 
 use door::{Caller, Door};
 
+pub(crate) use access::Access;
 pub use door::{MetaTlsError, TlsSettings};
-pub(crate) use guard::Guard;
+pub use guard::Tokens;
 
 /// The media type of Prometheus's text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -41,19 +44,19 @@ const PROBLEM: &str = "application/problem+json";
 pub const OPERATOR: &str = "protoplex-operator";
 
 /// Answers until it is dropped.
-pub(crate) async fn serve(node: Arc<Node>, guard: Guard, tls: Option<TlsAcceptor>) {
+pub(crate) async fn serve(node: Arc<Node>) {
     let served = async {
         let socket = TcpListener::from_std(node.estate().meta.try_clone()?)?;
-        let door = Door::new(socket, tls, node.upgrades().open());
-        let pages = pages(Arc::clone(&node), guard).into_make_service_with_connect_info::<Caller>();
-        axum::serve(door, pages).await
+        let door = Door::new(socket, node.access().tls(), node.upgrades().open());
+        door.serve(pages(Arc::clone(&node))).await;
+        io::Result::Ok(())
     };
     if let Err(error) = served.await {
         error!(%error, "the meta port is lost");
     }
 }
 
-fn pages(node: Arc<Node>, guard: Guard) -> Router {
+fn pages(node: Arc<Node>) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -69,7 +72,7 @@ fn pages(node: Arc<Node>, guard: Guard) -> Router {
         .route("/log-level", get(log_level).post(set_log_level))
         .route("/logs", get(logs::show))
         .layer(from_fn(admit))
-        .layer(from_fn_with_state(Arc::new(guard), check))
+        .layer(from_fn_with_state(Arc::clone(&node), check))
         .with_state(node)
 }
 
@@ -87,12 +90,13 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
 
 /// Refuses whoever is not known where that is needed.
 async fn check(
-    State(guard): State<Arc<Guard>>,
-    ConnectInfo(caller): ConnectInfo<Caller>,
+    State(node): State<Arc<Node>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
     next: Next,
 ) -> Response {
-    match guard.admit(request.uri().path(), request.headers(), caller) {
+    let is_command = !matches!(*request.method(), Method::GET | Method::HEAD);
+    match node.access().guard.admit(request.uri().path(), is_command, request.headers(), caller) {
         Ok(()) => next.run(request).await,
         Err(refusal) => {
             let mut answer = problem(refusal.status(), refusal.detail());

@@ -17,6 +17,7 @@ use crate::commands::Reloader;
 use crate::control::Report;
 use crate::drain::{Drained, Trigger};
 use crate::exposition::{Exposition, Family, Kind};
+use crate::meta::Access;
 use crate::running::{Address, META, Running};
 use crate::solo::Solo;
 use crate::supervisor::{State, Status};
@@ -28,6 +29,7 @@ use crate::{descriptors, procfs, telemetry};
 pub(crate) struct Node {
     estate: Estate,
     about: watch::Sender<Running>,
+    access: Access,
     body: Body,
     draining: watch::Sender<bool>,
     /// All of its work has ended, and so will this process.
@@ -106,6 +108,7 @@ impl Node {
     pub(crate) fn new(
         estate: Estate,
         about: watch::Sender<Running>,
+        access: Access,
         body: Body,
         leave: Trigger,
         reloader: Reloader,
@@ -117,6 +120,7 @@ impl Node {
             upgrades: Upgrades::new(estate.came.as_ref().map(|came| came.status.clone())),
             estate,
             about,
+            access,
             body,
             draining: watch::Sender::new(false),
             finished: watch::Sender::new(false),
@@ -138,6 +142,11 @@ impl Node {
 
     pub(crate) fn estate(&self) -> &Estate {
         &self.estate
+    }
+
+    /// To its meta port.
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
     }
 
     pub(crate) fn upgrades(&self) -> &Upgrades {

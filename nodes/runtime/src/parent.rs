@@ -13,7 +13,6 @@ use protoplex_wire::proto::NodeState;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
 use crate::account::{as_root, can_be_root, is_root};
@@ -23,7 +22,7 @@ use crate::config::Common;
 use crate::context::Reconfigured;
 use crate::control::{self, Configuration, Report};
 use crate::descriptors;
-use crate::meta::{self, Guard, TlsSettings};
+use crate::meta::{self, Access};
 use crate::node::{Body, Node, unix_ms};
 use crate::orders::Orders;
 use crate::running::{self, Address, Claim, Instance, META, Running};
@@ -199,9 +198,7 @@ impl Spec {
         let station = Station {
             running: watch::Sender::new(running),
             estate,
-            guard: Guard::of(meta, self.common.meta_token.clone()),
-            meta_tls: self.common.meta_tls.clone(),
-            tls: None,
+            access: Access::new(meta, self.common.meta_tokens.clone()),
             state: watch::Sender::new(NodeState::default()),
         };
         Ok(Bound { children, spec: self, station })
@@ -220,8 +217,6 @@ impl Spec {
             (ours.account != theirs.account, "user or group"),
             (ours.data != theirs.data, "data"),
             (ours.meta != theirs.meta, "the address of the meta port"),
-            (ours.meta_token != theirs.meta_token, "meta.token"),
-            (ours.meta_tls != theirs.meta_tls, "meta.tls"),
             (ours.telemetry.differs_in_place(&theirs.telemetry), "what [log] says but its level"),
             (self.own != other.own, "the address of children's own ports"),
         ]
@@ -259,9 +254,13 @@ impl Spec {
 
     /// Whether its children have to be replaced for another one.
     pub(crate) fn asks_restart(&self, other: &Self) -> bool {
-        // Only its level can change in a process that runs.
-        let common =
-            Common { telemetry: other.common.telemetry.clone(), ..self.common.clone() } != other.common;
+        // Of logs only the level can change, which can do so in a process that runs. The meta port is the parent's.
+        let common = Common {
+            telemetry: other.common.telemetry.clone(),
+            meta_tokens: other.common.meta_tokens.clone(),
+            meta_tls: other.common.meta_tls.clone(),
+            ..self.common.clone()
+        } != other.common;
         let told = |spec: &Self| {
             let mut config = spec.child_config.clone();
             if let Some(config) = config.as_object_mut() {
@@ -297,9 +296,7 @@ pub struct Bound {
 pub(crate) struct Station {
     running: watch::Sender<Running>,
     estate: Estate,
-    guard: Guard,
-    meta_tls: TlsSettings,
-    tls: Option<TlsAcceptor>,
+    access: Access,
     state: watch::Sender<NodeState>,
 }
 
@@ -331,11 +328,8 @@ impl Bound {
     /// # Errors
     /// A certificate can't be used.
     pub fn trust(&mut self, identity: &Identity) -> Result<(), StartError> {
-        if self.station.guard.is_exposed() {
-            let tls = self.station.meta_tls.acceptor(identity).map_err(StartCause::from)?;
-            self.station.tls = Some(tls);
-        }
-        Ok(())
+        let settings = &self.spec.common.meta_tls;
+        Ok(self.station.access.trust(settings, identity).map_err(StartCause::from)?)
     }
 
     /// The node's state as the seed is told it, see `protoplex_wire::join`. Changes of state wake receivers;
@@ -388,14 +382,14 @@ impl Bound {
 impl Station {
     /// Everything around the node's work: orders, meta port, its state for the seed and its supervisor.
     pub(crate) fn serve(self, body: Body, reload: Reload) -> io::Result<Service> {
-        let Self { running, estate, guard, tls, state, .. } = self;
+        let Self { running, estate, access, state } = self;
         let report = watch::Sender::new(Report::default());
         let supervisor = estate.supervisor.as_ref().map(UnixStream::try_clone).transpose()?;
         let orders = Orders::of_node(report.subscribe(), supervisor)?;
         let (leave, reloader) = (orders.trigger.clone(), Reloader::new(reload));
-        let node = Arc::new(Node::new(estate, running, body, leave, reloader));
+        let node = Arc::new(Node::new(estate, running, access, body, leave, reloader));
         let mut tasks = JoinSet::new();
-        tasks.spawn(meta::serve(Arc::clone(&node), guard, tls));
+        tasks.spawn(meta::serve(Arc::clone(&node)));
         tasks.spawn(publish(Arc::clone(&node), state, report));
         tasks.spawn(follow_reloads(Arc::clone(&node), ReloadSignals::take()?));
         tasks.spawn(follow_upgrades(Arc::clone(&node), UpgradeSignals::take()?));

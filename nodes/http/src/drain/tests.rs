@@ -70,3 +70,37 @@ async fn what_is_told_adds_up() {
     assert_eq!(counts(), [2, 2, 1, 0, 0, 1, 0]);
     drop(tunnel);
 }
+
+/// A stalled stream took its siblings of the same connection with it, and they were taken for finished.
+#[tokio::test(start_paused = true)]
+async fn what_lasts_does_not_shorten_the_time_of_requests_on_its_connection() {
+    let limits = Limits {
+        request_drain_timeout: Some(seconds(15)),
+        event_stream_drain_timeout: seconds(5),
+        ..Limits::default()
+    };
+    let ledger = Rc::new(Ledger { log: AccessLog::off(), meter: Meter::new(), tally: Tally::new() });
+    let (trigger, drain) = draining(seconds(30), &limits);
+    let tally = &ledger.tally;
+    let [shared, alone] = [(); 2].map(|()| tokio::spawn(async {}).id());
+    let open = Rc::new(Cell::new(2));
+    let lasting = |task, open| Lasting::new(&ledger, Kind::EventStream, Some(Bearer { task, open }));
+    let _kept = [lasting(shared, Some(Rc::clone(&open))), lasting(alone, Some(Rc::new(Cell::new(1))))];
+    (0..3).for_each(|_| tally.exchange_begins());
+    trigger.pull();
+    tally.start();
+    let since = drain.since().unwrap();
+    let first = tally.next_cut(&drain, since).unwrap();
+    assert_eq!(first - since, seconds(5) + CUT_MARGIN);
+    assert!(tally.is_cut(&drain, alone, first) && !tally.is_cut(&drain, shared, first));
+    let second = tally.next_cut(&drain, first).unwrap();
+    assert_eq!(second - since, seconds(15));
+    assert!(tally.is_cut(&drain, shared, second));
+    tally.exchange_ends();
+    tally.settle(false);
+    assert_eq!((tally.count(What::RequestsFinished), tally.count(What::RequestsCut)), (0, 1));
+    assert_eq!(tally.count(What::EventStreamsCut), 2);
+    // Once its sibling has ended nothing keeps it.
+    open.set(1);
+    assert!(tally.is_cut(&drain, shared, first));
+}

@@ -81,6 +81,48 @@ fn an_event_stream_ends_behind_an_event_with_a_retry() {
     assert_eq!((drained(&metrics, "event_streams_ended"), drained(&metrics, "requests_finished")), (3, 0));
 }
 
+/// By which many show that a stream lives: Mercure's hub, for one.
+#[test]
+fn comments_are_no_events_and_do_not_keep_a_stream_from_its_end() {
+    let metrics = Metrics::default();
+    let _kept = metrics.keep();
+    for (comments, end) in [(":\n", ""), (": still there\r\n:\r\n", ""), (":", "\n")] {
+        run_with_a_still_clock(async {
+            let (relay, mut client, mut backend) = ask(under_limits(), GET).await;
+            backend.write_all(format!("{EVENTS}{CHUNKED}").as_bytes()).await.unwrap();
+            say(&mut backend, &format!("data: 1\n\n{comments}")).await;
+            relay.trigger.pull();
+            settle().await;
+            pass(Duration::from_millis(10_100)).await;
+            let answer = client.answer().await;
+            assert_parted(&answer.body, &format!("data: 1\n\n{comments}{end}"));
+            within(relay.task).await.unwrap();
+        });
+    }
+    assert_eq!((drained(&metrics, "event_streams_ended"), drained(&metrics, "event_streams_cut")), (3, 0));
+}
+
+/// The answer of a language model, say: nobody comes back for the rest of it.
+#[test]
+fn events_that_answer_a_post_are_a_request_and_end_by_themselves() {
+    let metrics = Metrics::default();
+    let _kept = metrics.keep();
+    run_with_a_still_clock(async {
+        let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+        let (relay, mut client, mut backend) = ask(under_limits(), post).await;
+        backend.write_all(format!("{EVENTS}{CHUNKED}").as_bytes()).await.unwrap();
+        say(&mut backend, "data: 1\n\n").await;
+        relay.trigger.pull();
+        settle().await;
+        pass(Duration::from_millis(12_000)).await;
+        say(&mut backend, "data: [DONE]\n\n").await;
+        backend.write_all(b"0\r\n\r\n").await.unwrap();
+        assert_eq!(client.answer().await.body, "data: 1\n\ndata: [DONE]\n\n");
+        within(relay.task).await.unwrap();
+    });
+    assert_eq!((drained(&metrics, "requests_finished"), drained(&metrics, "event_streams_ended")), (1, 0));
+}
+
 #[test]
 fn a_silent_event_stream_is_ended_over_http_2_too() {
     run(async {

@@ -27,7 +27,7 @@ fn hello(config: serde_json::Value) -> Hello {
         meta: "127.0.0.1:8053".parse().unwrap(),
         meta_forced: false,
         meta_tls: Default::default(),
-        meta_token: None,
+        meta_tokens: Default::default(),
         timing: Timing::default(),
         telemetry: Settings::default(),
         trace: Default::default(),

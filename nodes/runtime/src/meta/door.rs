@@ -2,38 +2,54 @@
 //! nodes, or one that is configured, and asks for the caller's. So nothing secret passes in the clear, and who is of the
 //! cluster needs nothing else. Plain HTTP is told so; it gets the pages that are for everybody, which balancers ask for.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
+use axum::Router;
+use axum::body::Body;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use protoplex_wire::identity::{Identity, SERVER_NAME};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
+use tower_service::Service;
 use tracing::{debug, warn};
 
+use super::patience::Patient;
 use crate::config::Problems;
 
-/// Connections whose TLS has not begun yet; any more wait in the socket's queue.
-const SHAKING: usize = 64;
+/// So many at a time.
+const CONNECTIONS: usize = 256;
 /// From the connection to the end of its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the head of a request, from the end of the one before.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// For a caller that takes nothing of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the head of a request.
+const BUFFER_BYTES: usize = 64 << 10;
 /// After the system had no connection to give for want of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The first byte of every TLS connection (RFC 8446 section 5.1).
@@ -47,7 +63,7 @@ pub struct TlsSettings {
     pub certificate: Option<PathBuf>,
     /// Of the certificate.
     pub key: Option<PathBuf>,
-    /// Whoever has a certificate of one of these authorities needs no token.
+    /// Whoever has a certificate of one of these authorities may read without a token.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -70,10 +86,21 @@ impl TlsSettings {
     }
 
     /// How a port that other machines reach speaks TLS. Blocking.
-    pub(crate) fn acceptor(&self, identity: &Identity) -> Result<TlsAcceptor, MetaTlsError> {
+    pub(super) fn load(&self, identity: &Identity) -> Result<Tls, MetaTlsError> {
+        let mut files = Vec::new();
+        let mut read = |what: &str, file: &Path| {
+            let bytes =
+                fs::read(file).map_err(|error| wrong(&format!("{what}: {}", file.display()), &error))?;
+            files.push(bytes.clone());
+            Ok::<_, MetaTlsError>(bytes)
+        };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         trust(&mut roots, "the cluster's authority", identity.ca_pem().as_bytes())?;
+        let members =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), Arc::clone(&provider))
+                .build()
+                .map_err(|error| wrong("the cluster's authority", &error))?;
         if let Some(file) = &self.client_ca {
             trust(&mut roots, "meta.tls.client_ca", &read("meta.tls.client_ca", file)?)?;
         }
@@ -97,16 +124,38 @@ impl TlsSettings {
             .map_err(|error| wrong("meta.tls", &error))?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(Shown { cluster, own }));
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(config)), members, files })
+    }
+}
+
+/// How the port speaks TLS: the same where it is of the same files.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    acceptor: TlsAcceptor,
+    /// Knows the cluster's own certificates.
+    members: Arc<dyn ClientCertVerifier>,
+    files: Vec<Vec<u8>>,
+}
+
+impl Tls {
+    /// Who has shown these, of which it is known already that they count.
+    fn caller(&self, certificates: Option<&[CertificateDer<'_>]>) -> Caller {
+        let Some((own, above)) = certificates.and_then(<[_]>::split_first) else { return Caller::Stranger };
+        match self.members.verify_client_cert(own, above, UnixTime::now()) {
+            Ok(_) => Caller::Member,
+            Err(_) => Caller::Reader,
+        }
+    }
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        self.files == other.files
     }
 }
 
 fn wrong(what: &str, reason: &dyn ToString) -> MetaTlsError {
     MetaTlsError { what: what.to_owned(), reason: reason.to_string() }
-}
-
-fn read(what: &str, file: &Path) -> Result<Vec<u8>, MetaTlsError> {
-    fs::read(file).map_err(|error| wrong(&format!("{what}: {}", file.display()), &error))
 }
 
 fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, MetaTlsError> {
@@ -152,82 +201,141 @@ pub(crate) enum Caller {
     Plain,
     /// It has shown no certificate.
     Stranger,
-    /// It has shown one of an authority that counts here.
-    Known,
+    /// It has shown one of an authority that counts for readers.
+    Reader,
+    /// It has shown one of the cluster.
+    Member,
 }
 
-impl Connected<IncomingStream<'_, Door>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
-        *stream.remote_addr()
-    }
-}
-
-type Connection = Either<TcpStream, TlsStream<TcpStream>>;
-
-/// The socket, and those who have come but not said yet who they are.
-pub(crate) struct Door {
+/// The socket, and those who have come.
+pub(super) struct Door {
     socket: TcpListener,
     /// Otherwise whoever comes waits in the socket.
     open: watch::Receiver<bool>,
-    tls: Option<TlsAcceptor>,
-    shaking: JoinSet<Option<(Connection, Caller)>>,
+    tls: watch::Receiver<Option<Tls>>,
+    /// The one that came first before the others.
+    guests: VecDeque<Guest>,
+    attending: JoinSet<()>,
 }
 
-impl Door {
-    /// One that speaks TLS, where it is given how.
-    pub(crate) fn new(socket: TcpListener, tls: Option<TlsAcceptor>, open: watch::Receiver<bool>) -> Self {
-        Self { socket, open, tls, shaking: JoinSet::new() }
+/// A connection.
+struct Guest {
+    task: AbortHandle,
+    /// Of which it is kept.
+    busy: Busy,
+}
+
+/// How many answers are on their way on a connection.
+#[derive(Clone, Default)]
+struct Busy(Arc<()>);
+
+impl Busy {
+    /// One more, until this is dropped.
+    fn begin(&self) -> Self {
+        self.clone()
+    }
+
+    /// Whether there is none, where the connection itself has one, and its [`Guest`].
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.0) <= 2
     }
 }
 
-impl Listener for Door {
-    type Io = Connection;
-    type Addr = Caller;
+impl Door {
+    /// One that speaks TLS while it is told how.
+    pub(super) fn new(
+        socket: TcpListener,
+        tls: watch::Receiver<Option<Tls>>,
+        open: watch::Receiver<bool>,
+    ) -> Self {
+        Self { socket, open, tls, guests: VecDeque::new(), attending: JoinSet::new() }
+    }
 
-    async fn accept(&mut self) -> (Connection, Caller) {
+    /// Shows the pages to whoever comes. Never ends.
+    pub(super) async fn serve(mut self, pages: Router) {
+        let mut fails = false;
         loop {
-            let accepts = self.shaking.len() < SHAKING && *self.open.borrow_and_update();
+            let accepts = *self.open.borrow_and_update();
             // Every arm is cancel-safe.
             tokio::select! {
                 Ok(()) = self.open.changed() => {}
-                accepted = self.socket.accept(), if accepts => match (accepted, &self.tls) {
-                    (Ok((stream, _)), None) => return (Either::Left(stream), Caller::Plain),
-                    (Ok((stream, _)), Some(tls)) => drop(self.shaking.spawn(greet(stream, tls.clone()))),
-                    (Err(error), _) => {
-                        warn!(%error, "the meta port can't accept a connection");
+                accepted = self.socket.accept(), if accepts => match accepted {
+                    Ok((stream, _)) => {
+                        fails = false;
+                        self.admit(stream, &pages);
+                    }
+                    Err(error) => {
+                        if !std::mem::replace(&mut fails, true) {
+                            warn!(%error, "the meta port can't accept connections, trying again");
+                        }
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                Some(greeted) = self.shaking.join_next() => if let Ok(Some(greeted)) = greeted {
-                    return greeted;
-                },
+                Some(_) = self.attending.join_next() => {}
             }
         }
     }
 
-    fn local_addr(&self) -> io::Result<Caller> {
-        Ok(Caller::Plain)
+    /// Attends to one more, for whom somebody has to go where there are too many: the one who came first of those for whom
+    /// nothing is done. So those who say nothing don't keep the others out.
+    fn admit(&mut self, stream: TcpStream, pages: &Router) {
+        self.guests.retain(|guest| !guest.task.is_finished());
+        if self.guests.len() >= CONNECTIONS {
+            let Some(idle) = self.guests.iter().position(|guest| guest.busy.is_idle()) else { return };
+            self.guests.remove(idle).into_iter().for_each(|guest| guest.task.abort());
+        }
+        let (tls, busy) = (self.tls.borrow().clone(), Busy::default());
+        let task = self.attending.spawn(attend(stream, tls, pages.clone(), busy.clone()));
+        self.guests.push_back(Guest { task, busy });
+    }
+}
+
+/// Sees one connection through.
+async fn attend(stream: TcpStream, tls: Option<Tls>, pages: Router, busy: Busy) {
+    let greeted = match tls {
+        None => Ok((Either::Left(stream), Caller::Plain)),
+        Some(tls) => timeout(HANDSHAKE_TIMEOUT, greet(stream, tls))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+    };
+    let (stream, caller) = match greeted {
+        Ok(greeted) => greeted,
+        Err(error) => return debug!(%error, "a caller of the meta port is refused"),
+    };
+    let show = service_fn(move |request: hyper::Request<Incoming>| {
+        let (mut pages, busy) = (pages.clone(), busy.begin());
+        async move {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(caller);
+            let answer = pages.call(request).await?;
+            Ok::<_, Infallible>(answer.map(|body| {
+                // For as long as anything of it is on its way.
+                let kept = move |frame| {
+                    let _busy = &busy;
+                    frame
+                };
+                body.map_frame(kept)
+            }))
+        }
+    });
+    let stream = TokioIo::new(Patient::new(stream, WRITE_TIMEOUT));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES)
+        .serve_connection(stream, show);
+    if let Err(error) = served.await {
+        debug!(%error, "a connection to the meta port is cut");
     }
 }
 
 /// Finds out whether it is TLS that comes, and does the handshake.
-async fn greet(stream: TcpStream, tls: TlsAcceptor) -> Option<(Connection, Caller)> {
-    let greeting = async {
-        let mut first = [0];
-        if stream.peek(&mut first).await? == 0 || first != [HANDSHAKE] {
-            return Ok((Either::Left(stream), Caller::Plain));
-        }
-        let stream = tls.accept(stream).await?;
-        let is_known = stream.get_ref().1.peer_certificates().is_some();
-        let caller = if is_known { Caller::Known } else { Caller::Stranger };
-        Ok::<_, io::Error>((Either::Right(stream), caller))
-    };
-    match timeout(HANDSHAKE_TIMEOUT, greeting).await {
-        Ok(Ok(greeted)) => Some(greeted),
-        Ok(Err(error)) => {
-            debug!(%error, "a caller of the meta port is refused");
-            None
-        }
-        Err(_) => None,
+async fn greet(stream: TcpStream, tls: Tls) -> io::Result<(Either<TcpStream, TlsStream<TcpStream>>, Caller)> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 0 || first != [HANDSHAKE] {
+        return Ok((Either::Left(stream), Caller::Plain));
     }
+    let stream = tls.acceptor.accept(stream).await?;
+    let caller = tls.caller(stream.get_ref().1.peer_certificates());
+    Ok((Either::Right(stream), caller))
 }

@@ -3,11 +3,15 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
 
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, header};
 
 use super::door::Caller;
+use crate::config::Problems;
 
 /// Open to everybody: balancers ask, and learn nothing else.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
@@ -15,8 +19,33 @@ const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 /// What is asked of a request.
 pub(crate) struct Guard {
     is_loopback: bool,
-    /// For who has no certificate of the cluster: a scraper, a hook.
-    token: Option<String>,
+    tokens: Mutex<Tokens>,
+}
+
+/// What lets a client of no part in the cluster use a meta port that isn't on a loopback address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// For who reads: a scraper.
+    pub token: Option<String>,
+    /// For who gives commands, too: a hook.
+    pub command_token: Option<String>,
+}
+
+/// A shorter token might be guessed.
+const TOKEN_BYTES: usize = 16;
+
+impl Tokens {
+    /// What is wrong goes to `problems`, for the section `[meta]`.
+    pub fn check(&self, problems: &mut Problems) {
+        for (key, token) in [("meta.token", &self.token), ("meta.command_token", &self.command_token)] {
+            if token.as_ref().is_some_and(|token| token.len() < TOKEN_BYTES) {
+                problems.add(
+                    key,
+                    format!("has to have at least {TOKEN_BYTES} characters: else it could be guessed"),
+                );
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Guard {
@@ -34,12 +63,14 @@ pub(crate) enum Refusal {
     Plain,
     /// Its caller is nobody who may ask.
     Stranger,
+    /// It is a command, and its caller may only read.
+    Reader,
 }
 
 impl Refusal {
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::Host => StatusCode::FORBIDDEN,
+            Self::Host | Self::Reader => StatusCode::FORBIDDEN,
             Self::Plain => StatusCode::BAD_REQUEST,
             Self::Stranger => StatusCode::UNAUTHORIZED,
         }
@@ -55,14 +86,31 @@ impl Refusal {
                 "This needs a client certificate of the cluster or of meta.tls.client_ca, or the token meta.token \
                  (Authorization: Bearer)."
             }
+            Self::Reader => {
+                "Commands need a client certificate of the cluster, or the token meta.command_token \
+                 (Authorization: Bearer): this is for reading alone."
+            }
         }
     }
 }
 
 impl Guard {
     /// Of a port at this address.
-    pub(crate) fn of(address: SocketAddr, token: Option<String>) -> Self {
-        Self { is_loopback: address.ip().is_loopback(), token }
+    pub(crate) fn of(address: SocketAddr, tokens: Tokens) -> Self {
+        Self { is_loopback: address.ip().is_loopback(), tokens: Mutex::new(tokens) }
+    }
+
+    /// Asks for other tokens from here on. Says whether they are others.
+    pub(crate) fn change(&self, tokens: Tokens) -> bool {
+        let mut present = self.tokens();
+        let changed = *present != tokens;
+        *present = tokens;
+        changed
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, Tokens> {
+        // No code panics while it holds this lock.
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether other machines reach the port.
@@ -70,21 +118,31 @@ impl Guard {
         !self.is_loopback
     }
 
-    /// Whether a request may be answered.
-    pub(crate) fn admit(&self, path: &str, headers: &HeaderMap, caller: Caller) -> Result<(), Refusal> {
+    /// Whether a request may be answered; a command is one that changes anything.
+    pub(crate) fn admit(
+        &self,
+        path: &str,
+        is_command: bool,
+        headers: &HeaderMap,
+        caller: Caller,
+    ) -> Result<(), Refusal> {
+        let reads = || if is_command { Err(Refusal::Reader) } else { Ok(()) };
         match caller {
             _ if self.is_loopback => is_local(headers).then_some(()).ok_or(Refusal::Host),
             _ if OPEN.contains(&path) => Ok(()),
             Caller::Plain => Err(Refusal::Plain),
-            Caller::Known => Ok(()),
-            Caller::Stranger => self.has_token(headers).then_some(()).ok_or(Refusal::Stranger),
+            Caller::Member => Ok(()),
+            _ if self.has(headers, |tokens| &tokens.command_token) => Ok(()),
+            Caller::Reader => reads(),
+            Caller::Stranger if self.has(headers, |tokens| &tokens.token) => reads(),
+            Caller::Stranger => Err(Refusal::Stranger),
         }
     }
 
-    fn has_token(&self, headers: &HeaderMap) -> bool {
+    fn has(&self, headers: &HeaderMap, which: impl Fn(&Tokens) -> &Option<String>) -> bool {
         let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = value.and_then(|value| value.strip_prefix("Bearer "));
-        self.token.as_ref().zip(token).is_some_and(|(known, token)| is_same(known, token))
+        let said = value.and_then(|value| value.strip_prefix("Bearer ")).filter(|said| !said.is_empty());
+        which(&self.tokens()).as_ref().zip(said).is_some_and(|(known, said)| is_same(known, said))
     }
 }
 
@@ -116,30 +174,41 @@ mod tests {
     #[test]
     fn only_who_is_known_or_has_the_token_passes_and_health_is_for_everybody() {
         let outside = "10.0.0.1:8053".parse().unwrap();
-        let (with_token, without) = (Guard::of(outside, Some("token".to_owned())), Guard::of(outside, None));
+        let tokens = |token: Option<&str>, command: Option<&str>| {
+            let [token, command_token] = [token, command].map(|token| token.map(str::to_owned));
+            Guard::of(outside, Tokens { token, command_token })
+        };
+        let (with_token, without) = (tokens(Some("token"), Some("order")), tokens(None, None));
         let bearer = |token: &str| with(header::AUTHORIZATION, token);
-        let (none, good) = (HeaderMap::new(), bearer("Bearer token"));
-        for (guard, headers, caller, verdict) in [
-            (&with_token, &none, Caller::Known, Ok(())),
-            (&without, &none, Caller::Known, Ok(())),
-            (&with_token, &good, Caller::Stranger, Ok(())),
-            (&without, &good, Caller::Stranger, Err(Refusal::Stranger)),
-            (&with_token, &none, Caller::Stranger, Err(Refusal::Stranger)),
-            (&with_token, &bearer("Bearer tokem"), Caller::Stranger, Err(Refusal::Stranger)),
-            (&with_token, &bearer("Bearer toke"), Caller::Stranger, Err(Refusal::Stranger)),
-            (&with_token, &bearer("Bearer "), Caller::Stranger, Err(Refusal::Stranger)),
-            (&with_token, &bearer("Basic token"), Caller::Stranger, Err(Refusal::Stranger)),
-            (&with_token, &good, Caller::Plain, Err(Refusal::Plain)),
+        let (none, good, order) = (HeaderMap::new(), bearer("Bearer token"), bearer("Bearer order"));
+        for (guard, headers, caller, verdicts) in [
+            (&with_token, &none, Caller::Member, [Ok(()); 2]),
+            (&without, &none, Caller::Member, [Ok(()); 2]),
+            (&with_token, &good, Caller::Stranger, [Ok(()), Err(Refusal::Reader)]),
+            (&with_token, &none, Caller::Reader, [Ok(()), Err(Refusal::Reader)]),
+            (&with_token, &order, Caller::Reader, [Ok(()); 2]),
+            (&with_token, &order, Caller::Stranger, [Ok(()); 2]),
+            (&without, &good, Caller::Stranger, [Err(Refusal::Stranger); 2]),
+            (&with_token, &none, Caller::Stranger, [Err(Refusal::Stranger); 2]),
+            (&with_token, &bearer("Bearer tokem"), Caller::Stranger, [Err(Refusal::Stranger); 2]),
+            (&with_token, &bearer("Bearer toke"), Caller::Stranger, [Err(Refusal::Stranger); 2]),
+            (&with_token, &bearer("Bearer "), Caller::Stranger, [Err(Refusal::Stranger); 2]),
+            (&tokens(Some(""), Some("")), &bearer("Bearer "), Caller::Stranger, [Err(Refusal::Stranger); 2]),
+            (&with_token, &bearer("Basic token"), Caller::Stranger, [Err(Refusal::Stranger); 2]),
+            (&with_token, &order, Caller::Plain, [Err(Refusal::Plain); 2]),
         ] {
-            assert_eq!(guard.admit("/drain", headers, caller), verdict, "{headers:?} {caller:?}");
-            assert_eq!(guard.admit("/readyz", headers, caller), Ok(()));
+            for (is_command, verdict) in [false, true].into_iter().zip(verdicts) {
+                let admitted = guard.admit("/drain", is_command, headers, caller);
+                assert_eq!(admitted, verdict, "{headers:?} {caller:?} {is_command}");
+            }
+            assert_eq!(guard.admit("/readyz", false, headers, caller), Ok(()));
         }
     }
 
     #[test]
     fn on_the_loopback_only_another_name_is_refused() {
-        let loopback = Guard::of("127.0.0.1:8053".parse().unwrap(), None);
-        assert_eq!(loopback.admit("/status", &HeaderMap::new(), Caller::Plain), Ok(()));
+        let loopback = Guard::of("127.0.0.1:8053".parse().unwrap(), Tokens::default());
+        assert_eq!(loopback.admit("/status", false, &HeaderMap::new(), Caller::Plain), Ok(()));
         for (host, admitted) in [
             ("localhost:8053", true),
             ("127.0.0.1:8053", true),
@@ -148,7 +217,7 @@ mod tests {
             ("127.0.0.1.evil.example", false),
             ("10.0.0.1", false),
         ] {
-            let verdict = loopback.admit("/status", &with(header::HOST, host), Caller::Plain);
+            let verdict = loopback.admit("/status", false, &with(header::HOST, host), Caller::Plain);
             assert_eq!(verdict.is_ok(), admitted, "{host}");
         }
     }

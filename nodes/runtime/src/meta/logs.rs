@@ -23,8 +23,10 @@ use crate::log_file::{Trail, TrailError, Verdict};
 use crate::node::Node;
 use crate::telemetry;
 
-/// So many may be followed at once.
-static STREAMS: Semaphore = Semaphore::const_new(32);
+/// So many may follow at once.
+static FOLLOWERS: Semaphore = Semaphore::const_new(32);
+/// So many may be shown what there is at once; others wait.
+static READERS: Semaphore = Semaphore::const_new(8);
 /// The most that may be asked for of what there is already.
 const MAX_LINES: usize = 10_000;
 /// Between two looks for new lines.
@@ -103,7 +105,11 @@ async fn begin(node: &Node, query: Result<Query<Wanted>, QueryRejection>) -> Res
     let Query(wanted) = query.map_err(|rejection| Refusal::Query(rejection.body_text()))?;
     let filter = Filter::new(node, &wanted)?;
     let path = telemetry::kept().ok_or_else(|| Refusal::NotKept(node.name().to_owned()))?;
-    let permit = STREAMS.try_acquire().map_err(|_| Refusal::Busy)?;
+    let permit = match wanted.follow {
+        true => FOLLOWERS.try_acquire().map_err(|_| Refusal::Busy)?,
+        // It is never closed.
+        false => READERS.acquire().await.map_err(|_| Refusal::Busy)?,
+    };
     let opened = spawn_blocking(move || {
         let opened = Trail::open(&path, wanted.lines.min(MAX_LINES), |line| filter.judge(line));
         opened.map(|(trail, lines)| (filter, trail, lines))

@@ -11,7 +11,7 @@ use protoplex_runtime::commands::Reload;
 use protoplex_runtime::config::{Common, Timing};
 use protoplex_runtime::context::{Context, PortChange};
 use protoplex_runtime::drain::{Drain, Tasks, Trigger};
-use protoplex_runtime::meta::TlsSettings;
+use protoplex_runtime::meta::{TlsSettings, Tokens};
 use protoplex_runtime::parent::{Bound, Spec};
 use protoplex_runtime::signals;
 use protoplex_runtime::solo;
@@ -31,7 +31,7 @@ struct Arguments {
     listen: String,
     meta: String,
     meta_forced: bool,
-    meta_token: Option<String>,
+    meta_tokens: Tokens,
     meta_tls: TlsSettings,
     timing: Timing,
     telemetry: Settings,
@@ -127,7 +127,7 @@ fn spec(file: &str) -> Result<Spec, String> {
             zone: String::new(),
             meta,
             meta_forced: arguments.meta_forced,
-            meta_token: arguments.meta_token,
+            meta_tokens: arguments.meta_tokens,
             meta_tls: arguments.meta_tls,
             timing: arguments.timing,
             telemetry: arguments.telemetry,

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 pub(crate) const FIXTURE: &str = env!("CARGO_BIN_EXE_runtime-fixture");
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Of a node that has a program of its own.
 const PROGRAM: &str = "fixture";
@@ -93,7 +93,7 @@ impl Arguments {
             "listen": self.listen,
             "meta": self.meta,
             "meta_forced": self.meta_token.is_some(),
-            "meta_token": self.meta_token,
+            "meta_tokens": { "token": self.meta_token, "command_token": "do-as-i-say" },
             "meta_tls": self.meta_tls,
             "timing": { "drain_grace_ms": self.timing.0, "drain_timeout_ms": self.timing.1 },
             "telemetry": { "file": self.log, "level": self.level, "max_bytes": self.log_bytes },
