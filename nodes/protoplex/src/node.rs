@@ -1,5 +1,6 @@
 //! One node: its parent process, and what each of its children runs.
 
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::ExitCode;
 
 use protoplex_runtime::child::Child;
@@ -202,13 +203,28 @@ fn runtime(kind: Kind) -> std::io::Result<Runtime> {
 }
 
 /// How a node introduces itself to the seed.
+/// An address as other machines have it: where it is any of this machine's, that by which this machine reaches the seed.
+fn reachable(address: SocketAddr, seed: &str) -> SocketAddr {
+    let towards_seed = || -> std::io::Result<SocketAddr> {
+        let any = if address.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+        let socket = UdpSocket::bind((any, 0))?;
+        // Sends nothing.
+        socket.connect(seed)?;
+        socket.local_addr()
+    };
+    match address.ip().is_unspecified().then(towards_seed) {
+        Some(Ok(own)) if !own.ip().is_loopback() => SocketAddr::new(own.ip(), address.port()),
+        _ => address,
+    }
+}
+
 fn hello(running: &Running, told: &NodeCommon, instance: &str) -> JoinHello {
     let mut listens = Vec::new();
     let mut meta = String::new();
     for address in running.addresses.iter().filter(|address| address.child.is_none()) {
         let listen = format!("{} {}", address.name, address.address);
         if address.name == META {
-            meta = address.address.to_string();
+            meta = reachable(address.address, &told.seed).to_string();
         } else if !listens.contains(&listen) {
             listens.push(listen);
         }

@@ -9,7 +9,7 @@
 use std::ffi::CString;
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -127,7 +127,8 @@ impl Account {
         AccountError::Refused { user: self.name.clone(), source }
     }
 
-    /// Makes the data directory, as root only where the account has no right to: there it can't meddle with what is made.
+    /// Makes the data directory, as root only where the account has no right to, and nobody else either: there it can't
+    /// meddle with what is made.
     fn make(&self, data: &Path) -> io::Result<()> {
         match DirBuilder::new().recursive(true).mode(0o700).create(data) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
@@ -135,6 +136,7 @@ impl Account {
         }
         as_root(|| {
             if let Some(parent) = data.parent() {
+                belongs_to_root(parent)?;
                 DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
             }
             match DirBuilder::new().mode(0o700).create(data) {
@@ -148,6 +150,35 @@ impl Account {
             Ok(fchown(folder, Some(uid), Some(gid))?)
         })
     }
+}
+
+/// Whether nobody but root has a say in where this path leads, as far as it exists: a link might have been planted.
+fn belongs_to_root(path: &Path) -> io::Result<()> {
+    let path = std::path::absolute(path)?;
+    let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
+    for ancestor in path.ancestors().chain(existing.iter().flat_map(|existing| existing.ancestors())) {
+        let about = match ancestor.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            about => about?,
+        };
+        let (others, sticky) = (about.mode() & 0o022 != 0, about.mode() & 0o1000 != 0);
+        if about.uid() != 0 || (about.is_dir() && others && !sticky) {
+            let why = format!(
+                "can't be made by root, since others may change {}: make it, and give it to the user",
+                ancestor.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+    }
+    Ok(())
+}
+
+/// Gives up any way back to root: of one that was started by a process that keeps it, but has no account for its nodes any
+/// more.
+pub(crate) fn stay() -> Result<(), AccountError> {
+    let uid = geteuid();
+    let refused = |source| AccountError::Refused { user: format!("uid {uid}"), source };
+    if getuid() == uid { Ok(()) } else { setresuid(uid, uid, uid).map_err(refused) }
 }
 
 /// Does one thing as root, where this process was started so and has assumed an account; else it is simply done.

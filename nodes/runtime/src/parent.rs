@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use crate::account::{as_root, can_be_root, is_root};
+use crate::account::{self, as_root, can_be_root, is_root};
 use crate::children::{Children, Unstarted};
 use crate::commands::{Reload, Reloader};
 use crate::config::Common;
@@ -108,7 +108,7 @@ impl Spec {
             None if is_root() => {
                 warn!("this node works as root: name a user for it in the configuration, `user`")
             }
-            None => {}
+            None => account::stay().map_err(StartCause::from)?,
         }
         let estate = Estate {
             claim,

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use protoplex_runtime::supervisor::{Policy, Process, State};
 use rig::{Arguments, Client, Node, eventually, lives, until};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::json;
 
 #[test]
@@ -615,6 +615,24 @@ fn a_node_that_is_told_to_drain_ends_in_order() {
     operator.read_to_string(&mut answer).unwrap();
     assert!(answer.ends_with("{\"changed\":true}"), "once that is done: {answer}");
     assert_eq!(node.wait(), Some(0));
+}
+
+#[test]
+fn a_child_that_can_not_be_started_for_want_of_files_is_started_once_there_are_some() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let node = Node::start(&Arguments { children: 1, log: Some(log.clone()), ..Arguments::default() });
+    let first = pids(&node)[0];
+    let pid = Pid::from_raw(node.pid().try_into().unwrap());
+    // Nothing that is open is closed by it.
+    let few = Rlimit { current: Some(5), ..getrlimit(Resource::Nofile) };
+    let before = prlimit(pid, Resource::Nofile, few).unwrap();
+    kill_process(Pid::from_raw(first.try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
+    until("it was tried", || {
+        std::fs::read_to_string(&log).unwrap().contains("can't be started just now, trying again")
+    });
+    prlimit(pid, Resource::Nofile, before).unwrap();
+    until("it is started", || node.is_ready() && pids(&node)[0] != first);
 }
 
 #[test]

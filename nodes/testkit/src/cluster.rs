@@ -18,18 +18,26 @@ use crate::until;
 pub struct Plan {
     binary: PathBuf,
     settings: Vec<String>,
+    file: Option<String>,
 }
 
 impl Plan {
     /// A cluster of this binary, with two children a node.
     pub fn new(binary: &str) -> Self {
-        Self { binary: binary.into(), settings: Vec::new() }
+        Self { binary: binary.into(), settings: Vec::new(), file: None }
     }
 
     /// Overrides a setting, `proxy.children=1`.
     #[must_use]
     pub fn set(mut self, setting: &str) -> Self {
         self.settings.push(setting.to_owned());
+        self
+    }
+
+    /// Has it start with a configuration file.
+    #[must_use]
+    pub fn file(mut self, text: &str) -> Self {
+        self.file = Some(text.to_owned());
         self
     }
 
@@ -41,6 +49,9 @@ impl Plan {
         // The nodes may be another user's.
         let open = Permissions::from_mode(0o755);
         let folder = tempfile::Builder::new().permissions(open).tempdir().expect("a temporary folder");
+        if let Some(text) = &self.file {
+            std::fs::write(folder.path().join("protoplex.toml"), text).expect("a configuration file");
+        }
         let ports = [Port::take(), Port::take(), Port::take(), Port::take()];
         let mut cluster = Cluster { plan: self, folder, ports, process: None, facts: Value::Null };
         cluster.start();

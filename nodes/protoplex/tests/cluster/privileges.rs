@@ -4,6 +4,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use protoplex_testkit::until;
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::{get, plan, put};
 
 const NOBODY: &str = "nobody";
@@ -47,4 +50,27 @@ fn a_cluster_that_root_starts_works_as_its_user() {
     // What is there is found again.
     cluster.start();
     assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).body, b"x");
+}
+
+/// What `up` starts has root for its real user until it gives that up.
+#[test]
+fn a_node_that_is_started_again_without_a_user_can_not_become_root() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root can become somebody else");
+        return;
+    }
+    let cluster = plan().file(&format!("user = \"{NOBODY}\"\n")).start();
+    let before = cluster.node("proxy-1")["pid"].as_u64().unwrap();
+    fs::write(cluster.folder().join("protoplex.toml"), "").unwrap();
+    let pid = Pid::from_raw(before.try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let node = until("it is started again", || {
+        let node = cluster.node("proxy-1");
+        let ready = node["children"][0]["state"] == "RUNNING" && node["pid"] != before;
+        ready.then_some(node)
+    });
+    for process in [&node, &node["children"][0]] {
+        let nobody = NOBODY_ID.to_string();
+        assert!(ids(process["pid"].as_u64().unwrap()).iter().all(|id| *id == nobody), "{process}");
+    }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tracing::{error, info, warn};
@@ -35,6 +36,8 @@ pub(super) struct Keeper {
     pub(super) asking: Vec<oneshot::Sender<Vec<Family>>>,
     /// What became of the work of earlier incarnations.
     pub(super) drained_before: Drained,
+    /// The system had nothing for the last attempt to start it, which was logged.
+    pub(super) lacks: bool,
 }
 
 impl Keeper {
@@ -200,9 +203,16 @@ impl Keeper {
                 match self.program.spawn(&shared) {
                     Ok(incarnation) => {
                         info!(process = self.program.name(), pid = incarnation.pid(), "started");
+                        self.lacks = false;
                         self.incarnation = Some(incarnation);
                         self.share().await;
                         self.publish();
+                    }
+                    Err(error) if is_lack(&error) => {
+                        if !std::mem::replace(&mut self.lacks, true) {
+                            error!(process = self.program.name(), %error, "can't be started just now, trying again");
+                        }
+                        return Some(Event::Lacking);
                     }
                     Err(error) => {
                         error!(process = self.program.name(), %error, "can't be started");
@@ -250,6 +260,12 @@ impl Keeper {
             status.pid = pid;
         });
     }
+}
+
+/// Whether the system is short of files, processes or memory: that passes.
+fn is_lack(error: &io::Error) -> bool {
+    let lacks = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM, Errno::NOBUFS];
+    Errno::from_io_error(error).is_some_and(|error| lacks.contains(&error))
 }
 
 async fn next_happening(incarnation: &mut Option<Incarnation>) -> Happening {

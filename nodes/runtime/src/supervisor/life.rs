@@ -28,6 +28,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 /// What it may take to tell where.
 const STACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Until it is tried again to start one that the system had nothing for.
+const LACK_PAUSE: Duration = Duration::from_secs(1);
 /// Until its first word.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -113,6 +115,8 @@ pub enum Event {
     Leaves,
     /// It has ended, or could not be started.
     Died,
+    /// It could not be started for want of something that the system has none of just now: no fault of its program.
+    Lacking,
     /// It should run, although it was stopped, was drained, or died too often.
     Start,
     /// It should end in good order, and may be wanted again.
@@ -260,6 +264,11 @@ impl Life {
                 Some(Order::End)
             }
             (State::Starting | State::Running, Event::Died) => self.died(now),
+            (State::Starting, Event::Lacking) => {
+                self.rest(State::Backoff);
+                self.deadline = Some(now + LACK_PAUSE);
+                None
+            }
             (State::Stopping, Event::Start) => {
                 self.after = After::Again;
                 None

@@ -186,6 +186,7 @@ impl Process {
             pauses: pause_receiver,
             asking: Vec::new(),
             drained_before: Drained::default(),
+            lacks: false,
         };
         let keeper = tokio::spawn(keeper.keep(first)).abort_handle();
         Self { status: status_receiver, wish, shared, configuration, questions, pauses, keeper }

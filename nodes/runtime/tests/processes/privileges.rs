@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -132,6 +132,29 @@ fn a_link_in_the_data_directory_leads_root_nowhere() {
 }
 
 #[test]
+fn a_link_on_the_way_to_the_data_directory_leads_root_nowhere() {
+    if !is_root() {
+        return;
+    }
+    let folder = open_folder();
+    let (theirs, roots) = (folder.path().join("theirs"), folder.path().join("roots"));
+    fs::create_dir(&theirs).unwrap();
+    fs::create_dir(&roots).unwrap();
+    chown(&theirs, Some(NOBODY_ID), None).unwrap();
+    symlink(&roots, theirs.join("link")).unwrap();
+    lchown(theirs.join("link"), Some(NOBODY_ID), None).unwrap();
+    let data = Some(theirs.join("link/data"));
+    let (code, told) = Node::refused(&Arguments { data, log: None, ..arguments(&folder) });
+    assert!(code == Some(2) && told.contains("since others may change"), "{told}");
+    assert_eq!(fs::read_dir(&roots).unwrap().count(), 0);
+    // A link of root's own leads where root wants it.
+    symlink(&roots, folder.path().join("ours")).unwrap();
+    let data = Some(folder.path().join("ours/data"));
+    drop(Node::start(&Arguments { data, log: None, ..arguments(&folder) }));
+    assert_eq!(fs::metadata(roots.join("data")).unwrap().uid(), NOBODY_ID);
+}
+
+#[test]
 fn row_a_user_that_can_not_be_had_is_refused_before_anything_is_made() {
     let folder = open_folder();
     let unknown = Arguments { user: Some("nobody-of-this-name"), ..arguments(&folder) };
@@ -144,7 +167,7 @@ fn row_a_user_that_can_not_be_had_is_refused_before_anything_is_made() {
     // Somebody who isn't root, and isn't that user either.
     let as_somebody = |uid: u32, user| {
         let folder = open_folder();
-        std::os::unix::fs::chown(folder.path(), Some(uid), Some(uid)).unwrap();
+        chown(folder.path(), Some(uid), Some(uid)).unwrap();
         let file = folder.path().join("fixture.json");
         Arguments { user: Some(user), ..arguments(&folder) }.write(&file, &folder.path().join("data"));
         let mut command = Command::new(FIXTURE);

@@ -20,7 +20,7 @@ impl World {
     }
 
     fn take(&mut self, event: Event) -> Option<Order> {
-        if event == Event::Died {
+        if matches!(event, Event::Died | Event::Lacking) {
             self.alive = false;
         }
         let order = self.life.take(event, self.now);
@@ -35,6 +35,21 @@ impl World {
         self.now = self.life.deadline().expect("something is waited for");
         self.take(Event::Deadline)
     }
+}
+
+/// Two seconds without a file to spare, and a child was given up for good.
+#[test]
+fn what_the_system_lacks_is_waited_for_and_no_death() {
+    let mut world = World::new();
+    for _ in 0..100 {
+        let tried = world.now;
+        assert_eq!(world.take(Event::Lacking), None);
+        assert_eq!((world.life.state(), world.life.deadline()), (State::Backoff, Some(tried + 1000 * MS)));
+        assert_eq!(world.wait(), Some(Order::Spawn));
+    }
+    assert_eq!(world.take(Event::Ready), None);
+    assert_eq!(world.life.state(), State::Running);
+    assert_eq!(world.take(Event::Died), Some(Order::Spawn), "the first death");
 }
 
 #[test]
