@@ -1,5 +1,6 @@
 //! `protoplex start`, `stop`, `restart`, `upgrade`, `drain`: what an operator tells running nodes, by their meta ports.
 
+use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ impl Verb {
 
 /// What has come of it, for one target.
 #[derive(Serialize)]
-struct Row {
+pub(crate) struct Row {
     target: String,
     ok: bool,
     changed: bool,
@@ -97,6 +98,12 @@ struct Details {
     /// What became of the work of whom it ended.
     #[serde(skip_serializing_if = "Drained::is_empty")]
     drained: Drained,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.target, self.words)
+    }
 }
 
 impl Row {
@@ -137,12 +144,24 @@ struct Problem {
     detail: String,
 }
 
-/// Runs the command: one target after the other, so that a mistake meets one at a time.
+/// Runs the command.
 pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyhow::Result<ExitCode> {
+    let rows = carry_out(common, verb, targets).await?;
+    let failed = rows.iter().any(|row| !row.ok);
+    print(common.json, &rows, |rows| rows.iter().map(|row| format!("{row}\n")).collect())?;
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Tells one target after the other, so that a mistake meets one at a time.
+pub(crate) async fn carry_out(common: &Common, verb: Verb, targets: &[Target]) -> anyhow::Result<Vec<Row>> {
     let settings = Settings::load(common)?;
     let identity = cluster::identity(&settings);
     let nodes = Nodes::find(common).await?;
-    let chosen = choose(&nodes, verb, targets)?;
+    let mut chosen = choose(&nodes, verb, targets);
+    if verb == Verb::Start {
+        chosen = chosen.context("a node that was drained has ended, and is started as it was at first");
+    }
+    let chosen = chosen?;
     let patience = settings.drain.drain_grace() + settings.drain.drain_timeout() + ANSWER_MARGIN;
     if let Some((target, _)) =
         chosen.iter().find(|(target, _)| verb == Verb::Upgrade && target.child.is_some())
@@ -158,11 +177,7 @@ pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyh
         let has_failed = verb == Verb::Upgrade && rows.iter().any(|row| !row.ok);
         rows.push(if has_failed { Row::left(&target) } else { commander.tell(&target, node).await });
     }
-    let failed = rows.iter().any(|row| !row.ok);
-    print(common.json, &rows, |rows| {
-        rows.iter().map(|row| format!("{}: {}\n", row.target, row.words)).collect()
-    })?;
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(rows)
 }
 
 /// What is meant: without a target every node that can do it.

@@ -23,7 +23,9 @@ use tonic::Code;
 use self::welcome::Welcome;
 use crate::cli::{Common, TokenCreate, Up, Usage};
 use crate::cluster::Cluster;
+use crate::command::{self, Verb};
 use crate::node::Kind;
+use crate::nodes::Target;
 use crate::settings::Settings;
 use crate::{demo, deploy, output, token};
 
@@ -80,7 +82,8 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
         let nodes = Nodes::start(&common, &settings)?;
         let outcome = tokio::select! {
             outcome = nodes.serve(&common, &settings, terminal) => outcome,
-            () = nodes.pass_on(reloads, upgrades, terminal) => Ok(ExitCode::SUCCESS),
+            () = nodes.pass_on(reloads, terminal) => Ok(ExitCode::SUCCESS),
+            () = nodes.upgrade(&common, upgrades) => Ok(ExitCode::SUCCESS),
             _ = stop.next() => {
                 let patience = settings.drain.drain_timeout().as_secs();
                 output::tell(&format!(
@@ -120,21 +123,32 @@ impl Nodes {
         Ok(Self { nodes: nodes.into(), log, logs })
     }
 
-    /// Has every node read its configuration anew at each SIGHUP, and go on as another program at each SIGUSR2. Returns where
-    /// SIGHUP says that the terminal which `up` was started in is closed.
-    async fn pass_on(&self, mut reloads: ReloadSignals, mut upgrades: UpgradeSignals, terminal: Terminal) {
+    /// Has every node read its configuration anew at each SIGHUP. Returns where that says that the terminal which `up` was
+    /// started in is closed.
+    async fn pass_on(&self, mut reloads: ReloadSignals, terminal: Terminal) {
         loop {
-            let signal = tokio::select! {
-                () = reloads.next() => Signal::HUP,
-                () = upgrades.next() => Signal::USR2,
-            };
-            if signal == Signal::HUP && terminal.is_closed() {
+            reloads.next().await;
+            if terminal.is_closed() {
                 return;
             }
             for (_, process) in &self.nodes {
                 let pid = process.status().borrow().pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
                 // It fails where the node has ended just now; the next one starts anew anyway.
-                let _ = pid.map(|pid| kill_process(pid, signal));
+                let _ = pid.map(|pid| kill_process(pid, Signal::HUP));
+            }
+        }
+    }
+
+    /// Has one node after the other go on as another program at each SIGUSR2, as `protoplex upgrade` does: the first that
+    /// can't is the last. Never ends.
+    async fn upgrade(&self, common: &Common, mut upgrades: UpgradeSignals) {
+        loop {
+            upgrades.next().await;
+            let running = self.nodes.iter().filter(|(_, process)| process.status().borrow().state.is_up());
+            let all: Vec<_> = running.map(|(kind, _)| Target { node: kind.node(), child: None }).collect();
+            match command::carry_out(common, Verb::Upgrade, &all).await {
+                Ok(rows) => rows.iter().for_each(|row| output::tell(&row.to_string())),
+                Err(error) => output::tell(&format!("protoplex: no upgrade: {error:#}")),
             }
         }
     }

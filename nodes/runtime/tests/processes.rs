@@ -317,7 +317,7 @@ fn a_node_of_one_process_adopts_what_it_can_and_refuses_the_rest_by_name() {
 fn a_limit_of_files_that_its_connections_exceed_is_told_with_both_figures() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap();
+    let limit = getrlimit(Resource::Nofile).maximum.unwrap();
     let enough = (limit - 256) / 2;
     for (connections, told) in [(enough, false), (enough + 1, true)] {
         let arguments =
