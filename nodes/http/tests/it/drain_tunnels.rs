@@ -6,15 +6,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use protoplex_http::tls::{ensure_local, load};
 use protoplex_http::{AccessLog, Limits};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 use crate::kit::{
-    Metrics, Raw, Server, limits, pass, run, run_with_a_still_clock, settle, start_relay_under, until, within,
+    Metrics, Raw, Server, limits, pass, run, run_with_a_still_clock, settle, start_relay_under, tls_over,
+    until, within,
 };
 
 const HEAD: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -102,19 +104,35 @@ fn both_sides_of_a_websocket_are_told_to_go_away_and_end_in_good_order() {
     run(async {
         let (origin, told) = echo().await;
         let relay = relay(Duration::from_secs(1), origin);
-        let mut socket = connect(relay.address).await;
-        for text in ["hello".to_owned(), "x".repeat(1 << 20)] {
-            socket.send(Message::text(text.clone())).await.unwrap();
-            assert_eq!(socket.next().await.unwrap().unwrap(), Message::text(text));
-        }
-        relay.trigger.pull();
-        let Message::Close(Some(close)) = within(socket.next()).await.unwrap().unwrap() else { panic!() };
-        assert_eq!(close.code, CloseCode::Away);
-        assert!(within(socket.next()).await.is_none(), "the connection ends in good order");
-        within(until(|| *told.borrow() == [Some(CloseCode::Away)])).await;
-        within(relay.task).await.unwrap();
-        assert_eq!((drained(&metrics, "websockets_closed"), drained(&metrics, "tunnels_cut")), (1, 0));
+        let stream = TcpStream::connect(relay.address).await.unwrap();
+        part(relay, stream, &told).await;
     });
+    run(async {
+        let (origin, told) = echo().await;
+        let certificates = tempfile::tempdir().unwrap();
+        let local = ensure_local(certificates.path(), &[]).unwrap();
+        let tls = load(&local.certificate, &local.key).unwrap();
+        let limits = Limits { tunnel_drain_timeout: Duration::from_secs(1), ..limits() };
+        let relay = start_relay_under(limits, Some(tls), AccessLog::off(), origin);
+        let stream = TcpStream::connect(relay.address).await.unwrap();
+        part(relay, tls_over(stream, &local.authority).await, &told).await;
+    });
+    assert_eq!((drained(&metrics, "websockets_closed"), drained(&metrics, "tunnels_cut")), (2, 0));
+}
+
+/// Opens a WebSocket, has the relay drain, and sees both sides part.
+async fn part(relay: Server, stream: impl AsyncRead + AsyncWrite + Unpin, told: &Told) {
+    let (mut socket, _) = client_async(format!("ws://{}/", relay.address), stream).await.unwrap();
+    for text in ["hello".to_owned(), "x".repeat(1 << 20)] {
+        socket.send(Message::text(text.clone())).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap(), Message::text(text));
+    }
+    relay.trigger.pull();
+    let Message::Close(Some(close)) = within(socket.next()).await.unwrap().unwrap() else { panic!() };
+    assert_eq!(close.code, CloseCode::Away);
+    assert!(within(socket.next()).await.is_none(), "the connection ends in good order");
+    within(until(|| *told.borrow() == [Some(CloseCode::Away)])).await;
+    within(relay.task).await.unwrap();
 }
 
 #[test]

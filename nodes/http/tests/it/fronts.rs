@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_http::access_log::{Format, Target};
@@ -13,15 +12,12 @@ use protoplex_http::{
 };
 use protoplex_runtime::config::Problems;
 use protoplex_runtime::log_file::Rotation;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use crate::kit::{Metrics, Raw, Server, curl, limits, run, start_behind, start_listener, text, within};
+use crate::kit::{
+    Metrics, Raw, Server, curl, limits, run, start_behind, start_listener, text, tls_over, within,
+};
 
 /// Every address that a test can come from, or none.
 const HERE: &str = "127.0.0.0/8";
@@ -148,19 +144,6 @@ fn curl_is_announced_over_every_protocol() {
         client.send(REQUEST).await;
         assert_eq!(client.answer().await.body, "192.0.2.7:4000 192.0.2.7 192.0.2.7");
     });
-}
-
-async fn tls_over(stream: TcpStream, authority: &std::path::Path) -> TlsStream<TcpStream> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(authority).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = ServerName::try_from("127.0.0.1").unwrap();
-    within(TlsConnector::from(Arc::new(config)).connect(name, stream)).await.unwrap()
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -257,19 +258,9 @@ impl Watched {
 
     /// A connection to the relay with TLS, for this protocol.
     pub(crate) async fn connect_tls(&self, protocol: &str) -> TlsStream<TcpStream> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.authority.clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
         let stream = TcpStream::connect(self.tls.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let name = ServerName::try_from("127.0.0.1").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+        handshake(stream, self.authority.clone(), vec![protocol.as_bytes().to_vec()]).await
     }
 
     /// What the backend was sent on each of its connections.
@@ -281,6 +272,29 @@ impl Watched {
     pub(crate) async fn until_broken_off(&self, connections: usize) {
         within(until(|| self.seen.borrow().len() == connections && self.open.get() == 0)).await;
     }
+}
+
+/// TLS with a server whose certificate is of the authority in this file.
+pub(crate) async fn tls_over(stream: TcpStream, authority: &Path) -> TlsStream<TcpStream> {
+    within(handshake(stream, CertificateDer::from_pem_file(authority).unwrap(), Vec::new())).await
+}
+
+async fn handshake(
+    stream: TcpStream,
+    authority: CertificateDer<'static>,
+    alpn_protocols: Vec<Vec<u8>>,
+) -> TlsStream<TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn_protocols;
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
 }
 
 pub(crate) fn text(text: impl Into<String>) -> Response {
