@@ -60,13 +60,10 @@ impl Ownership {
 
     /// Who had it last, else the least loaded, those of the asker's zone first.
     fn choose(&self, question: &Question, record: Option<Record>) -> Option<MemberIndex> {
-        let fit = |slot: &Slot| slot.is_live() && slot.link.is_some() && !self.draining.contains(&*slot.node);
+        let stays = |slot: &Slot| !self.draining.contains(&*slot.node);
+        let fit = |slot: &Slot| slot.is_live() && slot.link.is_some() && stays(slot);
         let last = record.map(|record| record.member).filter(|last| fit(&self.members[*last]));
-        let all = self.members.of_pool(&question.pool).filter(|(_, slot)| fit(slot));
-        last.or_else(|| {
-            all.min_by_key(|(index, slot)| (slot.member.zone != question.zone, slot.owned, *index))
-                .map(|(index, _)| index)
-        })
+        last.or_else(|| self.members.least_loaded(&question.pool, &question.zone, stays))
     }
 
     fn assign(&mut self, question: &Question, index: MemberIndex) {
@@ -86,14 +83,16 @@ impl Ownership {
     /// Makes this member the key's owner.
     pub(super) fn set(&mut self, pool: &str, key: &str, index: MemberIndex, epoch: u64) {
         self.changes += 1;
-        let slot = &mut self.members[index];
-        slot.owned += 1;
-        slot.records += 1;
-        let record = Record { epoch, member: index, tenure: slot.tenure };
+        self.members.change(index, |slot| {
+            slot.owned += 1;
+            slot.records += 1;
+        });
+        let record = Record { epoch, member: index, tenure: self.members[index].tenure };
         if let Some(before) = self.keys.set(pool, key, record) {
-            let slot = &mut self.members[before.member];
-            slot.records -= 1;
-            slot.owned -= usize::from(Self::owns(slot, &before));
+            self.members.change(before.member, |slot| {
+                slot.records -= 1;
+                slot.owned -= usize::from(Self::owns(slot, &before));
+            });
             self.members.tidy(before.member);
         }
     }
@@ -112,9 +111,10 @@ impl Ownership {
         }
         self.keys.remove(&pool, key);
         self.changes += 1;
-        let slot = &mut self.members[index];
-        slot.owned -= 1;
-        slot.records -= 1;
+        self.members.change(index, |slot| {
+            slot.owned -= 1;
+            slot.records -= 1;
+        });
         self.broadcast_invalid(pool, key.to_owned());
     }
 
@@ -143,8 +143,7 @@ impl Ownership {
         let members = &self.members;
         self.keys.retain(|record| Self::owns(&members[record.member], record));
         for index in self.members.indices(|_| true) {
-            let slot = &mut self.members[index];
-            slot.records = if slot.is_live() { slot.owned } else { 0 };
+            self.members.change(index, |slot| slot.records = if slot.is_live() { slot.owned } else { 0 });
             self.members.tidy(index);
         }
         self.keys.len() < self.limits.max_keys

@@ -116,17 +116,19 @@ impl Ownership {
         let Joining { node, member, incarnation, attempt, keys } = joining;
         let pool = member.pool.clone();
         let index = self.members.intern(&pool, &member.id);
-        let slot = &mut self.members[index];
-        let restarted = slot.is_live() && slot.incarnation != incarnation;
-        slot.node = node.into();
-        slot.incarnation = incarnation;
-        slot.attempt = attempt;
-        slot.recorded = true;
-        slot.member = member;
         if let Some(old) = self.members.unlink(index) {
             self.actions
                 .push_back(Action::Close(old, Ending::refused("the member has joined on another link")));
         }
+        let restarted = self.members.change(index, |slot| {
+            let restarted = slot.is_live() && slot.incarnation != incarnation;
+            slot.node = node.into();
+            slot.incarnation = incarnation;
+            slot.attempt = attempt;
+            slot.recorded = true;
+            slot.member = member;
+            restarted
+        });
         if restarted {
             self.broadcast_gone(index);
         }
@@ -166,7 +168,7 @@ impl Ownership {
             return;
         };
         let lease_ends = now + self.timing.lease;
-        self.members[index].presence = Presence::Live { lease_ends };
+        self.members.change(index, |slot| slot.presence = Presence::Live { lease_ends });
         self.send(link, Message::Renewed(Renewed { sequence }));
     }
 
@@ -203,8 +205,7 @@ impl Ownership {
     /// Ends a membership; its keys stay remembered.
     pub(super) fn retire(&mut self, index: MemberIndex) {
         self.members.unlink(index);
-        self.members[index].presence = Presence::Gone;
-        self.members[index].recorded = false;
+        self.members.change(index, |slot| (slot.presence, slot.recorded) = (Presence::Gone, false));
         self.broadcast_gone(index);
         let Member { pool, id, .. } = self.members[index].member.clone();
         // The row that a pending hello writes is of a lower revision than this removal would be.

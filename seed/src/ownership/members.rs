@@ -1,6 +1,6 @@
 //! Who is, was or is expected back in the pools: ids are kept once, keys refer to them by a small number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::Member;
@@ -47,7 +47,16 @@ impl Slot {
     pub(super) fn is_live(&self) -> bool {
         self.lease_ends().is_some()
     }
+
+    /// Its load, where keys may be given to it.
+    fn load(&self) -> Option<usize> {
+        (self.is_live() && self.link.is_some()).then_some(self.owned)
+    }
 }
+
+/// The members of one pool to whom keys may be given: by zone, there by load. A new key finds its owner at once, however
+/// many there are.
+type Ranks = HashMap<String, BTreeSet<(usize, MemberIndex)>>;
 
 #[derive(Debug, Default)]
 pub(super) struct Members {
@@ -56,6 +65,8 @@ pub(super) struct Members {
     /// By pool, then id.
     by_id: HashMap<String, HashMap<String, MemberIndex>>,
     by_link: HashMap<LinkId, MemberIndex>,
+    /// By pool.
+    ranks: HashMap<String, Ranks>,
     tenures: u32,
 }
 
@@ -120,18 +131,65 @@ impl Members {
         self.tenures += 1;
         let tenure = self.tenures;
         self.by_link.insert(link, index);
-        let slot = &mut self[index];
-        slot.link = Some(link);
-        slot.tenure = tenure;
-        slot.owned = 0;
-        slot.presence = Presence::Live { lease_ends };
+        self.change(index, |slot| {
+            slot.link = Some(link);
+            slot.tenure = tenure;
+            slot.owned = 0;
+            slot.presence = Presence::Live { lease_ends };
+        });
     }
 
     /// Takes the member's link away; answers which it was.
     pub(super) fn unlink(&mut self, index: MemberIndex) -> Option<LinkId> {
-        let link = self[index].link.take()?;
+        let link = self.change(index, |slot| slot.link.take())?;
         self.by_link.remove(&link);
         Some(link)
+    }
+
+    /// Changes anything of a member. Who it is changes only while it has no link.
+    pub(super) fn change<T>(&mut self, index: MemberIndex, change: impl FnOnce(&mut Slot) -> T) -> T {
+        let slot = self.slots[index.0 as usize].as_mut().expect(HELD);
+        let before = slot.load();
+        let changed = change(slot);
+        let after = slot.load();
+        if before != after {
+            let Member { pool, zone, .. } = &slot.member;
+            if !self.ranks.contains_key(pool) {
+                self.ranks.insert(pool.clone(), Ranks::new());
+            }
+            let ranks = self.ranks.get_mut(pool).expect("it was just made");
+            if !ranks.contains_key(zone) {
+                ranks.insert(zone.clone(), BTreeSet::new());
+            }
+            let ranked = ranks.get_mut(zone).expect("it was just made");
+            if let Some(load) = before {
+                ranked.remove(&(load, index));
+            }
+            if let Some(load) = after {
+                ranked.insert((load, index));
+            } else if ranked.is_empty() {
+                ranks.remove(zone);
+                if ranks.is_empty() {
+                    self.ranks.remove(pool);
+                }
+            }
+        }
+        changed
+    }
+
+    /// The least loaded of a pool of those that are `fit`, of this zone if there is one there.
+    pub(super) fn least_loaded(
+        &self,
+        pool: &str,
+        zone: &str,
+        fit: impl Fn(&Slot) -> bool,
+    ) -> Option<MemberIndex> {
+        let ranks = self.ranks.get(pool)?;
+        let first = |ranked: &BTreeSet<(usize, MemberIndex)>| {
+            ranked.iter().copied().find(|(_, index)| fit(&self[*index]))
+        };
+        let here = ranks.get(zone).and_then(first);
+        here.or_else(|| ranks.values().filter_map(first).min()).map(|(_, index)| index)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (MemberIndex, &Slot)> {
@@ -147,16 +205,61 @@ impl Members {
     }
 }
 
+/// Of an index that is used.
+const HELD: &str = "an index lives as long as something refers to its slot";
+
 impl std::ops::Index<MemberIndex> for Members {
     type Output = Slot;
 
     fn index(&self, index: MemberIndex) -> &Slot {
-        self.slots[index.0 as usize].as_ref().expect("an index lives as long as something refers to its slot")
+        self.slots[index.0 as usize].as_ref().expect(HELD)
     }
 }
 
-impl std::ops::IndexMut<MemberIndex> for Members {
-    fn index_mut(&mut self, index: MemberIndex) -> &mut Slot {
-        self.slots[index.0 as usize].as_mut().expect("an index lives as long as something refers to its slot")
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ZONES: [&str; 3] = ["a", "b", "c"];
+
+    proptest! {
+        #[test]
+        fn the_least_loaded_is_the_one_that_a_look_at_all_finds(
+            changes in vec((0..5_u8, 0..8_u32, 0..20_usize), 0..60),
+            unfit in 0..8_u32,
+        ) {
+            let mut members = Members::default();
+            for (what, number, load) in changes {
+                let index = members.intern("rooms", &number.to_string());
+                match what {
+                    0 => {
+                        members.unlink(index);
+                        let zone = ZONES[load % ZONES.len()].to_owned();
+                        members.change(index, |slot| slot.member.zone = zone);
+                        members.seat(index, number.into(), BootTime::ZERO + Duration::from_secs(1));
+                    }
+                    1 => drop(members.unlink(index)),
+                    2 => members.change(index, |slot| slot.presence = Presence::Gone),
+                    3 => {
+                        members.unlink(index);
+                        members.change(index, |slot| slot.presence = Presence::Gone);
+                        members.tidy(index);
+                    }
+                    _ => members.change(index, |slot| slot.owned = load),
+                }
+                let fit = |slot: &Slot| slot.member.id != unfit.to_string();
+                for zone in ZONES.into_iter().chain(["elsewhere"]) {
+                    let all = members.of_pool("rooms").filter(|(_, slot)| slot.load().is_some() && fit(slot));
+                    let least = all.min_by_key(|(index, slot)| (slot.member.zone != zone, slot.owned, *index));
+                    let found = members.least_loaded("rooms", zone, fit);
+                    prop_assert_eq!(found, least.map(|(index, _)| index));
+                }
+            }
+        }
     }
 }

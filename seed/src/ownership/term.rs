@@ -21,8 +21,7 @@ impl Ownership {
         self.recovery_ends = Some(now + self.timing.lease);
         for member in durable {
             let index = self.members.intern(&member.pool, &member.id);
-            self.members[index].member = member;
-            self.members[index].presence = Presence::Expected;
+            self.members.change(index, |slot| (slot.member, slot.presence) = (member, Presence::Expected));
         }
         self.actions.push_back(Action::TableChanged);
         self.advance(now);
@@ -51,9 +50,7 @@ impl Ownership {
             if let Some(link) = self.members.unlink(index) {
                 self.actions.push_back(Action::Close(link, Ending::Away(why)));
             }
-            let slot = &mut self.members[index];
-            slot.presence = Presence::Gone;
-            slot.recorded = false;
+            self.members.change(index, |slot| (slot.presence, slot.recorded) = (Presence::Gone, false));
             self.members.tidy(index);
         }
         for question in std::mem::take(&mut self.held) {

@@ -101,9 +101,9 @@ impl Ownership {
         for hint in hints.into_iter().take(self.limits.max_keys) {
             let index = self.members.intern(&hint.pool, &hint.member);
             let record = Record { epoch: hint.epoch, member: index, tenure: 0 };
-            self.members[index].records += 1;
+            self.members.change(index, |slot| slot.records += 1);
             if let Some(before) = self.keys.set(&hint.pool, &hint.key, record) {
-                self.members[before.member].records -= 1;
+                self.members.change(before.member, |slot| slot.records -= 1);
                 self.members.tidy(before.member);
             }
         }
