@@ -15,7 +15,6 @@ use crate::followers::Followers;
 use crate::nodes::{JoinId, Nodes};
 use crate::ownership::{Action, Ending, LinkId, Ownership, Timing};
 use crate::routes::Routes;
-use crate::snapshot;
 
 /// Calls that wait for the task; whoever brings more waits.
 const MAX_WAITING_CALLS: usize = 4096;
@@ -288,10 +287,5 @@ impl Cluster {
             builds: self.routes.builds.clone(),
             datastore: self.datastore.clone(),
         }
-    }
-
-    /// What is to be remembered of owners.
-    pub(crate) fn save(&self, file: &std::path::Path) -> std::io::Result<()> {
-        snapshot::write(file, &self.core.hints().collect::<Vec<_>>())
     }
 }

@@ -31,6 +31,7 @@ use protoplex_wire::proto::{Member, OwnedKey, Position, follow_reply::Message};
 
 use joining::PendingJoin;
 use keys::Keys;
+pub use keys::PARTS;
 use members::Members;
 pub use view::{Hint, MemberView};
 

@@ -27,8 +27,8 @@ use crate::config::{self, Config};
 use crate::leader;
 use crate::link::Links;
 use crate::operator::Console;
-use crate::ownership::{Ending, Limits, Ownership, Timing};
-use crate::snapshot;
+use crate::ownership::{Ending, Limits, Ownership, PARTS, Timing};
+use crate::snapshot::{self, Writer};
 
 /// What a follower may send at once: a chunk of a thousand keys of the longest kind.
 const MAX_LINK_MESSAGE_BYTES: usize = 2 << 20;
@@ -127,9 +127,7 @@ pub async fn serve(
     }
 
     tasks.shutdown().await;
-    let file = start.snapshot;
-    let saved = cluster.ask(move |cluster, _| cluster.save(&file)).await;
-    if let Some(Err(error)) = saved {
+    if let Err(error) = save(start.snapshot, &cluster).await {
         tracing::warn!(%error, "owners are not remembered");
     }
     task.abort();
@@ -157,23 +155,34 @@ async fn watch_readiness(cluster: &Handle, ready: impl Fn(bool)) {
     }
 }
 
+/// Writes a snapshot, part by part: the cluster goes on meanwhile, and what changes is in the next one.
+async fn save(file: PathBuf, cluster: &Handle) -> io::Result<()> {
+    async fn blocking<T: Send + 'static>(
+        act: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        spawn_blocking(act).await.map_err(io::Error::other).flatten()
+    }
+    let mut writer = blocking(|| Writer::begin(file)).await?;
+    for part in 0..PARTS {
+        let hints = cluster.ask(move |cluster, _| cluster.core.hints(part).collect::<Vec<_>>()).await;
+        let hints = hints.ok_or_else(|| io::Error::other("the seed has ended"))?;
+        writer = blocking(move || writer.add(&hints).map(|()| writer)).await?;
+    }
+    blocking(|| writer.finish()).await
+}
+
 /// Writes the snapshot whenever owners have changed.
 async fn keep_snapshot(file: PathBuf, cluster: Handle) {
     let mut saved = 0;
     let mut pause = SNAPSHOT_PAUSE;
     loop {
         sleep(pause).await;
-        let known = saved;
-        let changed = move |cluster: &mut Cluster, _| {
-            let changes = cluster.core.changes();
-            (changes != known).then(|| (changes, cluster.core.hints().collect::<Vec<_>>()))
-        };
-        let Some(changed) = cluster.ask(changed).await else { return };
-        let Some((changes, hints)) = changed else { continue };
+        let Some(changes) = cluster.ask(|cluster, _| cluster.core.changes()).await else { return };
+        if changes == saved {
+            continue;
+        }
         let began = tokio::time::Instant::now();
-        let path = file.clone();
-        match spawn_blocking(move || snapshot::write(&path, &hints)).await.map_err(io::Error::other).flatten()
-        {
+        match save(file.clone(), &cluster).await {
             Ok(()) => saved = changes,
             Err(error) => tracing::warn!(file = %file.display(), %error, "owners are not remembered"),
         }

@@ -13,7 +13,7 @@ pub(crate) fn file(data: &Path) -> PathBuf {
     data.join("seed").join("owners")
 }
 
-/// Reads what [`write`] wrote; nothing where there is no file. Lines that can't be understood are left out.
+/// Reads what a [`Writer`] wrote; nothing where there is no file. Lines that can't be understood are left out.
 pub(crate) fn read(file: &Path) -> io::Result<Vec<Hint>> {
     let lines = match File::open(file) {
         Ok(file) => BufReader::new(file).lines(),
@@ -28,18 +28,32 @@ pub(crate) fn read(file: &Path) -> io::Result<Vec<Hint>> {
 }
 
 /// Writes one JSON array a line, and puts the file in place whole.
-pub(crate) fn write(file: &Path, hints: &[Hint]) -> io::Result<()> {
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)?;
+pub(crate) struct Writer {
+    file: PathBuf,
+    out: BufWriter<File>,
+}
+
+impl Writer {
+    pub(crate) fn begin(file: PathBuf) -> io::Result<Self> {
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let out = BufWriter::new(File::create(file.with_extension("new"))?);
+        Ok(Self { file, out })
     }
-    let new = file.with_extension("new");
-    let mut out = BufWriter::new(File::create(&new)?);
-    for Hint { pool, key, member, epoch } in hints {
-        serde_json::to_writer(&mut out, &(epoch, pool, member, key))?;
-        out.write_all(b"\n")?;
+
+    pub(crate) fn add(&mut self, hints: &[Hint]) -> io::Result<()> {
+        for Hint { pool, key, member, epoch } in hints {
+            serde_json::to_writer(&mut self.out, &(epoch, pool, member, key))?;
+            self.out.write_all(b"\n")?;
+        }
+        Ok(())
     }
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    std::fs::rename(new, file)
+
+    pub(crate) fn finish(self) -> io::Result<()> {
+        self.out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        std::fs::rename(self.file.with_extension("new"), self.file)
+    }
 }
 
 #[cfg(test)]
@@ -58,7 +72,10 @@ mod tests {
             epoch,
         };
         let hints = [hint("upload/\"odd\"", 7), hint("b\ttab", u64::MAX)];
-        write(&file, &hints).unwrap();
+        let mut writer = Writer::begin(file.clone()).unwrap();
+        hints.iter().for_each(|hint| writer.add(std::slice::from_ref(hint)).unwrap());
+        assert_eq!(read(&file).unwrap(), [], "it is not there before it is whole");
+        writer.finish().unwrap();
         assert_eq!(read(&file).unwrap(), hints);
         let text = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, &text[..text.len() - 5]).unwrap();

@@ -86,9 +86,9 @@ impl Ownership {
         explanation
     }
 
-    /// All that is known of keys, in no order.
-    pub fn hints(&self) -> impl Iterator<Item = Hint> {
-        self.keys.iter().map(|(pool, key, record)| Hint {
+    /// What is known of the keys of one of [`super::PARTS`] parts, in no order. Parts may be taken at different times.
+    pub fn hints(&self, part: usize) -> impl Iterator<Item = Hint> {
+        self.keys.part(part).map(|(pool, key, record)| Hint {
             pool: pool.to_owned(),
             key: key.to_owned(),
             member: self.members[record.member].member.id.clone(),

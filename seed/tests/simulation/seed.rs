@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use protoplex_seed::ownership::{Action, Hint, Limits, LinkId, Ownership, Timing};
+use protoplex_seed::ownership::{Action, Hint, Limits, LinkId, Ownership, PARTS, Timing};
 use protoplex_wire::clock::BootTime;
 
 use crate::datastore::{Reply, Request};
@@ -131,7 +131,7 @@ impl World {
             }
             if now >= seed.next_snapshot {
                 seed.next_snapshot = now + LEASE;
-                let mut hints: Vec<_> = seed.core.hints().collect();
+                let mut hints: Vec<_> = (0..PARTS).flat_map(|part| seed.core.hints(part)).collect();
                 hints.sort_by(|a, b| a.key.cmp(&b.key));
                 snapshot = Some(hints);
             }
