@@ -60,6 +60,8 @@ pub(crate) struct Bearer {
 struct Borne {
     kind: Kind,
     count: usize,
+    /// So many of them have told already what became of them.
+    told: usize,
     open: Option<Rc<Cell<usize>>>,
 }
 
@@ -83,6 +85,8 @@ pub(crate) struct Parting {
 const SPREAD: f64 = 0.75;
 /// Each sees to its own end. Where it can't, for want of a client that takes anything, the connection is cut so much later.
 const CUT_MARGIN: Duration = Duration::from_millis(250);
+/// Between two looks at what waits for others.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Times {
     fn new(limits: &Limits) -> Self {
@@ -216,10 +220,13 @@ impl Tally {
         self.counters[what as usize].increment(count);
     }
 
-    /// When the next connections are to be cut.
+    /// When the next connections are to be cut, or looked at: where there are requests beside what lasts, that is cut once
+    /// they have ended.
     pub(crate) fn next_cut(&self, drain: &Draining, after: Instant) -> Option<Instant> {
+        let may_wait = self.connections.borrow().values().any(|borne| borne.open.is_some());
+        let look = may_wait.then(|| after + LOOK_INTERVAL);
         let loads = [Load::Requests, Load::Lasting(Kind::EventStream), Load::Lasting(Kind::Tunnel)];
-        loads.into_iter().filter_map(|load| drain.cut_at(load)).filter(|at| *at > after).min()
+        loads.into_iter().filter_map(|load| drain.cut_at(load)).filter(|at| *at > after).chain(look).min()
     }
 
     /// Whether a connection is to be cut now. What lasts on it is taken for cut then.
@@ -229,8 +236,8 @@ impl Tally {
         let load = borne.map_or(Load::Requests, Borne::load);
         let is_cut = drain.cut_at(load).is_some_and(|at| at <= now);
         if is_cut {
-            if let Some(Borne { kind, count, .. }) = borne {
-                self.add(kind.cut(), *count as u64);
+            if let Some(Borne { kind, count, told, .. }) = borne {
+                self.add(kind.cut(), count.saturating_sub(*told) as u64);
             }
             if !matches!(load, Load::Lasting(_)) && self.at_cut.get().is_none() {
                 self.at_cut.set(Some(self.requests_ended()));
@@ -288,6 +295,7 @@ pub(crate) struct Lasting {
     ledger: Rc<Ledger>,
     kind: Kind,
     connection: Option<Id>,
+    told: Cell<bool>,
 }
 
 impl Lasting {
@@ -295,15 +303,27 @@ impl Lasting {
         let tally = &ledger.tally;
         add(&tally.lasting[kind as usize], 1);
         let connection = bearer.map(|Bearer { task, open }| {
-            tally.connections.borrow_mut().entry(task).or_insert(Borne { kind, count: 0, open }).count += 1;
+            tally
+                .connections
+                .borrow_mut()
+                .entry(task)
+                .or_insert(Borne { kind, count: 0, told: 0, open })
+                .count += 1;
             task
         });
-        Self { ledger: Rc::clone(ledger), kind, connection }
+        Self { ledger: Rc::clone(ledger), kind, connection, told: Cell::new(false) }
     }
 
     /// What became of it.
     pub(crate) fn became(&self, what: What) {
-        self.ledger.tally.add(what, 1);
+        let tally = &self.ledger.tally;
+        tally.add(what, 1);
+        let mut connections = tally.connections.borrow_mut();
+        if let Some(borne) = self.connection.and_then(|connection| connections.get_mut(&connection))
+            && !self.told.replace(true)
+        {
+            borne.told += 1;
+        }
     }
 }
 
@@ -318,6 +338,7 @@ impl Drop for Lasting {
             && let Some(borne) = connections.get_mut(&connection)
         {
             borne.count -= 1;
+            borne.told -= usize::from(self.told.get());
             if borne.count == 0 {
                 connections.remove(&connection);
             }

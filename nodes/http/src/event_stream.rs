@@ -138,7 +138,12 @@ pub(crate) struct Events {
     after_carriage_return: bool,
     /// There is a field since the last empty line.
     in_event: bool,
+    /// So many bytes of the byte order mark have passed that a stream may begin with, or all where it does not.
+    mark: usize,
 }
+
+/// Of UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What stands in the present line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,6 +194,11 @@ impl Events {
     }
 
     fn step(&mut self, byte: u8) {
+        if BYTE_ORDER_MARK.get(self.mark) == Some(&byte) {
+            self.mark += 1;
+            return;
+        }
+        self.mark = BYTE_ORDER_MARK.len();
         let after_carriage_return = std::mem::replace(&mut self.after_carriage_return, byte == b'\r');
         match byte {
             b'\n' if after_carriage_return => {}

@@ -21,6 +21,9 @@ use crate::settings::Settings;
 
 /// Beyond what a node may take for its drain. A node that says nothing for longer is lost.
 const ANSWER_MARGIN: Duration = Duration::from_secs(60);
+/// Of a node whose restart is waited for to its end. A machine that is lost is noticed before.
+const MOST_CHILDREN: u32 = 64;
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How often it is looked whether a node that drains has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -162,7 +165,10 @@ pub(crate) async fn carry_out(common: &Common, verb: Verb, targets: &[Target]) -
         chosen = chosen.context("a node that was drained has ended, and is started as it was at first");
     }
     let chosen = chosen?;
-    let patience = settings.drain.drain_grace() + settings.drain.drain_timeout() + ANSWER_MARGIN;
+    let drain = settings.drain.drain_grace() + settings.drain.drain_timeout();
+    // Children that are replaced drain one after the other.
+    let drains = if matches!(verb, Verb::Drain | Verb::Stop { .. }) { 1 } else { MOST_CHILDREN };
+    let patience = drain * drains + ANSWER_MARGIN;
     if let Some((target, _)) =
         chosen.iter().find(|(target, _)| verb == Verb::Upgrade && target.child.is_some())
     {
@@ -224,22 +230,33 @@ impl Commander {
         let mut query = vec![("node", target.node.as_str())];
         query.extend(child.as_deref().map(|child| ("child", child)));
         query.extend((self.verb == Verb::Stop { now: true }).then_some(("now", "true")));
-        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(self.patience);
+        let client = Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(self.patience)
+            .tcp_keepalive(KEEP_ALIVE);
         let meta = Meta::of(node, self.identity.as_ref(), client)?;
-        let request = meta.client.post(meta.url(self.verb.path(), &query)?).header(OPERATOR, operator());
+        let url = meta.url(self.verb.path(), &query)?;
         let ends = self.verb == Verb::Drain && target.child.is_none();
-        let answer = async {
-            let answer = request.send().await?;
+        let answer = async || {
+            let answer = meta.client.post(url.clone()).header(OPERATOR, operator()).send().await?;
             Ok::<_, reqwest::Error>((answer.status(), answer.bytes().await?))
         };
-        let (status, body) = match answer.await {
+        let is_cut = |error: &reqwest::Error| !error.is_connect() && !error.is_timeout();
+        let answered = match answer().await {
             // It was ended at once meanwhile.
-            Err(error) if ends && !error.is_connect() && !error.is_timeout() => {
+            Err(error) if ends && is_cut(&error) => {
                 self.end_of(&meta).await?;
                 return Ok(self.done(Outcome { changed: true, drained: Drained::default() }));
             }
-            answer => answer.with_context(|| format!("its meta port {} does not answer", node.meta))?,
+            // The node goes on as another program meanwhile, which does it to its end: to ask again changes nothing.
+            Err(error) if matches!(self.verb, Verb::Stop { .. } | Verb::Drain) && is_cut(&error) => {
+                sleep(LOOK_INTERVAL).await;
+                answer().await
+            }
+            answered => answered,
         };
+        let (status, body) =
+            answered.with_context(|| format!("its meta port {} does not answer", node.meta))?;
         if status == StatusCode::OK {
             let outcome = serde_json::from_slice(&body)?;
             if ends {

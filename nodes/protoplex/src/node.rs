@@ -1,6 +1,6 @@
 //! One node: its parent process, and what each of its children runs.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::process::ExitCode;
 
 use protoplex_runtime::child::Child;
@@ -92,9 +92,11 @@ pub(crate) fn run(
         Ok((_, _, spec)) => Ok(spec),
         Err(error) => Err(format!("{error:#}")),
     });
+    // Before anything runs: a name server may take its time.
+    let own = if told.meta.ip().is_unspecified() { towards(&told.seed) } else { None };
     runtime(kind)?.block_on(async {
         let (mut running, state, instance) = (bound.running(), bound.state(), bound.instance().to_owned());
-        let hello = |running: &Running| hello(running, &told, &instance);
+        let hello = |running: &Running| hello(running, &told, &instance, own);
         let hellos = watch::Sender::new(hello(&running.borrow_and_update()));
         let joined = join::hold(identity.clone(), told.seed.clone(), hellos.subscribe(), state);
         let telling = async {
@@ -202,29 +204,30 @@ fn runtime(kind: Kind) -> std::io::Result<Runtime> {
     }
 }
 
-/// How a node introduces itself to the seed.
-/// An address as other machines have it: where it is any of this machine's, that by which this machine reaches the seed.
-fn reachable(address: SocketAddr, seed: &str) -> SocketAddr {
-    let towards_seed = || -> std::io::Result<SocketAddr> {
-        let any = if address.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
-        let socket = UdpSocket::bind((any, 0))?;
+/// The address by which this machine reaches the seed, where that is another machine. Blocking.
+fn towards(seed: &str) -> Option<IpAddr> {
+    let any =
+        |address: &SocketAddr| if address.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+    let towards = |address: SocketAddr| {
+        let socket = UdpSocket::bind((any(&address), 0))?;
         // Sends nothing.
-        socket.connect(seed)?;
+        socket.connect(address)?;
         socket.local_addr()
     };
-    match address.ip().is_unspecified().then(towards_seed) {
-        Some(Ok(own)) if !own.ip().is_loopback() => SocketAddr::new(own.ip(), address.port()),
-        _ => address,
-    }
+    let ip = seed.to_socket_addrs().ok()?.find_map(|address| towards(address).ok())?.ip().to_canonical();
+    (!ip.is_loopback()).then_some(ip)
 }
 
-fn hello(running: &Running, told: &NodeCommon, instance: &str) -> JoinHello {
+/// How a node introduces itself to the seed. Where its meta port is at any address of this machine, it is `own` to others.
+fn hello(running: &Running, told: &NodeCommon, instance: &str, own: Option<IpAddr>) -> JoinHello {
     let mut listens = Vec::new();
     let mut meta = String::new();
     for address in running.addresses.iter().filter(|address| address.child.is_none()) {
         let listen = format!("{} {}", address.name, address.address);
         if address.name == META {
-            meta = reachable(address.address, &told.seed).to_string();
+            let any = address.address.ip().is_unspecified();
+            let ip = own.filter(|_| any).unwrap_or(address.address.ip());
+            meta = SocketAddr::new(ip, address.address.port()).to_string();
         } else if !listens.contains(&listen) {
             listens.push(listen);
         }

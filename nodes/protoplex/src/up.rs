@@ -10,14 +10,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use protoplex_runtime::signals::{ReloadSignals, StopSignals, UpgradeSignals};
+use protoplex_runtime::signals::{self, ReloadSignals, StopSignals, UpgradeSignals};
 use protoplex_runtime::start::StartError;
 use protoplex_runtime::supervisor::{Policy, Process, Program, State};
 use protoplex_runtime::{parent, running, telemetry, upgrade};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{Handler, Placement};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 use tonic::Code;
 
 use self::welcome::Welcome;
@@ -41,6 +41,9 @@ const TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 const TOKEN_MAX_BYTES: u64 = 64 << 30;
 /// Below this path it lets files be uploaded.
 const FILES: &str = "/files/";
+
+/// How often it is looked whether the terminal is still there.
+const TERMINAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// In the folder of logs.
 const LOG: &str = "protoplex.log";
@@ -125,9 +128,20 @@ impl Nodes {
 
     /// Has every node read its configuration anew at each SIGHUP. Returns where that says that the terminal which `up` was
     /// started in is closed.
-    async fn pass_on(&self, mut reloads: ReloadSignals, terminal: Terminal) {
+    async fn pass_on(&self, mut reloads: ReloadSignals, mut terminal: Terminal) {
+        let mut looks = interval(TERMINAL_INTERVAL);
+        let mut was_closed = false;
         loop {
-            reloads.next().await;
+            // Each arm is cancel-safe.
+            tokio::select! {
+                () = reloads.next() => {}
+                _ = looks.tick() => {
+                    // Without a signal it was meant to go on by itself (`disown`).
+                    terminal.existed &= !was_closed;
+                    was_closed = terminal.is_closed();
+                    continue;
+                }
+            }
             if terminal.is_closed() {
                 return;
             }
@@ -253,7 +267,7 @@ impl Nodes {
     }
 }
 
-/// The terminal that this process was started in, if in any.
+/// The terminal that this process was started in, and is to end with, if any.
 #[derive(Clone, Copy)]
 struct Terminal {
     existed: bool,
@@ -261,7 +275,7 @@ struct Terminal {
 
 impl Terminal {
     fn here() -> Self {
-        Self { existed: Self::opens() }
+        Self { existed: Self::opens() && !signals::outlives_terminal() }
     }
 
     fn is_closed(self) -> bool {

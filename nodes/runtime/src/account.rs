@@ -6,11 +6,11 @@
 //! and never more once it has all it needs ([`Account::settle`]). Only `up` keeps the way back, for the nodes that it
 //! starts.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::{
@@ -136,8 +136,7 @@ impl Account {
         }
         as_root(|| {
             if let Some(parent) = data.parent() {
-                belongs_to_root(parent)?;
-                DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+                make_as_root(parent)?;
             }
             match DirBuilder::new().mode(0o700).create(data) {
                 // It is for whoever made it to say whose it is.
@@ -152,25 +151,69 @@ impl Account {
     }
 }
 
-/// Whether nobody but root has a say in where this path leads, as far as it exists: a link might have been planted.
-fn belongs_to_root(path: &Path) -> io::Result<()> {
-    let path = std::path::absolute(path)?;
-    let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
-    for ancestor in path.ancestors().chain(existing.iter().flat_map(|existing| existing.ancestors())) {
-        let about = match ancestor.symlink_metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            about => about?,
+/// Follows a path as far as it exists, and makes the rest of it: folders that only root can change from the first one to
+/// the last, also those that links on the way lead through. Else somebody could have planted one.
+fn make_as_root(path: &Path) -> io::Result<()> {
+    let mut rest: Vec<_> = parts(&std::path::absolute(path)?);
+    let (mut reached, mut links) = (PathBuf::from("/"), 0);
+    belongs_to_root(&reached)?;
+    while let Some(part) = rest.pop() {
+        let next = reached.join(&part);
+        let about = match next.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            about => Some(about?),
         };
-        let (others, sticky) = (about.mode() & 0o022 != 0, about.mode() & 0o1000 != 0);
-        if about.uid() != 0 || (about.is_dir() && others && !sticky) {
-            let why = format!(
-                "can't be made by root, since others may change {}: make it, and give it to the user",
-                ancestor.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        match about {
+            None => {
+                // Never one that somebody has just put there.
+                DirBuilder::new().mode(0o755).create(&next)?;
+                reached = next;
+            }
+            Some(about) if about.is_symlink() => {
+                belongs_to_root(&next)?;
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(Errno::ELOOP.into());
+                }
+                let target = next.read_link()?;
+                if target.is_absolute() {
+                    reached = PathBuf::from("/");
+                }
+                rest.extend(parts(&target));
+            }
+            _ if part == ".." => reached = reached.parent().unwrap_or(&reached).to_owned(),
+            _ => {
+                belongs_to_root(&next)?;
+                reached = next;
+            }
         }
     }
     Ok(())
+}
+
+/// Links on one way: as many as the system follows.
+const MAX_LINKS: u32 = 40;
+
+/// The last one first.
+fn parts(path: &Path) -> Vec<OsString> {
+    let named = |part: Component<'_>| match part {
+        Component::Normal(_) | Component::ParentDir => Some(part.as_os_str().to_owned()),
+        _ => None,
+    };
+    path.components().rev().filter_map(named).collect()
+}
+
+fn belongs_to_root(path: &Path) -> io::Result<()> {
+    let about = path.symlink_metadata()?;
+    let (others, sticky) = (about.mode() & 0o022 != 0, about.mode() & 0o1000 != 0);
+    if about.uid() == 0 && (about.is_symlink() || !others || sticky) {
+        return Ok(());
+    }
+    let why = format!(
+        "can't be made by root, since others may change {}: make it, and give it to the user",
+        path.display()
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
 /// Gives up any way back to root: of one that was started by a process that keeps it, but has no account for its nodes any

@@ -160,6 +160,7 @@ impl Node {
         let tls = access.load(&common.meta_tls);
         let tls = tls.map_err(|error| CommandError::Configuration(error.to_string()))?;
         let tokens = common.meta_tokens.clone();
+        let mut changed_access = false;
         let changed = match self.body() {
             Body::Children(children) => {
                 children.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed.to_owned())))?;
@@ -168,6 +169,9 @@ impl Node {
                 let adopted = children.adopt(spec).await;
                 // As far as it got.
                 self.announce(children.addresses());
+                if !matches!(adopted, Err(ChildError::Sockets(_))) {
+                    changed_access = access.change(tokens, tls);
+                }
                 telemetry::set_level(&level)
                     .map_err(|error| CommandError::Configuration(error.to_string()))?;
                 adopted?
@@ -176,10 +180,10 @@ impl Node {
                 solo.fixed(&spec).map_or(Ok(()), |fixed| Err(CommandError::Fixed(fixed)))?;
                 telemetry::set_level(&spec.common.telemetry.level)
                     .map_err(|error| CommandError::Configuration(error.to_string()))?;
+                changed_access = access.change(tokens, tls);
                 solo.adopt(spec)
             }
         };
-        let changed = access.change(tokens, tls) || changed;
-        Ok(changed.into())
+        Ok((changed || changed_access).into())
     }
 }

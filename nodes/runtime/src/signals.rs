@@ -102,3 +102,12 @@ impl StopSignals {
         }
     }
 }
+
+/// Whether whoever started this process has it ignore the end of its terminal (`nohup`). To be asked before any signal is
+/// taken.
+pub fn outlives_terminal() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    ignored & 1 << (rustix::process::Signal::HUP.as_raw() - 1) != 0
+}

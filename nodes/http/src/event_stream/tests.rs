@@ -39,3 +39,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_byte_order_mark_begins_no_event() {
+    for (stream, whole) in
+        [("\u{feff}", true), ("\u{feff}:\n", true), ("\u{feff}data", false), (":\n\u{feff}\n", false)]
+    {
+        let mut events = Events::default();
+        stream.bytes().for_each(|byte| events.pass(&[byte]));
+        assert_eq!(events.are_whole(), whole, "{stream:?}");
+    }
+}

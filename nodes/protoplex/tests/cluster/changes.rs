@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Output};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use protoplex_testkit::ports::Port;
 use protoplex_testkit::until;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::crashes::{Load, Over};
 use crate::{get, plan, put, start};
@@ -240,8 +241,49 @@ os.kill(pid, 15)
 sys.exit('it goes on without its terminal')
 "#;
 
+/// As `nohup` runs a command: what it writes goes to a file, and it is to outlive its terminal, which is closed once a token
+/// is shown. Later it is told SIGHUP, then SIGTERM.
+const BEYOND_TERMINAL: &str = r#"
+import os, pty, signal, sys, time
+out = os.open('out', os.O_CREAT | os.O_WRONLY)
+pid, terminal = pty.fork()
+if pid == 0:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.dup2(out, 1)
+    os.execv(sys.argv[1], sys.argv[1:])
+while '"token"' not in open('out').read():
+    time.sleep(0.05)
+os.close(terminal)
+for _ in range(2):
+    time.sleep(0.5)
+    if os.waitpid(pid, os.WNOHANG)[0]:
+        sys.exit('it ended')
+    os.kill(pid, signal.SIGHUP)
+os.kill(pid, signal.SIGTERM)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) % 256)
+"#;
+
+#[test]
+fn up_that_is_to_outlive_its_terminal_does_and_takes_a_signal_for_a_reload() {
+    let (folder, output) = up_in_terminal(BEYOND_TERMINAL);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = std::fs::read_to_string(folder.path().join("protoplex-data/log/protoplex.log")).unwrap();
+    let reloads = log.lines().filter(|line| line.contains("read the configuration anew"));
+    assert!(reloads.filter(|line| line.contains("\"proxy-1\"")).count() > 1, "{log}");
+}
+
 #[test]
 fn up_ends_with_its_terminal_as_with_ctrl_c() {
+    let (folder, output) = up_in_terminal(IN_TERMINAL);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let left = std::fs::read_dir(folder.path().join("protoplex-data/run")).unwrap().map(Result::unwrap);
+    let left: Vec<_> =
+        left.map(|file| file.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+    assert!(left.is_empty(), "every node has ended in good order: {left:?}");
+}
+
+/// Runs `up` by such a script, in a folder of its own.
+fn up_in_terminal(script: &str) -> (TempDir, Output) {
     let folder = tempfile::tempdir().unwrap();
     let ports = [Port::take(), Port::take(), Port::take()];
     let [seed, datastore, http] = ports.each_ref().map(Port::address);
@@ -258,16 +300,12 @@ fn up_ends_with_its_terminal_as_with_ctrl_c() {
         ["seed", "datastore", "proxy", "fileserver", "live"].map(|kind| any(&format!("meta.{kind}"))),
     );
     let output = Command::new("python3")
-        .args(["-c", IN_TERMINAL, env!("CARGO_BIN_EXE_protoplex"), "--json", "up"])
+        .args(["-c", script, env!("CARGO_BIN_EXE_protoplex"), "--json", "up"])
         .args(settings.iter().flat_map(|setting| ["--set", setting]))
         .current_dir(folder.path())
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    let left = std::fs::read_dir(folder.path().join("protoplex-data/run")).unwrap().map(Result::unwrap);
-    let left: Vec<_> =
-        left.map(|file| file.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
-    assert!(left.is_empty(), "every node has ended in good order: {left:?}");
+    (folder, output)
 }
 
 #[test]

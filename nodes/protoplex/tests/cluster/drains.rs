@@ -6,13 +6,16 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use protoplex_testkit::cluster::{Cluster, signal};
 use protoplex_testkit::curl::Events;
 use protoplex_testkit::ports::Port;
 use protoplex_testkit::until;
+use rustix::process::Signal;
+use serde_json::json;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::keyed_requests::{add_rooms, join};
+use crate::keyed_requests::{Killed, add_rooms, join};
 use crate::{get, plan};
 
 /// Speaks WebSocket at `/room/1/socket`, and never answers anything else. Tells of each request that it never answers, and
@@ -56,14 +59,9 @@ fn ask_in_vain(address: &str, asked: &mpsc::Receiver<()>) -> TcpStream {
 
 #[test]
 fn what_becomes_of_everything_is_the_answer_of_who_ends_it_and_outlives_an_upgrade() {
-    let cluster = plan().set("drain.drain_timeout_ms=500").set("proxy.children=1").start();
-    let port = Port::take();
-    let (asked, _closed) = backend(&port);
-    let _sidecar = join(&cluster, &port);
-    add_rooms(&cluster, 1);
+    let (cluster, asked, _sidecar) = with_mute_room("drain.drain_timeout_ms=500");
     let address = cluster.http().strip_prefix("http://").unwrap();
     let page = format!("http://{}/status", cluster.node("proxy-1")["meta"].as_str().unwrap());
-    until("the room is open", || tungstenite::connect(format!("ws://{address}/room/1/socket")).ok());
     let _mute = ask_in_vain(address, &asked);
     let stopped = cluster.json(&["stop", "proxy-1:0"]);
     assert_eq!(stopped[0]["drained"]["requests_cut"], 1, "{stopped}");
@@ -75,6 +73,56 @@ fn what_becomes_of_everything_is_the_answer_of_who_ends_it_and_outlives_an_upgra
     let drained = cluster.json(&["drain", "proxy-1"]);
     assert_eq!(drained[0]["drained"]["requests_cut"], 1, "{drained}");
     assert!(cluster.logs().contains("requests cut 2"));
+}
+
+/// A child's last word was lost where its parent noticed its end at the same time.
+#[test]
+fn the_last_word_of_a_child_is_heard_however_late_its_parent_listens() {
+    let (cluster, asked, _sidecar) = with_mute_room("drain.drain_timeout_ms=1500");
+    let address = cluster.http().strip_prefix("http://").unwrap();
+    let _mute = ask_in_vain(address, &asked);
+    let node = cluster.node("proxy-1");
+    let (parent, child) = (node["pid"].as_u64().unwrap() as u32, cluster.child_pid("proxy-1", 0));
+    let stopped = thread::scope(|scope| {
+        let stopping = scope.spawn(|| cluster.json(&["stop", "proxy-1:0"]));
+        until("it drains", || (cluster.node("proxy-1")["children"][0]["state"] == "STOPPING").then_some(()));
+        signal(parent, Signal::STOP);
+        until("it has ended", || {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('Z').then_some(())
+        });
+        signal(parent, Signal::CONT);
+        stopping.join().unwrap()
+    });
+    assert_eq!(stopped[0]["drained"]["requests_cut"], 1, "{stopped}");
+}
+
+/// The new program took the child for one that had to be replaced.
+#[test]
+fn an_upgrade_leaves_to_its_end_who_is_stopped_and_its_operator_is_answered() {
+    let (cluster, asked, _sidecar) = with_mute_room("drain.drain_timeout_ms=1500");
+    let _mute = ask_in_vain(cluster.http().strip_prefix("http://").unwrap(), &asked);
+    let (stopped, upgraded) = thread::scope(|scope| {
+        let stopping = scope.spawn(|| cluster.json(&["stop", "proxy-1:0"]));
+        until("it drains", || (cluster.node("proxy-1")["children"][0]["state"] == "STOPPING").then_some(()));
+        let upgraded = cluster.json(&["upgrade", "proxy-1"]);
+        (stopping.join().unwrap(), upgraded)
+    });
+    assert_eq!((&stopped[0]["ok"], &upgraded[0]["ok"]), (&json!(true), &json!(true)), "{stopped} {upgraded}");
+    assert_eq!(stopped[0]["drained"]["requests_cut"], 1);
+    assert_eq!(cluster.node("proxy-1")["children"][0]["state"], "STOPPED");
+}
+
+/// A cluster with a room that nobody is answered in.
+fn with_mute_room(setting: &str) -> (Cluster, mpsc::Receiver<()>, Killed) {
+    let cluster = plan().set(setting).set("proxy.children=1").start();
+    let port = Port::take();
+    let (asked, _closed) = backend(&port);
+    let sidecar = join(&cluster, &port);
+    add_rooms(&cluster, 1);
+    let address = cluster.http().strip_prefix("http://").unwrap();
+    until("the room is open", || tungstenite::connect(format!("ws://{address}/room/1/socket")).ok());
+    (cluster, asked, sidecar)
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::drain::Drained;
 use crate::parent::Spec;
 use crate::sockets::{self, Socket};
 use crate::start::StartCause;
-use crate::supervisor::{Process, Program, State, Status};
+use crate::supervisor::{Process, Program, Status};
 
 /// What each place of a node has, and how it is to be.
 #[derive(Debug)]
@@ -116,9 +116,8 @@ impl Places {
             self.children[..kept].iter_mut().for_each(|place| place.outdated = true);
         }
         // Also those that an earlier attempt could not replace, and those that died too often, perhaps of what is changed.
-        // Who is stopped goes by it when it is started.
-        let rests = |place: &Place| matches!(place.process.now().state, State::Stopped | State::Exited);
-        let outdated = |(_, place): &(u32, &Place)| place.outdated && !rests(place);
+        // Who is stopped, or about to be, goes by it when it is started.
+        let outdated = |(_, place): &(u32, &Place)| place.outdated && !place.process.now().is_to_rest;
         let restarts = (0..).zip(&self.children).filter(outdated).map(|(index, _)| index).collect();
         Ok(Adopted { changed: moved || counted || configured, surplus, restarts })
     }

@@ -281,7 +281,12 @@ impl Door {
     fn admit(&mut self, stream: TcpStream, pages: &Router) {
         self.guests.retain(|guest| !guest.task.is_finished());
         if self.guests.len() >= CONNECTIONS {
-            let Some(idle) = self.guests.iter().position(|guest| guest.busy.is_idle()) else { return };
+            let Some(idle) = self.guests.iter().position(|guest| guest.busy.is_idle()) else {
+                return warn!(
+                    CONNECTIONS,
+                    "the meta port closes a new connection: all that it may have are busy"
+                );
+            };
             self.guests.remove(idle).into_iter().for_each(|guest| guest.task.abort());
         }
         let (tls, busy) = (self.tls.borrow().clone(), Busy::default());

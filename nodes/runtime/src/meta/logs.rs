@@ -16,7 +16,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::Level;
 
 use crate::log_file::{Trail, TrailError, Verdict};
@@ -25,8 +25,9 @@ use crate::telemetry;
 
 /// So many may follow at once.
 static FOLLOWERS: Semaphore = Semaphore::const_new(32);
-/// So many may be shown what there is at once; others wait.
+/// So many may be shown what there is at once; others wait for so long.
 static READERS: Semaphore = Semaphore::const_new(8);
+const READERS_PATIENCE: Duration = Duration::from_secs(2);
 /// The most that may be asked for of what there is already.
 const MAX_LINES: usize = 10_000;
 /// Between two looks for new lines.
@@ -81,7 +82,7 @@ enum Refusal {
          set log.file, and leave log.format out"
     )]
     NotKept(String),
-    #[error("too many follow this log already")]
+    #[error("too many read this log already")]
     Busy,
     #[error(transparent)]
     Trail(#[from] TrailError),
@@ -107,8 +108,11 @@ async fn begin(node: &Node, query: Result<Query<Wanted>, QueryRejection>) -> Res
     let path = telemetry::kept().ok_or_else(|| Refusal::NotKept(node.name().to_owned()))?;
     let permit = match wanted.follow {
         true => FOLLOWERS.try_acquire().map_err(|_| Refusal::Busy)?,
-        // It is never closed.
-        false => READERS.acquire().await.map_err(|_| Refusal::Busy)?,
+        false => {
+            let waited = timeout(READERS_PATIENCE, READERS.acquire()).await.map_err(|_| Refusal::Busy)?;
+            // It is never closed.
+            waited.map_err(|_| Refusal::Busy)?
+        }
     };
     let opened = spawn_blocking(move || {
         let opened = Trail::open(&path, wanted.lines.min(MAX_LINES), |line| filter.judge(line));

@@ -250,6 +250,7 @@ impl Keeper {
         let started = self.incarnation.as_ref().map(|incarnation| incarnation.started);
         self.status.send_modify(|status| {
             status.state = self.life.state();
+            status.is_to_rest = self.life.is_to_rest();
             status.restarts = self.life.restarts();
             if status.pid != pid {
                 status.started = started;
@@ -264,7 +265,7 @@ impl Keeper {
 
 /// Whether the system is short of files, processes or memory: that passes.
 fn is_lack(error: &io::Error) -> bool {
-    let lacks = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM, Errno::NOBUFS];
+    let lacks = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM, Errno::NOBUFS, Errno::TOOMANYREFS];
     Errno::from_io_error(error).is_some_and(|error| lacks.contains(&error))
 }
 

@@ -224,6 +224,15 @@ impl Life {
         self.state
     }
 
+    /// Whether it rests, or will once it has ended: it was told to.
+    pub(crate) fn is_to_rest(&self) -> bool {
+        match self.state {
+            State::Stopped | State::Exited => true,
+            State::Stopping => self.after != After::Again,
+            _ => false,
+        }
+    }
+
     /// How often it was started again.
     pub fn restarts(&self) -> u32 {
         self.restarts

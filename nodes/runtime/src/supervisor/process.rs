@@ -27,6 +27,8 @@ const QUESTIONS: usize = 8;
 pub struct Status {
     /// Where it is in its life.
     pub state: State,
+    /// It rests, or will once it has ended, until it is started.
+    pub is_to_rest: bool,
     /// Of the present process.
     pub pid: Option<u32>,
     /// When the present process was started.
@@ -109,6 +111,7 @@ impl Default for Status {
     fn default() -> Self {
         Self {
             state: State::Starting,
+            is_to_rest: false,
             pid: None,
             started: None,
             restarts: 0,
@@ -147,6 +150,7 @@ impl Process {
         let incarnation = incarnation.map(Incarnation::resumed).transpose()?;
         let status = Status {
             state: life.state(),
+            is_to_rest: life.is_to_rest(),
             pid: incarnation.as_ref().map(Incarnation::pid),
             started: incarnation.as_ref().map(|incarnation| incarnation.started),
             restarts: life.restarts(),

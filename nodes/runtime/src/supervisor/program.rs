@@ -95,8 +95,15 @@ impl Program {
             command.env_remove(variable);
         }
         // Dropping the library's handle leaves the process alone.
-        let process = Child::of(command.spawn()?.id())?;
-        Incarnation::new(process, started, ours, Vec::new(), given)
+        let mut library = command.spawn()?;
+        let incarnation = Child::of(library.id())
+            .and_then(|process| Incarnation::new(process, started, ours, Vec::new(), given));
+        if incarnation.is_err() {
+            // Else nobody would bury it.
+            let _ = library.kill();
+            let _ = library.wait();
+        }
+        incarnation
     }
 }
 
@@ -109,7 +116,12 @@ pub(super) struct Incarnation {
     writer: OwnedWriteHalf,
     /// The sockets that it shares and was given.
     given: BTreeSet<u64>,
+    /// How the process has ended, while its last words are read.
+    ended: Option<String>,
 }
+
+/// For the last words of a process that has ended: they are there, unless another one holds its end of the socket.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// What comes from a process.
 pub(super) enum Happening {
@@ -142,7 +154,7 @@ impl Incarnation {
     ) -> io::Result<Self> {
         control.set_nonblocking(true)?;
         let (reader, writer) = UnixStream::from_std(control)?.into_split();
-        Ok(Self { process, started, lines: Some(Lines::resumed(reader, unread)), writer, given })
+        Ok(Self { process, started, lines: Some(Lines::resumed(reader, unread)), writer, given, ended: None })
     }
 
     /// Of a process that an earlier image of this program has started.
@@ -170,9 +182,14 @@ impl Incarnation {
     /// What comes next. Cancel-safe.
     pub(super) async fn next(&mut self) -> Happening {
         loop {
+            if let Some(how) = &self.ended {
+                let word = timeout(LAST_WORDS_TIMEOUT, next_word(&mut self.lines)).await;
+                let Ok(Ok(Some(word))) = word else { return Happening::Ended(how.clone()) };
+                return Happening::Said(word);
+            }
             tokio::select! {
                 status = self.process.ended() => {
-                    return Happening::Ended(status.map_or_else(|error| error.to_string(), |status| status.to_string()));
+                    self.ended = Some(status.map_or_else(|error| error.to_string(), |status| status.to_string()));
                 }
                 word = next_word(&mut self.lines) => match word {
                     Ok(Some(word)) => return Happening::Said(word),

@@ -147,6 +147,12 @@ fn a_link_on_the_way_to_the_data_directory_leads_root_nowhere() {
     let (code, told) = Node::refused(&Arguments { data, log: None, ..arguments(&folder) });
     assert!(code == Some(2) && told.contains("since others may change"), "{told}");
     assert_eq!(fs::read_dir(&roots).unwrap().count(), 0);
+    // Nor by a link of root's own that leads through it.
+    symlink(theirs.join("link"), folder.path().join("by")).unwrap();
+    let data = Some(folder.path().join("by/data"));
+    let (code, told) = Node::refused(&Arguments { data, log: None, ..arguments(&folder) });
+    assert!(code == Some(2) && told.contains("since others may change"), "{told}");
+    assert_eq!(fs::read_dir(&roots).unwrap().count(), 0);
     // A link of root's own leads where root wants it.
     symlink(&roots, folder.path().join("ours")).unwrap();
     let data = Some(folder.path().join("ours/data"));

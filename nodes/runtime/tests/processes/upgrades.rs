@@ -252,7 +252,7 @@ fn a_new_program_goes_by_the_present_configuration() {
     Client::connect(listen).ask("who").unwrap();
     assert_eq!(node.status()["children"].as_array().unwrap().len(), 3);
     assert_eq!(node.status()["children"][2]["details"]["word"], "present");
-    assert!(std::fs::read_to_string(log).unwrap().contains("runs by another program"));
+    until("it is logged", || std::fs::read_to_string(&log).unwrap().contains("runs by another program"));
 }
 
 #[test]
