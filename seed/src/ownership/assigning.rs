@@ -52,19 +52,19 @@ impl Ownership {
                 RETRY,
             );
         }
-        match self.choose(&question, record) {
+        match self.choose(&question.pool, &question.zone, record) {
             Some(member) => self.assign(&question, member),
             None => self.answer_unavailable(&question, "no live node in the pool", RETRY),
         }
     }
 
     /// Who had it last, else the least loaded, those of the asker's zone first.
-    fn choose(&self, question: &Question, record: Option<Record>) -> Option<MemberIndex> {
+    pub(super) fn choose(&self, pool: &str, zone: &str, record: Option<Record>) -> Option<MemberIndex> {
         let fit = |slot: &Slot| slot.is_live() && slot.link.is_some() && !self.draining.contains(&*slot.node);
         let last = record.map(|record| record.member).filter(|last| fit(&self.members[*last]));
-        let all = self.members.of_pool(&question.pool).filter(|(_, slot)| fit(slot));
+        let all = self.members.of_pool(pool).filter(|(_, slot)| fit(slot));
         last.or_else(|| {
-            all.min_by_key(|(index, slot)| (slot.member.zone != question.zone, slot.owned, *index))
+            all.min_by_key(|(index, slot)| (slot.member.zone != zone, slot.owned, *index))
                 .map(|(index, _)| index)
         })
     }
