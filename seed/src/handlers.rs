@@ -160,7 +160,11 @@ pub fn plan(current: &[Handler], version: u64, changes: HandlerChanges) -> Resul
         let handler = check(handler)?;
         let fields = table.get(handler.name.as_str()).map(|before| changed_fields(before, &handler));
         if let Some(fields) = fields.filter(|fields| !fields.is_empty()) {
-            words.push(format!("changed {} ({})", handler.name, fields.join(", ")));
+            words.push(match fields.as_slice() {
+                ["enabled"] if handler.disabled => format!("disabled {}", handler.name),
+                ["enabled"] => format!("enabled {}", handler.name),
+                fields => format!("changed {} ({})", handler.name, fields.join(", ")),
+            });
             put.push(handler);
         }
     }

@@ -1,5 +1,6 @@
 //! The service of an operator's tools: handlers, deployments, explanations, the state of the cluster.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
@@ -19,7 +20,6 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::cluster::{Cluster, Handle};
 use crate::handlers::{self, HandlerError, Plan};
 use crate::leader::{Datastore, call, limited, load};
-use crate::routes::Routes;
 
 /// How long a client of a deployment may keep the next asset waiting.
 const ASSET_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,16 +33,18 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Attempts to read back what was stored, a quarter of a second apart.
 const RELOADS: usize = 20;
 
+/// Clones share all of it.
+#[derive(Clone)]
 pub(crate) struct Console {
     cluster: Handle,
     datastore: Datastore,
     /// One change at a time: each is checked against the outcome of the last.
-    changes: Mutex<()>,
+    changes: Arc<Mutex<()>>,
 }
 
 impl Console {
     pub(crate) fn new(cluster: Handle, datastore: Datastore) -> Self {
-        Self { cluster, datastore, changes: Mutex::new(()) }
+        Self { cluster, datastore, changes: Arc::default() }
     }
 
     async fn ask<T: Send + 'static>(
@@ -63,6 +65,31 @@ impl Console {
         };
         let away = || Status::unavailable("this seed does not lead yet (is its datastore there?); try again");
         timeout(LEADING_TIMEOUT, led).await.unwrap_or_else(|_| Err(away()))
+    }
+
+    /// Plans the change of handlers by what is there now, and has it stored.
+    async fn change(&self, changes: HandlerChanges) -> Result<HandlersChanged, Status> {
+        self.leading().await?;
+        let _turn = self.changes.lock().await;
+        let mut reloaded = false;
+        loop {
+            let (routes, table_version) =
+                self.ask(|cluster, _| (cluster.routes.clone(), cluster.table_version())).await?;
+            // Here and not in the cluster's task: thousands of handlers take a while, and keys are asked for meanwhile.
+            let plan = handlers::plan(&routes.handlers, routes.version, changes.clone()).map_err(refusal)?;
+            let now = HandlersChanged { table_version, version: routes.version, changed: !plan.is_empty() };
+            if plan.is_empty() || changes.dry_run {
+                return Ok(now);
+            }
+            match self.store(&changes.operator, plan, now.version).await {
+                // The datastore knows of a change that this seed has not heard of: the rules are asked about that table.
+                Err(status) if status.code() == Code::FailedPrecondition && !reloaded => {
+                    reloaded = true;
+                    self.reload().await?;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Has a checked change stored, and pushed. Where the datastore's answer was lost, looks what became of it.
@@ -97,30 +124,24 @@ impl Console {
         Ok(HandlersChanged { table_version, version, changed: true })
     }
 
-    /// Reads back what the datastore holds now, so that every change is seen in the order in which it was stored. Goes on
-    /// where its caller has gone.
+    /// Reads back what the datastore holds now, so that every change is seen in the order in which it was stored.
     async fn reload(&self) -> Result<u64, Status> {
-        let (cluster, mut datastore) = (self.cluster.clone(), self.datastore.clone());
-        let reload = async move {
-            let mut tries = 0;
-            let loaded = loop {
-                match load(&mut datastore).await {
-                    Ok(loaded) => break loaded,
-                    Err(_) if tries < RELOADS => tries += 1,
-                    Err(status) => {
-                        let text = format!(
-                            "perhaps stored, but in effect only when the seed reads it again: {}",
-                            status.message()
-                        );
-                        return Err(Status::unavailable(text));
-                    }
+        let mut tries = 0;
+        let loaded = loop {
+            match load(&mut self.datastore.clone()).await {
+                Ok(loaded) => break loaded,
+                Err(_) if tries < RELOADS => tries += 1,
+                Err(status) => {
+                    let text = format!(
+                        "perhaps stored, but in effect only when the seed reads it again: {}",
+                        status.message()
+                    );
+                    return Err(Status::unavailable(text));
                 }
-                sleep(Duration::from_millis(250)).await;
-            };
-            let ending = || Status::unavailable("the seed is ending");
-            cluster.ask(move |cluster, now| cluster.set_routes(loaded, now)).await.ok_or_else(ending)
+            }
+            sleep(Duration::from_millis(250)).await;
         };
-        tokio::spawn(reload).await.map_err(|error| Status::internal(error.to_string()))?
+        self.ask(move |cluster, now| cluster.set_routes(loaded, now)).await
     }
 }
 
@@ -130,43 +151,20 @@ impl Operator for Console {
         &self,
         request: Request<HandlerChanges>,
     ) -> Result<Response<HandlersChanged>, Status> {
-        self.leading().await?;
-        let _turn = self.changes.lock().await;
-        let changes = request.into_inner();
-        let mut reloaded = false;
-        loop {
-            let asked = changes.clone();
-            let planned = |cluster: &mut Cluster, _| {
-                let Routes { version, handlers, .. } = &cluster.routes;
-                let plan = handlers::plan(handlers, *version, asked);
-                (
-                    plan,
-                    HandlersChanged {
-                        table_version: cluster.table_version(),
-                        version: *version,
-                        changed: true,
-                    },
-                )
-            };
-            let (plan, now) = self.ask(planned).await?;
-            let plan = plan.map_err(refusal)?;
-            if plan.is_empty() || changes.dry_run {
-                return Ok(Response::new(HandlersChanged { changed: !plan.is_empty(), ..now }));
-            }
-            match self.store(&changes.operator, plan, now.version).await {
-                Ok(changed) => return Ok(Response::new(changed)),
-                // The datastore knows of a change that this seed has not heard of: the rules are asked about that table.
-                Err(status) if status.code() == Code::FailedPrecondition && !reloaded => {
-                    reloaded = true;
-                    self.reload().await?;
-                }
-                Err(status) => return Err(status),
-            }
-        }
+        let console = self.clone();
+        // Goes on where its caller goes away: what was stored has to reach the proxies.
+        let change = tokio::spawn(async move { console.change(request.into_inner()).await });
+        change.await.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
     }
 
     async fn list_handlers(&self, _: Request<ListHandlersRequest>) -> Result<Response<HandlerList>, Status> {
-        Ok(Response::new(self.ask(|cluster, _| cluster.handlers()).await?))
+        let mut list = self.ask(|cluster, _| cluster.handlers()).await?;
+        // A seed that has just started knows none yet, which is something else than that there are none.
+        if list.version == 0 {
+            self.leading().await?;
+            list = self.ask(|cluster, _| cluster.handlers()).await?;
+        }
+        Ok(Response::new(list))
     }
 
     async fn handler_history(

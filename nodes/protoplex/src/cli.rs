@@ -30,8 +30,8 @@ Examples:
   protoplex restart proxy-1                                new processes, and no connection lost
   protoplex tail -l warn proxy-1 live-1                    what do these nodes log?
 
-Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached, 4 a dry run has found that
-something would change.";
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached, 4 a dry
+run has found that something would change.";
 
 /// What was asked for can't be meant; exit code 2, as for what does not even parse.
 #[derive(Debug, Error)]

@@ -106,6 +106,8 @@ fn a_disabled_handler_keeps_its_place() {
     before[2].disabled = true;
     let error = plan(&before, 1, add(handler("b", "example.com", "/room/{id}", "{id}", Owned))).unwrap_err();
     assert!(error.to_string().contains("handler \"rooms\""), "{error}");
+    let enabled = HandlerChanges { replace: vec![table()[2].clone()], ..HandlerChanges::default() };
+    assert_eq!(plan(&before, 1, enabled).unwrap().what, "enabled rooms");
 }
 
 #[test]

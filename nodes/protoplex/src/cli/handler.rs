@@ -6,8 +6,9 @@ use clap::{Args, Subcommand, ValueEnum};
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
-Each change makes a new version of the handlers; the last 100 are kept, with their time, what changed and who changed it:
-PROTOPLEX_OPERATOR, else the user and the machine. What is so already is no change, and exit code 0.")]
+Each change makes a new version of the handlers. The last 100 are kept, with time, what changed and
+who changed it: PROTOPLEX_OPERATOR, else the user and the machine. What is so already is no change,
+and exit code 0.")]
 pub(crate) enum Handler {
     /// Add a handler; requests follow it at once, and no connection notices
     #[command(after_help = "\
@@ -131,11 +132,12 @@ The file has a table for each handler, with the names of the flags of `handler a
   enabled   = true                     # as where it is left out
 
 Handlers that the file doesn't name are kept, and told, unless --prune is given.
-A mistake anywhere in the file changes nothing, and is told with its line. Nothing is changed either where somebody
-else changes the handlers while this runs. `handler rollback` takes it back.
+A mistake anywhere in the file changes nothing, and is told with its line. Nothing is changed
+either where somebody else changes the handlers while this runs. `handler rollback` takes it back.
 
-Exit codes: 0 done, or nothing to do; 1 failed, nothing was changed; 2 a mistake in the file; 3 the cluster can't be
-reached (the change may have been made, whole; the same command again says so); 4 with --dry-run: something would change.")]
+Exit codes: 0 done, or nothing to do; 1 failed, nothing was changed; 2 a mistake in the file; 3 the
+cluster can't be reached (the change may have been made, whole; the same command again says so);
+4 with --dry-run: something would change.")]
 pub(crate) struct Apply {
     /// The file; - for standard input
     pub file: PathBuf,

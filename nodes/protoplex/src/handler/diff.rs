@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use super::HandlerRow;
 use crate::output::harmless;
 
+/// Handlers that are kept and named; more are counted.
+const MAX_NAMED: usize = 20;
+
 /// The difference between two sets of handlers, each list by name.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Diff {
@@ -77,11 +80,16 @@ impl Diff {
 
     /// What is kept although nobody wants it, told with what to do; empty where nothing is.
     pub(crate) fn kept(&self) -> String {
-        match self.kept.as_slice() {
-            [] => String::new(),
-            [one] => format!("Handler {one} is not in the file, and kept; --prune removes it"),
+        let names = self.kept.iter().take(MAX_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        match self.kept.len() {
+            0 => String::new(),
+            1 => format!("Handler {names} is not in the file, and kept; --prune removes it"),
+            2..=MAX_NAMED => format!("Handlers {names} are not in the file, and kept; --prune removes them"),
             many => {
-                format!("Handlers {} are not in the file, and kept; --prune removes them", many.join(", "))
+                let more = many - MAX_NAMED;
+                format!(
+                    "Handlers {names} and {more} more are not in the file, and kept; --prune removes them"
+                )
             }
         }
     }

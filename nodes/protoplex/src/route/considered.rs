@@ -27,7 +27,12 @@ struct Distance {
     other_host: bool,
     /// Segments of the path that it doesn't have, from the first one that differs.
     segments_off: usize,
+    /// How unlike the text is with which it parts from the request, from 0 to [`UNLIKE`].
+    unlike: u32,
 }
+
+/// What has nothing in common.
+const UNLIKE: f64 = 1000.0;
 
 /// The nearest handlers, the chosen one first, and how many are left out.
 pub(super) fn consider(
@@ -51,7 +56,7 @@ fn judge(handler: &Handler, host: &str, path: &str, chosen: Option<&str>) -> (Di
     let alone = compile(&handler.path);
     let has_path = alone.find("", path).is_some();
     let matches = for_host && has_path;
-    let off = segments(path).len() - if has_path { segments(path).len() } else { matched(handler, path) };
+    let at = if has_path { segments(path).len() } else { matched(handler, path) };
     let verdict = match () {
         () if is_chosen => "matches, and is chosen".to_owned(),
         () if matches && handler.disabled => {
@@ -61,20 +66,29 @@ fn judge(handler: &Handler, host: &str, path: &str, chosen: Option<&str>) -> (Di
             "matches too, but {} goes first, whose host or path is more exact",
             chosen.unwrap_or("another")
         ),
-        () if for_host => mismatch(handler, path),
+        () if for_host => mismatch(handler, path, at),
         () if has_path => "is for another host".to_owned(),
         () => "is for another host and path".to_owned(),
     };
-    let distance =
-        Distance { not_chosen: !is_chosen, no_match: !matches, other_host: !for_host, segments_off: off };
+    let unlike = match (for_host, segments(&handler.path).get(at), segments(path).get(at)) {
+        (false, ..) => unlikeness(&handler.host, host),
+        (true, Some(wanted), Some(given)) => unlikeness(wanted, given),
+        (true, ..) => 0,
+    };
+    let distance = Distance {
+        not_chosen: !is_chosen,
+        no_match: !matches,
+        other_host: !for_host,
+        segments_off: segments(path).len().saturating_sub(at),
+        unlike,
+    };
     let Handler { name, host, path, .. } = handler.clone();
     (distance, Considered { handler: name, host, path, matches, verdict })
 }
 
 /// Where the path leaves the pattern.
-fn mismatch(handler: &Handler, path: &str) -> String {
+fn mismatch(handler: &Handler, path: &str, at: usize) -> String {
     let (pattern, given) = (segments(&handler.path), segments(path));
-    let at = matched(handler, path);
     match (pattern.get(at), given.get(at)) {
         (Some(wanted), Some(given)) if wanted.eq_ignore_ascii_case(given) => {
             format!(
@@ -86,6 +100,11 @@ fn mismatch(handler: &Handler, path: &str) -> String {
         (None, Some(given)) => format!("its path ends where that of the request goes on with {given:?}"),
         (None, None) => "its path is another".to_owned(),
     }
+}
+
+fn unlikeness(one: &str, other: &str) -> u32 {
+    let likeness = strsim::normalized_damerau_levenshtein(&one.to_lowercase(), &other.to_lowercase());
+    ((1.0 - likeness) * UNLIKE) as u32
 }
 
 /// How many segments from the first on its path and the request's have in common.
@@ -167,6 +186,13 @@ mod tests {
                 && considered[2].verdict.contains("chosen goes first")
         );
         assert_eq!(more, 0);
+        let near = [
+            handler("live", "*", "/live"),
+            handler("rooms", "*", "/room/{x}"),
+            handler("all", "x.org", "/{*r}"),
+        ];
+        let (considered, _) = consider(&near, "example.com", "/rom/1", None);
+        assert_eq!(considered[0].handler, "rooms", "a slip is near");
         let many: Vec<_> = (0..50).map(|n| handler(&format!("h{n}"), "*", &format!("/{n}"))).collect();
         let (considered, more) = consider(&many, "example.com", "/x", None);
         assert_eq!((considered.len(), more), (MAX_SHOWN, 30));

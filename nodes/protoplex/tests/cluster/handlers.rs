@@ -231,11 +231,11 @@ fn route_tells_each_step_and_what_is_nearest() {
     assert!(form["next_member"].as_str().unwrap().starts_with("live-1:"), "{form}");
     assert!(form["why"].as_str().unwrap().contains("the first request would give it to live-1:"), "{form}");
 
-    cluster.json(&["handler", "disable", "files"]);
+    cluster.json(&["handler", "remove", "files"]);
     let none = cluster.json(&["route", &url("/rom/1/chat"), "-H", "Host: EXAMPLE.com:80"]);
     assert_eq!(none["host"], "example.com");
     let why = none["why"].as_str().unwrap();
-    assert!(why.contains("the answer is 404"), "{why}");
+    assert!(why.contains("the answer is 404; the nearest is rooms: its path has \"room\""), "{why}");
     let words = text(&cluster.run(&["route", &url("/room/1/chat")]).stdout);
     assert!(words.contains("rooms for * /room/{room}/chat: matches, and is chosen"), "{words}");
     assert!(words.contains("/room/1/chat (made by {path})"), "{words}");
