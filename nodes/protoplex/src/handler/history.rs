@@ -36,6 +36,9 @@ pub(super) async fn all(common: &Common, cluster: &Cluster) -> anyhow::Result<()
 /// What changed with one version.
 pub(super) async fn one(common: &Common, cluster: &Cluster, version: u64) -> anyhow::Result<()> {
     let after = at(cluster, version).await?;
+    if versions(cluster).await?.last().is_some_and(|oldest| oldest.version == version) {
+        anyhow::bail!("version {version} is the oldest that is kept: what it changed is not known any more");
+    }
     let before = at(cluster, version.saturating_sub(1)).await?;
     let diff = Diff::between(&before, &after, true);
     print(common.json, &diff.json(), |_| diff.text())?;

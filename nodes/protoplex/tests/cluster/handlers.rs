@@ -305,6 +305,7 @@ fn row_what_is_no_name_host_path_or_placement_is_refused() {
         (&["handler", "enable", "rooom"], 1, "did you mean \"rooms\"?"),
         (&["handler", "rollback", "999"], 1, "version 999 of the handlers is not kept: there are 1 to"),
         (&["handler", "history", "999"], 1, "is not kept"),
+        (&["handler", "history", "1"], 1, "version 1 is the oldest that is kept"),
     ] {
         let refused = cluster.run(arguments);
         let error = text(&refused.stderr);
