@@ -17,12 +17,12 @@ use protoplex_wire::proto::datastore_server::{Datastore, DatastoreServer};
 use protoplex_wire::proto::put_build_request::Message;
 use protoplex_wire::proto::{
     AbortUploadReply, AbortUploadRequest, Asset, BeginUploadReply, BeginUploadRequest, Build,
-    CompleteUploadReply, CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, FetchBuildRequest,
-    FindFileReply, FindFileRequest, FindSiteReply, FindSiteRequest, Handler, ListFilesReply,
+    ChangeHandlersReply, ChangeHandlersRequest, CompleteUploadReply, CompleteUploadRequest, CreateTokenReply,
+    CreateTokenRequest, FetchBuildRequest, FindFileReply, FindFileRequest, FindSiteReply, FindSiteRequest,
+    HandlerHistoryReply, HandlerHistoryRequest, HandlersAtReply, HandlersAtRequest, ListFilesReply,
     ListFilesRequest, LoadRoutesReply, LoadRoutesRequest, MarkStoredReply, MarkStoredRequest, PeekLeaseReply,
-    PeekLeaseRequest, PutBuildRequest, PutHandlerReply, PutMemberReply, PutMemberRequest, RemoveMemberReply,
-    RemoveMemberRequest, RemoveStoredHandlerReply, RemoveStoredHandlerRequest, TakeLeaseReply,
-    TakeLeaseRequest,
+    PeekLeaseRequest, PutBuildRequest, PutMemberReply, PutMemberRequest, RemoveMemberReply,
+    RemoveMemberRequest, TakeLeaseReply, TakeLeaseRequest,
 };
 use thiserror::Error;
 use tokio::time::timeout;
@@ -140,17 +140,18 @@ impl<S: Store> Datastore for Service<S> {
         answer(self.store.create_token(request.into_inner()).await)
     }
 
-    async fn put_handler(&self, request: Request<Handler>) -> Answer<PutHandlerReply> {
-        let version = self.store.put_handler(request.into_inner()).await;
-        answer(version.map(|table_version| PutHandlerReply { table_version }))
+    async fn change_handlers(&self, request: Request<ChangeHandlersRequest>) -> Answer<ChangeHandlersReply> {
+        let version = self.store.change_handlers(request.into_inner()).await;
+        answer(version.map(|version| ChangeHandlersReply { version }))
     }
 
-    async fn remove_handler(
-        &self,
-        request: Request<RemoveStoredHandlerRequest>,
-    ) -> Answer<RemoveStoredHandlerReply> {
-        let version = self.store.remove_handler(&request.into_inner().name).await;
-        answer(version.map(|table_version| RemoveStoredHandlerReply { table_version }))
+    async fn handler_history(&self, _: Request<HandlerHistoryRequest>) -> Answer<HandlerHistoryReply> {
+        answer(self.store.handler_history().await.map(|versions| HandlerHistoryReply { versions }))
+    }
+
+    async fn handlers_at(&self, request: Request<HandlersAtRequest>) -> Answer<HandlersAtReply> {
+        let handlers = self.store.handlers_at(request.into_inner().version).await;
+        answer(handlers.map(|handlers| HandlersAtReply { handlers }))
     }
 
     async fn load_routes(&self, _: Request<LoadRoutesRequest>) -> Answer<LoadRoutesReply> {

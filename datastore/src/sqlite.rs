@@ -5,6 +5,7 @@
 
 mod builds;
 mod files;
+mod handlers;
 mod leases;
 mod open;
 mod routes;
@@ -19,10 +20,10 @@ use std::path::Path;
 use futures_util::Stream;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
-    Asset, BeginUploadReply, BeginUploadRequest, Build, CompleteUploadReply, CompleteUploadRequest,
-    CreateTokenReply, CreateTokenRequest, Handler, ListFilesReply, ListFilesRequest, LoadRoutesReply,
-    PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site, StoredFile, TakeLeaseReply,
-    TakeLeaseRequest,
+    Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
+    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, ListFilesReply,
+    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site,
+    StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;
@@ -104,12 +105,16 @@ impl Store for SqliteStore {
         uploads::create_token(&self.writer, &request, unix_time_ms()).await
     }
 
-    async fn put_handler(&self, handler: Handler) -> StoreResult<u64> {
-        routes::put_handler(self, &handler).await
+    async fn change_handlers(&self, request: ChangeHandlersRequest) -> StoreResult<u64> {
+        handlers::change(self, &request, unix_time_ms()).await
     }
 
-    async fn remove_handler(&self, name: &str) -> StoreResult<u64> {
-        routes::remove_handler(self, name).await
+    async fn handler_history(&self) -> StoreResult<Vec<HandlerVersion>> {
+        handlers::history(&self.readers).await
+    }
+
+    async fn handlers_at(&self, version: u64) -> StoreResult<Vec<Handler>> {
+        handlers::at(&self.readers, version).await
     }
 
     async fn load_routes(&self) -> StoreResult<LoadRoutesReply> {

@@ -8,10 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::Stream;
 use protoplex_wire::proto::{
-    Asset, BeginUploadReply, BeginUploadRequest, Build, CompleteUploadReply, CompleteUploadRequest,
-    CreateTokenReply, CreateTokenRequest, Handler, ListFilesReply, ListFilesRequest, LoadRoutesReply,
-    PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site, StoredFile, TakeLeaseReply,
-    TakeLeaseRequest,
+    Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
+    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, ListFilesReply,
+    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site,
+    StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use thiserror::Error;
 
@@ -83,11 +83,26 @@ pub trait Store: Send + Sync + 'static {
         request: CreateTokenRequest,
     ) -> impl Future<Output = StoreResult<CreateTokenReply>> + Send;
 
-    /// Adds a handler; the table's new version.
-    fn put_handler(&self, handler: Handler) -> impl Future<Output = StoreResult<u64>> + Send;
+    /// Changes the table of handlers in one step: removes those of these names, and puts each of the others in the place
+    /// of the one of its name, or beside the rest. Answers the table's new version, which is the one after `base`.
+    ///
+    /// Each handler that was put has this version as its `since`. The last [`HANDLER_VERSIONS`] versions of the table are
+    /// kept, this one among them, each with its time, its operator and what changed. Within one change two handlers may
+    /// swap host and path.
+    ///
+    /// [`StoreError::Conflict`]: the table has another version than `base`; [`StoreError::AlreadyExists`]: two handlers
+    /// would have one host and path; [`StoreError::NotFound`]: there is none of a name that is to be removed;
+    /// [`StoreError::Invalid`]: it changes nothing, a name is empty or stands in it twice. Nothing is changed then.
+    fn change_handlers(
+        &self,
+        request: ChangeHandlersRequest,
+    ) -> impl Future<Output = StoreResult<u64>> + Send;
 
-    /// Removes a handler; the table's new version.
-    fn remove_handler(&self, name: &str) -> impl Future<Output = StoreResult<u64>> + Send;
+    /// The versions of the table of handlers that are kept, the newest first. An empty database has version 1.
+    fn handler_history(&self) -> impl Future<Output = StoreResult<Vec<HandlerVersion>>> + Send;
+
+    /// The handlers of a version by name, [`StoreError::NotFound`] where it isn't kept.
+    fn handlers_at(&self, version: u64) -> impl Future<Output = StoreResult<Vec<Handler>>> + Send;
 
     /// Handlers, current builds and members, as of one moment.
     fn load_routes(&self) -> impl Future<Output = StoreResult<LoadRoutesReply>> + Send;
@@ -130,6 +145,9 @@ pub trait Store: Send + Sync + 'static {
 /// By the wall clock, for it has to outlast restarts. A clock that jumps ahead by more than this ends uploads in flight;
 /// they are refused at their completion, and nothing is charged.
 pub const UPLOAD_LIFE_MS: i64 = 7 * 24 * 3600 * 1000;
+
+/// How many versions of the table of handlers are kept. A version costs as much as it changed.
+pub const HANDLER_VERSIONS: u64 = 100;
 
 /// Why the store did not do what it was asked to.
 #[derive(Debug, Error)]

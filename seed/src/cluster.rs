@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
-    ClusterStatus, FollowWelcome, Handler, JoinHello, LoadRoutesReply, Member, MemberStatus, NodeState, Pool,
-    PoolStatus, Table, follow_reply::Message,
+    ClusterStatus, FollowWelcome, HandlerList, JoinHello, LoadRoutesReply, Member, MemberStatus, NodeState,
+    Pool, PoolStatus, Table, follow_reply::Message,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
@@ -219,7 +219,7 @@ impl Cluster {
         });
         // The term keeps versions growing over restarts.
         let version = (self.table.version + 1).max(self.core.position().term << 32);
-        self.table = Table { version, handlers: self.routes.handlers.clone(), pools: pools.collect() };
+        self.table = Table { version, handlers: self.routes.in_force(), pools: pools.collect() };
         self.table_due = false;
         self.followers.send_all(&Message::Table(self.table.clone()));
     }
@@ -228,8 +228,9 @@ impl Cluster {
         self.table.version
     }
 
-    pub(crate) fn handlers(&self) -> Vec<Handler> {
-        self.routes.handlers.clone()
+    pub(crate) fn handlers(&self) -> HandlerList {
+        let Routes { version, handlers, .. } = self.routes.clone();
+        HandlerList { table_version: self.table.version, handlers, version }
     }
 
     // ---- nodes ----

@@ -1,11 +1,12 @@
 //! The seed: who is a member, which key is whose, where requests go, which app build is current.
 //!
 //! [`serve`] takes the links of all nodes and hands what they say to one task, the [`cluster`], which no lock and no
-//! wait ever stops. [`ownership`] is its pure core; [`routes`] are the handlers and builds, [`nodes`] those that have
-//! joined; the [`followers`] are told what comes of it. What has to last is the datastore's, and [`leader`] keeps the row
+//! wait ever stops. [`ownership`] is its pure core; [`handlers`] are the rules for handlers, [`routes`] those that there
+//! are, and the builds, [`nodes`] those that have joined; the [`followers`] are told what comes of it. What has to last is the datastore's, and [`leader`] keeps the row
 //! there that makes this seed the one; what a restart should find again is in a [`snapshot`].
 
 pub mod config;
+pub mod handlers;
 pub mod serve;
 
 mod cluster;

@@ -1,23 +1,25 @@
 //! The service of an operator's tools: handlers, deployments, explanations, the state of the cluster.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::pattern::HostPattern;
 use protoplex_wire::proto::operator_server::Operator;
 use protoplex_wire::proto::{
-    Build, ClusterStatus, DeployRequest, ExplainRequest, Explanation, Handler, HandlerChange, HandlerList,
-    ListHandlersRequest, PutBuildRequest, RemoveHandlerRequest, RemoveStoredHandlerRequest, StatusRequest,
-    deploy_request, put_build_request,
+    Build, ChangeHandlersRequest, ClusterStatus, DeployRequest, ExplainRequest, Explanation, Handler,
+    HandlerChanges, HandlerHistoryReply, HandlerHistoryRequest, HandlerList, HandlersAtReply,
+    HandlersAtRequest, HandlersChanged, ListHandlersRequest, PutBuildRequest, StatusRequest, deploy_request,
+    put_build_request,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::cluster::{Cluster, Handle};
+use crate::handlers::{self, HandlerError, Plan};
 use crate::leader::{Datastore, call, limited, load};
-use crate::routes::RouteError;
 
 /// How long a client of a deployment may keep the next asset waiting.
 const ASSET_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,19 +28,23 @@ const LEADING_TIMEOUT: Duration = Duration::from_secs(3);
 const LEADING_PAUSE: Duration = Duration::from_millis(50);
 /// Assets between the client and the datastore.
 const MAX_WAITING_ASSETS: usize = 2;
+/// How long a change of handlers may take: thousands of them at once are more than other calls.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Attempts to read back what was stored, a quarter of a second apart.
 const RELOADS: usize = 20;
 
+/// Clones share all of it.
+#[derive(Clone)]
 pub(crate) struct Console {
     cluster: Handle,
     datastore: Datastore,
     /// One change at a time: each is checked against the outcome of the last.
-    changes: Mutex<()>,
+    changes: Arc<Mutex<()>>,
 }
 
 impl Console {
     pub(crate) fn new(cluster: Handle, datastore: Datastore) -> Self {
-        Self { cluster, datastore, changes: Mutex::new(()) }
+        Self { cluster, datastore, changes: Arc::default() }
     }
 
     async fn ask<T: Send + 'static>(
@@ -61,6 +67,63 @@ impl Console {
         timeout(LEADING_TIMEOUT, led).await.unwrap_or_else(|_| Err(away()))
     }
 
+    /// Plans the change of handlers by what is there now, and has it stored.
+    async fn change(&self, changes: HandlerChanges) -> Result<HandlersChanged, Status> {
+        self.leading().await?;
+        let _turn = self.changes.lock().await;
+        let mut reloaded = false;
+        loop {
+            let (routes, table_version) =
+                self.ask(|cluster, _| (cluster.routes.clone(), cluster.table_version())).await?;
+            // Here and not in the cluster's task: thousands of handlers take a while, and keys are asked for meanwhile.
+            let plan = handlers::plan(&routes.handlers, routes.version, changes.clone()).map_err(refusal)?;
+            let now = HandlersChanged { table_version, version: routes.version, changed: !plan.is_empty() };
+            if plan.is_empty() || changes.dry_run {
+                return Ok(now);
+            }
+            match self.store(&changes.operator, plan, now.version).await {
+                // The datastore knows of a change that this seed has not heard of: the rules are asked about that table.
+                Err(status) if status.code() == Code::FailedPrecondition && !reloaded => {
+                    reloaded = true;
+                    self.reload().await?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Has a checked change stored, and pushed. Where the datastore's answer was lost, looks what became of it.
+    async fn store(&self, operator: &str, plan: Plan, base: u64) -> Result<HandlersChanged, Status> {
+        let Plan { put, remove, what, after } = plan;
+        let request =
+            ChangeHandlersRequest { base, put, remove, operator: operator.to_owned(), what: what.clone() };
+        let mut datastore = self.datastore.clone();
+        let mut request = Request::new(request);
+        request.set_timeout(CHANGE_TIMEOUT);
+        let late = |_| Err(Status::deadline_exceeded("the datastore does not answer"));
+        let stored = timeout(CHANGE_TIMEOUT, datastore.change_handlers(request)).await.unwrap_or_else(late);
+        let unclear = match stored {
+            Ok(_) => None,
+            Err(status) if is_unclear(&status) => Some(status),
+            Err(status) => return Err(status),
+        };
+        let table_version = self.reload().await?;
+        let (version, now) =
+            self.ask(|cluster, _| (cluster.routes.version, cluster.routes.handlers.clone())).await?;
+        if let Some(status) = unclear
+            && (version != base + 1 || !alike(&now, &after))
+        {
+            // One that is late may yet make the change.
+            let late = matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable);
+            let gone = || {
+                format!("the datastore failed before the change was made ({}); try again", status.message())
+            };
+            return Err(if late { status } else { Status::internal(gone()) });
+        }
+        tracing::info!(operator, version, what, "the handlers were changed");
+        Ok(HandlersChanged { table_version, version, changed: true })
+    }
+
     /// Reads back what the datastore holds now, so that every change is seen in the order in which it was stored.
     async fn reload(&self) -> Result<u64, Status> {
         let mut tries = 0;
@@ -70,7 +133,7 @@ impl Console {
                 Err(_) if tries < RELOADS => tries += 1,
                 Err(status) => {
                     let text = format!(
-                        "stored, but in effect only when the seed reads it again: {}",
+                        "perhaps stored, but in effect only when the seed reads it again: {}",
                         status.message()
                     );
                     return Err(Status::unavailable(text));
@@ -84,42 +147,45 @@ impl Console {
 
 #[tonic::async_trait]
 impl Operator for Console {
-    async fn add_handler(&self, request: Request<Handler>) -> Result<Response<HandlerChange>, Status> {
-        self.leading().await?;
-        let _turn = self.changes.lock().await;
-        let handler = request.into_inner();
-        let checked = self.ask(move |cluster, _| cluster.routes.check(handler)).await?;
-        let handler = checked.map_err(refusal)?;
-        let Handler { name, host, path, .. } = handler.clone();
-        call(self.datastore.clone().put_handler(limited(handler))).await?;
-        tracing::info!(handler = name, host, path, "a handler was added");
-        Ok(Response::new(HandlerChange { table_version: self.reload().await? }))
-    }
-
-    async fn remove_handler(
+    async fn change_handlers(
         &self,
-        request: Request<RemoveHandlerRequest>,
-    ) -> Result<Response<HandlerChange>, Status> {
-        self.leading().await?;
-        let _turn = self.changes.lock().await;
-        let name = request.into_inner().name;
-        let request = RemoveStoredHandlerRequest { name: name.clone() };
-        call(self.datastore.clone().remove_handler(limited(request))).await?;
-        tracing::info!(handler = name, "a handler was removed");
-        Ok(Response::new(HandlerChange { table_version: self.reload().await? }))
+        request: Request<HandlerChanges>,
+    ) -> Result<Response<HandlersChanged>, Status> {
+        let console = self.clone();
+        // Goes on where its caller goes away: what was stored has to reach the proxies.
+        let change = tokio::spawn(async move { console.change(request.into_inner()).await });
+        change.await.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
     }
 
     async fn list_handlers(&self, _: Request<ListHandlersRequest>) -> Result<Response<HandlerList>, Status> {
-        let list = self.ask(|cluster, _| HandlerList {
-            table_version: cluster.table_version(),
-            handlers: cluster.handlers(),
-        });
-        Ok(Response::new(list.await?))
+        let mut list = self.ask(|cluster, _| cluster.handlers()).await?;
+        // A seed that has just started knows none yet, which is something else than that there are none.
+        if list.version == 0 {
+            self.leading().await?;
+            list = self.ask(|cluster, _| cluster.handlers()).await?;
+        }
+        Ok(Response::new(list))
+    }
+
+    async fn handler_history(
+        &self,
+        request: Request<HandlerHistoryRequest>,
+    ) -> Result<Response<HandlerHistoryReply>, Status> {
+        let request = limited(request.into_inner());
+        Ok(Response::new(call(self.datastore.clone().handler_history(request)).await?))
+    }
+
+    async fn handlers_at(
+        &self,
+        request: Request<HandlersAtRequest>,
+    ) -> Result<Response<HandlersAtReply>, Status> {
+        let request = limited(request.into_inner());
+        Ok(Response::new(call(self.datastore.clone().handlers_at(request)).await?))
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Explanation>, Status> {
-        let ExplainRequest { pool, key } = request.into_inner();
-        Ok(Response::new(self.ask(move |cluster, _| cluster.core.explain(&pool, &key)).await?))
+        let ExplainRequest { pool, key, zone } = request.into_inner();
+        Ok(Response::new(self.ask(move |cluster, _| cluster.core.explain(&pool, &key, &zone)).await?))
     }
 
     async fn deploy(&self, request: Request<Streaming<DeployRequest>>) -> Result<Response<Build>, Status> {
@@ -186,13 +252,41 @@ async fn next(messages: &mut Streaming<DeployRequest>) -> Result<Option<deploy_r
     request.map(|request| request.message.ok_or_else(empty)).transpose()
 }
 
-fn refusal(error: RouteError) -> Status {
+/// Whether a call that failed so may have been carried out all the same.
+fn is_unclear(status: &Status) -> bool {
+    !matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::ResourceExhausted
+            | Code::Unauthenticated
+            | Code::Unimplemented
+    )
+}
+
+/// The same handlers, in whatever order and since whichever version.
+fn alike(one: &[Handler], other: &[Handler]) -> bool {
+    let sorted = |handlers: &[Handler]| {
+        let mut handlers: Vec<_> = handlers.iter().map(|it| Handler { since: 0, ..it.clone() }).collect();
+        handlers.sort_by(|a, b| a.name.cmp(&b.name));
+        handlers
+    };
+    sorted(one) == sorted(other)
+}
+
+fn refusal(error: HandlerError) -> Status {
     let text = error.to_string();
     match error {
-        RouteError::NameTaken(_) | RouteError::Conflict { .. } => Status::already_exists(text),
-        RouteError::TooMany => Status::resource_exhausted(text),
-        RouteError::Pattern(_) | RouteError::Placement | RouteError::NeedlessKey => {
-            Status::invalid_argument(text)
-        }
+        HandlerError::NameTaken(_) | HandlerError::Conflict { .. } => Status::already_exists(text),
+        HandlerError::Unknown(_) => Status::not_found(text),
+        HandlerError::TooMany(_) => Status::resource_exhausted(text),
+        HandlerError::Moved { .. } => Status::aborted(text),
+        HandlerError::Pattern(_)
+        | HandlerError::Placement
+        | HandlerError::NeedlessKey
+        | HandlerError::Twice(_)
+        | HandlerError::Words(_) => Status::invalid_argument(text),
     }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use futures_util::{StreamExt, stream};
 use protoplex_wire::identity::TrustedChannel;
 use protoplex_wire::proto::datastore_client::DatastoreClient;
-use protoplex_wire::proto::{BuildEnd, Member, StoredFile, TokenRefusal};
+use protoplex_wire::proto::{BuildEnd, Handler, Member, StoredFile, TokenRefusal};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
@@ -134,14 +134,26 @@ async fn a_seed_keeps_its_state_over_the_wire() {
     let node = Node::start().await;
     let mut client = node.client();
     let handler = Handler { name: "rooms".to_owned(), path: "/".to_owned(), ..Default::default() };
-    let added = client.put_handler(handler.clone()).await.unwrap().into_inner().table_version;
+    let change = |base, put: &[Handler], remove: &[&str]| ChangeHandlersRequest {
+        base,
+        put: put.to_vec(),
+        remove: remove.iter().map(|name| (*name).to_owned()).collect(),
+        ..Default::default()
+    };
+    let put = change(1, std::slice::from_ref(&handler), &[]);
+    let added = client.change_handlers(put).await.unwrap().into_inner().version;
+    let handler = Handler { since: added, ..handler };
     let member = Member { id: "m".to_owned(), pool: "rooms".to_owned(), ..Default::default() };
     client.put_member(PutMemberRequest { member: Some(member.clone()), revision: 1 }).await.unwrap();
     let routes = client.load_routes(LoadRoutesRequest {}).await.unwrap().into_inner();
     assert_eq!((routes.table_version, routes.handlers, routes.members), (added, vec![handler], vec![member]));
 
-    let name = RemoveStoredHandlerRequest { name: "rooms".to_owned() };
-    assert!(client.remove_handler(name).await.unwrap().into_inner().table_version > added);
+    let removed = client.change_handlers(change(added, &[], &["rooms"])).await.unwrap().into_inner();
+    assert!(removed.version > added);
+    let history = client.handler_history(HandlerHistoryRequest {}).await.unwrap().into_inner().versions;
+    assert_eq!(history.len(), 3);
+    let before = client.handlers_at(HandlersAtRequest { version: added }).await.unwrap().into_inner();
+    assert_eq!(before.handlers[0].name, "rooms");
     let gone = RemoveMemberRequest { pool: "rooms".to_owned(), id: "m".to_owned(), revision: 1 };
     client.remove_member(gone).await.unwrap();
     let routes = client.load_routes(LoadRoutesRequest {}).await.unwrap().into_inner();
@@ -159,9 +171,13 @@ async fn errors_have_their_usual_codes() {
     let node = Node::start().await;
     let mut client = node.client();
     let handler = Handler { name: "a".to_owned(), path: "/".to_owned(), ..Default::default() };
-    client.put_handler(handler.clone()).await.unwrap();
-    let taken = client.put_handler(handler).await.unwrap_err();
-    assert_eq!((taken.code(), taken.message()), (Code::AlreadyExists, "there is a handler \"a\" already"));
+    let other = Handler { name: "b".to_owned(), ..handler.clone() };
+    let change = |base, handler| ChangeHandlersRequest { base, put: vec![handler], ..Default::default() };
+    client.change_handlers(change(1, handler)).await.unwrap();
+    let taken = client.change_handlers(change(2, other.clone())).await.unwrap_err();
+    assert_eq!((taken.code(), taken.message()), (Code::AlreadyExists, "handler \"a\" has / already"));
+    let stale = client.change_handlers(change(1, other)).await.unwrap_err();
+    assert_eq!(stale.code(), Code::FailedPrecondition);
     let unknown = client.mark_stored(MarkStoredRequest { reference: String::new() }).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     let broken = client.begin_upload(begin("px_x.y", "")).await.unwrap_err();

@@ -1,58 +1,11 @@
-//! Handlers and the version of their table, members, and what a seed loads of all that when it starts.
+//! Members, and what a seed loads of all that when it starts.
 
-use protoplex_wire::proto::{Build, Handler, LoadRoutesReply, Member, PutMemberRequest, RemoveMemberRequest};
+use protoplex_wire::proto::{Build, LoadRoutesReply, Member, PutMemberRequest, RemoveMemberRequest};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use sqlx::{Row, SqlitePool};
 
-use super::{SqliteStore, exact};
+use super::{exact, handlers};
 use crate::store::{StoreError, StoreResult};
-
-/// See [`crate::store::Store::put_handler`].
-pub(super) async fn put_handler(store: &SqliteStore, handler: &Handler) -> StoreResult<u64> {
-    if handler.name.is_empty() {
-        return Err(StoreError::Invalid("a handler needs a name".to_owned()));
-    }
-    let mut change = store.change().await?;
-    let taken: Option<String> = sqlx::query_scalar(
-        "SELECT name FROM handlers WHERE name = ?1 OR (host = ?2 AND path = ?3) ORDER BY name != ?1",
-    )
-    .bind(&handler.name)
-    .bind(&handler.host)
-    .bind(&handler.path)
-    .fetch_optional(&mut *change)
-    .await?;
-    if let Some(name) = taken {
-        return Err(StoreError::AlreadyExists(if name == handler.name {
-            format!("there is a handler {name:?} already")
-        } else {
-            format!("handler {name:?} has {}{} already", handler.host, handler.path)
-        }));
-    }
-    sqlx::query("INSERT INTO handlers (name, host, path, key, pool, placement) VALUES (?, ?, ?, ?, ?, ?)")
-        .bind(&handler.name)
-        .bind(&handler.host)
-        .bind(&handler.path)
-        .bind(&handler.key)
-        .bind(&handler.pool)
-        .bind(handler.placement)
-        .execute(&mut *change)
-        .await?;
-    let version = next_version(&mut change).await?;
-    change.commit().await?;
-    Ok(version)
-}
-
-/// See [`crate::store::Store::remove_handler`].
-pub(super) async fn remove_handler(store: &SqliteStore, name: &str) -> StoreResult<u64> {
-    let mut change = store.change().await?;
-    let removed = sqlx::query("DELETE FROM handlers WHERE name = ?").bind(name).execute(&mut *change).await?;
-    if removed.rows_affected() == 0 {
-        return Err(StoreError::NotFound(format!("there is no handler {name:?}")));
-    }
-    let version = next_version(&mut change).await?;
-    change.commit().await?;
-    Ok(version)
-}
 
 /// See [`crate::store::Store::put_member`].
 pub(super) async fn put_member(writer: &SqlitePool, request: &PutMemberRequest) -> StoreResult<()> {
@@ -96,10 +49,7 @@ pub(super) async fn load(readers: &SqlitePool) -> StoreResult<LoadRoutesReply> {
     let mut snapshot = readers.begin().await?;
     let table_version =
         sqlx::query_scalar("SELECT version FROM table_version").fetch_one(&mut *snapshot).await?;
-    let handlers = sqlx::query("SELECT name, host, path, key, pool, placement FROM handlers ORDER BY name")
-        .try_map(handler)
-        .fetch_all(&mut *snapshot)
-        .await?;
+    let handlers = handlers::current(&mut snapshot).await?;
     let builds = sqlx::query(
         "SELECT host, max(version) AS version, digest, assets, bytes, deployed_at_ms
          FROM builds WHERE complete = 1 GROUP BY host ORDER BY host",
@@ -112,22 +62,6 @@ pub(super) async fn load(readers: &SqlitePool) -> StoreResult<LoadRoutesReply> {
         .fetch_all(&mut *snapshot)
         .await?;
     Ok(LoadRoutesReply { table_version, handlers, builds, members })
-}
-
-async fn next_version(connection: &mut SqliteConnection) -> StoreResult<u64> {
-    let query = sqlx::query_scalar("UPDATE table_version SET version = version + 1 RETURNING version");
-    Ok(query.fetch_one(connection).await?)
-}
-
-fn handler(row: SqliteRow) -> Result<Handler, sqlx::Error> {
-    Ok(Handler {
-        name: row.try_get("name")?,
-        host: row.try_get("host")?,
-        path: row.try_get("path")?,
-        key: row.try_get("key")?,
-        pool: row.try_get("pool")?,
-        placement: row.try_get("placement")?,
-    })
 }
 
 fn member(row: SqliteRow) -> Result<Member, sqlx::Error> {

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::store::UPLOAD_LIFE_MS;
+use crate::store::contract::handlers::put;
 use crate::store::contract::{Database, contract};
 
 /// A file in a folder of its own.
@@ -42,7 +43,7 @@ impl Database for Sqlite {
 contract!(Sqlite::new());
 
 async fn handler(store: &SqliteStore, name: &str) -> StoreResult<u64> {
-    store.put_handler(Handler { name: name.to_owned(), path: format!("/{name}"), ..Default::default() }).await
+    put(store, Handler { name: name.to_owned(), path: format!("/{name}"), ..Default::default() }).await
 }
 
 async fn handlers(store: &SqliteStore) -> Vec<String> {
@@ -94,7 +95,7 @@ async fn a_crash_keeps_what_was_acknowledged_and_nothing_else() {
     let store = database.open().await;
     handler(&store, "acknowledged").await.unwrap();
     let mut change = store.change().await.unwrap();
-    sqlx::query("INSERT INTO handlers VALUES ('halfway', '', '/h', '', '', 0)")
+    sqlx::query("INSERT INTO handlers VALUES ('halfway', '', '/h', '', '', 0, 0, 3)")
         .execute(&mut *change)
         .await
         .unwrap();
@@ -158,7 +159,7 @@ async fn a_newer_schema_is_refused() {
     store.close().await;
     let before = fs::read(database.file()).unwrap();
     let error = database.refusal().await;
-    assert!(matches!(error, OpenError::Newer { found: 9999, known: 3, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Newer { found: 9999, known: 4, .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("protoplex.db: its schema is version 9999"), "{text}");
     assert!(text.contains("Start the newer version"), "{text}");
@@ -170,6 +171,10 @@ async fn a_member_of_the_first_schema_is_kept_and_is_of_no_known_instance() {
     let database = Sqlite::new();
     let store = database.open().await;
     for statement in [
+        "DROP TABLE handler_versions",
+        "DROP TABLE former_handlers",
+        "ALTER TABLE handlers DROP COLUMN disabled",
+        "ALTER TABLE handlers DROP COLUMN since",
         "DROP INDEX uploads_by_watch",
         "ALTER TABLE uploads DROP COLUMN watch",
         "ALTER TABLE members DROP COLUMN instance",
@@ -181,6 +186,31 @@ async fn a_member_of_the_first_schema_is_kept_and_is_of_no_known_instance() {
     store.close().await;
     let members = database.open().await.load_routes().await.unwrap().members;
     assert_eq!((members[0].id.as_str(), members[0].instance.as_str()), ("live-1:0", ""));
+}
+
+#[tokio::test]
+async fn handlers_of_an_earlier_schema_are_kept_and_their_history_begins() {
+    let database = Sqlite::new();
+    let store = database.open().await;
+    for statement in [
+        "DROP TABLE handler_versions",
+        "DROP TABLE former_handlers",
+        "ALTER TABLE handlers DROP COLUMN disabled",
+        "ALTER TABLE handlers DROP COLUMN since",
+        "DELETE FROM _sqlx_migrations WHERE version > 3",
+        "INSERT INTO handlers (name, host, path, key, pool, placement) VALUES ('old', '*', '/old', '', 'p', 3)",
+        "UPDATE table_version SET version = 7",
+    ] {
+        sqlx::query(statement).execute(&store.writer).await.unwrap();
+    }
+    store.close().await;
+    let store = database.open().await;
+    let loaded = store.load_routes().await.unwrap();
+    assert_eq!((loaded.table_version, loaded.handlers[0].since, loaded.handlers[0].disabled), (7, 7, false));
+    assert_eq!(store.handlers_at(7).await.unwrap(), loaded.handlers);
+    assert_eq!(handler(&store, "new").await.unwrap(), 8);
+    assert_eq!(store.handlers_at(7).await.unwrap(), loaded.handlers);
+    assert_eq!(store.handler_history().await.unwrap().len(), 2);
 }
 
 /// A file with some content, closed.

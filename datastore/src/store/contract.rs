@@ -2,6 +2,7 @@
 
 pub(crate) mod builds;
 pub(crate) mod files;
+pub(crate) mod handlers;
 pub(crate) mod leases;
 pub(crate) mod routes;
 pub(crate) mod uploads;
@@ -58,10 +59,14 @@ macro_rules! contract {
                 pages_stay_within_host_and_prefix
                 a_page_has_a_limit_in_bytes
                 a_broken_cursor_is_refused;
-            routes:
+            handlers:
                 handlers_come_and_go
                 conflicting_handlers_are_refused
                 one_of_two_concurrent_handlers_wins
+                a_change_of_handlers_is_made_whole_or_not_at_all
+                each_version_of_the_handlers_is_read_back
+                a_bounded_number_of_versions_is_kept;
+            routes:
                 the_higher_revision_of_a_member_stays
                 routes_outlive_a_crash;
             builds:

@@ -1,11 +1,13 @@
 //! The command line: what a person or a script may say, and the help that teaches it.
 
+mod handler;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, Method, Uri};
 use protoplex_runtime::config::Setting;
 use reqwest::Url;
 use thiserror::Error;
@@ -14,6 +16,8 @@ use crate::nodes::Target;
 use crate::settings::setting;
 use crate::units;
 
+pub(crate) use handler::{Apply, Handler, HandlerAdd, HandlerEdit, HandlerFields, Placement};
+
 const EXAMPLES: &str = "\
 Examples:
   protoplex up                                             a whole cluster on this machine
@@ -21,11 +25,13 @@ Examples:
   protoplex upload --token TOKEN big.iso http://localhost:8080/files/
   protoplex join --pool rooms --backend http://127.0.0.1:3000
   protoplex handler add rooms --path '/room/{room}/{*rest}' --key 'room:{room}' --pool rooms
+  protoplex apply edge.toml --dry-run                      what would this file change of the handlers?
   protoplex route http://localhost:8080/room/42/chat       where would this request go, and why?
   protoplex restart proxy-1                                new processes, and no connection lost
   protoplex tail -l warn proxy-1 live-1                    what do these nodes log?
 
-Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached.";
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached, 4 a dry
+run has found that something would change.";
 
 /// What was asked for can't be meant; exit code 2, as for what does not even parse.
 #[derive(Debug, Error)]
@@ -138,7 +144,9 @@ pub(crate) enum Command {
     /// Rules that send requests to pools
     #[command(subcommand)]
     Handler(Handler),
-    /// Where would this request go, and why?
+    /// Bring the handlers to what a file says: prints the difference, then makes it, all or nothing
+    Apply(Apply),
+    /// Where would this request go, and why? Step by step, by the proxy's own rules
     Route(Route),
     /// Make a folder the current app build: its files are served from memory at once, all or nothing
     Deploy(Deploy),
@@ -271,68 +279,26 @@ impl Level {
     }
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Handler {
-    /// Add a handler; requests follow it at once, and no connection notices
-    #[command(after_help = "\
-A path matches segment by segment: {name} takes one segment, {*rest} takes what is left.
-A key is text with parts of the request in it: {name} of the path, {header.NAME} {cookie.NAME} {query.NAME}
-{form.NAME} {host} {path} {client_ip}; {a|b} takes the first that is there.
-
-  protoplex handler add rooms --host '*.live.example.com' --path '/room/{room}/{*rest}' \\
-      --key 'room:{room}' --pool rooms --placement owned")]
-    Add(HandlerAdd),
-    /// The handlers, in the order in which they are tried
-    List,
-    /// Remove a handler
-    Remove {
-        /// Its name
-        name: String,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct HandlerAdd {
-    /// Its name
-    pub name: String,
-    /// Host: example.com, *.example.com, or * for any
-    #[arg(long, default_value = "*")]
-    pub host: String,
-    /// Path pattern
-    #[arg(long)]
-    pub path: String,
-    /// Key template; requests with the same key go to the same member
-    #[arg(long, default_value = "")]
-    pub key: String,
-    /// Pool that takes the requests
-    #[arg(long)]
-    pub pool: String,
-    /// How a member is chosen
-    #[arg(long, default_value = "owned")]
-    pub placement: Placement,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Placement {
-    /// Exactly one member owns a key, until it leaves or its lease ends
-    Owned,
-    /// Rendezvous hashing of the key over the members
-    Hash,
-    /// The less busy of two members
-    Spread,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct Route {
     /// The request's URL
     #[arg(value_parser = units::request_url)]
     pub url: Uri,
-    /// A header of the request, may be repeated
+    /// A header of the request, may be repeated; Host counts instead of the URL's
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = units::header)]
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The request's method [default: GET, with --form POST]
+    #[arg(short = 'X', long)]
+    pub method: Option<Method>,
+    /// The request's body, a form as in 'topic=news&data=hello': keys may be made of its fields
+    #[arg(long, value_name = "FIELDS")]
+    pub form: Option<String>,
     /// Where the request would come from
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub client_ip: IpAddr,
+    /// Zone of the proxy that it would reach: new keys go to members there first
+    #[arg(long, default_value = "")]
+    pub zone: String,
 }
 
 #[derive(Debug, Args)]

@@ -26,6 +26,11 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 #[error("{0}")]
 pub(crate) struct Unreachable(String);
 
+/// Somebody else was faster: what a change was made of is there no more. Nothing was changed.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(crate) struct Outdated(String);
+
 /// The cluster that the command line names.
 pub(crate) struct Cluster {
     identity: Identity,
@@ -106,6 +111,7 @@ impl Cluster {
                 self.seed
             ))),
             Code::InvalidArgument => Usage(status.message().to_owned()).into(),
+            Code::Aborted => Outdated(status.message().to_owned()).into(),
             _ => anyhow::anyhow!("{}", status.message()),
         }
     }

@@ -1,5 +1,6 @@
 //! The binary: one file for each command, over the crates that do the work.
 
+mod apply;
 mod check;
 mod cli;
 mod cluster;
@@ -82,7 +83,8 @@ fn run(cli: Cli, succession: Option<Succession>) -> anyhow::Result<ExitCode> {
         Command::Upgrade { targets } => return wait(command::run(&common, Verb::Upgrade, &targets)),
         Command::Drain { targets } => return wait(command::run(&common, Verb::Drain, &targets)),
         Command::Tail(command) => wait(tail::run(&common, command))?,
-        Command::Handler(command) => wait(handler::run(&common, command))?,
+        Command::Handler(command) => return wait(handler::run(&common, command)),
+        Command::Apply(command) => return wait(apply::run(&common, command)),
         Command::Route(command) => wait(route::run(&common, command))?,
         Command::Deploy(command) => wait(deploy::run(&common, command))?,
         Command::Token(cli::Token::Create(command)) => wait(token::run(&common, command))?,

@@ -49,7 +49,7 @@ pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// Names come from strangers: control characters move a terminal's cursor, and bidirectional ones the reader's eye.
-fn harmless(text: &str) -> String {
+pub(crate) fn harmless(text: &str) -> String {
     let bidirectional =
         |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let astray = |c: char| c.is_control() || bidirectional(c);

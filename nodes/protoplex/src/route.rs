@@ -1,25 +1,36 @@
 //! `protoplex route`: where a request would go, step by step, by the proxy's own rules.
 
+mod considered;
+
 use anyhow::Context;
-use http::HeaderMap;
+use http::header::HOST;
+use http::{HeaderMap, Method};
 use protoplex_proxy::key::{self, Facts, Fields};
-use protoplex_proxy::placement;
-use protoplex_proxy::table::{Placement, Table};
-use protoplex_proxy::target;
-use protoplex_wire::proto::{self, ExplainRequest, ListHandlersRequest};
+use protoplex_proxy::table::{self, Handler, Placement, Table};
+use protoplex_proxy::{placement, target};
+use protoplex_wire::proto::{self, ExplainRequest};
 use serde::Serialize;
 
+use self::considered::{Considered, consider};
 use crate::cli::{Common, Route};
 use crate::cluster::Cluster;
-use crate::output::print;
+use crate::handler::{now, similar};
+use crate::output::{columns, print};
 
 /// Each step is empty where the way ends before it.
 #[derive(Default, Serialize)]
 struct Way {
+    method: String,
     host: String,
     path: String,
+    /// Why which handlers match, and which don't: those that come nearest, the chosen one first.
+    considered: Vec<Considered>,
+    /// Further handlers, none of which matches.
+    not_shown: usize,
     handler: String,
     placement: &'static str,
+    /// What the key is made by.
+    template: String,
     key: String,
     pool: String,
     members: Vec<String>,
@@ -27,7 +38,18 @@ struct Way {
     member: String,
     address: String,
     epoch: u64,
+    /// Who an owned key without an owner would be given to, if it was asked for now.
+    next_member: String,
     why: String,
+}
+
+/// What is asked about, in the proxy's terms.
+struct Request {
+    headers: Fields,
+    query: String,
+    form: String,
+    client_ip: std::net::IpAddr,
+    zone: String,
 }
 
 /// Runs the command.
@@ -38,57 +60,70 @@ pub(crate) async fn run(common: &Common, command: Route) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn explain(cluster: &Cluster, request: Route) -> anyhow::Result<Way> {
-    let Route { url, headers, client_ip } = request;
-    let headers = Fields::from(&headers.into_iter().collect::<HeaderMap>());
-    let mut way = Way {
-        host: url.host().context("the URL has no host")?.to_ascii_lowercase(),
-        path: url.path().to_owned(),
-        ..Way::default()
-    };
+/// The steps of a request, in the proxy's order; each may be the last.
+async fn explain(cluster: &Cluster, route: Route) -> anyhow::Result<Way> {
+    let (mut way, request) = read(route)?;
     if let Err(error) = target::check(&way.path) {
         way.why = format!("{error}: the answer is 400");
         return Ok(way);
     }
-    let sent = sent_table(cluster).await?;
+    let list = now(cluster).await?;
+    let sent = sent_table(cluster, &list).await?;
     let (table, _) = Table::compile(&sent, &Table::default());
-    let Some((handler, captures)) = table.find(&way.host, &way.path) else {
-        way.why = "no handler matches this host and path: the answer is 404".to_owned();
+    let found = table.find(&way.host, &way.path);
+    let chosen = found.as_ref().map(|(handler, _)| &*handler.name);
+    (way.considered, way.not_shown) = consider(&list.handlers, &way.host, &way.path, chosen);
+    let Some((handler, captures)) = found else {
+        way.why = unmatched(&way.considered);
         return Ok(way);
     };
     way.handler = handler.name.to_string();
+    way.template = sent
+        .handlers
+        .iter()
+        .find(|it| *it.name == *handler.name)
+        .map(|it| it.key.clone())
+        .unwrap_or_default();
     way.pool = handler.pool.name.to_string();
     way.members = handler.pool.members.iter().map(|member| member.id.to_string()).collect();
-    let (placement, template) = match &handler.placement {
-        Placement::Owned(template) => ("owned", Some(template)),
-        Placement::Hash(template) => ("hash", Some(template)),
-        Placement::Spread => ("spread", None),
+    let template = match &handler.placement {
+        Placement::Owned(template) | Placement::Hash(template) => Some(template),
+        Placement::Spread => None,
     };
-    way.placement = placement;
-    let facts = Facts {
-        host: &way.host,
-        path: &way.path,
-        captures: &captures,
-        query: url.query().unwrap_or_default(),
-        form: &[],
-        headers: &headers,
-        client_ip,
-    };
+    way.placement = placement_name(handler);
     if let Some(template) = template {
+        let facts = Facts {
+            host: &way.host,
+            path: &way.path,
+            captures: &captures,
+            query: &request.query,
+            form: request.form.as_bytes(),
+            headers: &request.headers,
+            client_ip: request.client_ip,
+        };
         match key::key(template, &facts, handler.placement.max_key_bytes()) {
             Ok(key) => way.key = key,
             Err(error) => {
                 way.why = format!("{error}: the answer is 400");
+                if key::reads_form(template) && request.form.is_empty() {
+                    way.why.push_str(" (--form gives the fields of a form)");
+                }
                 return Ok(way);
             }
         }
     }
     if way.members.is_empty() {
-        way.why = "the pool has no member now: the answer is 503".to_owned();
+        way.why = lonely(&way.pool, &sent.pools);
         return Ok(way);
     }
+    choose(cluster, handler, &request.zone, &mut way).await?;
+    Ok(way)
+}
+
+/// Which member gets it.
+async fn choose(cluster: &Cluster, handler: &Handler, zone: &str, way: &mut Way) -> anyhow::Result<()> {
     match &handler.placement {
-        Placement::Owned(_) => owner(cluster, &mut way).await?,
+        Placement::Owned(_) => owner(cluster, zone, way).await?,
         Placement::Hash(_) => {
             if let Some(member) = placement::hash(&handler.pool.members, &way.key, None) {
                 way.member = member.id.to_string();
@@ -98,12 +133,30 @@ async fn explain(cluster: &Cluster, request: Route) -> anyhow::Result<Way> {
         }
         Placement::Spread => way.why = "each request goes to the less busy of two members".to_owned(),
     }
-    Ok(way)
+    Ok(())
 }
 
-async fn owner(cluster: &Cluster, way: &mut Way) -> anyhow::Result<()> {
-    let question = ExplainRequest { pool: way.pool.clone(), key: way.key.clone() };
+fn read(route: Route) -> anyhow::Result<(Way, Request)> {
+    let Route { url, headers, method, form, client_ip, zone } = route;
+    let headers: HeaderMap = headers.into_iter().collect();
+    let named = headers.get(HOST).map(|host| host.to_str()).transpose().context("Host is no text")?;
+    let named = named.or(url.authority().map(|authority| authority.as_str()));
+    let host = table::host(named).with_context(|| format!("{:?} is no host", named.unwrap_or_default()))?;
+    let method = method.unwrap_or(if form.is_some() { Method::POST } else { Method::GET });
+    let way = Way {
+        method: method.to_string(),
+        host: host.into_owned(),
+        path: url.path().to_owned(),
+        ..Way::default()
+    };
+    let (query, form) = (url.query().unwrap_or_default().to_owned(), form.unwrap_or_default());
+    Ok((way, Request { headers: Fields::from(&headers), query, form, client_ip, zone }))
+}
+
+async fn owner(cluster: &Cluster, zone: &str, way: &mut Way) -> anyhow::Result<()> {
+    let question = ExplainRequest { pool: way.pool.clone(), key: way.key.clone(), zone: zone.to_owned() };
     let told = cluster.answer(cluster.operator()?.explain(question)).await?;
+    let next = told.next.map(|owner| owner.member).unwrap_or_default();
     way.why = match told.owner {
         Some(owner) => {
             way.member = owner.member;
@@ -112,37 +165,91 @@ async fn owner(cluster: &Cluster, way: &mut Way) -> anyhow::Result<()> {
             format!("it owns the key since epoch {}", owner.epoch)
         }
         None if told.recovering => "the seed is recovering: it waits for the last owner's report".to_owned(),
-        None if told.last_member.is_empty() => {
-            "nobody owns the key yet: the first request decides".to_owned()
+        None if next.is_empty() => {
+            "nobody owns the key now, and no member can take it: the answer is 503".to_owned()
         }
-        None => format!("nobody owns the key now; {} had it last", told.last_member),
+        None if next == told.last_member => {
+            format!("nobody owns the key now; {next} had it last, and would get it again")
+        }
+        None if told.last_member.is_empty() => {
+            format!(
+                "nobody owns the key yet: now the first request would give it to {next}, the least loaded"
+            )
+        }
+        None => format!("nobody owns the key now; {} had it last, and {next} would get it", told.last_member),
     };
+    way.next_member = next;
     Ok(())
 }
 
-/// The routing table as a proxy gets it.
-async fn sent_table(cluster: &Cluster) -> anyhow::Result<proto::Table> {
-    let handlers = cluster.answer(cluster.operator()?.list_handlers(ListHandlersRequest {})).await?;
+/// The routing table as a proxy gets it: without what is disabled.
+async fn sent_table(cluster: &Cluster, list: &proto::HandlerList) -> anyhow::Result<proto::Table> {
     let pools = cluster.status().await?.pools.into_iter().map(|pool| proto::Pool {
         name: pool.name,
         members: pool.members.into_iter().filter_map(|status| status.member).collect(),
     });
-    Ok(proto::Table { version: handlers.table_version, handlers: handlers.handlers, pools: pools.collect() })
+    let handlers = list.handlers.iter().filter(|handler| !handler.disabled).cloned().collect();
+    Ok(proto::Table { version: list.table_version, handlers, pools: pools.collect() })
+}
+
+fn unmatched(considered: &[Considered]) -> String {
+    let none = "no handler matches this host and path: the answer is 404";
+    match considered.first() {
+        Some(nearest) => format!("{none}; the nearest is {}: {}", nearest.handler, nearest.verdict),
+        None => format!("{none}; there is no handler at all"),
+    }
+}
+
+fn lonely(pool: &str, pools: &[proto::Pool]) -> String {
+    let none = format!("pool {pool} has no member now: the answer is 503");
+    let others = pools.iter().filter(|other| !other.members.is_empty()).map(|other| other.name.as_str());
+    match similar(pool, others) {
+        Some(other) => format!("{none} (there is a pool {other}, which has some)"),
+        None => none,
+    }
+}
+
+fn placement_name(handler: &Handler) -> &'static str {
+    match &handler.placement {
+        Placement::Owned(_) => "owned",
+        Placement::Hash(_) => "hash",
+        Placement::Spread => "spread",
+    }
 }
 
 fn text(way: &Way) -> String {
-    let steps = [
-        ("host", way.host.clone()),
-        ("path", way.path.clone()),
-        ("handler", way.handler.clone()),
-        ("placement", way.placement.to_owned()),
-        ("key", way.key.clone()),
-        ("pool", format!("{} ({})", way.pool, way.members.join(", "))),
-        ("member", format!("{} at {}", way.member, way.address)),
-    ];
-    let empty = |text: &str| text.is_empty() || text.starts_with(' ');
-    let lines = steps.into_iter().filter(|(_, text)| !empty(text));
-    let mut text: String = lines.map(|(name, text)| format!("{name:<10} {text}\n")).collect();
-    text.push_str(&format!("{:<10} {}", "why", way.why));
-    text
+    let mut rows: Vec<[String; 2]> = Vec::new();
+    let mut step = |name: &str, text: String| rows.push([name.to_owned(), text]);
+    step("request", format!("{} (handlers don't look at the method)", way.method));
+    step("host", way.host.clone());
+    step("path", way.path.clone());
+    for (n, it) in way.considered.iter().enumerate() {
+        let name = if n == 0 { "handlers" } else { "" };
+        step(name, format!("{} for {} {}: {}", it.handler, it.host, it.path, it.verdict));
+    }
+    if way.not_shown > 0 {
+        step("", format!("and {} more, none of which matches", way.not_shown));
+    }
+    if !way.handler.is_empty() {
+        step("handler", way.handler.clone());
+        step("placement", format!("{}: {}", way.placement, meaning(way.placement)));
+        if !way.key.is_empty() {
+            step("key", format!("{} (made by {})", way.key, way.template));
+        }
+        let members = if way.members.is_empty() { "nobody now".to_owned() } else { way.members.join(", ") };
+        step("pool", format!("{} ({members})", way.pool));
+    }
+    if !way.member.is_empty() {
+        step("member", format!("{} at {}", way.member, way.address));
+    }
+    step("why", way.why.clone());
+    columns(&rows)
+}
+
+fn meaning(placement: &str) -> &'static str {
+    match placement {
+        "owned" => "exactly one member owns a key",
+        "hash" => "the key's hash chooses the member",
+        _ => "any member may answer",
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Uri};
 use protoplex_wire::pattern::check_name;
 use reqwest::Url;
+use time::OffsetDateTime;
 
 /// "64MiB", "1.5 GB", "1000" → bytes.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -143,6 +144,17 @@ pub(crate) fn show_uptime(time: Duration) -> String {
     }
 }
 
+/// A moment as people write it down: 2026-11-22 19:07:32Z.
+pub(crate) fn show_time(unix_ms: i64) -> String {
+    match OffsetDateTime::from_unix_timestamp(unix_ms.div_euclid(1000)) {
+        Ok(at) => {
+            let (hour, minute, second) = at.to_hms();
+            format!("{} {hour:02}:{minute:02}:{second:02}Z", at.date())
+        }
+        Err(_) => format!("{unix_ms} ms"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +188,7 @@ mod tests {
         assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
         assert!(duration("2 fortnights").is_err());
         assert_eq!(show_uptime(Duration::from_secs(2027)), "0:33:47");
+        assert_eq!(show_time(1_795_374_452_999), "2026-11-22 19:07:32Z");
         assert_eq!(show_uptime(Duration::from_secs(90_061)), "1 day, 1:01:01");
     }
 }

@@ -15,7 +15,7 @@ use protoplex_runtime::start::StartError;
 use protoplex_runtime::supervisor::{Policy, Process, Program, State};
 use protoplex_runtime::{parent, running, telemetry, upgrade};
 use protoplex_wire::identity::Identity;
-use protoplex_wire::proto::{Handler, Placement};
+use protoplex_wire::proto::{Handler, HandlerChanges, Placement};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{interval, sleep, timeout};
 use tonic::Code;
@@ -332,12 +332,15 @@ async fn furnish(cluster: &Cluster) -> anyhow::Result<()> {
         key: key.to_owned(),
         pool: name.to_owned(),
         placement: placement.into(),
+        ..Handler::default()
     };
     for first in [
         handler("live", "/.well-known/mercure", "{query.topic|form.topic}", Placement::Owned),
         handler("files", "/{*rest}", "{path}", Placement::Hash),
     ] {
-        match operator.add_handler(first).await {
+        let who = "protoplex up".to_owned();
+        let added = HandlerChanges { add: vec![first], operator: who, ..HandlerChanges::default() };
+        match operator.change_handlers(added).await {
             Err(status) if status.code() == Code::AlreadyExists => {}
             added => drop(added.map_err(|s| cluster.explain(s))?),
         }

@@ -65,6 +65,7 @@ impl Proxy {
             key: key.to_owned(),
             pool: "rooms".to_owned(),
             placement: placement.into(),
+            ..Default::default()
         };
         let pools = vec![proto::Pool { name: "rooms".to_owned(), members: members.collect() }];
         let unusable = proxy.relay.adopt(&proto::Table { version: 1, handlers: vec![handler], pools });

@@ -52,18 +52,18 @@ impl Ownership {
                 RETRY,
             );
         }
-        match self.choose(&question, record) {
+        match self.choose(&question.pool, &question.zone, record) {
             Some(member) => self.assign(&question, member),
             None => self.answer_unavailable(&question, "no live node in the pool", RETRY),
         }
     }
 
     /// Who had it last, else the least loaded, those of the asker's zone first.
-    fn choose(&self, question: &Question, record: Option<Record>) -> Option<MemberIndex> {
+    pub(super) fn choose(&self, pool: &str, zone: &str, record: Option<Record>) -> Option<MemberIndex> {
         let stays = |slot: &Slot| !self.draining.contains(&*slot.node);
         let fit = |slot: &Slot| slot.is_live() && slot.link.is_some() && stays(slot);
         let last = record.map(|record| record.member).filter(|last| fit(&self.members[*last]));
-        last.or_else(|| self.members.least_loaded(&question.pool, &question.zone, stays))
+        last.or_else(|| self.members.least_loaded(pool, zone, stays))
     }
 
     fn assign(&mut self, question: &Question, index: MemberIndex) {

@@ -298,8 +298,15 @@ fn hints_bring_keys_back_to_their_last_member() {
     core.lead(3, hour(at(0)), Vec::new(), at(0));
     join(&mut core, 1, joining("live-1", "", 1, &[]), at(0));
     join(&mut core, 2, joining("live-2", "", 1, &[]), at(0));
-    assert_eq!(core.explain("rooms", "1").last_member, "live-2:0");
+    let explained = core.explain("rooms", "1", "");
+    assert_eq!(
+        (explained.last_member.as_str(), explained.next.unwrap().member.as_str()),
+        ("live-2:0", "live-2:0")
+    );
+    assert_eq!(core.explain("nobody", "1", "").next, None);
     for (key, owner) in [("1", "live-2:0"), ("2", "live-2:0"), ("3", "live-1:0")] {
         assert_eq!(locate(&mut core, question(key, "", 0), at(1)).unwrap().0, owner);
     }
+    let unknown = core.explain("rooms", "4", "");
+    assert_eq!((unknown.last_member.as_str(), unknown.next.unwrap().member.as_str()), ("", "live-1:0"));
 }

@@ -7,7 +7,7 @@ use protoplex_wire::proto::{Explanation, Member, Owner};
 
 use super::Ownership;
 use super::keys::Record;
-use super::members::Presence;
+use super::members::{MemberIndex, Presence};
 
 /// Who has, or last had, a key: after a restart of everything, it goes there again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,20 +70,28 @@ impl Ownership {
         })
     }
 
-    /// Who owns this key, or had it last; assigns nothing.
+    /// Who owns this key, or had it last and who would get it if a proxy of this zone asked; assigns nothing.
     #[must_use]
-    pub fn explain(&self, pool: &str, key: &str) -> Explanation {
+    pub fn explain(&self, pool: &str, key: &str, zone: &str) -> Explanation {
         let mut explanation = Explanation { recovering: self.is_recovering(pool), ..Explanation::default() };
-        if let Some(record) = self.keys.get(pool, key) {
+        let record = self.keys.get(pool, key);
+        if let Some(record) = record {
             let slot = &self.members[record.member];
-            let Member { id, address, .. } = slot.member.clone();
             if Self::owns(slot, &record) {
-                explanation.owner = Some(Owner { member: id, address, epoch: record.epoch });
-            } else {
-                explanation.last_member = id;
+                explanation.owner = Some(Owner { epoch: record.epoch, ..self.named(record.member) });
+                return explanation;
             }
+            explanation.last_member = slot.member.id.clone();
+        }
+        if !explanation.recovering && self.lead_until.is_some() {
+            explanation.next = self.choose(pool, zone, record).map(|member| self.named(member));
         }
         explanation
+    }
+
+    fn named(&self, index: MemberIndex) -> Owner {
+        let Member { id, address, .. } = self.members[index].member.clone();
+        Owner { member: id, address, epoch: 0 }
     }
 
     /// What is known of the keys of one of [`super::PARTS`] parts, in no order. Parts may be taken at different times.

@@ -187,6 +187,7 @@ fn help_and_manual_teach_every_command() {
         "tail",
         "check",
         "handler",
+        "apply",
         "route",
         "deploy",
         "token",

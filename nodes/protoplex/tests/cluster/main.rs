@@ -12,6 +12,7 @@ mod edge_input;
 mod fair_share;
 mod faults;
 mod first_page;
+mod handlers;
 mod keyed_requests;
 mod large_upload;
 mod logs;

@@ -32,6 +32,8 @@ struct Source {
     begin: usize,
     /// Behind as many spaces as `begin` says.
     text: String,
+    /// Where its lines end: a file may have thousands of keys, and the line of each is asked for.
+    line_ends: Vec<usize>,
 }
 
 /// Where each dotted key was set.
@@ -86,7 +88,9 @@ impl Layers {
 
     fn push(&mut self, name: String, is_file: bool, text: &str) {
         let begin = self.0.last().map_or(0, |source| source.text.len() + 1);
-        self.0.push(Source { name, is_file, begin, text: " ".repeat(begin) + text });
+        let text = " ".repeat(begin) + text;
+        let line_ends = text.match_indices('\n').map(|(at, _)| at).collect();
+        self.0.push(Source { name, is_file, begin, text, line_ends });
     }
 
     /// All values, the later ones over the earlier, and where they come from.
@@ -117,7 +121,7 @@ impl Layers {
         if !source.is_file {
             return source.name.clone();
         }
-        let line = source.text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1;
+        let line = source.line_ends.partition_point(|end| *end < offset) + 1;
         format!("{}:{line}", source.name)
     }
 

@@ -1,17 +1,18 @@
 //! Handlers and builds: refused with reasons, stored before they are acknowledged, pushed to those that follow.
 
 use futures_util::stream;
+use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::{
-    Asset, BuildEnd, DeployHeader, DeployRequest, ExplainRequest, Handler, JoinHello, JoinRequest,
-    ListHandlersRequest, NodeState, RemoveHandlerRequest, deploy_request, join_reply, join_request,
-    seed_client::SeedClient,
+    Asset, BuildEnd, ChangeHandlersRequest, DeployHeader, DeployRequest, ExplainRequest, Handler,
+    HandlerChanges, HandlerHistoryRequest, HandlersAtRequest, JoinHello, JoinRequest, ListHandlersRequest,
+    NodeState, deploy_request, join_reply, join_request, seed_client::SeedClient,
 };
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use super::rig::{Rig, handler, leads, until};
+use super::rig::{Rig, adding, handler, leads, removing, until};
 
 #[tokio::test]
 async fn a_handler_survives_a_killed_seed_and_reaches_every_follower() {
@@ -24,7 +25,7 @@ async fn a_handler_survives_a_killed_seed_and_reaches_every_follower() {
             let follower = rig.follow("proxy-1", false);
             let version = rig
                 .operator()
-                .add_handler(handler("rooms", "/room/{room}"))
+                .change_handlers(adding(handler("rooms", "/room/{room}")))
                 .await
                 .unwrap()
                 .into_inner()
@@ -41,11 +42,7 @@ async fn a_handler_survives_a_killed_seed_and_reaches_every_follower() {
             let list = rig.operator().list_handlers(ListHandlersRequest {}).await.unwrap().into_inner();
             assert_eq!(list.handlers.len(), 1);
             assert!(list.table_version > version, "versions grow over restarts");
-            let removed = rig
-                .operator()
-                .remove_handler(RemoveHandlerRequest { name: "rooms".to_owned() })
-                .await
-                .unwrap();
+            let removed = rig.operator().change_handlers(removing("rooms")).await.unwrap();
             let version = removed.into_inner().table_version;
             until("the table is empty", async || {
                 Some(follower.table()).filter(|table| table.version >= version && table.handlers.is_empty())
@@ -62,7 +59,7 @@ async fn what_cannot_be_is_refused_with_its_reason() {
     let seed = rig.start_seed().await;
     leads(&seed).await;
     let mut operator = rig.operator();
-    operator.add_handler(handler("rooms", "/room/{room}")).await.unwrap();
+    operator.change_handlers(adding(handler("rooms", "/room/{room}"))).await.unwrap();
     for (bad, code, words) in [
         (handler("rooms", "/x/{room}"), Code::AlreadyExists, "choose another name"),
         (handler("other", "/room/{room}"), Code::AlreadyExists, "those of handler \"rooms\""),
@@ -77,13 +74,92 @@ async fn what_cannot_be_is_refused_with_its_reason() {
             "choose \"owned\"",
         ),
     ] {
-        let status = operator.add_handler(bad).await.unwrap_err();
+        let status = operator.change_handlers(adding(bad)).await.unwrap_err();
         assert_eq!(status.code(), code, "{status:?}");
         assert!(status.message().contains(words), "{status:?}");
     }
-    let gone = operator.remove_handler(RemoveHandlerRequest { name: "nobody".to_owned() }).await.unwrap_err();
+    let gone = operator.change_handlers(removing("nobody")).await.unwrap_err();
     assert_eq!(gone.code(), Code::NotFound);
     assert_eq!(operator.list_handlers(ListHandlersRequest {}).await.unwrap().into_inner().handlers.len(), 1);
+}
+
+#[tokio::test]
+async fn a_disabled_handler_is_kept_and_not_routed() {
+    LocalSet::new()
+        .run_until(async {
+            let rig = Rig::new();
+            let _datastore = rig.start_datastore().await;
+            let seed = rig.start_seed().await;
+            leads(&seed).await;
+            let follower = rig.follow("proxy-1", false);
+            let mut operator = rig.operator();
+            operator.change_handlers(adding(handler("rooms", "/room/{room}"))).await.unwrap();
+            operator.change_handlers(adding(handler("other", "/other/{room}"))).await.unwrap();
+            let replace = vec![Handler { disabled: true, ..handler("rooms", "/room/{room}") }];
+            let disable = HandlerChanges { replace, ..HandlerChanges::default() };
+            let changed = operator.change_handlers(disable.clone()).await.unwrap().into_inner();
+            assert!(changed.changed);
+            let table = until("the table has it no more", async || {
+                Some(follower.table()).filter(|table| table.version >= changed.table_version)
+            })
+            .await;
+            assert_eq!(table.handlers.len(), 1);
+            assert_eq!((table.handlers[0].name.as_str(), table.handlers[0].since), ("other", 0));
+
+            let again = operator.change_handlers(disable).await.unwrap().into_inner();
+            assert_eq!((again.changed, again.version), (false, changed.version));
+            let list = operator.list_handlers(ListHandlersRequest {}).await.unwrap().into_inner();
+            let rooms = list.handlers.iter().find(|handler| handler.name == "rooms").unwrap();
+            assert_eq!((rooms.disabled, rooms.since, list.version), (true, changed.version, changed.version));
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_change_that_was_made_of_another_version_changes_nothing() {
+    let rig = Rig::new();
+    let _datastore = rig.start_datastore().await;
+    let seed = rig.start_seed().await;
+    leads(&seed).await;
+    let mut operator = rig.operator();
+    let first = operator.change_handlers(adding(handler("a", "/a/{room}"))).await.unwrap().into_inner();
+    let of = |base, change| HandlerChanges { base, ..change };
+    let dry = HandlerChanges { dry_run: true, ..of(first.version, removing("a")) };
+    let dry = operator.change_handlers(dry).await.unwrap().into_inner();
+    assert_eq!((dry.changed, dry.version), (true, first.version));
+    operator.change_handlers(of(first.version, adding(handler("b", "/b/{room}")))).await.unwrap();
+    let late = operator.change_handlers(of(first.version, removing("a"))).await.unwrap_err();
+    assert_eq!(late.code(), Code::Aborted);
+    assert!(late.message().contains("somebody else has changed the handlers"), "{late:?}");
+    let history = operator.handler_history(HandlerHistoryRequest {}).await.unwrap().into_inner().versions;
+    assert_eq!(
+        (history.len(), history[0].operator.as_str(), history[0].what.as_str()),
+        (3, "ada", "added b")
+    );
+    let before =
+        operator.handlers_at(HandlersAtRequest { version: first.version }).await.unwrap().into_inner();
+    assert_eq!(before.handlers.len(), 1);
+    let unknown = operator.handlers_at(HandlersAtRequest { version: 99 }).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_change_that_another_seed_made_is_heard_of_by_the_next_one() {
+    let rig = Rig::new();
+    let _datastore = rig.start_datastore().await;
+    let seed = rig.start_seed().await;
+    leads(&seed).await;
+    let mut operator = rig.operator();
+    operator.change_handlers(adding(handler("a", "/a/{room}"))).await.unwrap();
+    // As a call whose answer was lost leaves it.
+    let mut datastore = DatastoreClient::new(rig.identity.channel(&rig.datastore.to_string()).unwrap());
+    let behind =
+        ChangeHandlersRequest { base: 2, put: vec![handler("b", "/b/{room}")], ..Default::default() };
+    datastore.change_handlers(behind).await.unwrap();
+    let taken = operator.change_handlers(adding(handler("b", "/c/{room}"))).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists, "{taken:?}");
+    let added = operator.change_handlers(adding(handler("c", "/c/{room}"))).await.unwrap().into_inner();
+    assert_eq!(added.version, 4);
 }
 
 fn header(host: &str) -> DeployRequest {
@@ -185,7 +261,7 @@ async fn explaining_a_key_assigns_nothing() {
     let _datastore = rig.start_datastore().await;
     let seed = rig.start_seed().await;
     leads(&seed).await;
-    let request = ExplainRequest { pool: "rooms".to_owned(), key: "1".to_owned() };
+    let request = ExplainRequest { pool: "rooms".to_owned(), key: "1".to_owned(), zone: String::new() };
     let explanation = rig.operator().explain(request).await.unwrap().into_inner();
     assert_eq!((explanation.owner, explanation.recovering), (None, false));
     assert_eq!(rig.status().await.keys, 0);

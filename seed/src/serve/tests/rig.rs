@@ -8,7 +8,7 @@ use protoplex_datastore::sqlite::SqliteStore;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::{Identity, TrustedChannel};
 use protoplex_wire::proto::operator_client::OperatorClient;
-use protoplex_wire::proto::{ClusterStatus, Handler, Member, Placement, StatusRequest};
+use protoplex_wire::proto::{ClusterStatus, Handler, HandlerChanges, Member, Placement, StatusRequest};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
@@ -171,5 +171,16 @@ pub(super) fn handler(name: &str, path: &str) -> Handler {
         key: "room:{room}".to_owned(),
         pool: "rooms".to_owned(),
         placement: Placement::Owned.into(),
+        ..Handler::default()
     }
+}
+
+/// A change that adds one handler.
+pub(super) fn adding(handler: Handler) -> HandlerChanges {
+    HandlerChanges { add: vec![handler], operator: "ada".to_owned(), ..HandlerChanges::default() }
+}
+
+/// A change that removes one.
+pub(super) fn removing(name: &str) -> HandlerChanges {
+    HandlerChanges { remove: vec![name.to_owned()], ..HandlerChanges::default() }
 }

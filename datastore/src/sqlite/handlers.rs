@@ -1,0 +1,182 @@
+//! The table of handlers: changed in one step, and kept as it was before.
+
+use std::collections::HashSet;
+
+use protoplex_wire::proto::{ChangeHandlersRequest, Handler, HandlerVersion};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection, SqlitePool};
+
+use super::{SqliteStore, exact};
+use crate::store::{HANDLER_VERSIONS, StoreError, StoreResult};
+
+/// See [`crate::store::Store::change_handlers`].
+pub(super) async fn change(
+    store: &SqliteStore,
+    request: &ChangeHandlersRequest,
+    now_ms: i64,
+) -> StoreResult<u64> {
+    check(request)?;
+    let mut change = store.change().await?;
+    let version: u64 =
+        sqlx::query_scalar("SELECT version FROM table_version").fetch_one(&mut *change).await?;
+    if version != request.base {
+        return Err(StoreError::Conflict(format!(
+            "the handlers have version {version}, and the change was made of version {}",
+            request.base
+        )));
+    }
+    let version = exact("version", version + 1)?;
+    // First all goes that is removed or replaced, so that handlers may swap their places.
+    for name in &request.remove {
+        if !retire(&mut change, name, version).await? {
+            return Err(StoreError::NotFound(format!("there is no handler {name:?}")));
+        }
+    }
+    for handler in &request.put {
+        retire(&mut change, &handler.name, version).await?;
+    }
+    for handler in &request.put {
+        put(&mut change, handler, version).await?;
+    }
+    sqlx::query("UPDATE table_version SET version = ?").bind(version).execute(&mut *change).await?;
+    sqlx::query("INSERT INTO handler_versions (version, changed_at_ms, operator, what) VALUES (?, ?, ?, ?)")
+        .bind(version)
+        .bind(now_ms)
+        .bind(&request.operator)
+        .bind(&request.what)
+        .execute(&mut *change)
+        .await?;
+    forget(&mut change, version - HANDLER_VERSIONS.cast_signed()).await?;
+    change.commit().await?;
+    Ok(version.cast_unsigned())
+}
+
+/// See [`crate::store::Store::handler_history`].
+pub(super) async fn history(readers: &SqlitePool) -> StoreResult<Vec<HandlerVersion>> {
+    let query = sqlx::query(
+        "SELECT version, changed_at_ms, operator, what FROM handler_versions ORDER BY version DESC",
+    );
+    Ok(query.try_map(version).fetch_all(readers).await?)
+}
+
+/// See [`crate::store::Store::handlers_at`].
+pub(super) async fn at(readers: &SqlitePool, version: u64) -> StoreResult<Vec<Handler>> {
+    let version = exact("version", version)?;
+    // One transaction reads one state.
+    let mut snapshot = readers.begin().await?;
+    let kept: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM handler_versions WHERE version = ?)")
+        .bind(version)
+        .fetch_one(&mut *snapshot)
+        .await?;
+    if !kept {
+        let ends: (i64, i64) = sqlx::query_as("SELECT min(version), max(version) FROM handler_versions")
+            .fetch_one(&mut *snapshot)
+            .await?;
+        let (first, last) = ends;
+        return Err(StoreError::NotFound(format!(
+            "version {version} of the handlers is not kept: there are {first} to {last}"
+        )));
+    }
+    let query = sqlx::query(
+        "SELECT name, host, path, key, pool, placement, disabled, since FROM handlers WHERE since <= ?1
+         UNION ALL
+         SELECT name, host, path, key, pool, placement, disabled, since FROM former_handlers
+         WHERE since <= ?1 AND until > ?1
+         ORDER BY name",
+    );
+    Ok(query.bind(version).try_map(handler).fetch_all(&mut *snapshot).await?)
+}
+
+/// The handlers as they are now, by name.
+pub(super) async fn current(connection: &mut SqliteConnection) -> StoreResult<Vec<Handler>> {
+    let query = sqlx::query(
+        "SELECT name, host, path, key, pool, placement, disabled, since FROM handlers ORDER BY name",
+    );
+    Ok(query.try_map(handler).fetch_all(connection).await?)
+}
+
+fn check(request: &ChangeHandlersRequest) -> StoreResult<()> {
+    let names = request.put.iter().map(|handler| &handler.name).chain(&request.remove);
+    let mut seen = HashSet::new();
+    for name in names {
+        if name.is_empty() {
+            return Err(StoreError::Invalid("a handler needs a name".to_owned()));
+        }
+        if !seen.insert(name) {
+            return Err(StoreError::Invalid(format!("handler {name:?} stands twice in one change")));
+        }
+    }
+    if seen.is_empty() { Err(StoreError::Invalid("the change changes nothing".to_owned())) } else { Ok(()) }
+}
+
+/// Moves a handler, where there is one of that name, to those of former versions.
+async fn retire(change: &mut SqliteConnection, name: &str, version: i64) -> StoreResult<bool> {
+    sqlx::query(
+        "INSERT INTO former_handlers (name, since, until, host, path, key, pool, placement, disabled)
+         SELECT name, since, ?2, host, path, key, pool, placement, disabled FROM handlers WHERE name = ?1",
+    )
+    .bind(name)
+    .bind(version)
+    .execute(&mut *change)
+    .await?;
+    let removed = sqlx::query("DELETE FROM handlers WHERE name = ?").bind(name).execute(change).await?;
+    Ok(removed.rows_affected() > 0)
+}
+
+async fn put(change: &mut SqliteConnection, handler: &Handler, version: i64) -> StoreResult<()> {
+    let put = sqlx::query(
+        "INSERT INTO handlers (name, host, path, key, pool, placement, disabled, since)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (host, path) DO NOTHING",
+    )
+    .bind(&handler.name)
+    .bind(&handler.host)
+    .bind(&handler.path)
+    .bind(&handler.key)
+    .bind(&handler.pool)
+    .bind(handler.placement)
+    .bind(handler.disabled)
+    .bind(version)
+    .execute(&mut *change)
+    .await?;
+    if put.rows_affected() > 0 {
+        return Ok(());
+    }
+    let other: String = sqlx::query_scalar("SELECT name FROM handlers WHERE host = ? AND path = ?")
+        .bind(&handler.host)
+        .bind(&handler.path)
+        .fetch_one(change)
+        .await?;
+    Err(StoreError::AlreadyExists(format!("handler {other:?} has {}{} already", handler.host, handler.path)))
+}
+
+/// Forgets the versions up to this one, and the rows that no later version shows.
+async fn forget(change: &mut SqliteConnection, version: i64) -> StoreResult<()> {
+    sqlx::query("DELETE FROM handler_versions WHERE version <= ?")
+        .bind(version)
+        .execute(&mut *change)
+        .await?;
+    sqlx::query("DELETE FROM former_handlers WHERE until <= ?").bind(version + 1).execute(change).await?;
+    Ok(())
+}
+
+fn handler(row: SqliteRow) -> Result<Handler, sqlx::Error> {
+    Ok(Handler {
+        name: row.try_get("name")?,
+        host: row.try_get("host")?,
+        path: row.try_get("path")?,
+        key: row.try_get("key")?,
+        pool: row.try_get("pool")?,
+        placement: row.try_get("placement")?,
+        disabled: row.try_get("disabled")?,
+        since: row.try_get("since")?,
+    })
+}
+
+fn version(row: SqliteRow) -> Result<HandlerVersion, sqlx::Error> {
+    Ok(HandlerVersion {
+        version: row.try_get("version")?,
+        changed_at_ms: row.try_get("changed_at_ms")?,
+        operator: row.try_get("operator")?,
+        what: row.try_get("what")?,
+    })
+}

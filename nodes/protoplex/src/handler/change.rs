@@ -1,0 +1,129 @@
+//! `protoplex handler add|edit|remove|enable|disable`: one handler at a time. What is so already is no change.
+
+use protoplex_wire::proto::{self, HandlerChanges, HandlerList};
+use serde::Serialize;
+
+use super::{named, now, send};
+use crate::cli::{Common, HandlerAdd, HandlerEdit, HandlerFields};
+use crate::cluster::{Cluster, Outdated};
+use crate::output::print;
+
+/// How often a change is made anew where somebody else was faster.
+const TRIES: usize = 5;
+
+#[derive(Serialize)]
+struct Changed<'a> {
+    handler: &'a str,
+    /// False where it was so already.
+    changed: bool,
+    /// Of the handlers.
+    version: u64,
+    /// The routing table that has it.
+    table_version: u64,
+}
+
+/// Adds a handler; one that is there just so is left.
+pub(super) async fn add(common: &Common, cluster: &Cluster, new: HandlerAdd) -> anyhow::Result<()> {
+    let HandlerAdd { name, host, path, key, pool, placement } = new;
+    let placement = proto::Placement::from(placement).into();
+    let handler = proto::Handler { name, host, path, key, pool, placement, ..Default::default() };
+    let words = Words { done: "Added handler", already: "is there already, just so" };
+    let add = |list: &HandlerList| {
+        let host = handler.host.to_ascii_lowercase();
+        let same = |it: &proto::Handler| {
+            proto::Handler { since: 0, ..it.clone() }
+                == proto::Handler { host: host.clone(), ..handler.clone() }
+        };
+        let there = list.handlers.iter().any(same);
+        Ok(if there {
+            replacing(handler.clone())
+        } else {
+            HandlerChanges { add: vec![handler.clone()], ..Default::default() }
+        })
+    };
+    change(common, cluster, &handler.name, add, words).await
+}
+
+/// Changes what is given.
+pub(super) async fn edit(common: &Common, cluster: &Cluster, edit: HandlerEdit) -> anyhow::Result<()> {
+    let HandlerEdit { name, fields } = edit;
+    let words = Words { done: "Changed handler", already: "is so already" };
+    let changed = |list: &HandlerList| Ok(replacing(edited(named(&list.handlers, &name)?, &fields)));
+    change(common, cluster, &name, changed, words).await
+}
+
+/// Enables or disables a handler.
+pub(super) async fn switch(
+    common: &Common,
+    cluster: &Cluster,
+    name: &str,
+    enabled: bool,
+) -> anyhow::Result<()> {
+    let words = match enabled {
+        true => Words { done: "Enabled handler", already: "is enabled already" },
+        false => Words { done: "Disabled handler", already: "is disabled already" },
+    };
+    let switched = |list: &HandlerList| {
+        Ok(replacing(proto::Handler { disabled: !enabled, ..named(&list.handlers, name)?.clone() }))
+    };
+    change(common, cluster, name, switched, words).await
+}
+
+/// Removes a handler. A name that there is not may be a slip, so that is a failure.
+pub(super) async fn remove(common: &Common, cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let words = Words { done: "Removed handler", already: "is removed already" };
+    let removed = |list: &HandlerList| {
+        let name = named(&list.handlers, name)?.name.clone();
+        Ok(HandlerChanges { remove: vec![name], ..Default::default() })
+    };
+    change(common, cluster, name, removed, words).await
+}
+
+struct Words {
+    done: &'static str,
+    already: &'static str,
+}
+
+/// Makes a change of what is there now; anew, where somebody else has changed that meanwhile.
+async fn change(
+    common: &Common,
+    cluster: &Cluster,
+    handler: &str,
+    decide: impl Fn(&HandlerList) -> anyhow::Result<HandlerChanges>,
+    words: Words,
+) -> anyhow::Result<()> {
+    let mut tries = 1;
+    let done = loop {
+        let list = now(cluster).await?;
+        match send(cluster, HandlerChanges { base: list.version, ..decide(&list)? }).await {
+            Err(error) if error.is::<Outdated>() && tries < TRIES => tries += 1,
+            done => break done?,
+        }
+    };
+    let changed =
+        Changed { handler, changed: done.changed, version: done.version, table_version: done.table_version };
+    print(common.json, &changed, |it| match it.changed {
+        true => format!("{} {} (version {})", words.done, it.handler, it.version),
+        false => {
+            format!("Handler {} {}; nothing was changed (version {})", it.handler, words.already, it.version)
+        }
+    })?;
+    Ok(())
+}
+
+fn replacing(handler: proto::Handler) -> HandlerChanges {
+    HandlerChanges { replace: vec![handler], ..HandlerChanges::default() }
+}
+
+fn edited(handler: &proto::Handler, fields: &HandlerFields) -> proto::Handler {
+    let HandlerFields { host, path, key, pool, placement } = fields.clone();
+    let old = handler.clone();
+    proto::Handler {
+        host: host.unwrap_or(old.host),
+        path: path.unwrap_or(old.path),
+        key: key.unwrap_or(old.key),
+        pool: pool.unwrap_or(old.pool),
+        placement: placement.map_or(old.placement, |placement| proto::Placement::from(placement).into()),
+        ..old
+    }
+}
