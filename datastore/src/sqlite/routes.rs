@@ -4,8 +4,8 @@ use protoplex_wire::proto::{Build, Handler, LoadRoutesReply, Member, PutMemberRe
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
-use super::{SqliteStore, exact};
-use crate::store::{StoreError, StoreResult};
+use super::SqliteStore;
+use crate::store::{StoreError, StoreResult, exact};
 
 /// See [`crate::store::Store::put_handler`].
 pub(super) async fn put_handler(store: &SqliteStore, handler: &Handler) -> StoreResult<u64> {
