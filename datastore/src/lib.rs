@@ -2,7 +2,7 @@
 //! leases), behind one small trait, served to the other nodes over TLS.
 //!
 //! What a database has to do is said by [`store`]; the rules that every database shares (tokens, uploads, files, leases,
-//! builds) are plain functions on plain data. [`sqlite`] is the database of one machine.
+//! builds) are plain functions on plain data. [`sqlite`] is the database of one machine, [`postgres`] that of many.
 
 pub mod config;
 pub mod serve;
@@ -15,4 +15,5 @@ mod scope;
 mod token;
 mod upload;
 
+pub mod postgres;
 pub mod sqlite;

@@ -13,9 +13,10 @@ use protoplex_wire::proto::{
     PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site, StoredFile, TakeLeaseReply,
     TakeLeaseRequest,
 };
+use sqlx::postgres::PgDatabaseError;
 use thiserror::Error;
 
-use crate::sqlite;
+use crate::{postgres, sqlite};
 
 /// What a call of the store comes to.
 pub type StoreResult<T> = Result<T, StoreError>;
@@ -157,6 +158,12 @@ pub enum StoreError {
     /// The database could not be had in time. Ours; worth repeating.
     #[error("the database is busy")]
     Busy,
+    /// Others changed the same at the same time, again and again. Ours; worth repeating.
+    #[error("the database is contended")]
+    Contended,
+    /// The database's server can't be reached, or serves nobody now. Ours; worth repeating.
+    #[error("the database is away: {0}")]
+    Away(String),
     /// The database failed. Ours.
     #[error("the database failed: {0}")]
     Database(#[source] sqlx::Error),
@@ -164,8 +171,15 @@ pub enum StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
+        let of_postgres = error
+            .as_database_error()
+            .is_some_and(|error| error.try_downcast_ref::<PgDatabaseError>().is_some());
         match error {
             sqlx::Error::PoolTimedOut => Self::Busy,
+            error if of_postgres => postgres::fault(error),
+            error @ (sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolClosed) => {
+                Self::Away(error.to_string())
+            }
             error => sqlite::fault(error),
         }
     }
