@@ -180,6 +180,12 @@ pub(super) async fn pool(target: &Target) -> Result<PgPool, OpenError> {
 /// The migrator's lock lasts as long as its session, also after an error, so the pool is closed in any case.
 async fn migrate(target: &Target) -> Result<(), MigrateError> {
     let options = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_TIMEOUT);
+    // Else it would be a line in the log of every start that the migrator's table is there already.
+    let options = options.after_connect(|connection, _| {
+        Box::pin(async {
+            sqlx::query("SET client_min_messages = warning").execute(connection).await.map(drop)
+        })
+    });
     let pool = options.connect_with(target.options()).await?;
     let migrated = MIGRATIONS.run(&pool).await;
     pool.close().await;

@@ -2,11 +2,12 @@
 //!
 //! | state   | calls                    | goes on when                                             |
 //! | ------- | ------------------------ | -------------------------------------------------------- |
-//! | there   | are made                 | neither that connection nor a new one is answered        |
+//! | there   | are made                 | that connection is silent, or ends and there is no other |
 //! | away    | are refused at once      | a new connection is answered                             |
 //!
 //! A call that fails for want of its connection only has the watcher look now: that may have been one connection's end.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,23 +137,39 @@ async fn look_after(target: Target, reach: Arc<Reach>, pool: PgPool) {
 
 /// Asks over the connection that there is, or a new one.
 async fn ask(target: &Target, connection: &mut Option<PgConnection>) -> Result<(), String> {
-    if let Some(mut old) = connection.take()
-        && matches!(timeout(CONNECT_TIMEOUT, old.ping()).await, Ok(Ok(())))
-    {
-        *connection = Some(old);
-        return Ok(());
-    }
-    let mut new = target.connect().await.map_err(|error| error.to_string())?;
-    let standby = sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&mut new);
-    match timeout(CONNECT_TIMEOUT, standby).await {
-        Ok(Ok(false)) => {
-            *connection = Some(new);
-            Ok(())
+    if let Some(mut old) = connection.take() {
+        match timeout(CONNECT_TIMEOUT, old.ping()).await {
+            Ok(Ok(())) => {
+                *connection = Some(old);
+                return Ok(());
+            }
+            // Somebody may have ended this one alone.
+            Ok(Err(_)) => {}
+            Err(_) => return Err(silence().to_string()),
         }
-        Ok(Ok(true)) => Err("it is a standby, which can't be written to".to_owned()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
     }
+    let new = match connect(target).await {
+        // Or a new one, in its first moment.
+        Err(sqlx::Error::Database(_)) => connect(target).await,
+        new => new,
+    };
+    *connection = Some(new.map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+/// A connection to a server that can be written to.
+async fn connect(target: &Target) -> Result<PgConnection, sqlx::Error> {
+    let mut new = target.connect().await?;
+    let standby = sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&mut new);
+    if timeout(CONNECT_TIMEOUT, standby).await.unwrap_or_else(|_| Err(silence()))? {
+        return Err(io::Error::other("it is a standby, which can't be written to").into());
+    }
+    Ok(new)
+}
+
+fn silence() -> sqlx::Error {
+    let silence = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, silence).into()
 }
 
 /// Drops connections that would be found broken one by one, each after a wait for an answer.

@@ -4,6 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::future;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::*;
@@ -106,6 +109,56 @@ fn lease(holder: &str, term: u64) -> TakeLeaseRequest {
     TakeLeaseRequest { name: "seed".to_owned(), holder: holder.to_owned(), ttl_ms: 60_000, term }
 }
 
+/// Passes on what comes to a port of its own, while it is open: closed, it swallows what a network that is cut does.
+async fn door(server: u16) -> (u16, watch::Sender<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let open = watch::Sender::new(true);
+    let opened = open.subscribe();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let ((from_client, to_client), (from_server, to_server)) =
+                (client.into_split(), server.into_split());
+            tokio::spawn(pass_on(from_client, to_server, opened.clone()));
+            tokio::spawn(pass_on(from_server, to_client, opened.clone()));
+        }
+    });
+    (port, open)
+}
+
+async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut open: watch::Receiver<bool>) {
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        if open.wait_for(|open| *open).await.is_err() || to.write_all(&bytes[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_swallows_everything_is_noticed_and_passes() {
+    let database = Postgres::new();
+    let port = database.server.port();
+    let (through, open) = door(port).await;
+    let url = database.url.replace(&format!(":{port}/"), &format!(":{through}/"));
+    let store = PgStore::open(&Target::parse(&url, None).unwrap()).await.unwrap();
+    handler(&store, "before").await.unwrap();
+    open.send_replace(false);
+    let asked = Instant::now();
+    let error = handler(&store, "meanwhile").await.unwrap_err();
+    assert!(matches!(error, StoreError::Away(_) | StoreError::Busy), "{error:?}");
+    assert!(asked.elapsed() < CALL_TIMEOUT * 2, "it has an end");
+    assert!(gone(&store).await.ends_with(" within 5 s"), "of an answer, or of a connection");
+    assert!(matches!(handler(&store, "meanwhile").await, Err(StoreError::Away(_))));
+    open.send_replace(true);
+    back(&store).await;
+    // The call that was cut may have been made.
+    let names = handlers(&store).await;
+    assert!(names == ["before"] || names == ["before", "meanwhile"], "{names:?}");
+    handler(&store, "after").await.unwrap();
+}
+
 #[tokio::test]
 async fn a_connection_that_is_ended_costs_one_call_at_most() {
     let database = Postgres::new();
@@ -113,8 +166,10 @@ async fn a_connection_that_is_ended_costs_one_call_at_most() {
     for n in 0..5 {
         handler(&store, &format!("h{n}")).await.unwrap();
         // Waits until they have ended.
-        database
-            .run("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'protoplex'");
+        database.run(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+             WHERE usename = 'protoplex' AND datname = current_database()",
+        );
         // An idle connection is tried before it is used.
         handler(&store, &format!("i{n}")).await.unwrap();
     }
