@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::proto::TakeLeaseRequest;
+use protoplex_wire::proto::{PeekLeaseReply, TakeLeaseReply, TakeLeaseRequest};
 
 use crate::store::{StoreError, StoreResult};
 
@@ -83,6 +83,29 @@ pub(crate) fn check(request: &TakeLeaseRequest) -> StoreResult<()> {
     } else {
         Ok(())
     }
+}
+
+/// What is answered to who has asked for a lease.
+pub(crate) fn reply(granted: bool, lease: &Lease, now: BootTime) -> TakeLeaseReply {
+    TakeLeaseReply {
+        granted,
+        term: lease.grant.term,
+        holder: lease.grant.holder.clone(),
+        left_ms: milliseconds(lease.left(now)),
+    }
+}
+
+/// What is answered to who only looks.
+pub(crate) fn peeked(lease: &Lease, now: BootTime) -> PeekLeaseReply {
+    let left = lease.left(now);
+    let held = !left.is_zero();
+    let left_ms = if held { milliseconds(left).saturating_add(1) } else { 0 };
+    PeekLeaseReply { held, term: lease.grant.term, holder: lease.grant.holder.clone(), left_ms }
+}
+
+/// Whole milliseconds; leases are checked to be far below 2^32.
+pub(crate) fn milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -32,8 +32,9 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::builds::MAX_ASSET_BYTES;
-use crate::config;
-use crate::sqlite::{OpenError, SqliteStore};
+use crate::config::{self, Config};
+use crate::postgres::{self, PgStore, TargetError};
+use crate::sqlite::{self, SqliteStore};
 use crate::store::{Store, StoreError, StoreResult};
 
 /// The largest message: one asset with its two compressed forms, its path and its type.
@@ -48,9 +49,15 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Why the datastore can't run.
 #[derive(Debug, Error)]
 pub enum RunError {
-    /// The database can't be used.
+    /// The SQLite file can't be used.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    File(#[from] sqlite::OpenError),
+    /// The PostgreSQL database can't be used.
+    #[error(transparent)]
+    Database(#[from] postgres::OpenError),
+    /// The URL names no database.
+    #[error("datastore.url {0}")]
+    Target(#[from] TargetError),
     /// The socket can't be used.
     #[error("the datastore's socket: {0}")]
     Socket(#[from] io::Error),
@@ -62,15 +69,42 @@ pub enum RunError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// The datastore node: opens the database in the data directory, and serves it until it has drained.
-pub async fn run(identity: &Identity, context: &Context) -> Result<(), RunError> {
+/// The datastore node: opens the database, and serves it until it has drained.
+pub async fn run(config: &Config, identity: &Identity, context: &Context) -> Result<(), RunError> {
     let listener = context.listeners(config::SOCKET).pop().ok_or(RunError::NoSocket)?;
-    let store = Arc::new(SqliteStore::open(&config::file(context.common())).await?);
-    context.ready(true);
     let drain = context.drain();
-    let served = serve(Arc::clone(&store), listener, identity, drain.started()).await;
+    let Some(target) = config.target()? else {
+        let store = Arc::new(SqliteStore::open(&config::file(context.common())).await?);
+        context.ready(true);
+        let served = serve(Arc::clone(&store), listener, identity, drain.started()).await;
+        store.close().await;
+        return served;
+    };
+    // Until the server is there nobody can be answered: who connects waits in the socket. Either arm may be dropped.
+    let store = tokio::select! {
+        store = PgStore::open_patiently(&target) => Arc::new(store?),
+        () = drain.started() => return Ok(()),
+    };
+    let served = tokio::select! {
+        served = serve(Arc::clone(&store), listener, identity, drain.started()) => served,
+        () = tell_readiness(&store, context) => Ok(()),
+    };
     store.close().await;
     served
+}
+
+/// Ready for as long as the database can be reached.
+async fn tell_readiness(store: &PgStore, context: &Context) {
+    let mut away = store.away();
+    loop {
+        let reason = away.borrow_and_update().clone();
+        context.ready(reason.is_none());
+        context.detail("database", reason.map_or("reached".to_owned(), |reason| format!("away: {reason}")));
+        if away.changed().await.is_err() {
+            // The store holds the other end.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// Serves a store until `drain` is ready and then every call has been answered.
@@ -218,7 +252,9 @@ fn status(error: StoreError) -> Status {
             tracing::error!("{text}");
             Status::resource_exhausted(text)
         }
-        StoreError::Busy => {
+        // Said once, by who watches the server.
+        StoreError::Away(_) => Status::unavailable(text),
+        StoreError::Busy | StoreError::Contended => {
             tracing::warn!("{text}");
             Status::unavailable(text)
         }

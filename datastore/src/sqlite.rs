@@ -150,12 +150,21 @@ impl Store for SqliteStore {
     }
 }
 
-/// A limit in bytes as SQLite keeps it. Those above 2^63 - 1 are no limits: nothing is as large.
-fn integer(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
+/// SQLite's primary result codes (<https://www.sqlite.org/rescode.html>).
+const BUSY: i32 = 5;
+const FULL: i32 = 13;
+
+/// What an error of SQLite comes to.
+pub(crate) fn fault(error: sqlx::Error) -> StoreError {
+    match sqlite_code(&error) {
+        Some(BUSY) => StoreError::Busy,
+        Some(FULL) => StoreError::Full,
+        _ => StoreError::Database(error),
+    }
 }
 
-/// Refuses what SQLite can't keep as it is.
-fn exact(what: &str, value: u64) -> StoreResult<i64> {
-    i64::try_from(value).map_err(|_| StoreError::Invalid(format!("{what} is {value}, over 2^63 - 1")))
+/// The primary result code, where it is SQLite that failed.
+fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
+    let extended: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(extended & 0xff)
 }

@@ -13,7 +13,10 @@ use protoplex_wire::proto::{
     ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site,
     StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
+use sqlx::postgres::PgDatabaseError;
 use thiserror::Error;
+
+use crate::{postgres, sqlite};
 
 /// What a call of the store comes to.
 pub type StoreResult<T> = Result<T, StoreError>;
@@ -168,38 +171,50 @@ pub enum StoreError {
     #[error("the build broke off: {0}")]
     Interrupted(String),
     /// No space is left where the database is. Ours.
-    #[error("the datastore's disk is full: free some space in its data directory")]
+    #[error("the datastore's disk is full: free some space where its database is")]
     Full,
-    /// The database could not be reached in time. Ours; worth repeating.
+    /// The database could not be had in time. Ours; worth repeating.
     #[error("the database is busy")]
     Busy,
+    /// Others changed the same at the same time, again and again. Ours; worth repeating.
+    #[error("the database is contended")]
+    Contended,
+    /// The database's server can't be reached, or serves nobody now. Ours; worth repeating.
+    #[error("the database is away: {0}")]
+    Away(String),
     /// The database failed. Ours.
     #[error("the database failed: {0}")]
     Database(#[source] sqlx::Error),
 }
 
-/// SQLite's primary result codes (<https://www.sqlite.org/rescode.html>).
-const SQLITE_BUSY: i32 = 5;
-const SQLITE_FULL: i32 = 13;
-
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        match (&error, sqlite_code(&error)) {
-            (sqlx::Error::PoolTimedOut, _) | (_, Some(SQLITE_BUSY)) => Self::Busy,
-            (_, Some(SQLITE_FULL)) => Self::Full,
-            _ => Self::Database(error),
+        let of_postgres = error
+            .as_database_error()
+            .is_some_and(|error| error.try_downcast_ref::<PgDatabaseError>().is_some());
+        match error {
+            sqlx::Error::PoolTimedOut => Self::Busy,
+            error if of_postgres => postgres::fault(error),
+            error @ (sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolClosed) => {
+                Self::Away(error.to_string())
+            }
+            error => sqlite::fault(error),
         }
     }
-}
-
-/// The primary result code, where it is SQLite that failed.
-pub(crate) fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
-    let extended: i32 = error.as_database_error()?.code()?.parse().ok()?;
-    Some(extended & 0xff)
 }
 
 /// The present time in Unix milliseconds, by the wall clock.
 pub(crate) fn unix_time_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A limit in bytes as databases keep it. Those above 2^63 - 1 are no limits: nothing is as large.
+pub(crate) fn integer(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Refuses what databases can't keep as it is.
+pub(crate) fn exact(what: &str, value: u64) -> StoreResult<i64> {
+    i64::try_from(value).map_err(|_| StoreError::Invalid(format!("{what} is {value}, over 2^63 - 1")))
 }

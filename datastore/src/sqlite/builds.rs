@@ -7,10 +7,10 @@ use futures_util::{Stream, StreamExt};
 use protoplex_wire::proto::{Asset, Build};
 use sqlx::{Row, SqlitePool};
 
-use super::{SqliteStore, exact, integer, routes};
+use super::{SqliteStore, routes};
 use crate::builds::{KEPT_BUILDS, Manifest, Sum};
 use crate::scope;
-use crate::store::{StoreError, StoreResult, unix_time_ms};
+use crate::store::{StoreError, StoreResult, exact, integer, unix_time_ms};
 
 /// See [`crate::store::Store::put_build`].
 pub(super) async fn put(

@@ -4,37 +4,8 @@ use protoplex_wire::proto::{CompleteUploadRequest, ListFilesReply, ListFilesRequ
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection, SqliteExecutor, SqlitePool};
 
-use super::exact;
-use crate::store::{StoreError, StoreResult};
-
-/// base64url of SHA-256 and Whirlpool, 96 bytes.
-const REFERENCE_CHARACTERS: usize = 128;
-/// Hex.
-const SHA256_CHARACTERS: usize = 64;
-/// The longest content type and node name, in bytes.
-const MAX_TEXT_BYTES: usize = 255;
-/// The most rows of a page, and how many it has where the request doesn't say.
-const PAGE_ROWS: usize = 1_000;
-/// A page ends early where its hosts and paths come to this: no reply is over gRPC's usual limit of 4 MiB.
-const PAGE_BYTES: usize = 1 << 20;
-
-/// Refuses a file that no fileserver could have made.
-pub(super) fn check(file: &StoredFile) -> StoreResult<()> {
-    let base64url = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    let fault = if file.reference.len() != REFERENCE_CHARACTERS || !file.reference.bytes().all(base64url) {
-        format!("{:?} is no storage reference", file.reference)
-    } else if file.stored_sha256.len() != SHA256_CHARACTERS || !file.stored_sha256.bytes().all(hex) {
-        format!("stored_sha256 {:?} is no SHA-256 in hex", file.stored_sha256)
-    } else if !matches!(file.encoding.as_str(), "identity" | "gzip") {
-        format!("the encoding {:?} is neither identity nor gzip", file.encoding)
-    } else if file.node.is_empty() || file.node.len().max(file.content_type.len()) > MAX_TEXT_BYTES {
-        format!("a file has a node, and that and its content type have at most {MAX_TEXT_BYTES} bytes")
-    } else {
-        return Ok(());
-    };
-    Err(StoreError::Invalid(fault))
-}
+use crate::file;
+use crate::store::{StoreError, StoreResult, exact};
 
 /// Adds a file that is staged on its node. `false` where the content is there: it stays as it is.
 pub(super) async fn insert(
@@ -68,9 +39,7 @@ pub(super) async fn put_site(
     reference: &str,
     now_ms: i64,
 ) -> StoreResult<()> {
-    if upload.content_type.len() > MAX_TEXT_BYTES {
-        return Err(StoreError::Invalid(format!("the content type has over {MAX_TEXT_BYTES} bytes")));
-    }
+    file::check_site(upload)?;
     sqlx::query(
         "INSERT INTO sites (host, path, reference, content_type, updated_at_ms) VALUES (?, ?, ?, ?, ?)
          ON CONFLICT (host, path) DO UPDATE SET
@@ -113,7 +82,7 @@ pub(super) async fn find(
     .bind(reference)
     .fetch_optional(executor)
     .await?;
-    Ok(row.as_ref().map(file).transpose()?)
+    Ok(row.as_ref().map(stored_file).transpose()?)
 }
 
 /// See [`crate::store::Store::find_site`].
@@ -133,29 +102,16 @@ pub(super) async fn find_site(readers: &SqlitePool, host: &str, path: &str) -> S
 
 /// See [`crate::store::Store::list_files`].
 pub(super) async fn list(readers: &SqlitePool, request: &ListFilesRequest) -> StoreResult<ListFilesReply> {
-    let rows = match request.limit {
-        0 => PAGE_ROWS,
-        limit => PAGE_ROWS.min(limit as usize),
-    };
+    let rows = file::page_rows(request);
     // One row more than the page has tells whether another page follows.
-    let mut sites = page(request, rows + 1)?
+    let sites = page(request, rows + 1)?
         .build()
         .fetch_all(readers)
         .await?
         .iter()
         .map(site)
         .collect::<Result<Vec<_>, _>>()?;
-    let mut bytes = 0;
-    let fitting = sites.iter().take_while(|site| {
-        bytes += site.host.len() + site.path.len();
-        bytes <= PAGE_BYTES
-    });
-    // A single row always fits.
-    let kept = fitting.count().min(rows);
-    let more = kept < sites.len();
-    sites.truncate(kept);
-    let next = sites.last().filter(|_| more).map(cursor).unwrap_or_default();
-    Ok(ListFilesReply { sites, next })
+    Ok(file::cut_page(sites, rows))
 }
 
 /// The rows after the cursor, in their order.
@@ -172,23 +128,11 @@ pub(super) fn page(request: &ListFilesRequest, rows: usize) -> StoreResult<Query
         query.push(" AND host = ").push_bind(&request.host).push(" AND path >= ").push_bind(&request.prefix);
     }
     if !request.after.is_empty() {
-        let (host, path) = parse_cursor(&request.after)?;
+        let (host, path) = file::parse_cursor(&request.after)?;
         query.push(" AND (host, path) > (").push_bind(host).push(", ").push_bind(path).push(")");
     }
     query.push(" ORDER BY host, path LIMIT ").push_bind(i64::try_from(rows).unwrap_or(i64::MAX));
     Ok(query)
-}
-
-/// Host and path: no host has a slash, and every path begins with one.
-fn cursor(site: &Site) -> String {
-    format!("{}{}", site.host, site.path)
-}
-
-fn parse_cursor(cursor: &str) -> StoreResult<(&str, &str)> {
-    let slash = cursor.find('/').filter(|slash| *slash > 0);
-    slash
-        .map(|slash| cursor.split_at(slash))
-        .ok_or_else(|| StoreError::Invalid(format!("{cursor:?} is no cursor: pass on the reply's `next`")))
 }
 
 fn site(row: &SqliteRow) -> Result<Site, sqlx::Error> {
@@ -196,12 +140,12 @@ fn site(row: &SqliteRow) -> Result<Site, sqlx::Error> {
         host: row.try_get("host")?,
         path: row.try_get("path")?,
         content_type: row.try_get("content_type")?,
-        file: Some(file(row)?),
+        file: Some(stored_file(row)?),
         updated_at_ms: row.try_get("updated_at_ms")?,
     })
 }
 
-fn file(row: &SqliteRow) -> Result<StoredFile, sqlx::Error> {
+fn stored_file(row: &SqliteRow) -> Result<StoredFile, sqlx::Error> {
     Ok(StoredFile {
         reference: row.try_get("reference")?,
         size: row.try_get("size")?,

@@ -1,13 +1,12 @@
 //! The table of handlers: changed in one step, and kept as it was before.
 
-use std::collections::HashSet;
-
 use protoplex_wire::proto::{ChangeHandlersRequest, Handler, HandlerVersion};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
-use super::{SqliteStore, exact};
-use crate::store::{HANDLER_VERSIONS, StoreError, StoreResult};
+use super::SqliteStore;
+use crate::handlers;
+use crate::store::{HANDLER_VERSIONS, StoreResult, exact};
 
 /// See [`crate::store::Store::change_handlers`].
 pub(super) async fn change(
@@ -15,21 +14,15 @@ pub(super) async fn change(
     request: &ChangeHandlersRequest,
     now_ms: i64,
 ) -> StoreResult<u64> {
-    check(request)?;
+    handlers::check(request)?;
     let mut change = store.change().await?;
     let version: u64 =
         sqlx::query_scalar("SELECT version FROM table_version").fetch_one(&mut *change).await?;
-    if version != request.base {
-        return Err(StoreError::Conflict(format!(
-            "the handlers have version {version}, and the change was made of version {}",
-            request.base
-        )));
-    }
-    let version = exact("version", version + 1)?;
+    let version = exact("version", handlers::next_version(request, version)?)?;
     // First all goes that is removed or replaced, so that handlers may swap their places.
     for name in &request.remove {
         if !retire(&mut change, name, version).await? {
-            return Err(StoreError::NotFound(format!("there is no handler {name:?}")));
+            return Err(handlers::unknown(name));
         }
     }
     for handler in &request.put {
@@ -69,13 +62,10 @@ pub(super) async fn at(readers: &SqlitePool, version: u64) -> StoreResult<Vec<Ha
         .fetch_one(&mut *snapshot)
         .await?;
     if !kept {
-        let ends: (i64, i64) = sqlx::query_as("SELECT min(version), max(version) FROM handler_versions")
+        let kept = sqlx::query_as("SELECT min(version), max(version) FROM handler_versions")
             .fetch_one(&mut *snapshot)
             .await?;
-        let (first, last) = ends;
-        return Err(StoreError::NotFound(format!(
-            "version {version} of the handlers is not kept: there are {first} to {last}"
-        )));
+        return Err(handlers::not_kept(version, kept));
     }
     let query = sqlx::query(
         "SELECT name, host, path, key, pool, placement, disabled, since FROM handlers WHERE since <= ?1
@@ -93,20 +83,6 @@ pub(super) async fn current(connection: &mut SqliteConnection) -> StoreResult<Ve
         "SELECT name, host, path, key, pool, placement, disabled, since FROM handlers ORDER BY name",
     );
     Ok(query.try_map(handler).fetch_all(connection).await?)
-}
-
-fn check(request: &ChangeHandlersRequest) -> StoreResult<()> {
-    let names = request.put.iter().map(|handler| &handler.name).chain(&request.remove);
-    let mut seen = HashSet::new();
-    for name in names {
-        if name.is_empty() {
-            return Err(StoreError::Invalid("a handler needs a name".to_owned()));
-        }
-        if !seen.insert(name) {
-            return Err(StoreError::Invalid(format!("handler {name:?} stands twice in one change")));
-        }
-    }
-    if seen.is_empty() { Err(StoreError::Invalid("the change changes nothing".to_owned())) } else { Ok(()) }
 }
 
 /// Moves a handler, where there is one of that name, to those of former versions.
@@ -146,7 +122,7 @@ async fn put(change: &mut SqliteConnection, handler: &Handler, version: i64) -> 
         .bind(&handler.path)
         .fetch_one(change)
         .await?;
-    Err(StoreError::AlreadyExists(format!("handler {other:?} has {}{} already", handler.host, handler.path)))
+    Err(handlers::taken(handler, &other))
 }
 
 /// Forgets the versions up to this one, and the rows that no later version shows.

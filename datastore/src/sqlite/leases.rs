@@ -8,9 +8,9 @@ use protoplex_wire::proto::{PeekLeaseReply, TakeLeaseReply, TakeLeaseRequest};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqlitePool};
 
-use super::{SqliteStore, exact};
-use crate::lease::{self, Grant, Lease};
-use crate::store::StoreResult;
+use super::SqliteStore;
+use crate::lease::{self, Grant, Lease, milliseconds, peeked, reply};
+use crate::store::{StoreResult, exact};
 
 /// The leases of an earlier process: all that were not ended for good are held for one whole life from now.
 pub(super) async fn load(readers: &SqlitePool, now: BootTime) -> Result<HashMap<String, Lease>, sqlx::Error> {
@@ -45,16 +45,14 @@ pub(super) async fn peek(store: &SqliteStore, name: &str) -> StoreResult<PeekLea
     let Some(lease) = leases.get_mut(name) else {
         return Ok(PeekLeaseReply::default());
     };
-    let left = lease.left(BootTime::now());
-    let held = !left.is_zero();
-    if !held && !lease.grant.ended {
+    let seen = peeked(lease, BootTime::now());
+    if !seen.held && !lease.grant.ended {
         // Whoever asks may act on the answer, so it must stay true.
         let ended = Grant { ended: true, ..lease.grant.clone() };
         save(&store.writer, name, &ended).await?;
         lease.grant = ended;
     }
-    let left_ms = if held { milliseconds(left).saturating_add(1) } else { 0 };
-    Ok(PeekLeaseReply { held, term: lease.grant.term, holder: lease.grant.holder.clone(), left_ms })
+    Ok(seen)
 }
 
 async fn save(writer: &SqlitePool, name: &str, grant: &Grant) -> StoreResult<()> {
@@ -81,18 +79,4 @@ fn grant(row: SqliteRow) -> Result<(String, Grant), sqlx::Error> {
         ended: row.try_get("ended")?,
     };
     Ok((row.try_get("name")?, grant))
-}
-
-fn reply(granted: bool, lease: &Lease, now: BootTime) -> TakeLeaseReply {
-    TakeLeaseReply {
-        granted,
-        term: lease.grant.term,
-        holder: lease.grant.holder.clone(),
-        left_ms: milliseconds(lease.left(now)),
-    }
-}
-
-/// Whole milliseconds; leases are checked to be far below 2^32.
-fn milliseconds(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }

@@ -11,7 +11,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Connection, SqlitePool};
 use thiserror::Error;
 
-use crate::store::sqlite_code;
+use super::sqlite_code;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 

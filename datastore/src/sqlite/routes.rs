@@ -4,8 +4,8 @@ use protoplex_wire::proto::{Build, LoadRoutesReply, Member, PutMemberRequest, Re
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqlitePool};
 
-use super::{exact, handlers};
-use crate::store::{StoreError, StoreResult};
+use super::handlers;
+use crate::store::{StoreError, StoreResult, exact};
 
 /// See [`crate::store::Store::put_member`].
 pub(super) async fn put_member(writer: &SqlitePool, request: &PutMemberRequest) -> StoreResult<()> {

@@ -12,15 +12,12 @@ use protoplex_wire::proto::{
 };
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
-use super::{SqliteStore, files, integer};
+use super::{SqliteStore, files};
+use crate::file;
 use crate::scope;
-use crate::store::{StoreError, StoreResult, UPLOAD_LIFE_MS};
+use crate::store::{StoreError, StoreResult, UPLOAD_LIFE_MS, integer};
 use crate::token::{self, Presented, Refused, SecretDigest, Terms};
-
-/// The longest id of an upload, in bytes.
-const MAX_UPLOAD_ID_BYTES: usize = 128;
-/// Old uploads that are removed along with each new one. More than one, so that their number shrinks.
-const SWEPT_AT_ONCE: i64 = 16;
+use crate::upload::{Completable, SWEPT_AT_ONCE, State, Upload, check_id, forged, granted, refusal};
 
 /// See [`crate::store::Store::create_token`].
 pub(super) async fn create_token(
@@ -82,7 +79,7 @@ pub(super) async fn begin(
     let mut change = store.change().await?;
     sweep(&mut change, now_ms).await?;
     let terms = terms(&mut change, &token).await?;
-    let reply = match Upload::find(&mut change, &request.upload).await? {
+    let reply = match find(&mut change, &request.upload).await? {
         Some(upload) => {
             upload.check_granted_before(request, &token)?;
             granted(token, &terms, upload.reserved_bytes)
@@ -103,7 +100,7 @@ pub(super) async fn begin(
 pub(super) async fn abort(store: &SqliteStore, id: &str, now_ms: i64) -> StoreResult<()> {
     check_id(id)?;
     let mut change = store.change().await?;
-    match Upload::find(&mut change, id).await? {
+    match find(&mut change, id).await? {
         Some(upload) if upload.state == State::Open => {
             give_back(&mut change, &upload).await?;
             sqlx::query("UPDATE uploads SET state = 'aborted' WHERE id = ?")
@@ -134,9 +131,9 @@ pub(super) async fn complete(
 ) -> StoreResult<CompleteUploadReply> {
     let file =
         request.file.as_ref().ok_or_else(|| StoreError::Invalid("an upload without a file".to_owned()))?;
-    files::check(file)?;
+    file::check(file)?;
     let mut change = store.change().await?;
-    let upload = Upload::find(&mut change, &request.upload)
+    let upload = find(&mut change, &request.upload)
         .await?
         .ok_or_else(|| StoreError::NotFound(format!("no upload {:?} has begun", request.upload)))?;
     let existed = match upload.completable(request, file)? {
@@ -151,23 +148,6 @@ pub(super) async fn complete(
     let file = files::find(&mut *change, &file.reference).await?;
     change.commit().await?;
     Ok(CompleteUploadReply { file, existed })
-}
-
-fn forged() -> BeginUploadReply {
-    BeginUploadReply { refusal: TokenRefusal::Forged.into(), ..Default::default() }
-}
-
-fn granted(token_id: String, terms: &Terms, max_bytes: u64) -> BeginUploadReply {
-    BeginUploadReply { max_bytes, token_id, expires_at_ms: terms.expires_at_ms, ..Default::default() }
-}
-
-fn refusal(token_id: String, refused: Refused) -> BeginUploadReply {
-    BeginUploadReply {
-        refusal: refused.refusal.into(),
-        limit_bytes: refused.limit_bytes,
-        token_id,
-        ..Default::default()
-    }
 }
 
 /// The token's terms, and that the public id is not another token's.
@@ -296,9 +276,7 @@ async fn sweep(connection: &mut SqliteConnection, now_ms: i64) -> StoreResult<()
             .fetch_all(&mut *connection)
             .await?;
     for id in ids {
-        if let Some(upload) =
-            Upload::find(connection, &id).await?.filter(|upload| upload.state == State::Open)
-        {
+        if let Some(upload) = find(connection, &id).await?.filter(|upload| upload.state == State::Open) {
             tracing::warn!(
                 upload = id,
                 bytes = upload.reserved_bytes,
@@ -311,87 +289,9 @@ async fn sweep(connection: &mut SqliteConnection, now_ms: i64) -> StoreResult<()
     Ok(())
 }
 
-fn check_id(upload: &str) -> StoreResult<()> {
-    if (1..=MAX_UPLOAD_ID_BYTES).contains(&upload.len()) {
-        Ok(())
-    } else {
-        Err(StoreError::Invalid(format!("an upload's id has 1 to {MAX_UPLOAD_ID_BYTES} bytes")))
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
-#[sqlx(rename_all = "lowercase")]
-enum State {
-    Open,
-    Completed,
-    Aborted,
-}
-
-#[derive(Debug, sqlx::FromRow)]
-struct Upload {
-    id: String,
-    state: State,
-    /// None where it was aborted before it began.
-    token: Option<String>,
-    host: String,
-    path: String,
-    reserved_bytes: u64,
-    /// Of the file that completed it.
-    reference: Option<String>,
-    existed: bool,
-}
-
-enum Completable {
-    Now,
-    /// It is a repeated call.
-    Before {
-        existed: bool,
-    },
-}
-
-impl Upload {
-    async fn find(connection: &mut SqliteConnection, id: &str) -> StoreResult<Option<Self>> {
-        let query = sqlx::query_as(
-            "SELECT id, state, token, host, path, reserved_bytes, reference, existed FROM uploads WHERE id = ?",
-        );
-        Ok(query.bind(id).fetch_optional(connection).await?)
-    }
-
-    /// Whether a repeated begin may have the same answer again.
-    fn check_granted_before(&self, request: &BeginUploadRequest, token: &str) -> StoreResult<()> {
-        match self.state {
-            State::Aborted => Err(StoreError::Conflict(format!("upload {:?} was aborted", self.id))),
-            State::Open
-                if self.token.as_deref() == Some(token)
-                    && self.host == request.host
-                    && self.path == request.path =>
-            {
-                Ok(())
-            }
-            State::Open | State::Completed => {
-                Err(StoreError::AlreadyExists(format!("there is an upload {:?} already", self.id)))
-            }
-        }
-    }
-
-    /// Whether the file may complete this upload.
-    fn completable(&self, request: &CompleteUploadRequest, file: &StoredFile) -> StoreResult<Completable> {
-        let id = &self.id;
-        let conflict = |why: String| Err(StoreError::Conflict(why));
-        if self.state == State::Aborted {
-            conflict(format!("upload {id:?} was aborted"))
-        } else if (&self.host, &self.path) != (&request.host, &request.path) {
-            conflict(format!("upload {id:?} has begun for {}{}", self.host, self.path))
-        } else if let Some(reference) = &self.reference {
-            if *reference == file.reference {
-                Ok(Completable::Before { existed: self.existed })
-            } else {
-                conflict(format!("upload {id:?} was completed with other content"))
-            }
-        } else if file.size > self.reserved_bytes {
-            conflict(format!("upload {id:?} has {} bytes and reserved {}", file.size, self.reserved_bytes))
-        } else {
-            Ok(Completable::Now)
-        }
-    }
+async fn find(connection: &mut SqliteConnection, id: &str) -> StoreResult<Option<Upload>> {
+    let query = sqlx::query_as(
+        "SELECT id, state, token, host, path, reserved_bytes, reference, existed FROM uploads WHERE id = ?",
+    );
+    Ok(query.bind(id).fetch_optional(connection).await?)
 }

@@ -166,7 +166,9 @@ async fn serve(
             solo::run(bound, reload, main).await
         }
         Kind::Datastore => {
-            let main = async |context| protoplex_datastore::serve::run(&identity, &context).await;
+            let main = async |context| {
+                protoplex_datastore::serve::run(&settings.datastore, &identity, &context).await
+            };
             solo::run(bound, reload, main).await
         }
         Kind::Fileserver => {

@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod curl;
 pub mod ports;
+pub mod postgres;
 pub mod s3;
 mod wait;
 

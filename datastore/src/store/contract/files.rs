@@ -177,6 +177,12 @@ pub(crate) async fn pages_stay_within_host_and_prefix(database: &impl Database) 
             assert_eq!(listed(&*store, host, prefix, limit).await, expected, "{host} {prefix} by {limit}");
         }
     }
+    // A cursor may come from a listing of all hosts.
+    for (host, after, expected) in [("b.example", "a.example/x", 2), ("a.example", "b.example/", 0)] {
+        let [host, after] = [host, after].map(str::to_owned);
+        let page = store.list_files(ListFilesRequest { host, after, ..Default::default() }).await.unwrap();
+        assert_eq!(page.sites.len(), expected);
+    }
 }
 
 pub(crate) async fn a_page_has_a_limit_in_bytes(database: &impl Database) {

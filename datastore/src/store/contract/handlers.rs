@@ -19,7 +19,7 @@ pub(super) fn handler(name: &str, host: &str, path: &str) -> Handler {
 
 /// Puts one handler, whatever the table's version is.
 pub(crate) async fn put<S: Store>(store: &S, handler: Handler) -> StoreResult<u64> {
-    let base = version(store).await;
+    let base = store.load_routes().await?.table_version;
     store.change_handlers(ChangeHandlersRequest { base, put: vec![handler], ..Default::default() }).await
 }
 

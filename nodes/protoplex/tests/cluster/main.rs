@@ -6,6 +6,7 @@ mod browser;
 mod changes;
 mod command_line;
 mod crashes;
+mod databases;
 mod downloads;
 mod drains;
 mod edge_input;

@@ -1,13 +1,15 @@
 //! A cluster that root starts, and that works as somebody else.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use protoplex_testkit::cluster::Plan;
 use protoplex_testkit::until;
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
-use crate::{get, plan, put};
+use crate::{get, put};
 
 const NOBODY: &str = "nobody";
 const NOBODY_ID: u32 = 65534;
@@ -27,13 +29,27 @@ fn belongs_to_nobody(path: &Path) {
     }
 }
 
+/// A folder that everybody may look into.
+fn open_folder() -> TempDir {
+    let open = Permissions::from_mode(0o755);
+    tempfile::Builder::new().permissions(open).tempdir().unwrap()
+}
+
+/// A cluster of a copy of the binary that everybody may execute: this repository may be in a folder of root's alone.
+fn open_plan(folder: &TempDir) -> Plan {
+    let binary = folder.path().join("protoplex");
+    fs::copy(env!("CARGO_BIN_EXE_protoplex"), &binary).unwrap();
+    Plan::new(binary.to_str().unwrap())
+}
+
 #[test]
 fn a_cluster_that_root_starts_works_as_its_user() {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: only root can become somebody else");
         return;
     }
-    let mut cluster = plan().set(&format!("user={NOBODY}")).start();
+    let folder = open_folder();
+    let mut cluster = open_plan(&folder).set(&format!("user={NOBODY}")).start();
     assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
     assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).body, b"x");
     for node in ["seed-1", "datastore-1", "proxy-1", "fileserver-1", "live-1"] {
@@ -59,7 +75,8 @@ fn a_node_that_is_started_again_without_a_user_can_not_become_root() {
         println!("SKIPPED: only root can become somebody else");
         return;
     }
-    let cluster = plan().file(&format!("user = \"{NOBODY}\"\n")).start();
+    let folder = open_folder();
+    let cluster = open_plan(&folder).file(&format!("user = \"{NOBODY}\"\n")).start();
     let before = cluster.node("proxy-1")["pid"].as_u64().unwrap();
     fs::write(cluster.folder().join("protoplex.toml"), "").unwrap();
     let pid = Pid::from_raw(before.try_into().unwrap()).unwrap();

@@ -215,7 +215,8 @@ impl Keeper {
                         return Some(Event::Lacking);
                     }
                     Err(error) => {
-                        error!(process = self.program.name(), %error, "can't be started");
+                        let executable = self.program.executable().display();
+                        error!(process = self.program.name(), %executable, %error, "can't be started");
                         return Some(Event::Died);
                     }
                 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,6 +63,10 @@ impl Program {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn executable(&self) -> &Path {
+        &self.executable
     }
 
     /// What the next incarnation goes by.
