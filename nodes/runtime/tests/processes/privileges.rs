@@ -71,7 +71,8 @@ fn a_node_that_is_started_as_root_binds_as_root_and_does_all_else_as_its_user() 
         listen: low.map_or("127.0.0.1:0".to_owned(), |low| low.to_string()),
         ..arguments(&folder)
     };
-    let mut node = Node::start(&arguments);
+    // The user may execute its program.
+    let mut node = Node::start_own(&arguments);
     let (_, child) = Client::connect(node.http()).ask("who").unwrap();
     for pid in [node.pid(), child] {
         assert_eq!(Node::of_process(pid, "Uid:"), format!("{NOBODY_ID} {NOBODY_ID} {NOBODY_ID} {NOBODY_ID}"));
@@ -176,7 +177,10 @@ fn row_a_user_that_can_not_be_had_is_refused_before_anything_is_made() {
         chown(folder.path(), Some(uid), Some(uid)).unwrap();
         let file = folder.path().join("fixture.json");
         Arguments { user: Some(user), ..arguments(&folder) }.write(&file, &folder.path().join("data"));
-        let mut command = Command::new(FIXTURE);
+        // Where others may execute it, wherever this repository is.
+        let program = folder.path().join("fixture");
+        fs::copy(FIXTURE, &program).unwrap();
+        let mut command = Command::new(program);
         command.arg(&file).uid(uid).gid(uid).stdin(Stdio::null()).stderr(Stdio::piped());
         (command.spawn().unwrap(), folder)
     };
