@@ -193,17 +193,12 @@ fn identity(kind: Kind, settings: &Settings) -> anyhow::Result<Identity> {
 
 /// Parents only watch their children; the nodes of one process use every core.
 fn runtime(kind: Kind) -> std::io::Result<Runtime> {
-    match kind {
-        // Signals are the first thread's.
-        Kind::Seed | Kind::Datastore => {
-            let hold = || signals::hold_all().unwrap_or_default();
-            Builder::new_multi_thread().enable_all().on_thread_start(hold).build()
-        }
-        Kind::Proxy | Kind::Fileserver | Kind::Live => {
-            let hold = || signals::hold_all().unwrap_or_default();
-            Builder::new_current_thread().enable_all().on_thread_start(hold).build()
-        }
-    }
+    let mut builder = match kind {
+        Kind::Seed | Kind::Datastore => Builder::new_multi_thread(),
+        Kind::Proxy | Kind::Fileserver | Kind::Live => Builder::new_current_thread(),
+    };
+    // Signals are the first thread's.
+    builder.enable_all().on_thread_start(|| signals::hold_all().unwrap_or_default()).build()
 }
 
 /// The address by which this machine reaches the seed, where that is another machine. Blocking.

@@ -4,28 +4,34 @@
 
 #[path = "processes/bad_input.rs"]
 mod bad_input;
+#[path = "processes/commands.rs"]
+mod commands;
 #[path = "processes/logs.rs"]
 mod logs;
 #[path = "processes/meta_tls.rs"]
 mod meta_tls;
 #[path = "processes/privileges.rs"]
 mod privileges;
+#[path = "processes/reloads.rs"]
+mod reloads;
 #[path = "processes/rig.rs"]
 mod rig;
+#[path = "processes/systemd.rs"]
+mod systemd;
 #[path = "processes/upgrades.rs"]
 mod upgrades;
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use protoplex_runtime::supervisor::{Policy, Process, State};
-use rig::{Arguments, Client, Node, eventually, lives, until};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::json;
+
+use rig::{Arguments, Client, Node, eventually, lives, until};
 
 #[test]
 fn a_client_that_connects_while_no_child_lives_is_served_by_the_successor() {
@@ -273,47 +279,6 @@ fn a_node_of_one_process_drains_likewise() {
 }
 
 #[test]
-fn a_node_of_one_process_adopts_what_it_can_and_refuses_the_rest_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log");
-    let arguments = Arguments { children: 0, word: "old", log: Some(log.clone()), ..Arguments::default() };
-    let mut node = Node::start(&arguments);
-    let mut client = Client::connect(node.http());
-    client.ask("whisper one").unwrap();
-    assert_eq!(node.command("/reload"), (200, json!({"changed": false})));
-    node.rewrite(&Arguments { level: "debug", timing: (0, 100), ..arguments.clone() });
-    node.signal(Signal::HUP);
-    until("the level is another", || node.get("/log-level") == "{\"level\":\"debug\"}");
-    client.ask("whisper two").unwrap();
-    until("it whispers", || std::fs::read_to_string(&log).unwrap().contains("two"));
-    assert!(!std::fs::read_to_string(&log).unwrap().contains("one"));
-
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let adopted = Arguments { level: "debug", timing: (0, 100), ..arguments };
-    for (other, name) in [
-        (Arguments { word: "new", ..adopted.clone() }, "fixture.word"),
-        (Arguments { listen, ..adopted.clone() }, "the address of fixture"),
-        (Arguments { data: Some("/elsewhere".into()), ..adopted.clone() }, "data"),
-        (Arguments { level: "loud", ..adopted.clone() }, "the log level \"loud\""),
-    ] {
-        node.rewrite(&other);
-        let (status, problem) = node.command("/reload");
-        let detail = problem["detail"].as_str().unwrap();
-        assert!(
-            status == 422 && detail.contains(name) && detail.contains("the old one goes on"),
-            "{problem}"
-        );
-        assert_eq!(node.get("/log-level"), "{\"level\":\"debug\"}");
-    }
-    client.ask("who").expect("no connection noticed");
-    // How it drains is adopted, too.
-    let asked = Instant::now();
-    node.signal(Signal::TERM);
-    assert_eq!(node.wait(), Some(1), "it is cut");
-    assert!(asked.elapsed() < Duration::from_secs(4));
-}
-
-#[test]
 fn a_limit_of_files_that_its_connections_exceed_is_told_with_both_figures() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
@@ -338,18 +303,6 @@ fn a_limit_of_files_that_its_connections_exceed_is_told_with_both_figures() {
         let now = node.status()["children"][0]["open_files"].as_u64().unwrap();
         assert!(now >= before + 20, "{before} {now}");
     }
-}
-
-#[test]
-fn a_wish_to_reload_that_comes_before_the_node_can_is_kept_until_then() {
-    let arguments = Arguments { children: 1, ..Arguments::default() };
-    let (mut node, pipe) = Node::spawn_waiting(&arguments);
-    let held = || u64::from_str_radix(&Node::of_process(node.pid(), "SigBlk:"), 16).unwrap();
-    until("it holds the signal back", || held() & 1 == 1);
-    node.signal(Signal::HUP);
-    node.go_on(&arguments, pipe);
-    until("it is ready", || node.is_ready());
-    until("it has read its configuration anew", || node.status()["reload"]["ok"] == true);
 }
 
 #[test]
@@ -499,125 +452,6 @@ fn pids(node: &Node) -> Vec<u32> {
 }
 
 #[test]
-fn a_restart_of_every_child_fails_nobody() {
-    for own in [false, true] {
-        let node = Node::start(&Arguments { own, ..Arguments::default() });
-        let before = pids(&node);
-        let mut watcher = Client::connect(node.http());
-        watcher.ask("before").unwrap();
-        let failed = Load::during(&node, |more| {
-            assert_eq!(node.command("/restart"), (200, json!({"changed": true})));
-            more();
-        });
-        assert_eq!(failed, 0);
-        let after = pids(&node);
-        assert!(before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
-        let (_, pid) = watcher.ask("after").expect("who is being served is served to the end");
-        assert!(before.contains(&pid));
-    }
-}
-
-#[test]
-fn one_child_alone_is_restarted_without_a_gap() {
-    for own in [false, true] {
-        let node = Node::start(&Arguments { children: 1, own, ..Arguments::default() });
-        let first = pids(&node);
-        // It drains for as long as this one stays.
-        let mut watcher = Client::connect(node.http());
-        watcher.ask("before").unwrap();
-        let failed = Load::during(&node, |_| {
-            assert_eq!(node.command("/restart?child=0").0, 200);
-        });
-        assert_eq!(failed, 0);
-        assert_ne!(pids(&node), first);
-        watcher.ask("after").unwrap();
-    }
-}
-
-#[test]
-fn what_a_stopped_child_would_have_accepted_its_sibling_does() {
-    let node = Node::start(&Arguments::default());
-    let failed = Load::during(&node, |more| {
-        assert_eq!(node.command("/stop?child=1"), (200, json!({"changed": true})));
-        assert_eq!(node.child(1).state, "STOPPED");
-        assert_eq!(node.command("/stop?child=1"), (200, json!({"changed": false})), "it is stopped already");
-        more();
-        for _ in 0..64 {
-            assert_eq!(Client::connect(node.http()).ask("who").unwrap().0, 0);
-        }
-        assert_eq!(node.command("/start?child=1"), (200, json!({"changed": true})));
-        assert_eq!(node.command("/start?child=1"), (200, json!({"changed": false})), "it runs already");
-    });
-    assert_eq!(failed, 0);
-    until("both serve again", || Client::connect(node.http()).ask("who").unwrap().0 == 1);
-}
-
-#[test]
-fn a_stopped_node_refuses_and_serves_again_on_the_same_port_when_it_is_started() {
-    let node = Node::start(&Arguments::default());
-    assert_eq!(node.command("/stop").0, 200);
-    assert!(!node.is_ready());
-    until("clients are refused", || TcpStream::connect(node.http()).is_err());
-    assert_eq!(node.command("/start").0, 200);
-    assert!(node.is_ready());
-    until("clients are served", || TcpStream::connect(node.http()).is_ok());
-    Client::connect(node.http()).ask("who").unwrap();
-}
-
-#[test]
-fn a_stop_at_once_cuts_what_a_stop_would_wait_for() {
-    let node = Node::start(&Arguments { timing: (0, 60_000), ..Arguments::default() });
-    let mut client = Client::connect(node.http());
-    client.ask("first").unwrap();
-    let started = Instant::now();
-    assert_eq!(node.command("/stop?now=true").0, 200);
-    assert!(started.elapsed() < Duration::from_secs(30));
-    client.ask("last").unwrap_err();
-}
-
-#[test]
-fn a_child_that_was_given_up_can_be_started_by_hand() {
-    let arguments = Arguments { hopeless: Some(1), ..Arguments::default() };
-    let node = Node::spawn(&arguments);
-    until("it is given up", || node.child(1).state == "FATAL");
-    let (status, problem) = node.command("/start?child=1");
-    assert_eq!(status, 500);
-    assert!(problem["detail"].as_str().unwrap().contains("child 1 is FATAL"), "{problem}");
-    node.rewrite(&Arguments { hopeless: None, ..arguments });
-    assert_eq!(node.command("/reload").0, 200);
-    assert_eq!(node.command("/start?child=1").0, 200);
-    assert_eq!(node.child(1).state, "RUNNING");
-    assert_eq!(node.status()["degraded"], false);
-}
-
-#[test]
-fn a_child_that_does_not_exist_can_not_be_commanded() {
-    let node = Node::start(&Arguments::default());
-    for command in ["start", "stop", "restart", "drain"] {
-        let (status, problem) = node.command(&format!("/{command}?child=2"));
-        assert_eq!(status, 404);
-        assert_eq!(problem["detail"], "there is no child 2: the node has children 0 to 1");
-        assert_eq!(node.command(&format!("/{command}?chlid=0")).0, 400, "an unknown key is no wish for all");
-    }
-    assert_eq!((node.child(0).state.as_str(), node.child(1).restarts), ("RUNNING", 0));
-}
-
-#[test]
-fn a_node_that_is_told_to_drain_ends_in_order() {
-    let mut node = Node::start(&Arguments::default());
-    let mut client = Client::connect(node.http());
-    client.ask("first").unwrap();
-    let mut operator = node.command_and_leave("/drain");
-    until("it accepts no more", || TcpStream::connect(node.http()).is_err());
-    client.ask("last").unwrap();
-    drop(client);
-    let mut answer = String::new();
-    operator.read_to_string(&mut answer).unwrap();
-    assert!(answer.ends_with("{\"changed\":true}"), "once that is done: {answer}");
-    assert_eq!(node.wait(), Some(0));
-}
-
-#[test]
 fn a_child_that_can_not_be_started_for_want_of_files_is_started_once_there_are_some() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
@@ -652,157 +486,6 @@ fn a_child_that_hangs_is_killed_and_replaced() {
 }
 
 #[test]
-fn what_children_can_adopt_they_adopt_while_every_connection_lives_on() {
-    let arguments = Arguments { word: "old", motto: "old", ..Arguments::default() };
-    let node = Node::start(&arguments);
-    let before = pids(&node);
-    let mut client = Client::connect(node.http());
-    client.ask("before").unwrap();
-    node.rewrite(&Arguments { word: "new", ..arguments.clone() });
-    node.signal(Signal::HUP);
-    until("both have adopted it", || {
-        node.status()["children"].as_array().unwrap().iter().all(|child| child["details"]["word"] == "new")
-    });
-    assert_eq!(pids(&node), before);
-    client.ask("after").unwrap();
-    until("the reload is noted", || node.status()["reload"]["ok"] == true);
-    // For what only a new child can adopt, each is replaced.
-    let failed = Load::during(&node, |_| {
-        node.rewrite(&Arguments { motto: "new", ..arguments.clone() });
-        assert_eq!(node.command("/reload"), (200, json!({"changed": true})));
-    });
-    assert_eq!(failed, 0);
-    assert_ne!(pids(&node), before);
-    assert_eq!(node.status()["children"][1]["details"]["motto"], "new");
-}
-
-#[test]
-fn a_bad_configuration_changes_nothing_and_says_why() {
-    let node = Node::start(&Arguments::default());
-    let (before, status) = (pids(&node), node.status());
-    std::fs::write(node.arguments(), "{ \"data\": ").unwrap();
-    let (code, problem) = node.command("/reload");
-    assert_eq!(code, 422);
-    let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains("the old one goes on") && detail.contains("line 1 column"), "{detail}");
-    assert_eq!(node.status()["reload"]["ok"], false);
-    // One that reads well, but whose address is taken.
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = taken.local_addr().unwrap().to_string();
-    node.rewrite(&Arguments { listen, children: 3, ..Arguments::default() });
-    let (code, problem) = node.command("/reload");
-    assert_eq!(code, 409, "{problem}");
-    assert!(problem["detail"].as_str().unwrap().contains("is in use"), "{problem}");
-    // One that changes what can't change.
-    node.rewrite(&Arguments { data: Some("/elsewhere".into()), ..Arguments::default() });
-    assert_eq!(node.command("/reload").0, 422);
-    assert_eq!((pids(&node), node.status()["addresses"].clone()), (before, status["addresses"].clone()));
-    Client::connect(node.http()).ask("who").unwrap();
-}
-
-#[test]
-fn children_are_added_and_taken_away_while_every_connection_lives_on() {
-    let arguments = Arguments { children: 1, ..Arguments::default() };
-    let node = Node::start(&arguments);
-    let before = pids(&node);
-    let mut client = Client::connect(node.http());
-    client.ask("before").unwrap();
-    let failed = Load::during(&node, |more| {
-        node.rewrite(&Arguments { children: 3, ..arguments.clone() });
-        assert_eq!(node.command("/reload").0, 200);
-        until("three serve", || node.is_ready() && pids(&node).iter().filter(|pid| **pid > 0).count() == 3);
-        for index in 0..3 {
-            until("each of them accepts", || Client::connect(node.http()).ask("who").unwrap().0 == index);
-        }
-        more();
-        node.rewrite(&Arguments { children: 1, ..arguments.clone() });
-        assert_eq!(node.command("/reload").0, 200);
-        more();
-    });
-    assert_eq!(failed, 0);
-    assert_eq!(pids(&node), before);
-    assert_eq!(client.ask("after").unwrap(), (0, before[0]));
-}
-
-#[test]
-fn an_address_is_added_and_taken_away_while_every_connection_lives_on() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let node = Node::start(&Arguments::default());
-    let (before, old) = (pids(&node), node.http());
-    let mut client = Client::connect(old);
-    client.ask("before").unwrap();
-    node.rewrite(&Arguments { listen: free.to_string(), ..Arguments::default() });
-    assert_eq!(node.command("/reload"), (200, json!({"changed": true})));
-    until("the new address is served", || TcpStream::connect(free).is_ok());
-    Client::connect(free).ask("who").unwrap();
-    until("the old one is not", || TcpStream::connect(old).is_err());
-    client.ask("after").unwrap();
-    assert_eq!(pids(&node), before);
-    assert_eq!(node.announced("http"), Some(free));
-}
-
-/// What a process tells its service manager, until there is a line like this.
-fn told_until(manager: &UnixDatagram, line: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut message = [0; 4096];
-    while !lines.iter().any(|told| told == line) {
-        let length = manager.recv(&mut message).expect("it is told in time");
-        lines.extend(String::from_utf8_lossy(&message[..length]).lines().map(str::to_owned));
-    }
-    lines
-}
-
-#[test]
-fn systemd_is_told_of_readiness_reloads_and_the_end_and_that_the_node_lives() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "200000")];
-    let mut node = Node::spawn_with(&Arguments::default(), &environment);
-    told_until(&manager, "READY=1");
-    for _ in 0..3 {
-        told_until(&manager, "WATCHDOG=1");
-    }
-    node.signal(Signal::HUP);
-    let told = told_until(&manager, "READY=1");
-    assert!(told.iter().any(|line| line == "RELOADING=1"), "{told:?}");
-    assert!(told.iter().any(|line| line.starts_with("MONOTONIC_USEC=")), "{told:?}");
-    let status = format!("STATUS={}", "ready, 1 of 2 children");
-    assert_eq!(node.command("/stop?child=1").0, 200);
-    told_until(&manager, &status);
-    node.signal(Signal::TERM);
-    told_until(&manager, "STOPPING=1");
-    assert_eq!(node.wait(), Some(0));
-}
-
-#[test]
-fn sockets_that_systemd_has_bound_are_served_by_all_children() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = listener.local_addr().unwrap().to_string();
-    // It came before the node did.
-    let mut early = Client::connect(listener.local_addr().unwrap());
-    let node = Node::spawn_with_socket(&Arguments { listen, ..Arguments::default() }, listener);
-    early.ask("who").unwrap();
-    assert_eq!(node.http(), node.announced("http").unwrap());
-    for index in 0..2 {
-        until("each of them accepts", || Client::connect(node.http()).ask("who").unwrap().0 == index);
-    }
-    drop(early);
-    assert_eq!(node.command("/stop?child=0").0, 200);
-    assert_eq!(Client::connect(node.http()).ask("who").unwrap().0, 1);
-}
-
-#[test]
-fn a_page_in_some_browser_can_not_command_a_node() {
-    let node = Node::start(&Arguments::default());
-    let before = pids(&node);
-    assert_eq!(node.status_of("POST", "/stop", "Origin: https://example.com\r\n"), 403);
-    assert_eq!(node.status_of("GET", "/stop", ""), 405);
-    assert_eq!(pids(&node), before);
-}
-
-#[test]
 fn the_configuration_is_shown_without_what_is_secret() {
     let node = Node::start(&Arguments { word: "shown", ..Arguments::default() });
     let config: serde_json::Value = serde_json::from_str(&node.get("/config")).unwrap();
@@ -811,83 +494,6 @@ fn the_configuration_is_shown_without_what_is_secret() {
         json!({"hopeless": null, "word": "shown", "motto": "", "secret_word": "***"})
     );
     assert_eq!(config["common"]["node"], "fixture-1");
-}
-
-#[test]
-fn a_command_that_means_another_node_is_refused() {
-    let node = Node::start(&Arguments::default());
-    let before = pids(&node);
-    let (status, problem) = node.command("/stop?node=fixture-2");
-    assert_eq!(status, 421);
-    assert!(problem["detail"].as_str().unwrap().starts_with("This is fixture-1, not fixture-2"), "{problem}");
-    assert_eq!(pids(&node), before);
-    assert_eq!(node.command("/restart?node=fixture-1&child=0").0, 200);
-    assert_eq!(node.status_of("GET", "/status", "X: y\r\n"), 200);
-}
-
-#[test]
-fn who_a_stopping_child_still_serves_it_serves_to_the_end_even_where_it_is_replaced() {
-    let node = Node::start(&Arguments { children: 1, timing: (0, 20_000), ..Arguments::default() });
-    let mut client = Client::connect(node.http());
-    client.ask("first").unwrap();
-    let first = pids(&node);
-    std::thread::scope(|scope| {
-        scope.spawn(|| node.command("/stop?child=0"));
-        until("it stops", || node.child(0).state == "STOPPING");
-        assert_eq!(node.command("/restart?child=0").0, 200);
-        assert_ne!(pids(&node), first);
-        client.ask("last").expect("the predecessor goes on with what it has");
-        drop(client);
-    });
-}
-
-#[test]
-fn a_command_goes_on_where_its_operator_goes_away() {
-    let node = Node::start(&Arguments::default());
-    let mut client = Client::connect(node.http());
-    client.ask("first").unwrap();
-    let first = pids(&node);
-    let told = node.command_and_leave("/restart");
-    until("the command is under way", || node.child(0).pid != Some(first[0]));
-    drop(told);
-    until("it is carried out to its end all the same", || {
-        (0..first.len()).all(|index| {
-            let child = node.child(index);
-            child.state == "RUNNING" && child.pid != Some(first[index])
-        })
-    });
-    client.ask("last").unwrap();
-}
-
-#[test]
-fn a_stop_that_a_start_crosses_says_so() {
-    let node = Node::start(&Arguments { children: 1, ..Arguments::default() });
-    let mut client = Client::connect(node.http());
-    client.ask("first").unwrap();
-    std::thread::scope(|scope| {
-        let stop = scope.spawn(|| node.command("/stop?child=0"));
-        until("it stops", || node.child(0).state == "STOPPING");
-        let _start = node.command_and_leave("/start?child=0");
-        // Whoever comes later is served later.
-        (0..3).for_each(|_| drop(node.status()));
-        client.ask("last").unwrap();
-        drop(client);
-        let (status, said) = stop.join().unwrap();
-        assert_eq!((status, &said["detail"]), (409, &json!("child 0 was started again meanwhile")));
-        until("it runs", || node.child(0).state == "RUNNING");
-    });
-}
-
-#[test]
-fn fewer_children_and_more_again_find_their_names_free() {
-    let arguments = Arguments::default();
-    let node = Node::start(&arguments);
-    for children in [1, 2, 1, 3, 1, 2] {
-        node.rewrite(&Arguments { children, ..arguments.clone() });
-        assert_eq!(node.command("/reload").0, 200);
-    }
-    until("all run", || pids(&node).len() == 2 && (0..2).all(|index| node.child(index).state == "RUNNING"));
-    assert_eq!(node.child(1).restarts, 0);
 }
 
 #[test]
@@ -901,35 +507,6 @@ fn a_child_without_a_file_to_spare_takes_over_its_siblings_socket() {
     for client in &mut waiting {
         assert_eq!(client.ask("who").unwrap(), (index, pid));
     }
-}
-
-#[test]
-fn a_drain_in_the_middle_of_a_restart_ends_the_node() {
-    let mut node = Node::start(&Arguments { children: 4, ..Arguments::default() });
-    let first = pids(&node);
-    let _told = node.command_and_leave("/restart");
-    until("the restart is under way", || node.child(0).pid != Some(first[0]));
-    node.signal(Signal::TERM);
-    assert_eq!(node.wait(), Some(0));
-}
-
-#[test]
-fn the_log_level_changes_for_all_processes_at_once_and_a_bad_one_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log");
-    let node = Node::start(&Arguments { children: 1, log: Some(log.clone()), ..Arguments::default() });
-    let whispered = |text: &str| std::fs::read_to_string(&log).unwrap_or_default().contains(text);
-    Client::connect(node.http()).ask("whisper one").unwrap();
-    assert_eq!(node.command("/log-level?level=loud").0, 400);
-    assert_eq!(node.command("/log-level?level=debug"), (200, json!({"changed": true})));
-    assert_eq!(node.command("/log-level?level=debug"), (200, json!({"changed": false})));
-    assert_eq!(node.get("/log-level"), "{\"level\":\"debug\"}");
-    until("the child whispers", || {
-        Client::connect(node.http()).ask("whisper two").unwrap();
-        whispered("two")
-    });
-    assert!(!whispered("one"));
-    assert_eq!(node.child(0).restarts, 0);
 }
 
 #[test]

@@ -312,7 +312,8 @@ fn row_an_upgrade_of_a_node_that_drains_is_refused() {
 
 #[test]
 fn no_order_to_end_is_lost_while_one_program_follows_the_other() {
-    // From before the old program hands over to after the new one listens.
+    // From before the old program hands over to after the new one listens: moments that nothing tells from outside, so many
+    // are tried.
     for wait_ms in (30..130).step_by(4) {
         let mut node = Node::start_own(&Arguments { children: 1, own: false, ..Arguments::default() });
         let _told = node.command_and_leave("/upgrade");
