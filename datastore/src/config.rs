@@ -1,12 +1,13 @@
 //! The section `[datastore]` of `protoplex.toml`, and what the runtime has to take for it.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use protoplex_runtime::config::{Common, Problems};
 use protoplex_runtime::parent::Spec;
 use serde::{Deserialize, Serialize};
 
+use crate::archive::Database;
 use crate::postgres::{Target, TargetError};
 
 /// The port that other nodes look for it on.
@@ -58,6 +59,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Where everything is, or will be once it is opened; the file is in the data directory.
+    pub fn database(&self, data: &Path) -> Result<Database, TargetError> {
+        Ok(self.target()?.map_or_else(|| database_file(data), Database::server))
+    }
+
     /// The PostgreSQL database; none where it is a file.
     pub(crate) fn target(&self) -> Result<Option<Target>, TargetError> {
         self.url.as_deref().map(|url| Target::parse(url, self.password.as_deref())).transpose()
@@ -79,8 +85,13 @@ pub fn spec(config: &Config, common: &Common) -> Spec {
 }
 
 /// The database's file in the data directory.
-pub(crate) fn file(common: &Common) -> PathBuf {
-    common.data.join("datastore").join("protoplex.db")
+pub(crate) fn file(data: &Path) -> PathBuf {
+    data.join("datastore").join("protoplex.db")
+}
+
+/// The SQLite database of a data directory.
+pub fn database_file(data: &Path) -> Database {
+    Database::File(file(data))
 }
 
 #[cfg(test)]

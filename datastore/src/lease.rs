@@ -6,11 +6,12 @@
 //! | held          | a restart of the datastore, for one whole life | the same                                    |
 //! | over          | its end                                        | anybody, in a new term; no renewal          |
 //! | over for good | somebody was told so, a restart in between     | the same                                    |
+//! | over for good | its holder has released it                     | the same                                    |
 
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::proto::{PeekLeaseReply, TakeLeaseReply, TakeLeaseRequest};
+use protoplex_wire::proto::{PeekLeaseReply, ReleaseLeaseRequest, TakeLeaseReply, TakeLeaseRequest};
 
 use crate::store::{StoreError, StoreResult};
 
@@ -82,6 +83,20 @@ pub(crate) fn check(request: &TakeLeaseRequest) -> StoreResult<()> {
         )))
     } else {
         Ok(())
+    }
+}
+
+/// What becomes of the lease when its holder gives it up; `None` where it isn't this holder's in this term, or is over.
+pub(crate) fn released(grant: &Grant, request: &ReleaseLeaseRequest) -> Option<Grant> {
+    let theirs = grant.holder == request.holder && grant.term == request.term && !grant.ended;
+    theirs.then(|| Grant { ended: true, ..grant.clone() })
+}
+
+/// Refuses a change that a seed of this term makes where the lease of seeds was granted in a newer one since.
+pub(crate) fn fence(term: u64, newest: Option<u64>) -> StoreResult<()> {
+    match newest {
+        Some(newest) if term != 0 && term < newest => Err(StoreError::Fenced(newest)),
+        _ => Ok(()),
     }
 }
 

@@ -4,10 +4,13 @@
 //! What a database has to do is said by [`store`]; the rules that every database shares (tokens, uploads, files, leases,
 //! builds) are plain functions on plain data. [`sqlite`] is the database of one machine, [`postgres`] that of many.
 
+pub mod archive;
 pub mod config;
+pub mod event_log;
 pub mod serve;
 pub mod store;
 
+mod announce;
 mod builds;
 mod file;
 mod handlers;

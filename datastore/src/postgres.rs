@@ -5,8 +5,10 @@
 //! it, an upload before file, site and token), and where PostgreSQL finds a deadlock all the same, or two that insert
 //! one key at once, the whole call is made again. A commit is on the server's disk before its call is answered.
 
+mod archive;
 mod builds;
 mod connect;
+mod events;
 mod fault;
 mod files;
 mod handlers;
@@ -26,8 +28,8 @@ use futures_util::Stream;
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
     CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, ListFilesReply,
-    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site,
-    StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, ReleaseLeaseRequest,
+    RemoveMemberRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, watch};
@@ -37,6 +39,7 @@ use crate::store::{Store, StoreError, StoreResult, unix_time_ms};
 use leases::Sightings;
 use reach::{Reach, Watcher};
 
+pub(crate) use archive::PgArchive;
 pub use connect::{Target, TargetError};
 pub(crate) use fault::fault;
 pub use open::OpenError;
@@ -54,7 +57,7 @@ pub struct PgStore {
     pool: PgPool,
     reach: Arc<Reach>,
     watcher: Watcher,
-    leases: Sightings,
+    leases: Arc<Sightings>,
     /// Held while a build comes in, so that deployments that wait take one connection and not one each.
     deploying: Mutex<()>,
 }
@@ -63,9 +66,13 @@ impl PgStore {
     /// Connects to the database and brings it to the present schema.
     pub async fn open(target: &Target) -> Result<Self, OpenError> {
         let pool = open::pool(target).await?;
+        let mut connection = pool.acquire().await.map_err(|source| OpenError::unusable(target, source))?;
+        open::refuse_moved(target, &mut connection).await?;
+        drop(connection);
         let reach = Arc::new(Reach::new(target));
-        let watcher = Watcher::start(target, &reach, &pool);
-        Ok(Self { pool, reach, watcher, leases: Sightings::default(), deploying: Mutex::new(()) })
+        let leases = Arc::new(Sightings::default());
+        let watcher = Watcher::start(target, &reach, &pool, &leases);
+        Ok(Self { pool, reach, watcher, leases, deploying: Mutex::new(()) })
     }
 
     /// As [`Self::open`], but waits for a server that is away, and says so once.
@@ -139,7 +146,7 @@ impl Store for PgStore {
     }
 
     async fn mark_stored(&self, reference: &str) -> StoreResult<()> {
-        self.call(|| files::mark_stored(&self.pool, reference)).await
+        self.call(|| files::mark_stored(self, reference, unix_time_ms())).await
     }
 
     async fn find_site(&self, host: &str, path: &str) -> StoreResult<Option<Site>> {
@@ -177,9 +184,10 @@ impl Store for PgStore {
     async fn put_build(
         &self,
         host: &str,
+        term: u64,
         assets: impl Stream<Item = StoreResult<Asset>> + Send + Unpin,
     ) -> StoreResult<Build> {
-        builds::put(self, host, assets).await
+        builds::put(self, host, term, assets).await
     }
 
     async fn next_asset(&self, version: u64, path: &str) -> StoreResult<Option<Asset>> {
@@ -187,11 +195,11 @@ impl Store for PgStore {
     }
 
     async fn put_member(&self, request: PutMemberRequest) -> StoreResult<()> {
-        self.call(|| routes::put_member(&self.pool, &request)).await
+        self.call(|| routes::put_member(self, &request)).await
     }
 
     async fn remove_member(&self, request: RemoveMemberRequest) -> StoreResult<()> {
-        self.call(|| routes::remove_member(&self.pool, &request)).await
+        self.call(|| routes::remove_member(self, &request)).await
     }
 
     async fn take_lease(&self, request: TakeLeaseRequest) -> StoreResult<TakeLeaseReply> {
@@ -200,6 +208,10 @@ impl Store for PgStore {
 
     async fn peek_lease(&self, name: &str) -> StoreResult<PeekLeaseReply> {
         self.call(|| leases::peek(self, name)).await
+    }
+
+    async fn release_lease(&self, request: ReleaseLeaseRequest) -> StoreResult<()> {
+        self.call(|| leases::release(self, &request)).await
     }
 }
 
@@ -211,6 +223,9 @@ enum Named {
     Watch = 2,
     Lease = 3,
     Deployment = 4,
+    /// All of it, by those that use it, and alone by who moves it.
+    Database = 5,
+    Subscription = 6,
 }
 
 /// Waits until no other transaction of any datastore holds the name, and holds it until the transaction ends. Two names

@@ -1,5 +1,6 @@
 //! Serves a store to the other nodes: gRPC over TLS with the cluster's certificate, for those that have its token.
 
+mod events;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use futures_util::{Stream, stream};
 use protoplex_runtime::context::Context;
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::datastore_server::{Datastore, DatastoreServer};
+use protoplex_wire::proto::event_log_server::EventLogServer;
 use protoplex_wire::proto::put_build_request::Message;
 use protoplex_wire::proto::{
     AbortUploadReply, AbortUploadRequest, Asset, BeginUploadReply, BeginUploadRequest, Build,
@@ -21,9 +23,10 @@ use protoplex_wire::proto::{
     CreateTokenRequest, FetchBuildRequest, FindFileReply, FindFileRequest, FindSiteReply, FindSiteRequest,
     HandlerHistoryReply, HandlerHistoryRequest, HandlersAtReply, HandlersAtRequest, ListFilesReply,
     ListFilesRequest, LoadRoutesReply, LoadRoutesRequest, MarkStoredReply, MarkStoredRequest, PeekLeaseReply,
-    PeekLeaseRequest, PutBuildRequest, PutMemberReply, PutMemberRequest, RemoveMemberReply,
-    RemoveMemberRequest, TakeLeaseReply, TakeLeaseRequest,
+    PeekLeaseRequest, PutBuildRequest, PutMemberReply, PutMemberRequest, ReleaseLeaseReply,
+    ReleaseLeaseRequest, RemoveMemberReply, RemoveMemberRequest, TakeLeaseReply, TakeLeaseRequest,
 };
+use protoplex_wire::seeds;
 use thiserror::Error;
 use tokio::time::timeout;
 use tonic::service::interceptor::InterceptedService;
@@ -33,9 +36,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::builds::MAX_ASSET_BYTES;
 use crate::config::{self, Config};
+use crate::event_log::EventLog;
 use crate::postgres::{self, PgStore, TargetError};
 use crate::sqlite::{self, SqliteStore};
 use crate::store::{Store, StoreError, StoreResult};
+use events::EventService;
 
 /// The largest message: one asset with its two compressed forms, its path and its type.
 pub const MAX_MESSAGE_BYTES: usize = 3 * MAX_ASSET_BYTES + (64 << 10);
@@ -74,7 +79,7 @@ pub async fn run(config: &Config, identity: &Identity, context: &Context) -> Res
     let listener = context.listeners(config::SOCKET).pop().ok_or(RunError::NoSocket)?;
     let drain = context.drain();
     let Some(target) = config.target()? else {
-        let store = Arc::new(SqliteStore::open(&config::file(context.common())).await?);
+        let store = Arc::new(SqliteStore::open(&config::file(&context.common().data)).await?);
         context.ready(true);
         let served = serve(Arc::clone(&store), listener, identity, drain.started()).await;
         store.close().await;
@@ -108,7 +113,7 @@ async fn tell_readiness(store: &PgStore, context: &Context) {
 }
 
 /// Serves a store until `drain` is ready and then every call has been answered.
-pub async fn serve<S: Store>(
+pub async fn serve<S: Store + EventLog>(
     store: Arc<S>,
     listener: TcpListener,
     identity: &Identity,
@@ -116,6 +121,9 @@ pub async fn serve<S: Store>(
 ) -> Result<(), RunError> {
     listener.set_nonblocking(true)?;
     let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let events = EventLogServer::new(EventService { store: Arc::clone(&store) })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let datastore = DatastoreServer::new(Service { store }).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder()
         .tls_config(identity.server_tls())?
@@ -123,6 +131,7 @@ pub async fn serve<S: Store>(
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .add_service(InterceptedService::new(datastore, identity.guard()))
+        .add_service(InterceptedService::new(events, identity.guard()))
         .serve_with_incoming_shutdown(incoming, drain)
         .await?;
     Ok(())
@@ -194,10 +203,11 @@ impl<S: Store> Datastore for Service<S> {
 
     async fn put_build(&self, request: Request<Streaming<PutBuildRequest>>) -> Answer<Build> {
         let mut messages = request.into_inner();
-        let Some(Message::Host(host)) = next(&mut messages).await.map_err(status)? else {
+        let (first, term) = next_of_term(&mut messages).await.map_err(status)?;
+        let Some(Message::Host(host)) = first else {
             return Err(Status::invalid_argument("a build begins with its host"));
         };
-        answer(self.store.put_build(&host, pin!(assets(messages))).await)
+        answer(self.store.put_build(&host, term, pin!(assets(messages))).await)
     }
 
     type GetBuildStream = Pin<Box<dyn Stream<Item = Result<Asset, Status>> + Send>>;
@@ -231,6 +241,10 @@ impl<S: Store> Datastore for Service<S> {
     async fn peek_lease(&self, request: Request<PeekLeaseRequest>) -> Answer<PeekLeaseReply> {
         answer(self.store.peek_lease(&request.into_inner().name).await)
     }
+
+    async fn release_lease(&self, request: Request<ReleaseLeaseRequest>) -> Answer<ReleaseLeaseReply> {
+        answer(self.store.release_lease(request.into_inner()).await.map(|()| ReleaseLeaseReply {}))
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -247,7 +261,9 @@ fn status(error: StoreError) -> Status {
         StoreError::NotFound(_) => Status::not_found(text),
         StoreError::AlreadyExists(_) => Status::already_exists(text),
         StoreError::Conflict(_) => Status::failed_precondition(text),
+        StoreError::Fenced(newest) => seeds::fenced(text, newest),
         StoreError::Interrupted(_) => Status::aborted(text),
+        StoreError::TooMany(_) => Status::resource_exhausted(text),
         StoreError::Full => {
             tracing::error!("{text}");
             Status::resource_exhausted(text)
@@ -280,15 +296,20 @@ fn assets(messages: Streaming<PutBuildRequest>) -> impl Stream<Item = StoreResul
 
 /// The next message of a build; `None` at the end of the stream.
 async fn next(messages: &mut Streaming<PutBuildRequest>) -> StoreResult<Option<Message>> {
+    Ok(next_of_term(messages).await?.0)
+}
+
+/// As [`next`], and the term that came with it.
+async fn next_of_term(messages: &mut Streaming<PutBuildRequest>) -> StoreResult<(Option<Message>, u64)> {
     let request = timeout(ASSET_TIMEOUT, messages.message())
         .await
         .map_err(|_| StoreError::Interrupted(format!("no asset came for {} s", ASSET_TIMEOUT.as_secs())))?
         .map_err(|status| StoreError::Interrupted(status.message().to_owned()))?;
     match request {
-        Some(PutBuildRequest { message: Some(message) }) => Ok(Some(message)),
-        Some(PutBuildRequest { message: None }) => {
+        Some(PutBuildRequest { message: Some(message), term }) => Ok((Some(message), term)),
+        Some(PutBuildRequest { message: None, .. }) => {
             Err(StoreError::Invalid("a message is neither host nor asset nor end".to_owned()))
         }
-        None => Ok(None),
+        None => Ok((None, 0)),
     }
 }

@@ -3,7 +3,9 @@
 //! Write-ahead log with `synchronous = FULL`: a transaction is on the disk before its call is answered, so that an
 //! acknowledged upload outlives a power loss. Readers never wait for the writer.
 
+mod archive;
 mod builds;
+mod events;
 mod files;
 mod handlers;
 mod leases;
@@ -15,6 +17,7 @@ mod uploads;
 mod tests;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 
 use futures_util::Stream;
@@ -22,8 +25,8 @@ use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
     CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, ListFilesReply,
-    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site,
-    StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, ReleaseLeaseRequest,
+    RemoveMemberRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;
@@ -31,6 +34,7 @@ use tokio::sync::Mutex;
 use crate::lease::Lease;
 use crate::store::{Store, StoreError, StoreResult, unix_time_ms};
 
+pub(crate) use archive::SqliteArchive;
 pub use open::OpenError;
 
 /// An open database. The file must belong to this process alone.
@@ -44,22 +48,28 @@ pub struct SqliteStore {
     leases: Mutex<HashMap<String, Lease>>,
     /// Held while a build comes in, so that an incomplete build in the database is one that broke off.
     deploying: Mutex<()>,
+    /// Held, for nobody else may use the file.
+    lock: File,
 }
 
 impl SqliteStore {
     /// Opens the database, or makes it where there is none, and brings it to the present schema.
     pub async fn open(file: &Path) -> Result<Self, OpenError> {
+        let lock = open::lock(file)?;
+        open::refuse_moved(file).await?;
         let (writer, readers) = open::pools(file).await?;
         let at = |source| OpenError::unusable(file, source);
         builds::drop_unfinished(&writer).await.map_err(at)?;
         let leases = leases::load(&readers, BootTime::now()).await.map_err(at)?;
-        Ok(Self { writer, readers, leases: Mutex::new(leases), deploying: Mutex::new(()) })
+        Ok(Self { writer, readers, leases: Mutex::new(leases), deploying: Mutex::new(()), lock })
     }
 
     /// Finishes what runs, moves the write-ahead log into the file and closes it.
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+        // It ends with this in any case.
+        let _ = self.lock.unlock();
     }
 
     /// A transaction that may write. Rolled back where it is dropped.
@@ -86,7 +96,7 @@ impl Store for SqliteStore {
     }
 
     async fn mark_stored(&self, reference: &str) -> StoreResult<()> {
-        files::mark_stored(&self.writer, reference).await
+        files::mark_stored(&self.writer, reference, unix_time_ms()).await
     }
 
     async fn find_site(&self, host: &str, path: &str) -> StoreResult<Option<Site>> {
@@ -124,9 +134,10 @@ impl Store for SqliteStore {
     async fn put_build(
         &self,
         host: &str,
+        term: u64,
         assets: impl Stream<Item = StoreResult<Asset>> + Send + Unpin,
     ) -> StoreResult<Build> {
-        builds::put(self, host, assets).await
+        builds::put(self, host, term, assets).await
     }
 
     async fn next_asset(&self, version: u64, path: &str) -> StoreResult<Option<Asset>> {
@@ -134,11 +145,11 @@ impl Store for SqliteStore {
     }
 
     async fn put_member(&self, request: PutMemberRequest) -> StoreResult<()> {
-        routes::put_member(&self.writer, &request).await
+        routes::put_member(self, &request).await
     }
 
     async fn remove_member(&self, request: RemoveMemberRequest) -> StoreResult<()> {
-        routes::remove_member(&self.writer, &request).await
+        routes::remove_member(self, &request).await
     }
 
     async fn take_lease(&self, request: TakeLeaseRequest) -> StoreResult<TakeLeaseReply> {
@@ -147,6 +158,10 @@ impl Store for SqliteStore {
 
     async fn peek_lease(&self, name: &str) -> StoreResult<PeekLeaseReply> {
         leases::peek(self, name).await
+    }
+
+    async fn release_lease(&self, request: ReleaseLeaseRequest) -> StoreResult<()> {
+        leases::release(self, &request).await
     }
 }
 

@@ -10,8 +10,8 @@ use futures_util::Stream;
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
     CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, ListFilesReply,
-    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, RemoveMemberRequest, Site,
-    StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, ReleaseLeaseRequest,
+    RemoveMemberRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::postgres::PgDatabaseError;
 use thiserror::Error;
@@ -22,6 +22,9 @@ use crate::{postgres, sqlite};
 pub type StoreResult<T> = Result<T, StoreError>;
 
 /// The datastore's state. Every change is durable when its future is ready, and is made whole or not at all.
+///
+/// Changes that a leading seed makes carry its term, and are refused with [`StoreError::Fenced`] where a newer one was
+/// granted, in the transaction that would make them: so none is made after its seed's successor has read what there is.
 ///
 /// The messages are those of `datastore.proto`, which says what each field means. Dropping a future leaves the change
 /// either made or not made; repeating the call is safe, or tells [`StoreError::AlreadyExists`].
@@ -115,6 +118,7 @@ pub trait Store: Send + Sync + 'static {
     fn put_build(
         &self,
         host: &str,
+        term: u64,
         assets: impl Stream<Item = StoreResult<Asset>> + Send + Unpin,
     ) -> impl Future<Output = StoreResult<Build>> + Send;
 
@@ -140,6 +144,10 @@ pub trait Store: Send + Sync + 'static {
     /// Who holds a lease. Where nobody does, no term up to this moment is ever renewed again: whoever holds the lease
     /// later has taken it after this moment.
     fn peek_lease(&self, name: &str) -> impl Future<Output = StoreResult<PeekLeaseReply>> + Send;
+
+    /// Ends a lease for good, as if its time were over, where this holder has it in this term; else nothing changes. Who
+    /// wants it next need not wait.
+    fn release_lease(&self, request: ReleaseLeaseRequest) -> impl Future<Output = StoreResult<()>> + Send;
 }
 
 /// How long an upload may last, in milliseconds: a week. A reservation that is older was left by a fileserver that never
@@ -167,9 +175,15 @@ pub enum StoreError {
     /// What is stored doesn't allow it any more. The caller's fault.
     #[error("{0}")]
     Conflict(String),
+    /// Another seed has led since: the newest term. The caller's fault, who leads no more.
+    #[error("a seed of a later term, {0}, leads by now")]
+    Fenced(u64),
     /// The stream of assets ended before its end. The caller's fault, or the network's.
     #[error("the build broke off: {0}")]
     Interrupted(String),
+    /// There are as many as there may be. The caller's fault, or that of those before.
+    #[error("{0}")]
+    TooMany(String),
     /// No space is left where the database is. Ours.
     #[error("the datastore's disk is full: free some space where its database is")]
     Full,

@@ -81,6 +81,8 @@ pub(crate) struct Upload {
     /// Of the file that completed it.
     pub(crate) reference: Option<String>,
     pub(crate) existed: bool,
+    /// Its public id; empty where it has none.
+    pub(crate) watch: String,
 }
 
 /// What a completion comes to.

@@ -4,10 +4,10 @@
 //! it nearly full is dropped: two places are kept for the event that ends the upload and for `file.stored`.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use protoplex_wire::cloud_event::{CloudEvent, EventData, EventError};
 use serde_json::{Value, json};
-use time::UtcDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -134,29 +134,24 @@ impl Feed {
     }
 
     fn send(&self, kind: &str, data: Value, lasting: bool) {
-        let cloud_event = json!({
-            "specversion": "1.0",
-            "id": format!("{:016x}", rand::random::<u64>()),
-            "source": &*self.source,
-            "type": kind,
-            "subject": self.subject,
-            "time": rfc3339(SystemTime::now()),
-            "datacontenttype": "application/json",
-            "data": data,
+        let cloud_event = EventData::json(&data).map_err(EventError::from).and_then(|data| {
+            CloudEvent::new(&*self.source, kind)
+                .with_subject(&self.subject)
+                .with_data("application/json", data)
+                .to_json()
         });
-        let event = Event { topic: self.subject.clone(), cloud_event: cloud_event.to_string(), lasting };
+        let cloud_event = match cloud_event {
+            Ok(json) => String::from_utf8_lossy(&json).into_owned(),
+            Err(error) => {
+                tracing::debug!(topic = self.subject, kind, "event dropped: {error}");
+                return;
+            }
+        };
+        let event = Event { topic: self.subject.clone(), cloud_event, lasting };
         if self.events.try_send(event).is_err() {
             tracing::debug!(topic = self.subject, kind, "event dropped: live is too slow or away");
         }
     }
-}
-
-/// The time as CloudEvents want it (RFC 3339), in UTC to the millisecond.
-fn rfc3339(time: SystemTime) -> String {
-    let time = UtcDateTime::from(time);
-    let (year, month, day) = (time.year(), u8::from(time.month()), time.day());
-    let (hour, minute, second, millisecond) = time.as_hms_milli();
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
 }
 
 #[cfg(test)]

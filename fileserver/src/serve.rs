@@ -115,7 +115,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         member: Some(member),
     };
     let link =
-        Link::open(&identity, &common.seed, who).map_err(|error| ServeError::Seed(error.to_string()))?;
+        Link::open(&identity, common.seeds(), who).map_err(|error| ServeError::Seed(error.to_string()))?;
 
     let (tasks, drain) = (Tasks::default(), context.drain());
     let credentials = Credentials::new(&identity);

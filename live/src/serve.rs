@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use protoplex_http::public::{self, ServeError};
-use protoplex_http::{AccessLog, Fronts, Listener, Tuning, serve};
+use protoplex_http::{AccessLog, Fronts, Limits, Listener, Surroundings, Tuning, serve};
 use protoplex_runtime::config::{Common, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
@@ -90,26 +90,33 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
         zone: common.zone.clone(),
         member: Some(member),
     };
-    let link = Link::open(&identity, &common.seed, who)
-        .map_err(|source| LiveError::Seed { seed: common.seed.clone(), source })?;
+    let link = Link::open(&identity, common.seeds(), who)
+        .map_err(|source| LiveError::Seed { seed: common.seeds().to_string(), source })?;
     let lost_keys = link.lost_keys().ok_or(LiveError::Parent("link"))?;
 
     // Checked by the parent.
     let limits = config.http.resolve("live.http", &mut Problems::default());
     let live = Rc::new(Live::new(config, link.clone(), &identity));
     let tasks = Tasks::default();
-    let tenures = keep_tenures(Rc::clone(&live), lost_keys, context.drain());
+    let parting = parting_time(&limits, common.timing.drain_timeout());
+    let tenures = keep_tenures(Rc::clone(&live), lost_keys, context.drain(), parting);
     let leaving = context.clone();
+    // Whoever comes for a key that is still here is served until the last one is given up.
+    let (given_up, server_drain) = Drain::new();
     tasks.spawn(async move {
         tenures.await;
         leaving.left();
+        given_up.pull();
     });
     tasks.spawn(tell_ready(context.clone(), link));
     let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
     let tuning = Tuning::from(limits);
+    let surroundings = Surroundings::from(&context)
+        .with_drain(server_drain)
+        .with_drain_timeout(common.timing.drain_timeout().saturating_sub(parting));
     // Both arms are polled in place until serving ends.
     tokio::select! {
-        served = serve(listeners, tuning.clone(), AccessLog::off(), &context, live) => served?,
+        served = serve(listeners, tuning.clone(), AccessLog::off(), surroundings, live) => served?,
         () = public::adopt(reconfigured, |config| adopt(&tuning, config)) => {}
     }
     tasks.finished().await;
@@ -136,9 +143,34 @@ async fn tell_ready(context: Context, link: Link) {
     }
 }
 
-/// Ends the tenures of lost keys, gives idle ones back, and leaves when the drain starts: first nothing is owned any
-/// more, then the seed is told.
-pub(crate) async fn keep_tenures(live: Rc<Live>, mut lost_keys: UnboundedReceiver<Lost>, drain: Drain) {
+/// Over how long the keys are given up in a drain: as event streams are ended elsewhere, and never more than half of the
+/// drain.
+fn parting_time(limits: &Limits, whole: Duration) -> Duration {
+    (limits.event_stream_drain_timeout * 3 / 4).min(whole / 2)
+}
+
+/// Gives up what the seed asks for: what moves in any case, what nobody asks for unless it is held here.
+fn give_up_by(live: &Rc<Live>) {
+    let judge = Rc::downgrade(live);
+    live.link.yield_by(move |wanted| {
+        let Some(live) = judge.upgrade() else { return false };
+        if wanted.idle {
+            return !live.tenures.holds(wanted.key, wanted.epoch);
+        }
+        live.tenures.end_one(wanted.key, End::Moved, |tenure| tenure.epoch == wanted.epoch);
+        true
+    });
+}
+
+/// Ends the tenures of lost keys, gives idle ones back, and those that the seed asks for. When the drain starts it gives
+/// up all of them over this time, and leaves: first nothing is owned any more, then the seed is told.
+pub(crate) async fn keep_tenures(
+    live: Rc<Live>,
+    mut lost_keys: UnboundedReceiver<Lost>,
+    drain: Drain,
+    parting: Duration,
+) {
+    give_up_by(&live);
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -146,11 +178,19 @@ pub(crate) async fn keep_tenures(live: Rc<Live>, mut lost_keys: UnboundedReceive
         tokio::select! {
             Some(lost) = lost_keys.recv() => end_lost(&live, lost),
             now = sweep.tick() => {
-                for (key, epoch) in live.tenures.sweep(now) {
-                    live.link.release(&key, epoch);
-                }
+                let idle = live.tenures.sweep(now);
+                live.link.release(idle.iter().map(|(key, epoch)| (&**key, *epoch)));
             }
             () = drain.started() => break,
+        }
+    }
+    let end = |key: &str, epoch| live.tenures.end_one(key, End::Draining, |tenure| tenure.epoch == epoch);
+    let mut parting = std::pin::pin!(live.link.part_with_all(parting, end));
+    loop {
+        // Both arms are cancel-safe: the first is polled in place until it ends.
+        tokio::select! {
+            () = &mut parting => break,
+            Some(lost) = lost_keys.recv() => end_lost(&live, lost),
         }
     }
     live.tenures.end(End::Draining, |_| true);

@@ -3,7 +3,8 @@
 //! | ends with | its streams | its key |
 //! | --- | --- | --- |
 //! | [`End::Revoked`]: the lease or the key was lost | say all that was published, then end | belongs to another |
-//! | [`End::Draining`]: this child is about to leave | likewise | free once the child has left |
+//! | [`End::Moved`]: the seed has asked for it, for another member | likewise | free as soon as the seed is told |
+//! | [`End::Draining`]: this child is about to leave | likewise | likewise, one batch after the other |
 //! | idleness: no user and no history | has none | is given back to the seed |
 
 use std::cell::{Cell, RefCell};
@@ -26,6 +27,8 @@ const LINGER: Duration = Duration::from_secs(10);
 pub(crate) enum End {
     /// The lease or the key was lost.
     Revoked,
+    /// The key moves to another member.
+    Moved,
     /// This child is leaving.
     Draining,
 }
@@ -110,6 +113,11 @@ impl Tenures {
             }
             gauge!("protoplex_live_channels").set(held.len() as f64);
         }
+    }
+
+    /// Is the key held at this epoch? Then it is given back when it is idle, and not before.
+    pub(crate) fn holds(&self, key: &str, epoch: u64) -> bool {
+        self.held.borrow().get(key).is_some_and(|tenure| tenure.epoch == epoch)
     }
 
     /// Ages all histories and takes out what is idle: keys to give back to the seed, with their epochs.

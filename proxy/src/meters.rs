@@ -8,6 +8,7 @@ use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_hist
 const REQUESTS: &str = "protoplex_proxy_requests_total";
 const UPSTREAM: &str = "protoplex_proxy_upstream_seconds";
 const MISDIRECTED: &str = "protoplex_proxy_misdirected_total";
+const LEFT_OUT: &str = "protoplex_proxy_members_left_out_total";
 const RETRIES: &str = "protoplex_proxy_retries_total";
 
 /// The meters of one handler.
@@ -19,6 +20,8 @@ pub(crate) struct Meters {
     pub(crate) misdirected: Counter,
     /// Requests sent to a second member after the first could not be reached, or to an owner asked for anew.
     pub(crate) retries: Counter,
+    /// Members that were left out for a while, since they failed again and again.
+    pub(crate) left_out: Counter,
 }
 
 impl Meters {
@@ -30,6 +33,7 @@ impl Meters {
             upstream: histogram!(UPSTREAM, "handler" => name.to_owned()),
             misdirected: counter!(MISDIRECTED, "handler" => name.to_owned()),
             retries: counter!(RETRIES, "handler" => name.to_owned()),
+            left_out: counter!(LEFT_OUT, "handler" => name.to_owned()),
         }
     }
 
@@ -57,6 +61,10 @@ pub(crate) fn describe() {
     describe_counter!(
         MISDIRECTED,
         "Answers 421 from members that did not own the key at the epoch that was sent."
+    );
+    describe_counter!(
+        LEFT_OUT,
+        "Times that a member was left out for a while, since it failed again and again."
     );
     describe_counter!(
         RETRIES,

@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use rand::{Rng, RngExt};
+use tokio::time::Instant;
+
+use crate::health::Health;
 
 /// A server that is a member of a pool, as this child sees it.
 #[derive(Debug)]
@@ -17,12 +20,15 @@ pub struct Member {
     seed: u64,
     /// Requests of this child that it has not answered to the end.
     outstanding: Cell<u32>,
+    /// Whether it is left out for a while.
+    pub health: Health,
 }
 
 impl Member {
     /// A member without requests.
     pub fn new(id: &str, address: SocketAddr) -> Self {
-        Self { id: id.into(), address, seed: stable_hash(id.as_bytes()), outstanding: Cell::new(0) }
+        let (seed, outstanding) = (stable_hash(id.as_bytes()), Cell::new(0));
+        Self { id: id.into(), address, seed, outstanding, health: Health::default() }
     }
 
     /// Requests that this child has sent it and that have not ended.
@@ -54,35 +60,46 @@ impl Drop for Outstanding {
     }
 }
 
-/// The member that has `key` by rendezvous hashing (Thaler and Ravishankar, 1998), `tried` set aside.
+/// The member that has `key` by rendezvous hashing (Thaler and Ravishankar, 1998), `tried` set aside, and those that are
+/// left out now unless all the others are: then the next in order has its keys.
 ///
 /// The order of `members` is of no account, and when a member leaves, only its keys move.
-pub fn hash<'a>(members: &'a [Rc<Member>], key: &str, tried: Option<&Rc<Member>>) -> Option<&'a Rc<Member>> {
+pub fn hash<'a>(
+    members: &'a [Rc<Member>],
+    key: &str,
+    tried: Option<&Rc<Member>>,
+    now: Instant,
+) -> Option<&'a Rc<Member>> {
     let key_hash = stable_hash(key.as_bytes());
-    untried(members, tried).max_by_key(|member| (member.weight(key_hash), &member.id))
+    eligible(members, tried, now).max_by_key(|member| (member.weight(key_hash), &member.id))
 }
 
-/// The less busy of two members drawn at random (Mitzenmacher, 2001), `tried` set aside.
+/// The less busy of two members drawn at random (Mitzenmacher, 2001), `tried` set aside, and those that are left out now
+/// unless all the others are.
 pub fn spread<'a>(
     members: &'a [Rc<Member>],
     rng: &mut impl Rng,
     tried: Option<&Rc<Member>>,
+    now: Instant,
 ) -> Option<&'a Rc<Member>> {
-    let count = untried(members, tried).count();
+    let count = eligible(members, tried, now).count();
     if count < 2 {
-        return untried(members, tried).next();
+        return eligible(members, tried, now).next();
     }
     let first = rng.random_range(0..count);
     let second = (first + rng.random_range(1..count)) % count;
-    let [first, second] = [first, second].map(|nth| untried(members, tried).nth(nth));
+    let [first, second] = [first, second].map(|nth| eligible(members, tried, now).nth(nth));
     if second?.outstanding() < first?.outstanding() { second } else { first }
 }
 
-fn untried<'a>(
+fn eligible<'a>(
     members: &'a [Rc<Member>],
     tried: Option<&Rc<Member>>,
+    now: Instant,
 ) -> impl Iterator<Item = &'a Rc<Member>> {
-    members.iter().filter(move |member| tried.is_none_or(|tried| tried.id != member.id))
+    let untried = move |member: &&Rc<Member>| tried.is_none_or(|tried| tried.id != member.id);
+    let all_out = !members.iter().any(|member| untried(&member) && member.health.admits(now));
+    members.iter().filter(move |member| untried(member) && (all_out || member.health.admits(now)))
 }
 
 /// FNV-1a with a finalizer: the same in every proxy of every version, since keys must not move with a release.

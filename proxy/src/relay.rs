@@ -15,8 +15,10 @@ use protoplex_http::{Answer, Body, Exchange, RequestHead, Service, clock, forwar
 use protoplex_wire::follow::Link;
 use protoplex_wire::pattern::{KeyTemplate, MAX_KEY_BYTES};
 use protoplex_wire::proto;
-use tracing::warn;
+use tracing::{info, warn};
 
+use crate::health;
+use crate::hot_keys::HotKeys;
 use crate::key::{self, Facts};
 use crate::meters::Meters;
 use crate::placement::{self, Member, Outstanding};
@@ -40,6 +42,7 @@ pub(crate) struct Relay {
     link: Link,
     table: RefCell<Rc<Table>>,
     upstream: Rc<Pool>,
+    hot_keys: RefCell<HotKeys>,
     tunnel_idle_timeout: Cell<Duration>,
     /// Of requests that no handler matched.
     unmatched: Meters,
@@ -57,12 +60,18 @@ impl Relay {
     pub(crate) fn new(link: Link, upstream: Rc<Pool>, tunnel_idle_timeout: Duration) -> Self {
         let unmatched = Meters::of_handler("");
         let tunnel_idle_timeout = Cell::new(tunnel_idle_timeout);
-        Self { link, table: RefCell::default(), upstream, tunnel_idle_timeout, unmatched }
+        let hot_keys = RefCell::new(HotKeys::new(clock::now()));
+        Self { link, table: RefCell::default(), upstream, hot_keys, tunnel_idle_timeout, unmatched }
     }
 
     /// From now on this counts, for tunnels to come.
     pub(crate) fn change(&self, tunnel_idle_timeout: Duration) {
         self.tunnel_idle_timeout.set(tunnel_idle_timeout);
+    }
+
+    /// The owned keys that had the most requests since this was called last.
+    pub(crate) fn hot_keys(&self) -> proto::HotKeys {
+        self.hot_keys.borrow_mut().report(clock::now())
     }
 
     /// Routes by this table from the next request on. Returns what of it can't be used.
@@ -109,11 +118,14 @@ impl Relay {
         let answer = match handler.placement {
             Placement::Owned(_) => self.ask_owner(handler, key, head, body, exchange).await?,
             Placement::Hash(_) => {
-                let choose = |tried: Option<&Rc<Member>>| placement::hash(members, key, tried);
+                let choose =
+                    |tried: Option<&Rc<Member>>| placement::hash(members, key, tried, clock::recent());
                 self.ask_member(handler, choose, &head, body, exchange).await?
             }
             Placement::Spread => {
-                let choose = |tried: Option<&Rc<Member>>| placement::spread(members, &mut rand::rng(), tried);
+                let choose = |tried: Option<&Rc<Member>>| {
+                    placement::spread(members, &mut rand::rng(), tried, clock::recent())
+                };
                 self.ask_member(handler, choose, &head, body, exchange).await?
             }
         };
@@ -130,6 +142,7 @@ impl Relay {
         exchange: &Exchange,
     ) -> Result<Answer, Refusal> {
         let pool = &*handler.pool.name;
+        self.hot_keys.borrow_mut().note(pool, key);
         let replay = Replay::new(body);
         for asked in 0..OWNERS_ASKED {
             let owner = self.link.locate(pool, key).await?;
@@ -145,6 +158,7 @@ impl Relay {
                 }
                 Ok(answer) => {
                     replay.settle();
+                    exchange.hold(self.link.employ(pool, key));
                     return Ok(answer);
                 }
                 Err(error) if is_unreachable(&error.kind) => {
@@ -175,17 +189,25 @@ impl Relay {
                 });
             };
             let outstanding = Outstanding::at(member);
+            member.health.chosen(clock::recent());
             match self.send(handler, &member.id, member.address, head, body, exchange).await {
                 Ok(answer) => {
+                    if member.health.answered(clock::recent()) {
+                        info!(member = &*member.id, "the member answers, and gets requests again");
+                    }
                     exchange.hold(outstanding);
                     return Ok(answer);
                 }
-                Err(AskError { unsent: Some(unsent), .. }) if tried.is_none() => {
+                Err(AskError { unsent: Some(unsent), kind, .. }) if tried.is_none() => {
+                    note_failure(handler, member, &kind);
                     handler.meters.retries.increment(1);
                     tried = Some(member);
                     body = unsent;
                 }
-                Err(error) => return Err(refusal(error.kind)),
+                Err(error) => {
+                    note_failure(handler, member, &error.kind);
+                    return Err(refusal(error.kind));
+                }
             }
         }
     }
@@ -293,6 +315,24 @@ fn prepare(exchange: &Exchange, key: &str) -> RequestHead {
 
 fn denies_ownership(answer: &Answer) -> bool {
     answer.head.status() == StatusCode::MISDIRECTED_REQUEST && answer.head.contains(&PROTOPLEX_MISDIRECTED)
+}
+
+/// A member that fails again and again is left out for a while.
+fn note_failure(handler: &table::Handler, member: &Member, kind: &SendErrorKind) {
+    if matches!(kind, SendErrorKind::RequestBody(_)) {
+        // The client's fault.
+        return;
+    }
+    if let Some(out) = health::failed(&handler.pool.members, member, clock::now()) {
+        handler.meters.left_out.increment(1);
+        let out_ms = out.as_millis() as u64;
+        warn!(
+            member = &*member.id,
+            pool = &*handler.pool.name,
+            out_ms,
+            "the member fails, and gets no requests for a while"
+        );
+    }
 }
 
 fn is_unreachable(kind: &SendErrorKind) -> bool {

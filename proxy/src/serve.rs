@@ -12,10 +12,11 @@ use protoplex_runtime::context::Context;
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::Identity;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::hot_keys;
 use crate::meters;
 use crate::relay::Relay;
 
@@ -80,8 +81,8 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         zone: common.zone.clone(),
         member: None,
     };
-    let link =
-        Link::open(&identity, &common.seed, follower).map_err(|error| ServeError::Seed(error.to_string()))?;
+    let link = Link::open(&identity, common.seeds(), follower)
+        .map_err(|error| ServeError::Seed(error.to_string()))?;
     let pool = Pool::new(upstream);
     let relay = Rc::new(Relay::new(link.clone(), Rc::clone(&pool), config.tunnel_idle_timeout));
 
@@ -95,6 +96,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     tokio::select! {
         served = serving => Ok(served?),
         () = follow(&context, &link, &relay) => Ok(()),
+        () = report_hot_keys(&link, &relay) => Ok(()),
         () = public::adopt(reconfigured, |config| adopt(&context, &tuning, &pool, &relay, config)) => Ok(()),
     }
 }
@@ -118,6 +120,20 @@ fn adopt(
     pool.change(upstream);
     relay.change(config.tunnel_idle_timeout);
     Ok(())
+}
+
+/// Tells the seed which keys are hot, and once that none is any more. Never ends.
+async fn report_hot_keys(link: &Link, relay: &Relay) {
+    let mut told = false;
+    loop {
+        sleep(hot_keys::PERIOD).await;
+        let hot = relay.hot_keys();
+        let news = !hot.keys.is_empty();
+        if news || told {
+            link.report_hot_keys(hot);
+        }
+        told = news;
+    }
 }
 
 /// Adopts each routing table as it comes. Never ends: with the seed away the last table stays in force.

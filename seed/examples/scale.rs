@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protoplex_datastore::sqlite::SqliteStore;
-use protoplex_seed::ownership::{Action, Joining, Limits, Ownership, Question, Timing};
+use protoplex_seed::ownership::{Action, Idle, Joining, Limits, Ownership, Question, Timing};
 use protoplex_seed::serve::{Start, serve};
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::identity::{Identity, TrustedChannel};
@@ -20,6 +20,7 @@ use protoplex_wire::proto::{
     FollowHello, FollowReply, FollowRequest, Locate, Member, Owned, Renew, follow_reply, follow_request,
     located,
 };
+use protoplex_wire::seeds::Seeds;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -51,11 +52,12 @@ fn cache() -> Result<(), Failure> {
     let mut owners = Owners::default();
     let keys: Vec<_> = (0..CACHED).map(key).collect();
     let owner = Owner { member: "live-1:0".into(), address: "127.0.0.1:9".parse()?, epoch: 1 };
-    keys.iter().for_each(|key| owners.learn(POOL, key, owner.clone()));
+    let fresh = Duration::from_mins(10);
+    keys.iter().for_each(|key| owners.learn(POOL, key, &owner, BootTime::now(), fresh));
     let begun = Instant::now();
     // A prime number of steps on, so that the next one is nowhere near.
     let strides = (0..keys.len()).map(|turn| &keys[turn * 65_537 % keys.len()]);
-    let known = strides.filter(|key| owners.known(POOL, key).is_some()).count();
+    let known = strides.filter(|key| owners.known(POOL, key, BootTime::now()).is_some()).count();
     let each_ns = begun.elapsed().as_secs_f64() * 1e9 / f64::from(CACHED);
     println!("cache: {each_ns:>8.0} ns for a cached answer ({known} of {CACHED} known)");
     Ok(())
@@ -79,14 +81,15 @@ fn resident() -> f64 {
 
 /// A core that leads, with its members.
 fn core() {
-    let mut core = Ownership::new(Timing::default(), Limits::default());
+    let mut core = Ownership::new(Timing::default(), Limits::default())
+        .with_idle(Idle { default: Some(Duration::from_mins(10)), ..Idle::default() });
     let now = BootTime::now();
     core.lead(1, now + Duration::from_hours(1), Vec::new(), now);
     for number in 0..MEMBERS {
         let (member, node) = (member(number), format!("live-{number}"));
         core.hello(
             number.into(),
-            Joining { node, member, incarnation: 1, attempt: 1, keys: Vec::new() },
+            Joining { node, member, incarnation: 1, attempt: 1, keys: Vec::new(), capacity: 1, yields: true },
             now,
         );
         core.recorded(number.into(), true, now);
@@ -146,7 +149,17 @@ fn links() -> Result<(), Failure> {
     });
     let seeds = runtime(SEED_THREADS)?;
     let snapshot = data.path().join("seed").join("owners");
-    let start = Start { node: "seed-1".to_owned(), datastore: store_at, snapshot, max_keys: KEYS as usize };
+    let start = Start {
+        node: "seed-1".to_owned(),
+        instance: "i".to_owned(),
+        address: seed_at.clone(),
+        datastores: vec![store_at],
+        seeds: Seeds::default(),
+        snapshot,
+        max_keys: KEYS as usize,
+        events: Default::default(),
+        idle: Idle::default(),
+    };
     let of_seed = identity.clone();
     seeds.spawn(async move { serve(start, seed, &of_seed, |_| {}, std::future::pending()).await });
 

@@ -3,17 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use prost::Message as _;
+use prost::bytes::Bytes;
 use protoplex_wire::clock::BootTime;
+pub(crate) use protoplex_wire::proto::Directory;
 use protoplex_wire::proto::{
-    ClusterStatus, FollowWelcome, HandlerList, JoinHello, LoadRoutesReply, Member, MemberStatus, NodeState,
-    Pool, PoolStatus, Table, follow_reply::Message,
+    ClusterStatus, FollowWelcome, HandlerList, HotKeyList, HotKeyStatus, JoinHello, LoadRoutesReply, Member,
+    MemberStatus, NodeState, Pool, PoolStatus, SeedStatus, Table, follow_reply::Message,
 };
-use tokio::sync::{mpsc, oneshot};
+use protoplex_wire::seeds::{MAX_SEEDS, Redirect};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
+use tonic::Status;
 
+use crate::events::Announcements;
 use crate::followers::Followers;
+use crate::hot_keys::{HotKey, HotKeys};
 use crate::nodes::{JoinId, Nodes};
 use crate::ownership::{Action, Ending, LinkId, Ownership, Timing};
+use crate::role::Role;
 use crate::routes::Routes;
 
 /// Calls that wait for the task; whoever brings more waits.
@@ -30,8 +38,8 @@ type Call = Box<dyn FnOnce(&mut Cluster, BootTime) + Send>;
 /// A row that the core wants written or removed.
 #[derive(Debug)]
 pub(crate) enum Errand {
-    Record { link: LinkId, member: Member, revision: u64 },
-    Erase { pool: String, id: String, revision: u64 },
+    Record { link: LinkId, member: Member, revision: u64, term: u64 },
+    Erase { pool: String, id: String, revision: u64, term: u64 },
 }
 
 /// The task as others see it. Clones share it.
@@ -61,32 +69,80 @@ pub(crate) struct Cluster {
     pub(crate) core: Ownership,
     pub(crate) followers: Followers,
     pub(crate) routes: Routes,
+    pub(crate) hot_keys: HotKeys,
     nodes: Nodes,
     table: Table,
+    /// As it is sent: all followers share these bytes.
+    encoded_table: Bytes,
     table_due: bool,
     timing: Timing,
-    datastore: String,
+    myself: Myself,
+    /// Where seeds are, or were, besides this one.
+    others: Vec<String>,
+    datastores: Vec<String>,
+    /// Another seed that leads, for as long as that holds.
+    led_by: Option<(Role, BootTime)>,
+    /// It leads no more, and its links are kept until there is somebody to send them to.
+    handing_over: bool,
+    role: watch::Sender<Role>,
+    directory: watch::Sender<Directory>,
     errands: mpsc::Sender<Errand>,
+    announcements: Announcements,
+}
+
+/// This seed, as others know it.
+#[derive(Clone, Debug)]
+pub(crate) struct Myself {
+    pub(crate) node: String,
+    /// Where it is reached; may be empty.
+    pub(crate) address: String,
 }
 
 impl Cluster {
     pub(crate) fn new(
         core: Ownership,
         timing: Timing,
-        datastore: String,
+        myself: Myself,
+        datastores: Vec<String>,
         errands: mpsc::Sender<Errand>,
+        announcements: Announcements,
     ) -> Self {
         Self {
+            myself,
+            others: Vec::new(),
+            led_by: None,
+            handing_over: false,
+            role: watch::Sender::new(Role::Waiting),
+            directory: watch::Sender::new(Directory::default()),
             core,
             followers: Followers::default(),
             routes: Routes::default(),
+            hot_keys: HotKeys::default(),
             nodes: Nodes::default(),
             table: Table::default(),
+            encoded_table: Bytes::new(),
             table_due: false,
             timing,
-            datastore,
+            datastores,
             errands,
+            announcements,
         }
+    }
+
+    /// What this seed is, as it changes.
+    pub(crate) fn role(&self) -> watch::Receiver<Role> {
+        self.role.subscribe()
+    }
+
+    /// The answer to a follower that comes now, where it can't be welcomed.
+    pub(crate) fn refusal(&self) -> Option<Status> {
+        let why = "this seed does not lead";
+        self.core.leads().is_none().then(|| Redirect::status(why, self.followers.leader.as_ref()))
+    }
+
+    /// Where seeds and datastores are, as it changes.
+    pub(crate) fn directory(&self) -> watch::Receiver<Directory> {
+        self.directory.subscribe()
     }
 
     /// The way to the task, and the task, which ends with the last handle.
@@ -117,10 +173,14 @@ impl Cluster {
 
     fn tick(&mut self, now: BootTime) {
         self.core.tick(now);
+        if self.led_by.as_ref().is_some_and(|(_, until)| now >= *until) {
+            self.led_by = None;
+        }
         self.act();
         if self.table_due && self.core.leads().is_some() {
             self.push_table(now);
         }
+        self.hot_keys.measure(now);
         metrics::gauge!("protoplex_seed_keys").set(self.core.keys() as f64);
         metrics::gauge!("protoplex_seed_followers").set(self.followers.len() as f64);
         metrics::gauge!("protoplex_seed_leading").set(f64::from(u8::from(self.core.leads().is_some())));
@@ -134,14 +194,41 @@ impl Cluster {
             }
             let cut = self.followers.take_cut();
             if cut.is_empty() {
-                return;
+                return self.take_role();
             }
             cut.into_iter().for_each(|link| self.core.closed(link));
         }
     }
 
+    /// Tells what this seed is now. One that leads no more has nothing to say to followers: they look for the one that does.
+    fn take_role(&mut self) {
+        let leads = self.core.leads();
+        let unchanged = match (&*self.role.borrow(), leads, &self.led_by) {
+            (Role::Leading(term), Some(leads), _) => *term == leads,
+            (role, None, Some((other, _))) => role == other,
+            (Role::Waiting, None, None) => true,
+            _ => false,
+        };
+        if unchanged || self.handing_over {
+            return;
+        }
+        let role = match (leads, &self.led_by) {
+            (Some(term), _) => Role::Leading(term),
+            (None, Some((role, _))) => role.clone(),
+            (None, None) => Role::Waiting,
+        };
+        tracing::info!("{role}");
+        self.followers.leader = role.leader().cloned();
+        if leads.is_none() {
+            self.followers.close_all(&Ending::Away("this seed leads no more"));
+        }
+        self.role.send_replace(role);
+    }
+
     fn carry_out(&mut self, action: Action) {
         match action {
+            // They end together, once there is somebody to send them to.
+            Action::Close(_, Ending::Away(_)) if self.handing_over => {}
             Action::Send(link, message) => self.followers.send(link, message),
             Action::Share(link, message) => self.followers.share(link, &message),
             Action::Broadcast(position, message) => self.followers.broadcast(position, &message),
@@ -151,13 +238,15 @@ impl Cluster {
                 self.followers.close(link, &why);
             }
             Action::Record(link, member, revision) => {
-                if self.errands.try_send(Errand::Record { link, member, revision }).is_err() {
+                let term = self.core.position().term;
+                if self.errands.try_send(Errand::Record { link, member, revision, term }).is_err() {
                     self.core.recorded(link, false, BootTime::now());
                 }
             }
             Action::Erase(pool, id, revision) => {
                 // A row that stays makes the next term wait for its member, and no more.
-                let _ = self.errands.try_send(Errand::Erase { pool, id, revision });
+                let term = self.core.position().term;
+                let _ = self.errands.try_send(Errand::Erase { pool, id, revision, term });
             }
             Action::TableChanged => self.table_due = true,
         }
@@ -171,12 +260,13 @@ impl Cluster {
             position: Some(position),
             lease_ms: millis(self.timing.lease),
             heartbeat_ms: millis(self.timing.heartbeat),
-            datastore: self.datastore.clone(),
+            datastore: self.datastores.first().cloned().unwrap_or_default(),
         })];
+        greeting.push(Message::Directory(self.directory.borrow().clone()));
         // The table comes last: who has it has been told of every build.
         greeting.extend(self.routes.builds.iter().cloned().map(Message::Build));
         if self.table.version > 0 {
-            greeting.push(Message::Table(self.table.clone()));
+            greeting.push(Message::Table(self.encoded_table.clone()));
         }
         self.followers.welcome(link, greeting, position, self.core.recovering());
     }
@@ -184,6 +274,7 @@ impl Cluster {
     pub(crate) fn unfollow(&mut self, link: LinkId) {
         self.followers.close(link, &Ending::Away("closed"));
         self.core.closed(link);
+        self.hot_keys.forget(link);
     }
 
     // ---- routes ----
@@ -192,8 +283,77 @@ impl Cluster {
     pub(crate) fn lead(&mut self, term: u64, until: BootTime, mut loaded: LoadRoutesReply, now: BootTime) {
         let members = std::mem::take(&mut loaded.members);
         tracing::info!(term, members = members.len(), handlers = loaded.handlers.len(), "this seed leads");
+        self.led_by = None;
         self.core.lead(term, until, members, now);
+        self.tell_directory();
         self.set_routes(loaded, now);
+    }
+
+    /// The row is another seed's until then, or nobody's; not this one's in any case.
+    pub(crate) fn led_by(&mut self, other: Option<Role>, until: BootTime) {
+        self.led_by = other.map(|role| (role, until));
+        self.followers.leader = self.led_by.as_ref().and_then(|(role, _)| role.leader().cloned());
+        if self.core.leads().is_some() {
+            self.core.step_down("another seed leads");
+        }
+    }
+
+    /// The datastore has granted a newer term since this seed was granted its own.
+    pub(crate) fn overtaken(&mut self, newer: u64) {
+        if let Some(term) = self.core.leads().filter(|term| *term < newer) {
+            tracing::warn!(term, newer, "another seed has led since");
+            self.core.step_down("another seed leads");
+        }
+    }
+
+    // ---- the hand-over ----
+
+    /// Leads no more, but keeps its links; tells its term, and the understudies that are there. Nothing where it doesn't
+    /// lead.
+    pub(crate) fn begin_hand_over(&mut self) -> Option<(u64, Vec<String>)> {
+        let term = self.core.leads()?;
+        self.handing_over = true;
+        self.core.step_down("the seed hands over");
+        Some((term, self.nodes.understudies(&self.myself.node)))
+    }
+
+    /// Sends everybody to whoever leads now, if anybody does.
+    pub(crate) fn end_hand_over(&mut self, successor: Option<Redirect>) {
+        self.handing_over = false;
+        self.led_by = successor.map(|leader| {
+            let role = Role::Understudy { holder: leader.address.clone(), leader };
+            // For as long as this process lives: it is about to end.
+            (role, BootTime::now() + Duration::from_secs(3600))
+        });
+    }
+
+    // ---- who is where ----
+
+    /// Other seeds are, or were, there, and datastores, the one that is used first.
+    pub(crate) fn know(&mut self, others: Vec<String>, datastores: Vec<String>) {
+        self.others.extend(others);
+        self.datastores = datastores;
+        self.tell_directory();
+    }
+
+    /// Tells followers and nodes where seeds and datastores are, where that is news, and this seed leads: then it knows.
+    fn tell_directory(&mut self) {
+        if self.core.leads().is_none() {
+            return;
+        }
+        let mut seeds: Vec<String> = vec![self.myself.address.clone()];
+        seeds.extend(self.nodes.seeds().map(str::to_owned));
+        // Those that are away at the moment come last, and only as far as there is room.
+        seeds.append(&mut self.others);
+        let mut seen = BTreeSet::new();
+        seeds.retain(|seed| !seed.is_empty() && seen.insert(seed.clone()));
+        seeds.truncate(MAX_SEEDS);
+        self.others = seeds.iter().filter(|seed| **seed != self.myself.address).cloned().collect();
+        let directory = Directory { seeds, datastores: self.datastores.clone() };
+        if *self.directory.borrow() != directory {
+            self.followers.send_all(&Message::Directory(directory.clone()));
+            self.directory.send_replace(directory);
+        }
     }
 
     /// Other handlers or builds; answers the version of the table that has them.
@@ -221,7 +381,8 @@ impl Cluster {
         let version = (self.table.version + 1).max(self.core.position().term << 32);
         self.table = Table { version, handlers: self.routes.in_force(), pools: pools.collect() };
         self.table_due = false;
-        self.followers.send_all(&Message::Table(self.table.clone()));
+        self.encoded_table = self.table.encode_to_vec().into();
+        self.followers.send_all(&Message::Table(self.encoded_table.clone()));
     }
 
     pub(crate) fn table_version(&self) -> u64 {
@@ -238,27 +399,50 @@ impl Cluster {
     /// A node's parent joins; answers the term, or why it can't.
     pub(crate) fn join(&mut self, link: JoinId, hello: JoinHello, now: BootTime) -> Result<u64, String> {
         let (who, kind) = (hello.node.clone(), hello.kind.clone());
+        let told = hello.clone();
         self.nodes.join(link, hello, now)?;
+        self.announcements.joined(&told);
         tracing::info!(who, kind, "a node joined");
+        self.tell_directory();
         Ok(self.core.position().term)
     }
 
     /// A node's parent says anew who it is; answers why that can't be.
     pub(crate) fn rejoin(&mut self, link: JoinId, hello: JoinHello) -> Result<(), String> {
-        self.nodes.renew(link, hello)
+        self.nodes.renew(link, hello)?;
+        self.tell_directory();
+        Ok(())
     }
 
     pub(crate) fn node_state(&mut self, link: JoinId, state: NodeState, now: BootTime) {
-        if let Some((node, draining)) = self.nodes.told(link, state, now) {
-            self.core.set_draining(node, draining);
+        if let Some(turn) = self.nodes.told(link, state, now) {
+            self.core.set_draining(turn.node, turn.draining);
+            self.core.set_overloaded(turn.node, turn.overloaded);
         }
     }
 
     pub(crate) fn part(&mut self, link: JoinId) {
+        // Where the lead is over nodes only go to another seed.
+        if self.core.leads().is_some()
+            && !self.handing_over
+            && let Some((hello, draining)) = self.nodes.of(link)
+        {
+            self.announcements.gone(hello, draining);
+        }
         if let Some(node) = self.nodes.left(link) {
             tracing::info!(who = node, "a node parted");
             self.core.set_draining(&node, false);
+            self.core.set_overloaded(&node, false);
         }
+    }
+
+    /// The keys that have the most requests, with their owners.
+    pub(crate) fn list_hot_keys(&self, now: BootTime) -> HotKeyList {
+        let status = |HotKey { pool, key, requests_per_second }| {
+            let owner = self.core.explain(&pool, &key, "").owner.map(|owner| owner.member);
+            HotKeyStatus { pool, key, owner: owner.unwrap_or_default(), requests_per_second }
+        };
+        HotKeyList { keys: self.hot_keys.list(now).into_iter().map(status).collect() }
     }
 
     pub(crate) fn status(&self, now: BootTime) -> ClusterStatus {
@@ -271,6 +455,10 @@ impl Cluster {
                     member: Some(view.member.clone()),
                     keys: view.keys as u64,
                     lease_left_ms: millis(view.lease_left),
+                    capacity: view.capacity,
+                    draining: view.draining,
+                    overloaded: view.overloaded,
+                    moving_in: view.moving_in as u64,
                 })
                 .collect();
             members
@@ -286,7 +474,23 @@ impl Cluster {
             nodes: self.nodes.status(now),
             pools: pools.collect(),
             builds: self.routes.builds.clone(),
-            datastore: self.datastore.clone(),
+            datastore: self.datastores.first().cloned().unwrap_or_default(),
+            seeds: self.seeds(),
         }
+    }
+
+    /// This seed, and those that have joined it.
+    fn seeds(&self) -> Vec<SeedStatus> {
+        let Myself { node, address } = self.myself.clone();
+        let role = self.role.borrow();
+        let own = SeedStatus { node, address, leading: self.core.leads().is_some(), ready: role.is_ready() };
+        let others = self.nodes.of_kind_seed().filter(|(hello, _)| hello.node != self.myself.node);
+        let others = others.map(|(hello, state)| SeedStatus {
+            node: hello.node.clone(),
+            address: hello.reached.clone(),
+            leading: false,
+            ready: state.ready && !state.draining,
+        });
+        std::iter::once(own).chain(others).collect()
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use protoplex_wire::proto::{FollowReply, Position, ResetOwners, follow_reply::Message};
+use protoplex_wire::seeds::Redirect;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -49,6 +50,8 @@ pub(crate) struct Followers {
     recent: VecDeque<(Position, Message)>,
     /// Links that were cut off, to be told to the core.
     cut: Vec<LinkId>,
+    /// Another seed that leads: those whose link ends are told of it.
+    pub(crate) leader: Option<Redirect>,
 }
 
 impl Followers {
@@ -153,7 +156,7 @@ impl Followers {
     pub(crate) fn close(&mut self, link: LinkId, why: &Ending) {
         if let Some(follower) = self.remove(link) {
             let status = match why {
-                Ending::Away(why) => Status::unavailable(*why),
+                Ending::Away(why) => Redirect::status(why, self.leader.as_ref()),
                 Ending::Refused(why) => Status::failed_precondition(&**why),
             };
             // One that is too slow for even this learns of the end by the end.

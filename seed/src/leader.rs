@@ -1,147 +1,194 @@
 //! The row `seed` in the datastore: whoever holds it leads. Also the errands that the core has there.
+//!
+//! A seed that doesn't hold the row asks for it again and again, which is all that an understudy does: routes, builds and
+//! members are read when it gets it, in one call, and who owns what the members report. So there is no copy to keep.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::SEED_LEASE;
-use protoplex_wire::identity::TrustedChannel;
-use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::{
-    LoadRoutesReply, LoadRoutesRequest, PutMemberRequest, RemoveMemberRequest, TakeLeaseRequest,
+    LoadRoutesReply, LoadRoutesRequest, PutMemberRequest, RemoveMemberRequest, TakeLeaseReply,
+    TakeLeaseRequest,
 };
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
-use tonic::{Code, Request, Status};
+use protoplex_wire::seeds::{self, Redirect, Seeds};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::time::sleep;
+use tonic::{Code, Status};
 
-use crate::cluster::{Errand, Handle};
+use crate::cluster::{Cluster, Errand, Handle};
+use crate::datastores::{Datastores, call, call_within, limited};
+use crate::role::Role;
 
 /// The row's life once all members are back.
 const TTL: Duration = Duration::from_secs(3);
 /// The same while members are expected back: a seed that dies then must not hold the row against their leases.
 const RECOVERY_TTL: Duration = Duration::from_secs(1);
-/// How long the datastore may take for one call.
-pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Wait after a refusal or an error.
 const RETRY: Duration = Duration::from_millis(250);
 /// Errands under way at once.
 const MAX_ERRANDS_IN_FLIGHT: usize = 32;
 
-pub(crate) type Datastore = DatastoreClient<TrustedChannel>;
-
-/// A request that the datastore has [`CALL_TIMEOUT`] for.
-pub(crate) fn limited<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(CALL_TIMEOUT);
-    request
+/// Who wants to lead, and what it needs for that.
+pub(crate) struct Candidate {
+    /// How it calls itself in the row.
+    pub(crate) holder: String,
+    pub(crate) datastores: Arc<Datastores>,
+    pub(crate) cluster: Handle,
+    /// Where other seeds are: the node's own link to the one that leads keeps that up to date.
+    pub(crate) seeds: Seeds,
+    /// The row may be to be had, or this seed may have lost it: ask now.
+    pub(crate) nudge: Arc<Notify>,
+    /// No more: the row is to be given up.
+    pub(crate) ending: watch::Receiver<bool>,
 }
 
-/// Takes and keeps the row for as long as this future runs. Without a datastore it tries for ever.
-pub(crate) async fn lead(holder: String, address: String, mut datastore: Datastore, cluster: Handle) {
-    let mut complaint = String::new();
-    loop {
-        let wait = match turn(&holder, &mut datastore, &cluster).await {
-            Ok(wait) => {
-                complaint.clear();
-                wait
-            }
-            Err(status) => {
-                if complaint != status.message() {
-                    complaint = status.message().to_owned();
-                    let away = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
-                    tracing::warn!(
-                        datastore = address,
-                        reason = complaint,
-                        "{}; trying again",
-                        if away {
-                            "can't reach the datastore"
-                        } else {
-                            "the datastore does not let this seed lead"
-                        }
-                    );
+impl Candidate {
+    /// Takes and keeps the row until it is ending. Without a datastore it tries for ever.
+    pub(crate) async fn lead(mut self) {
+        let mut complaint = String::new();
+        while !*self.ending.borrow() {
+            let wait = match self.turn().await {
+                Ok(wait) => {
+                    complaint.clear();
+                    wait
                 }
-                RETRY
+                Err(status) if status.code() == Code::Cancelled => return,
+                Err(status) if self.datastores.give_up(&status) => Duration::ZERO,
+                Err(status) => {
+                    if complaint != status.message() {
+                        complaint = status.message().to_owned();
+                        self.complain(&status);
+                    }
+                    RETRY
+                }
+            };
+            // Every arm is cancel-safe.
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.nudge.notified() => {}
+                _ = self.ending.wait_for(|ending| *ending) => {}
             }
-        };
-        sleep(wait).await;
+        }
     }
-}
 
-/// One renewal, or one attempt to begin a term; answers when the next is due.
-async fn turn(holder: &str, datastore: &mut Datastore, cluster: &Handle) -> Result<Duration, Status> {
-    let leads = cluster.ask(|cluster, _| (cluster.core.leads(), cluster.core.recovering())).await;
-    let (term, recovering) = leads.ok_or_else(|| Status::cancelled("the seed is ending"))?;
-    let fresh = term.is_none();
-    let ttl = if fresh || recovering { RECOVERY_TTL } else { TTL };
-    let request = TakeLeaseRequest {
-        name: SEED_LEASE.to_owned(),
-        holder: holder.to_owned(),
-        ttl_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
-        term: term.unwrap_or(0),
-    };
-    let sent_at = BootTime::now();
-    let reply = call(datastore.take_lease(limited(request))).await?;
-    // Nine tenths, as members count: this clock may run slower than the datastore's.
-    let until = sent_at + ttl * 9 / 10;
-    if !reply.granted {
-        cluster.tell(|cluster, _| cluster.core.step_down("another seed leads")).await;
-        return Err(Status::failed_precondition(format!("{:?} holds the lease", reply.holder)));
+    fn complain(&self, status: &Status) {
+        let away = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+        let datastore = self.datastores.addresses().swap_remove(0);
+        let what =
+            if away { "can't reach the datastore" } else { "the datastore does not let this seed lead" };
+        tracing::warn!(datastore, reason = status.message(), "{what}; trying again");
     }
-    let term = reply.term;
-    if fresh {
-        let loaded = load(datastore).await?;
-        cluster.tell(move |cluster, now| cluster.lead(term, until, loaded, now)).await;
-    } else if cluster.ask(move |cluster, now| cluster.core.lead_renewed(term, until, now)).await != Some(true)
-    {
-        return Ok(Duration::ZERO);
+
+    /// One renewal, or one attempt to begin a term; answers when the next is due.
+    async fn turn(&self) -> Result<Duration, Status> {
+        let cluster = &self.cluster;
+        let leads = cluster.ask(|cluster, _| (cluster.core.leads(), cluster.core.recovering())).await;
+        let (term, recovering) = leads.ok_or_else(|| Status::cancelled("the seed is ending"))?;
+        let fresh = term.is_none();
+        let ttl = if fresh || recovering { RECOVERY_TTL } else { TTL };
+        let request = TakeLeaseRequest {
+            name: SEED_LEASE.to_owned(),
+            holder: self.holder.clone(),
+            ttl_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
+            term: term.unwrap_or(0),
+        };
+        let mut datastore = self.datastores.client();
+        let sent_at = BootTime::now();
+        let reply = call_within(self.datastores.patience(), datastore.take_lease(limited(request))).await?;
+        // Nine tenths, as members count: this clock may run slower than the datastore's.
+        let until = sent_at + ttl * 9 / 10;
+        if !reply.granted {
+            return Ok(self.refused(reply).await);
+        }
+        let term = reply.term;
+        let datastores = self.datastores.addresses();
+        if fresh {
+            let loaded = load(&self.datastores).await?;
+            let others = self.seeds.remembered();
+            let lead = move |cluster: &mut Cluster, now| {
+                cluster.know(others, datastores);
+                cluster.lead(term, until, loaded, now);
+            };
+            cluster.tell(lead).await;
+        } else {
+            let renew = move |cluster: &mut Cluster, now| {
+                cluster.know(Vec::new(), datastores);
+                cluster.core.lead_renewed(term, until, now)
+            };
+            if cluster.ask(renew).await != Some(true) {
+                return Ok(Duration::ZERO);
+            }
+        }
+        // Counted as the lease is: an answer that took long, from a datastore that only just started, leaves little of it.
+        Ok((sent_at + ttl / 3).since(BootTime::now()))
     }
-    // Counted as the lease is: an answer that took long, from a datastore that only just started, leaves little of it.
-    Ok((sent_at + ttl / 3).since(BootTime::now()))
+
+    /// Another seed leads, or this one's term is over; answers when to ask again.
+    async fn refused(&self, TakeLeaseReply { term, holder, left_ms, .. }: TakeLeaseReply) -> Duration {
+        let left = Duration::from_millis(left_ms.into());
+        // By its own name only this seed's last term: it takes its own row anew at once.
+        let other = (holder != self.holder && left_ms > 0).then(|| {
+            let address = seeds::address_of(&holder).unwrap_or_default().to_owned();
+            Role::Understudy { holder, leader: Redirect { address, term } }
+        });
+        let known = other.is_some();
+        self.cluster.tell(move |cluster, now| cluster.led_by(other, now + left)).await;
+        // Nobody renews what is about to end, so it is worth being there then.
+        if known { RETRY.min(left + Duration::from_millis(1)) } else { RETRY / 10 }
+    }
 }
 
 /// Handlers, builds and members as the datastore holds them.
-pub(crate) async fn load(datastore: &mut Datastore) -> Result<LoadRoutesReply, Status> {
-    call(datastore.load_routes(limited(LoadRoutesRequest {}))).await
+pub(crate) async fn load(datastores: &Datastores) -> Result<LoadRoutesReply, Status> {
+    call(datastores.client().load_routes(limited(LoadRoutesRequest {}))).await
 }
 
 /// Does the core's errands for as long as there is one who sends them.
-pub(crate) async fn run_errands(mut errands: mpsc::Receiver<Errand>, datastore: Datastore, cluster: Handle) {
+pub(crate) async fn run_errands(
+    mut errands: mpsc::Receiver<Errand>,
+    datastores: Arc<Datastores>,
+    cluster: Handle,
+) {
     let slots = Arc::new(Semaphore::new(MAX_ERRANDS_IN_FLIGHT));
     while let Some(errand) = errands.recv().await {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let (datastore, cluster) = (datastore.clone(), cluster.clone());
+        let (datastores, cluster) = (Arc::clone(&datastores), cluster.clone());
         tokio::spawn(async move {
-            run_errand(errand, datastore, cluster).await;
+            run_errand(errand, &datastores, cluster).await;
             drop(slot);
         });
     }
 }
 
-async fn run_errand(errand: Errand, mut datastore: Datastore, cluster: Handle) {
+async fn run_errand(errand: Errand, datastores: &Datastores, cluster: Handle) {
+    let mut datastore = datastores.client();
     match errand {
-        Errand::Record { link, member, revision } => {
-            let request = PutMemberRequest { member: Some(member), revision };
+        Errand::Record { link, member, revision, term } => {
+            let request = PutMemberRequest { member: Some(member), revision, term };
             let written = call(datastore.put_member(limited(request))).await;
             if let Err(status) = &written {
                 tracing::warn!(reason = status.message(), "the datastore did not take a member");
+                fenced(status, &cluster).await;
             }
             let written = written.is_ok();
             cluster.tell(move |cluster, now| cluster.core.recorded(link, written, now)).await;
         }
-        Errand::Erase { pool, id, revision } => {
+        Errand::Erase { pool, id, revision, term } => {
             // A row that stays makes the next term wait for its member, and no more.
-            let request = RemoveMemberRequest { pool, id, revision };
+            let request = RemoveMemberRequest { pool, id, revision, term };
             if let Err(status) = call(datastore.remove_member(limited(request))).await {
                 tracing::warn!(reason = status.message(), "the datastore did not remove a member");
+                fenced(&status, &cluster).await;
             }
         }
     }
 }
 
-/// The answer to a call, within [`CALL_TIMEOUT`] whatever the connection does.
-pub(crate) async fn call<T>(
-    answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, Status> {
-    let late = |_| Status::deadline_exceeded("the datastore does not answer");
-    Ok(timeout(CALL_TIMEOUT, answer).await.map_err(late)??.into_inner())
+/// A change that was refused because another seed has led since ends the lead at once.
+pub(crate) async fn fenced(status: &Status, cluster: &Handle) -> bool {
+    let Some(newer) = seeds::newer_term(status) else { return false };
+    cluster.tell(move |cluster, _| cluster.overtaken(newer)).await;
+    true
 }

@@ -3,14 +3,21 @@
 //! [`serve`] takes the links of all nodes and hands what they say to one task, the [`cluster`], which no lock and no
 //! wait ever stops. [`ownership`] is its pure core; [`handlers`] are the rules for handlers, [`routes`] those that there
 //! are, and the builds, [`nodes`] those that have joined; the [`followers`] are told what comes of it. What has to last is the datastore's, and [`leader`] keeps the row
-//! there that makes this seed the one; what a restart should find again is in a [`snapshot`].
+//! there that makes this seed the one that leads, while any others are
+//! its [`understudy`]; its [`handover`] gives the lead to one of them. What a restart should find again is in a [`snapshot`].
+//! [`events`] is the bus that the cluster's nodes, and its users, publish on and subscribe to.
 
 pub mod config;
+pub mod events;
 pub mod handlers;
+pub mod role;
 pub mod serve;
 
 mod cluster;
+mod datastores;
 mod followers;
+mod handover;
+mod hot_keys;
 mod leader;
 mod link;
 mod nodes;
@@ -18,3 +25,4 @@ mod operator;
 pub mod ownership;
 mod routes;
 mod snapshot;
+mod understudy;

@@ -18,10 +18,11 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster::{Cluster, Handle};
+use crate::cluster::{Cluster, Directory, Handle};
+use crate::datastores::Datastores;
 use crate::followers::{MAX_WAITING_MESSAGES, Outgoing};
-use crate::leader::Datastore;
 use crate::ownership::{Ending, Joining, LinkId, Question, Timing};
+use crate::role::Role;
 
 /// Links of children and side-cars.
 const MAX_FOLLOWERS: usize = 10_000;
@@ -33,6 +34,10 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const NODE_SILENCE: Duration = Duration::from_secs(10);
 /// Keys that one member may report.
 const MAX_REPORTED_KEYS: usize = 4_000_000;
+/// Keys in one report of hot ones.
+const MAX_HOT_KEYS: usize = 64;
+/// A member's share of its pool beside the others' is at most so many times theirs.
+const MAX_CAPACITY: u32 = 1_000;
 /// Ids of nodes and members, addresses, zones.
 const MAX_TEXT_BYTES: usize = 255;
 /// Answers that wait for a parent.
@@ -40,8 +45,10 @@ const MAX_WAITING_SEEN: usize = 8;
 
 pub(crate) struct Links {
     cluster: Handle,
-    datastore: Datastore,
+    datastores: Arc<Datastores>,
     timing: Timing,
+    role: watch::Receiver<Role>,
+    directory: watch::Receiver<Directory>,
     next: AtomicU64,
     followers: Arc<Semaphore>,
     nodes: Arc<Semaphore>,
@@ -49,22 +56,31 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// Links of nodes end when `ending` becomes true; those of followers are closed by the cluster.
+    /// Links of nodes end when `ending` becomes true, or another seed leads; those of followers are closed by the cluster.
     pub(crate) fn new(
         cluster: Handle,
-        datastore: Datastore,
+        datastores: Arc<Datastores>,
         timing: Timing,
+        role: watch::Receiver<Role>,
+        directory: watch::Receiver<Directory>,
         ending: watch::Receiver<bool>,
     ) -> Self {
         Self {
             ending,
             cluster,
-            datastore,
+            datastores,
             timing,
+            role,
+            directory,
             next: AtomicU64::new(1),
             followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
             nodes: Arc::new(Semaphore::new(MAX_NODES)),
         }
+    }
+
+    /// Refuses at once what only a seed that leads can do.
+    fn leading(&self) -> Result<(), Status> {
+        self.role.borrow().refusal().map_or(Ok(()), Err)
     }
 
     fn name_link(&self) -> LinkId {
@@ -87,15 +103,25 @@ impl Seed for Links {
         &self,
         request: Request<Streaming<JoinRequest>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
+        // Where nobody leads a node may wait here as well as elsewhere, and is seen by its operator.
+        if let Role::Understudy { .. } = &*self.role.borrow() {
+            self.leading()?;
+        }
         let slot = slot(&self.nodes, "nodes")?;
         let (replies, stream) = mpsc::channel(MAX_WAITING_SEEN);
         let (link, cluster, heartbeat) = (self.name_link(), self.cluster.clone(), self.timing.heartbeat);
         let mut ending = self.ending.clone();
+        let node = JoinLink { link, cluster, replies: replies.clone(), heartbeat, role: self.role.clone() };
+        let directory = self.directory.clone();
         tokio::spawn(async move {
             let read = tokio::select! {
-                read = read_node(link, request.into_inner(), &cluster, &replies, heartbeat) => read,
+                // First, for it says where to go.
+                biased;
+                refusal = node.led_elsewhere() => Err(refusal),
+                read = node.read(request.into_inner(), directory) => read,
                 _ = ending.wait_for(|ending| *ending) => Err(Status::unavailable("the seed is ending")),
             };
+            node.cluster.tell(move |cluster, _| cluster.part(link)).await;
             if let Err(status) = read {
                 let _ = replies.try_send(Err(status));
             }
@@ -110,6 +136,7 @@ impl Seed for Links {
         &self,
         request: Request<Streaming<FollowRequest>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
+        self.leading()?;
         let slot = slot(&self.followers, "followers")?;
         let (messages, stream) = mpsc::channel(MAX_WAITING_MESSAGES);
         let (link, cluster) = (self.name_link(), self.cluster.clone());
@@ -126,64 +153,94 @@ impl Seed for Links {
         &self,
         request: Request<FetchBuildRequest>,
     ) -> Result<Response<Self::FetchBuildStream>, Status> {
-        let assets = self.datastore.clone().get_build(request.into_inner()).await?;
+        let assets = self.datastores.client().get_build(request.into_inner()).await?;
         Ok(Response::new(assets.into_inner()))
     }
 }
 
 // ---- Join ----
 
-async fn read_node(
+/// The link of one node's parent.
+struct JoinLink {
     link: LinkId,
-    mut requests: Streaming<JoinRequest>,
-    cluster: &Handle,
-    replies: &mpsc::Sender<Result<JoinReply, Status>>,
+    cluster: Handle,
+    replies: mpsc::Sender<Result<JoinReply, Status>>,
     heartbeat: Duration,
-) -> Result<(), Status> {
-    let first = next(&mut requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
-    let Some(join_request::Message::Hello(hello)) = first else {
-        return Err(Status::invalid_argument("a node's first message is its hello"));
-    };
-    check_node(&hello)?;
-    let joined = cluster.ask(move |cluster, now| cluster.join(link, hello, now)).await;
-    let joined = joined.ok_or_else(|| Status::unavailable("the seed is ending"))?;
-    let term = joined.map_err(Status::failed_precondition)?;
-    let heartbeat_ms = u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX);
-    let say = |message| replies.try_send(Ok(JoinReply { message: Some(message) }));
-    let mut said = say(join_reply::Message::Welcome(JoinWelcome { term, heartbeat_ms }));
-    let ended = loop {
-        // A parent that takes no answers is as good as gone.
-        if said.is_err() {
-            break Err(Status::resource_exhausted("the node reads no answers"));
-        }
-        match next(&mut requests, NODE_SILENCE).await {
-            Ok(Some(JoinRequest { message: Some(join_request::Message::State(state)) })) => {
-                cluster.tell(move |cluster, now| cluster.node_state(link, state, now)).await;
-                said = say(join_reply::Message::Seen(HeartbeatSeen {}));
-            }
-            Ok(Some(JoinRequest { message: Some(join_request::Message::Hello(hello)) })) => {
-                let anew = match check_node(&hello) {
-                    Ok(()) => cluster.ask(move |cluster, _| cluster.rejoin(link, hello)).await,
-                    Err(status) => break Err(status),
-                };
-                if let Some(Err(why)) = anew {
-                    break Err(Status::failed_precondition(why));
+    role: watch::Receiver<Role>,
+}
+
+impl JoinLink {
+    async fn read(
+        &self,
+        mut requests: Streaming<JoinRequest>,
+        mut directory: watch::Receiver<Directory>,
+    ) -> Result<(), Status> {
+        let (link, cluster) = (self.link, &self.cluster);
+        let first = next(&mut requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
+        let Some(join_request::Message::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("a node's first message is its hello"));
+        };
+        check_node(&hello)?;
+        let joined = cluster.ask(move |cluster, now| cluster.join(link, hello, now)).await;
+        let joined = joined.ok_or_else(|| Status::unavailable("the seed is ending"))?;
+        let term = joined.map_err(Status::failed_precondition)?;
+        let heartbeat_ms = u32::try_from(self.heartbeat.as_millis()).unwrap_or(u32::MAX);
+        self.say(join_reply::Message::Welcome(JoinWelcome { term, heartbeat_ms, idle: self.is_idle() }))?;
+        directory.mark_changed();
+        loop {
+            let request = tokio::select! {
+                request = next(&mut requests, NODE_SILENCE) => request?,
+                Ok(()) = directory.changed() => {
+                    let directory = directory.borrow_and_update().clone();
+                    // One that has led nothing yet knows nothing.
+                    if !directory.seeds.is_empty() {
+                        self.say(join_reply::Message::Directory(directory))?;
+                    }
+                    continue;
                 }
+            };
+            let Some(request) = request else { return Ok(()) };
+            match request.message {
+                Some(join_request::Message::State(state)) => {
+                    cluster.tell(move |cluster, now| cluster.node_state(link, state, now)).await;
+                    self.say(join_reply::Message::Seen(HeartbeatSeen { idle: self.is_idle() }))?;
+                }
+                Some(join_request::Message::Hello(hello)) => {
+                    check_node(&hello)?;
+                    let anew = cluster.ask(move |cluster, _| cluster.rejoin(link, hello)).await;
+                    if let Some(Err(why)) = anew {
+                        return Err(Status::failed_precondition(why));
+                    }
+                }
+                None => return Err(Status::invalid_argument("after its hello a node sends its state")),
             }
-            Ok(Some(_)) => break Err(Status::invalid_argument("after its hello a node sends its state")),
-            Ok(None) => break Ok(()),
-            Err(status) => break Err(status),
         }
-    };
-    cluster.tell(move |cluster, _| cluster.part(link)).await;
-    ended
+    }
+
+    /// Returns when another seed leads, with the answer that says so. Cancel-safe.
+    async fn led_elsewhere(&self) -> Status {
+        let mut role = self.role.clone();
+        let elsewhere = role.wait_for(|role| matches!(role, Role::Understudy { .. })).await;
+        let refusal = elsewhere.ok().and_then(|role| role.refusal());
+        refusal.unwrap_or_else(|| Status::unavailable("the seed is ending"))
+    }
+
+    /// A parent that takes no answers is as good as gone.
+    fn say(&self, message: join_reply::Message) -> Result<(), Status> {
+        let said = self.replies.try_send(Ok(JoinReply { message: Some(message) }));
+        said.map_err(|_| Status::resource_exhausted("the node reads no answers"))
+    }
+
+    fn is_idle(&self) -> bool {
+        *self.role.borrow() == Role::Waiting
+    }
 }
 
 fn check_node(hello: &JoinHello) -> Result<(), Status> {
     check_name("node", &hello.node).map_err(invalid)?;
     check_name("kind", &hello.kind).map_err(invalid)?;
     check_instance(&hello.instance)?;
-    let texts = [&hello.version, &hello.region, &hello.zone, &hello.meta];
+    let texts = [&hello.version, &hello.region, &hello.zone, &hello.meta, &hello.reached];
     texts.into_iter().chain(&hello.listens).try_for_each(|text| short("a text of the hello", text))
 }
 
@@ -202,11 +259,17 @@ async fn read_follower(
     let (_reader, mut ended) = oneshot::channel();
     let outgoing = Outgoing { messages, _reader };
     let opened = move |cluster: &mut Cluster, now| {
-        let FollowHello { node, zone, since, member, incarnation, attempt, .. } = hello;
+        let FollowHello { node, zone, since, member, incarnation, attempt, capacity, yields, .. } = hello;
+        // By the time that it is now: a process that was stopped for a while must not welcome anybody.
+        cluster.core.tick(now);
+        if let Some(status) = cluster.refusal() {
+            return drop(outgoing.messages.try_send(Err(status)));
+        }
         cluster.followers.open(link, outgoing, since.unwrap_or_default(), &node, zone);
         match member {
             Some(member) => {
-                cluster.core.hello(link, Joining { node, member, incarnation, attempt, keys }, now)
+                let joining = Joining { node, member, incarnation, attempt, keys, capacity, yields };
+                cluster.core.hello(link, joining, now)
             }
             None => cluster.welcome(link),
         }
@@ -242,6 +305,9 @@ async fn greet(requests: &mut Streaming<FollowRequest>) -> Result<(FollowHello, 
     let mut keys = Vec::new();
     let Some(member) = &hello.member else { return Ok((hello, keys)) };
     check_member(member)?;
+    if hello.capacity > MAX_CAPACITY {
+        return Err(Status::invalid_argument(format!("a member's capacity is at most {MAX_CAPACITY}")));
+    }
     loop {
         let chunk = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
         let Some(follow_request::Message::Owned(Owned { keys: more, last })) = chunk else {
@@ -297,14 +363,28 @@ async fn hand_over(
             let asked = move |cluster: &mut Cluster, now| {
                 let zone = cluster.followers.zone(link).to_owned();
                 let (id, refuted_epoch) = (it.id, it.refuted_epoch);
+                cluster.core.tick(now);
+                if cluster.core.leads().is_none() {
+                    // Whoever leads next is asked again.
+                    return;
+                }
                 cluster
                     .core
                     .locate(Question { link, id, zone, pool: it.pool, key: it.key, refuted_epoch }, now);
             };
             cluster.tell(asked).await;
         }
-        Message::Release(it) => {
-            cluster.tell(move |cluster, now| cluster.core.release(link, &it.key, it.epoch, now)).await;
+        Message::Released(it) => {
+            cluster.tell(move |cluster, now| cluster.core.release(link, &it.keys, &it.kept, now)).await;
+        }
+        Message::Draining(_) => cluster.tell(move |cluster, _| cluster.core.drain(link)).await,
+        Message::HotKeys(it) => {
+            if it.keys.len() > MAX_HOT_KEYS
+                || it.keys.iter().any(|hot| !is_key(&hot.key) || hot.pool.len() > MAX_TEXT_BYTES)
+            {
+                return Err("a report of hot keys has more, or longer ones, than it may");
+            }
+            cluster.tell(move |cluster, now| cluster.hot_keys.told(link, it, now)).await;
         }
         Message::Leave(_) => cluster.tell(move |cluster, now| cluster.core.leave(link, now)).await,
         Message::Hello(_) | Message::Owned(_) => return Err("a link has one hello"),

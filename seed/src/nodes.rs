@@ -5,6 +5,11 @@ use std::collections::BTreeMap;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{JoinHello, NodeState, NodeStatus};
 
+/// A machine is overloaded once so many tasks for each of its processors want to run, averaged over a minute, and until
+/// there are fewer than the second of these.
+const OVERLOADED_FROM: f64 = 2.0;
+const OVERLOADED_UNTIL: f64 = 1.5;
+
 /// Names one join link for as long as the process lives.
 pub(crate) type JoinId = u64;
 
@@ -19,6 +24,15 @@ struct Node {
     state: NodeState,
     joined: BootTime,
     seen: BootTime,
+    overloaded: bool,
+}
+
+/// How a node is now, where that is another way than before.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Turn<'a> {
+    pub(crate) node: &'a str,
+    pub(crate) draining: bool,
+    pub(crate) overloaded: bool,
 }
 
 impl Nodes {
@@ -34,7 +48,8 @@ impl Nodes {
                  another name with --node"
             ));
         }
-        let node = Node { link, hello, state: NodeState::default(), joined: now, seen: now };
+        let node =
+            Node { link, hello, state: NodeState::default(), joined: now, seen: now, overloaded: false };
         self.by_name.insert(name, node);
         Ok(())
     }
@@ -50,13 +65,21 @@ impl Nodes {
         Ok(())
     }
 
-    /// A node's state; tells its name where it has begun or ceased to drain.
-    pub(crate) fn told(&mut self, link: JoinId, state: NodeState, now: BootTime) -> Option<(&str, bool)> {
+    /// A node's state; tells of it where it has begun or ceased to drain, or to be overloaded.
+    pub(crate) fn told(&mut self, link: JoinId, state: NodeState, now: BootTime) -> Option<Turn<'_>> {
         let (name, node) = self.by_name.iter_mut().find(|(_, node)| node.link == link)?;
         node.seen = now;
-        let turned = node.state.draining != state.draining;
-        node.state = state;
-        turned.then_some((name.as_str(), node.state.draining))
+        let most = if node.overloaded { OVERLOADED_UNTIL } else { OVERLOADED_FROM };
+        let overloaded = state.processors > 0 && state.load >= most * f64::from(state.processors);
+        let turned = node.state.draining != state.draining || node.overloaded != overloaded;
+        (node.state, node.overloaded) = (state, overloaded);
+        turned.then_some(Turn { node: name, draining: node.state.draining, overloaded })
+    }
+
+    /// The node of a link, and whether it drains.
+    pub(crate) fn of(&self, link: JoinId) -> Option<(&JoinHello, bool)> {
+        let node = self.by_name.values().find(|node| node.link == link)?;
+        Some((&node.hello, node.state.draining))
     }
 
     /// A link is gone, and its node with it unless that is there on another one. Tells the name of who is gone.
@@ -64,6 +87,25 @@ impl Nodes {
         let name = self.by_name.iter().find(|(_, node)| node.link == link)?.0.clone();
         self.by_name.remove(&name);
         Some(name)
+    }
+
+    /// The seeds among them, this one, too.
+    pub(crate) fn of_kind_seed(&self) -> impl Iterator<Item = (&JoinHello, &NodeState)> {
+        let seeds = self.by_name.values().filter(|node| node.hello.kind == "seed");
+        seeds.map(|node| (&node.hello, &node.state))
+    }
+
+    /// Where they are reached.
+    pub(crate) fn seeds(&self) -> impl Iterator<Item = &str> {
+        self.of_kind_seed().map(|(hello, _)| hello.reached.as_str())
+    }
+
+    /// Where those are reached that could lead in the place of this one.
+    pub(crate) fn understudies(&self, myself: &str) -> Vec<String> {
+        let others =
+            self.of_kind_seed().filter(|(hello, _)| hello.node != myself && !hello.reached.is_empty());
+        let ready = others.filter(|(_, state)| state.ready && !state.draining);
+        ready.map(|(hello, _)| hello.reached.clone()).collect()
     }
 
     pub(crate) fn status(&self, now: BootTime) -> Vec<NodeStatus> {
@@ -92,9 +134,26 @@ mod tests {
         assert_eq!(nodes.left(1), None);
         assert_eq!(nodes.status(now).len(), 1);
         let draining = NodeState { draining: true, ..NodeState::default() };
-        assert_eq!(nodes.told(2, draining.clone(), now), Some(("proxy-1", true)));
+        let turn = Turn { node: "proxy-1", draining: true, overloaded: false };
+        assert_eq!(nodes.told(2, draining.clone(), now), Some(turn));
         assert_eq!(nodes.told(2, draining, now), None);
         assert_eq!(nodes.left(2).as_deref(), Some("proxy-1"));
+    }
+
+    #[test]
+    fn a_machine_is_overloaded_until_it_has_clearly_less_to_do() {
+        let now = BootTime::now();
+        let mut nodes = Nodes::default();
+        nodes.join(1, JoinHello { node: "live-1".to_owned(), ..JoinHello::default() }, now).unwrap();
+        let mut told = |load, processors| {
+            let turn = nodes.told(1, NodeState { load, processors, ..NodeState::default() }, now);
+            turn.map(|turn| turn.overloaded)
+        };
+        assert_eq!(told(100.0, 0), None, "nobody knows how much that is");
+        assert_eq!(told(7.9, 4), None);
+        assert_eq!(told(8.0, 4), Some(true));
+        assert_eq!(told(6.1, 4), None);
+        assert_eq!(told(5.9, 4), Some(false));
     }
 
     #[test]

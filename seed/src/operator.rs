@@ -9,23 +9,24 @@ use protoplex_wire::proto::operator_server::Operator;
 use protoplex_wire::proto::{
     Build, ChangeHandlersRequest, ClusterStatus, DeployRequest, ExplainRequest, Explanation, Handler,
     HandlerChanges, HandlerHistoryReply, HandlerHistoryRequest, HandlerList, HandlersAtReply,
-    HandlersAtRequest, HandlersChanged, ListHandlersRequest, PutBuildRequest, StatusRequest, deploy_request,
-    put_build_request,
+    HandlersAtRequest, HandlersChanged, HotKeyList, ListHandlersRequest, ListHotKeysRequest, PutBuildRequest,
+    StatusRequest, deploy_request, put_build_request,
 };
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::cluster::{Cluster, Handle};
+use crate::datastores::{Datastores, call, limited};
 use crate::handlers::{self, HandlerError, Plan};
-use crate::leader::{Datastore, call, limited, load};
+use crate::leader::{fenced, load};
+use crate::role::Role;
 
 /// How long a client of a deployment may keep the next asset waiting.
 const ASSET_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a change waits for this seed to lead, and between two looks.
+/// How long a change waits for this seed to lead, or to know who does.
 const LEADING_TIMEOUT: Duration = Duration::from_secs(3);
-const LEADING_PAUSE: Duration = Duration::from_millis(50);
 /// Assets between the client and the datastore.
 const MAX_WAITING_ASSETS: usize = 2;
 /// How long a change of handlers may take: thousands of them at once are more than other calls.
@@ -37,14 +38,15 @@ const RELOADS: usize = 20;
 #[derive(Clone)]
 pub(crate) struct Console {
     cluster: Handle,
-    datastore: Datastore,
+    datastores: Arc<Datastores>,
+    role: watch::Receiver<Role>,
     /// One change at a time: each is checked against the outcome of the last.
     changes: Arc<Mutex<()>>,
 }
 
 impl Console {
-    pub(crate) fn new(cluster: Handle, datastore: Datastore) -> Self {
-        Self { cluster, datastore, changes: Arc::default() }
+    pub(crate) fn new(cluster: Handle, datastores: Arc<Datastores>, role: watch::Receiver<Role>) -> Self {
+        Self { cluster, datastores, role, changes: Arc::default() }
     }
 
     async fn ask<T: Send + 'static>(
@@ -54,22 +56,29 @@ impl Console {
         self.cluster.ask(call).await.ok_or_else(|| Status::unavailable("the seed is ending"))
     }
 
-    /// Changes are for the seed that leads: another one's would not be seen. A seed that has just started, or whose
-    /// datastore is slow, is given a moment.
-    async fn leading(&self) -> Result<(), Status> {
-        let led = async {
-            while !self.ask(|cluster, _| cluster.core.leads().is_some()).await? {
-                sleep(LEADING_PAUSE).await;
-            }
-            Ok(())
-        };
+    /// Changes are for the seed that leads: another one's would not be seen. Tells its term. A seed that has just started,
+    /// or whose datastore is slow, is given a moment; one that knows who leads says so at once.
+    async fn leading(&self) -> Result<u64, Status> {
+        let mut role = self.role.clone();
         let away = || Status::unavailable("this seed does not lead yet (is its datastore there?); try again");
-        timeout(LEADING_TIMEOUT, led).await.unwrap_or_else(|_| Err(away()))
+        let known = timeout(LEADING_TIMEOUT, role.wait_for(Role::is_ready)).await.map_err(|_| away())?;
+        match &*known.map_err(|_| Status::unavailable("the seed is ending"))? {
+            Role::Leading(term) => Ok(*term),
+            other => Err(other.refusal().unwrap_or_else(away)),
+        }
+    }
+
+    /// What this seed knows of others is old where another one leads.
+    fn not_led(&self) -> Result<(), Status> {
+        match &*self.role.borrow() {
+            role @ Role::Understudy { .. } => role.refusal().map_or(Ok(()), Err),
+            _ => Ok(()),
+        }
     }
 
     /// Plans the change of handlers by what is there now, and has it stored.
     async fn change(&self, changes: HandlerChanges) -> Result<HandlersChanged, Status> {
-        self.leading().await?;
+        let term = self.leading().await?;
         let _turn = self.changes.lock().await;
         let mut reloaded = false;
         loop {
@@ -81,7 +90,10 @@ impl Console {
             if plan.is_empty() || changes.dry_run {
                 return Ok(now);
             }
-            match self.store(&changes.operator, plan, now.version).await {
+            match self.store(&changes.operator, plan, now.version, term).await {
+                Err(status) if fenced(&status, &self.cluster).await => {
+                    return Err(Status::unavailable("another seed leads since a moment ago; try again"));
+                }
                 // The datastore knows of a change that this seed has not heard of: the rules are asked about that table.
                 Err(status) if status.code() == Code::FailedPrecondition && !reloaded => {
                     reloaded = true;
@@ -93,11 +105,18 @@ impl Console {
     }
 
     /// Has a checked change stored, and pushed. Where the datastore's answer was lost, looks what became of it.
-    async fn store(&self, operator: &str, plan: Plan, base: u64) -> Result<HandlersChanged, Status> {
+    async fn store(
+        &self,
+        operator: &str,
+        plan: Plan,
+        base: u64,
+        term: u64,
+    ) -> Result<HandlersChanged, Status> {
         let Plan { put, remove, what, after } = plan;
+        let operator = operator.to_owned();
         let request =
-            ChangeHandlersRequest { base, put, remove, operator: operator.to_owned(), what: what.clone() };
-        let mut datastore = self.datastore.clone();
+            ChangeHandlersRequest { base, put, remove, operator: operator.clone(), what: what.clone(), term };
+        let mut datastore = self.datastores.client();
         let mut request = Request::new(request);
         request.set_timeout(CHANGE_TIMEOUT);
         let late = |_| Err(Status::deadline_exceeded("the datastore does not answer"));
@@ -128,7 +147,7 @@ impl Console {
     async fn reload(&self) -> Result<u64, Status> {
         let mut tries = 0;
         let loaded = loop {
-            match load(&mut self.datastore.clone()).await {
+            match load(&self.datastores).await {
                 Ok(loaded) => break loaded,
                 Err(_) if tries < RELOADS => tries += 1,
                 Err(status) => {
@@ -158,6 +177,7 @@ impl Operator for Console {
     }
 
     async fn list_handlers(&self, _: Request<ListHandlersRequest>) -> Result<Response<HandlerList>, Status> {
+        self.not_led()?;
         let mut list = self.ask(|cluster, _| cluster.handlers()).await?;
         // A seed that has just started knows none yet, which is something else than that there are none.
         if list.version == 0 {
@@ -172,7 +192,7 @@ impl Operator for Console {
         request: Request<HandlerHistoryRequest>,
     ) -> Result<Response<HandlerHistoryReply>, Status> {
         let request = limited(request.into_inner());
-        Ok(Response::new(call(self.datastore.clone().handler_history(request)).await?))
+        Ok(Response::new(call(self.datastores.client().handler_history(request)).await?))
     }
 
     async fn handlers_at(
@@ -180,16 +200,17 @@ impl Operator for Console {
         request: Request<HandlersAtRequest>,
     ) -> Result<Response<HandlersAtReply>, Status> {
         let request = limited(request.into_inner());
-        Ok(Response::new(call(self.datastore.clone().handlers_at(request)).await?))
+        Ok(Response::new(call(self.datastores.client().handlers_at(request)).await?))
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Explanation>, Status> {
+        self.not_led()?;
         let ExplainRequest { pool, key, zone } = request.into_inner();
         Ok(Response::new(self.ask(move |cluster, _| cluster.core.explain(&pool, &key, &zone)).await?))
     }
 
     async fn deploy(&self, request: Request<Streaming<DeployRequest>>) -> Result<Response<Build>, Status> {
-        self.leading().await?;
+        let term = self.leading().await?;
         let mut messages = request.into_inner();
         let Some(deploy_request::Message::Header(header)) = next(&mut messages).await? else {
             return Err(Status::invalid_argument("a deployment begins with its header"));
@@ -197,12 +218,19 @@ impl Operator for Console {
         HostPattern::parse(&header.host).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let host = header.host.to_ascii_lowercase();
         let (assets, stream) = mpsc::channel(MAX_WAITING_ASSETS);
-        let _ = assets.try_send(PutBuildRequest { message: Some(put_build_request::Message::Host(host)) });
-        let mut datastore = self.datastore.clone();
+        let _ =
+            assets.try_send(PutBuildRequest { message: Some(put_build_request::Message::Host(host)), term });
+        let mut datastore = self.datastores.client();
         let put = datastore.put_build(ReceiverStream::new(stream));
         let (forwarded, stored) = tokio::join!(forward(messages, assets), put);
         forwarded?;
-        let build = stored?.into_inner();
+        let build = match stored {
+            Ok(build) => build.into_inner(),
+            Err(status) if fenced(&status, &self.cluster).await => {
+                return Err(Status::unavailable("another seed leads since a moment ago: deploy again"));
+            }
+            Err(status) => return Err(status),
+        };
         tracing::info!(
             host = build.host,
             version = build.version,
@@ -216,6 +244,10 @@ impl Operator for Console {
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<ClusterStatus>, Status> {
         Ok(Response::new(self.ask(|cluster, now| cluster.status(now)).await?))
+    }
+
+    async fn list_hot_keys(&self, _: Request<ListHotKeysRequest>) -> Result<Response<HotKeyList>, Status> {
+        Ok(Response::new(self.ask(|cluster, now| cluster.list_hot_keys(now)).await?))
     }
 }
 
@@ -237,7 +269,7 @@ async fn forward(
                 ));
             }
         };
-        let taken = assets.send(PutBuildRequest { message: Some(message) }).await.is_ok();
+        let taken = assets.send(PutBuildRequest { message: Some(message), term: 0 }).await.is_ok();
         // Where it takes no more, the datastore has answered already.
         if last || !taken {
             return Ok(());

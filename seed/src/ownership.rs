@@ -1,8 +1,8 @@
 //! Exactly one owner for every key: leases, epochs, terms and recovery, pure. Inputs carry the time, actions come out.
 //!
 //! A key is given to another member only when the one that had it can't serve it any more: its lease has ended here
-//! (which is later than at the member, see [`protoplex_wire::holder`]), it has left, it has released the key, or it
-//! has said hello without it. What a new term can't know yet, it waits for: for one lease at most, every key that no
+//! (which is later than at the member, see [`protoplex_wire::holder`]), it has left, it has released the key, asked to or
+//! not, or it has said hello without it. What a new term can't know yet, it waits for: for one lease at most, every key that no
 //! member reports is held back as long as a member of an earlier term, found in the datastore, has not come back.
 //!
 //! ```text
@@ -15,9 +15,12 @@
 //! `now` must be read after the input was received, and a lead's `until` counted from before its request was sent.
 
 mod assigning;
+mod balance;
+mod idle;
 mod joining;
 mod keys;
 mod members;
+mod releasing;
 mod term;
 mod view;
 
@@ -29,10 +32,12 @@ use std::time::Duration;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{Member, OwnedKey, Position, follow_reply::Message};
 
+pub use idle::Idle;
 use joining::PendingJoin;
-use keys::Keys;
 pub use keys::PARTS;
+use keys::{KeyHasher, Keys};
 use members::Members;
+use releasing::Yields;
 pub use view::{Hint, MemberView};
 
 /// Names one follower's link for as long as the process lives.
@@ -51,11 +56,17 @@ pub struct Timing {
     pub lease: Duration,
     /// How often members renew.
     pub heartbeat: Duration,
+    /// How long a member has to stay before keys are moved to it: who comes and goes at once moves nothing.
+    pub settling: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(5), heartbeat: Duration::from_secs(1) }
+        Self {
+            lease: Duration::from_secs(5),
+            heartbeat: Duration::from_secs(1),
+            settling: Duration::from_secs(10),
+        }
     }
 }
 
@@ -89,6 +100,10 @@ pub struct Joining {
     pub attempt: u64,
     /// What it owns, by its own account.
     pub keys: Vec<OwnedKey>,
+    /// Its share of the pool's keys, beside the others'; 0 is 1.
+    pub capacity: u32,
+    /// It gives up keys that are in use when it is asked to.
+    pub yields: bool,
 }
 
 /// Who owns this key?
@@ -166,11 +181,21 @@ pub struct Ownership {
     keys: Keys,
     pending: BTreeMap<LinkId, PendingJoin>,
     held: Vec<Question>,
+    idle: Idle,
+    yields: Yields,
+    /// Questions to be asked anew.
+    parked: Vec<Question>,
     draining: HashSet<String>,
+    overloaded: HashSet<String>,
     changes: u64,
     /// No lease ends before.
     next_expiry: BootTime,
-    next_sweep: BootTime,
+    /// The part of the keys that is looked through next.
+    next_part: usize,
+    /// When a seed that is full looks for room again, at the earliest.
+    next_search: BootTime,
+    /// Some member may still have less than its share.
+    unbalanced: bool,
     actions: VecDeque<Action>,
 }
 
@@ -190,12 +215,31 @@ impl Ownership {
             keys: Keys::default(),
             pending: BTreeMap::new(),
             held: Vec::new(),
+            idle: Idle::default(),
+            yields: Yields::default(),
+            parked: Vec::new(),
             draining: HashSet::new(),
+            overloaded: HashSet::new(),
             changes: 0,
             next_expiry: BootTime::ZERO,
-            next_sweep: BootTime::ZERO,
+            next_part: 0,
+            next_search: BootTime::ZERO,
+            unbalanced: false,
             actions: VecDeque::new(),
         }
+    }
+
+    /// When the ownership of keys that nobody asks for ends; without this, never.
+    #[must_use]
+    pub fn with_idle(self, idle: Idle) -> Self {
+        Self { idle, ..self }
+    }
+
+    /// Hashes keys by this seed: then the same inputs have the same outputs, in the same order. For simulations; call it
+    /// first.
+    #[must_use]
+    pub fn with_hash_seed(self, seed: u64) -> Self {
+        Self { keys: Keys::hashed_by(KeyHasher::seeded(seed)), ..self }
     }
 
     /// The next thing to do; take them all after each input.

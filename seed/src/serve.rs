@@ -7,40 +7,49 @@ use std::future::Future;
 use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_runtime::context::Context;
+use protoplex_wire::events::MAX_MESSAGE_BYTES as MAX_EVENTS_MESSAGE_BYTES;
 use protoplex_wire::identity::Identity;
-use protoplex_wire::proto::datastore_client::DatastoreClient;
+use protoplex_wire::proto::events_server::EventsServer;
 use protoplex_wire::proto::operator_server::OperatorServer;
 use protoplex_wire::proto::seed_server::SeedServer;
+use protoplex_wire::proto::understudy_server::UnderstudyServer;
+use protoplex_wire::seeds::{self, Seeds};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::cluster::{Cluster, Handle, MAX_ERRANDS};
+use crate::cluster::{Cluster, Handle, MAX_ERRANDS, Myself};
 use crate::config::{self, Config};
-use crate::leader;
+use crate::datastores::Datastores;
+use crate::events::{self, EventBus, EventLogs, NatsError};
+use crate::handover::hand_over;
+use crate::leader::{self, Candidate};
 use crate::link::Links;
 use crate::operator::Console;
-use crate::ownership::{Ending, Limits, Ownership, PARTS, Timing};
+use crate::ownership::{Ending, Idle, Limits, Ownership, PARTS, Timing};
+use crate::role::Role;
 use crate::snapshot::{self, Writer};
+use crate::understudy::Standby;
 
 /// What a follower may send at once: a chunk of a thousand keys of the longest kind.
 const MAX_LINK_MESSAGE_BYTES: usize = 2 << 20;
 /// What an operator's tools and the datastore may send at once: one asset in its three forms, or all routes.
-const MAX_ASSET_MESSAGE_BYTES: usize = 64 << 20;
+pub(crate) const MAX_ASSET_MESSAGE_BYTES: usize = 64 << 20;
 /// A peer that doesn't answer a ping in this time is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Wait between two snapshots, at least; and at least this often as long as one takes.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(5);
 const SNAPSHOT_SHARE: u32 = 20;
-/// How often readiness is looked at.
-const READY_PAUSE: Duration = Duration::from_millis(50);
+/// How long the loop that keeps the row may take to end.
+const LEAD_END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the seed can't run.
 #[derive(Debug, Error)]
@@ -51,6 +60,9 @@ pub enum RunError {
     /// The runtime has bound no socket of the name: a mistake of ours.
     #[error("the seed was given no socket named {:?}", config::SOCKET)]
     NoSocket,
+    /// NATS is configured, and can't be used so.
+    #[error(transparent)]
+    Nats(#[from] NatsError),
     /// The datastore's address is none, the certificate is unusable, or the server failed.
     #[error("serving the seed: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -58,59 +70,110 @@ pub enum RunError {
 
 /// What a seed is started with.
 pub struct Start {
-    /// Its name in the leader's row, of which there is only one process: it takes its own row anew at once.
+    /// The node's name.
     pub node: String,
-    /// The datastore, "host:port".
-    pub datastore: String,
+    /// With the name it is that of one process: it takes its own row anew at once.
+    pub instance: String,
+    /// Where others reach it, "host:port"; empty where it can't say.
+    pub address: String,
+    /// Datastores of one database, "host:port".
+    pub datastores: Vec<String>,
+    /// Where other seeds are remembered.
+    pub seeds: Seeds,
     /// Where owners are remembered.
     pub snapshot: PathBuf,
     /// Keys that it knows at once, owned or remembered.
     pub max_keys: usize,
+    /// How events are kept and carried.
+    pub events: events::config::Config,
+    /// When keys are idle.
+    pub idle: Idle,
 }
 
 /// The seed node: serves until it has drained. Without its datastore it serves what it knows, and is not ready.
 pub async fn run(config: Config, identity: Identity, context: Context) -> Result<(), RunError> {
     let listener = context.listeners(config::SOCKET).pop().ok_or(RunError::NoSocket)?;
+    let idle = config.idle();
     let start = Start {
-        node: format!("{}/{}", context.node(), context.instance()),
-        datastore: config.datastore,
+        idle,
+        node: context.node().to_owned(),
+        instance: context.instance().to_owned(),
+        address: config.address().to_owned(),
+        datastores: config.datastore,
+        seeds: context.common().seeds(),
         snapshot: snapshot::file(&context.common().data),
         max_keys: config.max_keys,
+        events: config.events,
     };
     let drain = context.drain();
-    serve(start, listener, &identity, |ready| context.ready(ready), drain.started()).await
+    let tell = |role: &Role| {
+        context.detail("role", role.to_string());
+        context.ready(role.is_ready());
+    };
+    serve(start, listener, &identity, tell, drain.started()).await
 }
 
-/// Serves until `drain` is ready; tells `ready` whether this seed leads.
+/// Serves until `drain` is ready, then hands the lead over where this seed has it; tells what it is at the beginning and
+/// whenever that changes.
 pub async fn serve(
     start: Start,
     listener: TcpListener,
     identity: &Identity,
-    ready: impl Fn(bool),
+    tell: impl Fn(&Role),
     drain: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     listener.set_nonblocking(true)?;
     let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-    let datastore = DatastoreClient::new(identity.channel(&start.datastore)?)
-        .max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
+    let datastores = Arc::new(Datastores::new(identity, &start.datastores)?);
     let timing = Timing::default();
     let (errands, errands_to_run) = tokio::sync::mpsc::channel(MAX_ERRANDS);
     let core = remember(&start).await;
-    let (cluster, task) = Cluster::new(core, timing, start.datastore.clone(), errands).task();
+    let myself = Myself { node: start.node.clone(), address: start.address.clone() };
+    let (announcements, to_announce) = events::announcements();
+    let cluster = Cluster::new(core, timing, myself, start.datastores.clone(), errands, announcements);
+    let (role, directory) = (cluster.role(), cluster.directory());
+    let (cluster, task) = cluster.task();
     let task = tokio::spawn(task);
 
     let mut tasks = JoinSet::new();
-    tasks.spawn(leader::lead(start.node, start.datastore, datastore.clone(), cluster.clone()));
-    tasks.spawn(leader::run_errands(errands_to_run, datastore.clone(), cluster.clone()));
+    let (ending, leads_on, nudge) = (watch::Sender::new(false), watch::Sender::new(false), Arc::default());
+    let candidate = Candidate {
+        holder: seeds::holder(&start.node, &start.instance, &start.address),
+        datastores: Arc::clone(&datastores),
+        cluster: cluster.clone(),
+        seeds: start.seeds,
+        nudge: Arc::clone(&nudge),
+        ending: leads_on.subscribe(),
+    };
+    let holder = candidate.holder.clone();
+    let lead = tokio::spawn(candidate.lead());
+    tasks.spawn(leader::run_errands(errands_to_run, Arc::clone(&datastores), cluster.clone()));
     tasks.spawn(keep_snapshot(start.snapshot.clone(), cluster.clone()));
 
-    let ending = watch::Sender::new(false);
-    let seed = SeedServer::new(Links::new(cluster.clone(), datastore.clone(), timing, ending.subscribe()))
-        .max_decoding_message_size(MAX_LINK_MESSAGE_BYTES);
-    let operator = OperatorServer::new(Console::new(cluster.clone(), datastore))
-        .max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
+    let logs = EventLogs::new(identity, &start.datastores, Arc::clone(&datastores))?;
+    let bus = EventBus::start(&start.events, logs, role.clone(), to_announce, ending.subscribe(), &mut tasks);
+    let events = EventsServer::new(bus.await?)
+        .max_decoding_message_size(MAX_EVENTS_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_EVENTS_MESSAGE_BYTES);
+    let links = Links::new(
+        cluster.clone(),
+        Arc::clone(&datastores),
+        timing,
+        role.clone(),
+        directory.clone(),
+        ending.subscribe(),
+    );
+    let seed = SeedServer::new(links).max_decoding_message_size(MAX_LINK_MESSAGE_BYTES);
+    let console = Console::new(cluster.clone(), Arc::clone(&datastores), role.clone());
+    let operator = OperatorServer::new(console).max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
+    let standby = Standby { role: role.clone(), directory, address: start.address.clone(), nudge };
+    let understudy = UnderstudyServer::new(standby);
     let ended = async {
         drain.await;
+        // First, so that this seed does not take back what it gives up.
+        leads_on.send_replace(true);
+        let _ = timeout(LEAD_END_TIMEOUT, lead).await;
+        hand_over(holder, identity, &datastores, &cluster).await;
         ending.send_replace(true);
         cluster.tell(|cluster, _| cluster.followers.close_all(&Ending::Away("the seed is ending"))).await;
     };
@@ -120,10 +183,12 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .add_service(InterceptedService::new(seed, identity.guard()))
         .add_service(InterceptedService::new(operator, identity.guard()))
+        .add_service(InterceptedService::new(understudy, identity.guard()))
+        .add_service(InterceptedService::new(events, identity.guard()))
         .serve_with_incoming_shutdown(incoming, ended);
     tokio::select! {
         served = server => served?,
-        () = watch_readiness(&cluster, ready) => {}
+        () = watch_role(role, tell) => {}
     }
 
     tasks.shutdown().await;
@@ -137,7 +202,7 @@ pub async fn serve(
 /// The core, with what an earlier process remembered.
 async fn remember(start: &Start) -> Ownership {
     let limits = Limits { max_keys: start.max_keys, ..Limits::default() };
-    let mut core = Ownership::new(Timing::default(), limits);
+    let mut core = Ownership::new(Timing::default(), limits).with_idle(start.idle.clone());
     let file = start.snapshot.clone();
     match spawn_blocking(move || snapshot::read(&file)).await.map_err(io::Error::other).flatten() {
         Ok(hints) => core.restore(hints),
@@ -148,10 +213,12 @@ async fn remember(start: &Start) -> Ownership {
     core
 }
 
-async fn watch_readiness(cluster: &Handle, ready: impl Fn(bool)) {
-    while let Some(leads) = cluster.ask(|cluster, _| cluster.core.leads().is_some()).await {
-        ready(leads);
-        sleep(READY_PAUSE).await;
+async fn watch_role(mut role: watch::Receiver<Role>, tell: impl Fn(&Role)) {
+    loop {
+        tell(&role.borrow_and_update());
+        if role.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use protoplex_wire::proto::{Asset, Build};
 use sqlx::{PgPool, Postgres, Row, Transaction};
 
 use super::files::path_digest;
-use super::{Named, PgStore, lock, routes};
+use super::{Named, PgStore, events, leases, lock, routes};
+use crate::announce;
 use crate::builds::{KEPT_BUILDS, Manifest, Sum};
 use crate::scope;
 use crate::store::{StoreError, StoreResult, exact, integer, unix_time_ms};
@@ -20,6 +21,7 @@ use crate::store::{StoreError, StoreResult, exact, integer, unix_time_ms};
 pub(super) async fn put(
     store: &PgStore,
     host: &str,
+    term: u64,
     assets: impl Stream<Item = StoreResult<Asset>> + Send + Unpin,
 ) -> StoreResult<Build> {
     let host = scope::parse_pattern(host)?;
@@ -28,7 +30,7 @@ pub(super) async fn put(
     let turn = store.reach.guard(turn(store)).await?;
     // What a deployment left whose call was dropped.
     store.call(|| drop_unfinished(&store.pool)).await?;
-    let build = receive(store, &host, assets).await;
+    let build = receive(store, &host, term, assets).await;
     if build.is_err() {
         // The error of the build tells more than that of this.
         let _ = store.call(|| drop_unfinished(&store.pool)).await;
@@ -81,6 +83,7 @@ async fn drop_unfinished(pool: &PgPool) -> StoreResult<()> {
 async fn receive(
     store: &PgStore,
     host: &str,
+    term: u64,
     mut assets: impl Stream<Item = StoreResult<Asset>> + Send + Unpin,
 ) -> StoreResult<Build> {
     let version = store.call(|| begin(&store.pool, host)).await?;
@@ -91,7 +94,7 @@ async fn receive(
         store.call(|| insert(&store.pool, version, &asset)).await?;
     }
     let sum = manifest.finish()?;
-    store.call(|| publish(store, host, version, &sum)).await
+    store.call(|| publish(store, host, term, version, &sum)).await
 }
 
 async fn begin(pool: &PgPool, host: &str) -> StoreResult<i64> {
@@ -117,8 +120,10 @@ async fn insert(pool: &PgPool, version: i64, asset: &Asset) -> StoreResult<()> {
 }
 
 /// Makes the build the current one of its host, and removes those that are too old to be kept.
-async fn publish(store: &PgStore, host: &str, version: i64, sum: &Sum) -> StoreResult<Build> {
+async fn publish(store: &PgStore, host: &str, term: u64, version: i64, sum: &Sum) -> StoreResult<Build> {
+    let now_ms = unix_time_ms();
     let mut change = store.change().await?;
+    leases::fence(&mut change, term).await?;
     let row = sqlx::query(
         "UPDATE builds SET complete = true, digest = $1, assets = $2, bytes = $3, deployed_at_ms = $4
          WHERE version = $5
@@ -127,7 +132,7 @@ async fn publish(store: &PgStore, host: &str, version: i64, sum: &Sum) -> StoreR
     .bind(&sum.digest)
     .bind(i64::from(sum.assets))
     .bind(integer(sum.bytes))
-    .bind(unix_time_ms())
+    .bind(now_ms)
     .bind(version)
     .fetch_optional(&mut *change)
     .await?
@@ -140,6 +145,8 @@ async fn publish(store: &PgStore, host: &str, version: i64, sum: &Sum) -> StoreR
     .bind(i64::from(KEPT_BUILDS))
     .execute(&mut *change)
     .await?;
+    let build = routes::build(&row)?;
+    events::postpone(&mut change, &announce::build_deployed(&build), now_ms).await?;
     change.commit().await?;
-    Ok(routes::build(&row)?)
+    Ok(build)
 }

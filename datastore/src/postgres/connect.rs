@@ -95,7 +95,7 @@ impl Target {
     }
 
     /// A connection of its own.
-    pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+    pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         timeout(CONNECT_TIMEOUT, self.options.connect()).await.unwrap_or_else(|_| {
             let late = format!("no connection within {} s", CONNECT_TIMEOUT.as_secs());
             Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, late)))

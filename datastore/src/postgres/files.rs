@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor, PgPool, Postgres, QueryBuilder, Row};
 
-use super::unsigned;
-use crate::file;
+use super::{PgStore, events, unsigned};
 use crate::store::{StoreError, StoreResult, exact};
+use crate::{announce, file};
 
 /// What a path is found by.
 pub(super) fn path_digest(path: &str) -> Vec<u8> {
@@ -71,15 +71,19 @@ pub(super) async fn put_site(
 }
 
 /// See [`crate::store::Store::mark_stored`].
-pub(super) async fn mark_stored(pool: &PgPool, reference: &str) -> StoreResult<()> {
-    let marked = sqlx::query("UPDATE files SET stored = true WHERE reference = $1")
+pub(super) async fn mark_stored(store: &PgStore, reference: &str, now_ms: i64) -> StoreResult<()> {
+    let mut change = store.change().await?;
+    let marked = sqlx::query("UPDATE files SET stored = true WHERE reference = $1 AND NOT stored")
         .bind(reference)
-        .execute(pool)
+        .execute(&mut *change)
         .await?;
-    if marked.rows_affected() == 0 {
+    let Some(file) = find(&mut *change, reference).await? else {
         return Err(StoreError::NotFound(format!("there is no file {reference:?}")));
+    };
+    if marked.rows_affected() > 0 {
+        events::postpone(&mut change, &announce::file_stored(&file), now_ms).await?;
     }
-    Ok(())
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::find_file`].

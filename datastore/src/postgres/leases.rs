@@ -3,7 +3,8 @@
 //! The server's clock may step, and other datastores' are others, so the database keeps no deadline. Each grant and each
 //! renewal makes a row that was never there before (`renewals` grows), and a datastore counts its whole time from the
 //! moment at which it has first read it. That is never before the holder has asked, so a lease ends nowhere too early;
-//! it ends later where a datastore sees it for the first time, after its start above all. Which of two datastores grants
+//! it ends later where a datastore sees it for the first time, after its start above all; so each looks at all of them
+//! every [`LOOK_EVERY`], whether or not anybody asks, and is never further behind than that when it is asked. Which of two datastores grants
 //! a lease, or ends it for good, the row decides, locked by name from before it is read.
 
 use std::collections::HashMap;
@@ -11,13 +12,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::proto::{PeekLeaseReply, TakeLeaseReply, TakeLeaseRequest};
+use protoplex_wire::follow::SEED_LEASE;
+use protoplex_wire::proto::{PeekLeaseReply, ReleaseLeaseRequest, TakeLeaseReply, TakeLeaseRequest};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgExecutor, Row};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 
 use super::{Named, PgStore, lock, unsigned};
 use crate::lease::{self, Grant, Lease, milliseconds, peeked, reply};
 use crate::store::{StoreResult, exact};
+
+/// How often a datastore looks at all leases.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A lease's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +95,42 @@ async fn end(store: &PgStore, name: &str) -> StoreResult<PeekLeaseReply> {
         change.commit().await?;
     }
     Ok(seen)
+}
+
+/// See [`crate::store::Store::release_lease`].
+pub(super) async fn release(store: &PgStore, request: &ReleaseLeaseRequest) -> StoreResult<()> {
+    let mut change = store.change().await?;
+    lock(&mut change, Named::Lease, &request.name).await?;
+    let kept = find(&mut *change, &request.name).await?;
+    if let Some((kept, ended)) =
+        kept.and_then(|kept| lease::released(&kept.grant, request).map(|it| (kept, it)))
+    {
+        save(&mut change, &request.name, &Kept { grant: ended, renewals: kept.renewals }).await?;
+        change.commit().await?;
+    }
+    Ok(())
+}
+
+/// Refuses a change of a seed that leads no more. The row stays as it is until the change is made: whoever takes the lease
+/// waits for it, and reads it then.
+pub(super) async fn fence(change: &mut PgConnection, term: u64) -> StoreResult<()> {
+    if term == 0 {
+        return Ok(());
+    }
+    let newest = sqlx::query_scalar("SELECT term FROM leases WHERE name = $1 FOR SHARE").bind(SEED_LEASE);
+    lease::fence(term, newest.fetch_optional(change).await?.map(unsigned))
+}
+
+/// Looks at all leases, so that each one's time is counted from its grant.
+pub(super) async fn look(pool: &PgPool, sightings: &Sightings) -> StoreResult<()> {
+    let all = sqlx::query("SELECT name, holder, term, ttl_ms, ended, renewals FROM leases");
+    let named = |row: PgRow| Ok((row.try_get::<String, _>("name")?, kept(row)?));
+    let all = all.try_map(named).fetch_all(pool).await?;
+    let now = BootTime::now();
+    for (name, kept) in all {
+        sightings.see(&name, &kept, now);
+    }
+    Ok(())
 }
 
 async fn find(executor: impl PgExecutor<'_>, name: &str) -> StoreResult<Option<Kept>> {

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use thiserror::Error;
 
 use super::connect::{CONNECT_TIMEOUT, Target};
 use super::fault::comes_back;
+use crate::archive::MOVED;
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
@@ -95,6 +96,18 @@ pub enum OpenError {
         /// The newest schema that is known here.
         known: i64,
     },
+    /// All of it was moved elsewhere.
+    #[error(
+        "{target}: everything was moved to {to}: name that in datastore.url, or none for a file. To go on here as it \
+         was then, and without what has changed there since: protoplex datastore migrate --undo. To put something else in \
+         its place: --replace"
+    )]
+    Moved {
+        /// The database.
+        target: String,
+        /// Where to.
+        to: String,
+    },
     /// It could not be brought to the present schema.
     #[error("{target}: the schema could not be upgraded: {source}")]
     Migration {
@@ -119,7 +132,7 @@ impl OpenError {
         matches!(self, Self::Away { .. } | Self::Standby { .. })
     }
 
-    fn unusable(target: &Target, source: sqlx::Error) -> Self {
+    pub(super) fn unusable(target: &Target, source: sqlx::Error) -> Self {
         let target = target.to_string();
         let Some(told) = source.as_database_error() else {
             return match source {
@@ -142,7 +155,7 @@ impl OpenError {
     }
 
     fn migration(target: &Target, error: MigrateError) -> Self {
-        let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+        let known = known_version();
         match error {
             MigrateError::VersionMissing(found) if found > known => {
                 Self::Newer { target: target.to_string(), found, known }
@@ -156,6 +169,29 @@ impl OpenError {
             source => Self::Migration { target: target.to_string(), source },
         }
     }
+}
+
+/// The present version of the schema.
+pub(super) fn known_version() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Refuses a database away from which everything was moved.
+pub(super) async fn refuse_moved(target: &Target, connection: &mut PgConnection) -> Result<(), OpenError> {
+    match moved_to(connection).await.map_err(|source| OpenError::unusable(target, source))? {
+        Some(to) => Err(OpenError::Moved { target: target.to_string(), to }),
+        None => Ok(()),
+    }
+}
+
+/// Where to all of it was moved, if it was.
+pub(super) async fn moved_to(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+    let is_marked = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(MOVED);
+    if !is_marked.fetch_one(&mut *connection).await? {
+        return Ok(None);
+    }
+    let to = sqlx::query_scalar(AssertSqlSafe(format!("SELECT destination FROM {MOVED}")));
+    to.fetch_optional(connection).await
 }
 
 /// Connections to a sound database of the present schema.
@@ -215,7 +251,7 @@ async fn check(target: &Target, connection: &mut PgConnection) -> Result<(), Ope
 /// What calls rely on, whatever the server's or the database's own settings are: a commit is on the disk before it is
 /// answered, a wait for a lock ends by itself although nobody waits for the answer any more, and a deployment may hold
 /// its lock while a slow client sends.
-async fn prepare(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+pub(super) async fn prepare(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query(
         "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
                     WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false),

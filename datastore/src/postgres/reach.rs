@@ -17,6 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::connect::{CONNECT_TIMEOUT, Target};
+use super::leases::{self, Sightings};
+use super::{Named, open};
 use crate::store::{StoreError, StoreResult};
 
 /// How often a server that is away is looked for.
@@ -91,13 +93,17 @@ impl Reach {
     }
 }
 
-/// The task that looks after [`Reach`]. It ends with this.
+/// The task that looks after [`Reach`], and at leases. It ends with this.
 #[derive(Debug)]
 pub(super) struct Watcher(Mutex<JoinHandle<()>>);
 
 impl Watcher {
-    pub(super) fn start(target: &Target, reach: &Arc<Reach>, pool: &PgPool) -> Self {
-        Self(Mutex::new(tokio::spawn(look_after(target.clone(), Arc::clone(reach), pool.clone()))))
+    pub(super) fn start(target: &Target, reach: &Arc<Reach>, pool: &PgPool, leases: &Arc<Sightings>) -> Self {
+        let (target, reach) = (target.clone(), Arc::clone(reach));
+        let (pool, leases) = (pool.clone(), Arc::clone(leases));
+        Self(Mutex::new(tokio::spawn(async move {
+            tokio::join!(look_after(target, Arc::clone(&reach), pool.clone()), see(&reach, &pool, &leases));
+        })))
     }
 
     /// Ends it and waits until it has ended.
@@ -114,6 +120,18 @@ impl Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.0.get_mut().abort();
+    }
+}
+
+/// Looks at the leases while the server is there, so that their times are counted from their grants.
+async fn see(reach: &Reach, pool: &PgPool, leases: &Sightings) {
+    let away = reach.subscribe();
+    loop {
+        sleep(leases::LOOK_EVERY).await;
+        if away.borrow().is_none() {
+            // A look that fails is made up for by the next one.
+            let _ = timeout(CONNECT_TIMEOUT, leases::look(pool, leases)).await;
+        }
     }
 }
 
@@ -164,7 +182,22 @@ async fn connect(target: &Target) -> Result<PgConnection, sqlx::Error> {
     if timeout(CONNECT_TIMEOUT, standby).await.unwrap_or_else(|_| Err(silence()))? {
         return Err(io::Error::other("it is a standby, which can't be written to").into());
     }
+    if !hold(&mut new, "SELECT pg_try_advisory_lock_shared(hashtextextended('', $1))").await? {
+        return Err(io::Error::other("everything in it is being moved, or replaced").into());
+    }
+    if let Some(to) = open::moved_to(&mut new).await? {
+        return Err(io::Error::other(format!("everything was moved to {to}")).into());
+    }
     Ok(new)
+}
+
+/// Keeps all datastores from using the database for as long as the connection lasts; false where one uses it now.
+pub(super) async fn hold_alone(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    hold(connection, "SELECT pg_try_advisory_lock(hashtextextended('', $1))").await
+}
+
+async fn hold(connection: &mut PgConnection, lock: &'static str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(lock).bind(Named::Database as i64).fetch_one(connection).await
 }
 
 fn silence() -> sqlx::Error {

@@ -4,16 +4,18 @@ use protoplex_wire::proto::{Build, LoadRoutesReply, Member, PutMemberRequest, Re
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 
-use super::{handlers, unsigned};
+use super::{PgStore, handlers, leases, unsigned};
 use crate::store::{StoreError, StoreResult, exact};
 
 /// See [`crate::store::Store::put_member`].
-pub(super) async fn put_member(pool: &PgPool, request: &PutMemberRequest) -> StoreResult<()> {
+pub(super) async fn put_member(store: &PgStore, request: &PutMemberRequest) -> StoreResult<()> {
     let Some(member) =
         request.member.as_ref().filter(|member| !member.pool.is_empty() && !member.id.is_empty())
     else {
         return Err(StoreError::Invalid("a member needs a pool and an id".to_owned()));
     };
+    let mut change = store.change().await?;
+    leases::fence(&mut change, request.term).await?;
     sqlx::query(
         "INSERT INTO members (pool, id, address, zone, instance, revision) VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (pool, id) DO UPDATE SET
@@ -27,20 +29,22 @@ pub(super) async fn put_member(pool: &PgPool, request: &PutMemberRequest) -> Sto
     .bind(&member.zone)
     .bind(&member.instance)
     .bind(exact("revision", request.revision)?)
-    .execute(pool)
+    .execute(&mut *change)
     .await?;
-    Ok(())
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::remove_member`].
-pub(super) async fn remove_member(pool: &PgPool, request: &RemoveMemberRequest) -> StoreResult<()> {
+pub(super) async fn remove_member(store: &PgStore, request: &RemoveMemberRequest) -> StoreResult<()> {
+    let mut change = store.change().await?;
+    leases::fence(&mut change, request.term).await?;
     sqlx::query("DELETE FROM members WHERE pool = $1 AND id = $2 AND revision <= $3")
         .bind(&request.pool)
         .bind(&request.id)
         .bind(exact("revision", request.revision)?)
-        .execute(pool)
+        .execute(&mut *change)
         .await?;
-    Ok(())
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::load_routes`].

@@ -14,6 +14,7 @@ use protoplex_wire::proto::{
 };
 
 use super::*;
+use crate::event_log::contract::event_contract;
 use crate::store::UPLOAD_LIFE_MS;
 use crate::store::contract::{self, Database, contract};
 
@@ -58,6 +59,7 @@ impl Database for Postgres {
 }
 
 contract!(Postgres::new());
+event_contract!(Postgres::new());
 
 /// Adds one, also where others are faster again and again.
 async fn handler(store: &PgStore, name: &str) -> StoreResult<u64> {
@@ -178,7 +180,7 @@ async fn the_longest_paths_are_kept_and_put_in_order() {
 
     let asset = |path: &str| Asset { path: path.to_owned(), ..Default::default() };
     let assets = futures_util::stream::iter(paths.iter().rev().map(|path| Ok(asset(path))));
-    let build = store.put_build("*", assets).await.unwrap();
+    let build = store.put_build("*", 0, assets).await.unwrap();
     let mut read = String::new();
     for path in &paths {
         read = store.next_asset(build.version, &read).await.unwrap().unwrap().path;

@@ -11,12 +11,11 @@ use protoplex_wire::proto::{
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
 
-use super::{Named, PgStore, files, lock, unsigned};
-use crate::file;
-use crate::scope;
+use super::{Named, PgStore, events, files, lock, unsigned};
 use crate::store::{StoreError, StoreResult, UPLOAD_LIFE_MS, integer};
 use crate::token::{self, Presented, Refused, SecretDigest, Terms};
 use crate::upload::{Completable, SWEPT_AT_ONCE, State, Upload, check_id, forged, granted, refusal};
+use crate::{announce, file, scope};
 
 /// See [`crate::store::Store::create_token`].
 pub(super) async fn create_token(
@@ -152,6 +151,8 @@ pub(super) async fn complete(
             let existed = !files::insert(&mut change, file, now_ms).await?;
             files::put_site(&mut change, request, &file.reference, now_ms).await?;
             settle(&mut change, &upload, file, existed).await?;
+            let told = announce::upload_finished(request, file, existed, &upload.watch);
+            events::postpone(&mut change, &told, now_ms).await?;
             existed
         }
     };
@@ -317,7 +318,7 @@ async fn sweep(pool: &PgPool, now_ms: i64) -> StoreResult<()> {
 /// Locked until the transaction ends, against the sweep.
 async fn find(connection: &mut PgConnection, id: &str) -> StoreResult<Option<Upload>> {
     let query = sqlx::query_as(
-        "SELECT id, state, token, host, path, reserved_bytes, reference, existed
+        "SELECT id, state, token, host, path, reserved_bytes, reference, existed, watch
          FROM uploads WHERE id = $1 FOR NO KEY UPDATE",
     );
     Ok(query.bind(id).fetch_optional(connection).await?)

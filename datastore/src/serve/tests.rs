@@ -50,11 +50,11 @@ impl Node {
 }
 
 fn host(host: &str) -> PutBuildRequest {
-    PutBuildRequest { message: Some(Message::Host(host.to_owned())) }
+    PutBuildRequest { message: Some(Message::Host(host.to_owned())), term: 0 }
 }
 
 fn end() -> PutBuildRequest {
-    PutBuildRequest { message: Some(Message::End(BuildEnd {})) }
+    PutBuildRequest { message: Some(Message::End(BuildEnd {})), term: 0 }
 }
 
 fn asset(path: &str, bytes: usize) -> PutBuildRequest {
@@ -65,7 +65,7 @@ fn asset(path: &str, bytes: usize) -> PutBuildRequest {
         gzip: vec![b'y'; bytes],
         brotli: vec![b'z'; bytes],
     };
-    PutBuildRequest { message: Some(Message::Asset(asset)) }
+    PutBuildRequest { message: Some(Message::Asset(asset)), term: 0 }
 }
 
 fn token() -> CreateTokenRequest {
@@ -144,7 +144,7 @@ async fn a_seed_keeps_its_state_over_the_wire() {
     let added = client.change_handlers(put).await.unwrap().into_inner().version;
     let handler = Handler { since: added, ..handler };
     let member = Member { id: "m".to_owned(), pool: "rooms".to_owned(), ..Default::default() };
-    client.put_member(PutMemberRequest { member: Some(member.clone()), revision: 1 }).await.unwrap();
+    client.put_member(PutMemberRequest { member: Some(member.clone()), revision: 1, term: 0 }).await.unwrap();
     let routes = client.load_routes(LoadRoutesRequest {}).await.unwrap().into_inner();
     assert_eq!((routes.table_version, routes.handlers, routes.members), (added, vec![handler], vec![member]));
 
@@ -154,7 +154,7 @@ async fn a_seed_keeps_its_state_over_the_wire() {
     assert_eq!(history.len(), 3);
     let before = client.handlers_at(HandlersAtRequest { version: added }).await.unwrap().into_inner();
     assert_eq!(before.handlers[0].name, "rooms");
-    let gone = RemoveMemberRequest { pool: "rooms".to_owned(), id: "m".to_owned(), revision: 1 };
+    let gone = RemoveMemberRequest { pool: "rooms".to_owned(), id: "m".to_owned(), revision: 1, term: 0 };
     client.remove_member(gone).await.unwrap();
     let routes = client.load_routes(LoadRoutesRequest {}).await.unwrap().into_inner();
     assert!(routes.handlers.is_empty() && routes.members.is_empty());
@@ -251,7 +251,7 @@ async fn a_build_goes_in_and_out_with_the_largest_assets() {
 async fn a_build_out_of_order_is_refused() {
     let node = Node::start().await;
     let mut client = node.client();
-    let none = PutBuildRequest { message: None };
+    let none = PutBuildRequest { message: None, term: 0 };
     let table = [
         vec![],
         vec![asset("/a", 1)],

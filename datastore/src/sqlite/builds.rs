@@ -7,7 +7,8 @@ use futures_util::{Stream, StreamExt};
 use protoplex_wire::proto::{Asset, Build};
 use sqlx::{Row, SqlitePool};
 
-use super::{SqliteStore, routes};
+use super::{SqliteStore, events, leases, routes};
+use crate::announce;
 use crate::builds::{KEPT_BUILDS, Manifest, Sum};
 use crate::scope;
 use crate::store::{StoreError, StoreResult, exact, integer, unix_time_ms};
@@ -16,13 +17,14 @@ use crate::store::{StoreError, StoreResult, exact, integer, unix_time_ms};
 pub(super) async fn put(
     store: &SqliteStore,
     host: &str,
+    term: u64,
     assets: impl Stream<Item = StoreResult<Asset>> + Send + Unpin,
 ) -> StoreResult<Build> {
     let host = scope::parse_pattern(host)?;
     let _deploying = store.deploying.lock().await;
     // What a deployment left whose call was dropped.
     drop_unfinished(&store.writer).await?;
-    let build = receive(store, &host, assets).await;
+    let build = receive(store, &host, term, assets).await;
     if build.is_err() {
         drop_unfinished(&store.writer).await?;
     }
@@ -63,6 +65,7 @@ pub(super) async fn drop_unfinished(writer: &SqlitePool) -> Result<(), sqlx::Err
 async fn receive(
     store: &SqliteStore,
     host: &str,
+    term: u64,
     mut assets: impl Stream<Item = StoreResult<Asset>> + Send + Unpin,
 ) -> StoreResult<Build> {
     let version: i64 = sqlx::query_scalar("INSERT INTO builds (host) VALUES (?) RETURNING version")
@@ -85,12 +88,14 @@ async fn receive(
         .execute(&store.writer)
         .await?;
     }
-    publish(store, host, version, &manifest.finish()?).await
+    publish(store, host, term, version, &manifest.finish()?).await
 }
 
 /// Makes the build the current one of its host, and removes those that are too old to be kept.
-async fn publish(store: &SqliteStore, host: &str, version: i64, sum: &Sum) -> StoreResult<Build> {
+async fn publish(store: &SqliteStore, host: &str, term: u64, version: i64, sum: &Sum) -> StoreResult<Build> {
+    let now_ms = unix_time_ms();
     let mut change = store.change().await?;
+    leases::fence(&mut change, term).await?;
     let row = sqlx::query(
         "UPDATE builds SET complete = 1, digest = ?, assets = ?, bytes = ?, deployed_at_ms = ? WHERE version = ?
          RETURNING host, version, digest, assets, bytes, deployed_at_ms",
@@ -98,7 +103,7 @@ async fn publish(store: &SqliteStore, host: &str, version: i64, sum: &Sum) -> St
     .bind(&sum.digest)
     .bind(sum.assets)
     .bind(integer(sum.bytes))
-    .bind(unix_time_ms())
+    .bind(now_ms)
     .bind(version)
     .fetch_one(&mut *change)
     .await?;
@@ -110,6 +115,8 @@ async fn publish(store: &SqliteStore, host: &str, version: i64, sum: &Sum) -> St
     .bind(KEPT_BUILDS)
     .execute(&mut *change)
     .await?;
+    let build = routes::build(&row)?;
+    events::postpone(&mut change, &announce::build_deployed(&build), now_ms).await?;
     change.commit().await?;
-    Ok(routes::build(&row)?)
+    Ok(build)
 }

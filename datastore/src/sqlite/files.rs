@@ -4,8 +4,9 @@ use protoplex_wire::proto::{CompleteUploadRequest, ListFilesReply, ListFilesRequ
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection, SqliteExecutor, SqlitePool};
 
-use crate::file;
+use super::events;
 use crate::store::{StoreError, StoreResult, exact};
+use crate::{announce, file};
 
 /// Adds a file that is staged on its node. `false` where the content is there: it stays as it is.
 pub(super) async fn insert(
@@ -58,15 +59,19 @@ pub(super) async fn put_site(
 }
 
 /// See [`crate::store::Store::mark_stored`].
-pub(super) async fn mark_stored(writer: &SqlitePool, reference: &str) -> StoreResult<()> {
-    let marked = sqlx::query("UPDATE files SET stored = 1 WHERE reference = ?")
+pub(super) async fn mark_stored(writer: &SqlitePool, reference: &str, now_ms: i64) -> StoreResult<()> {
+    let mut change = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let marked = sqlx::query("UPDATE files SET stored = 1 WHERE reference = ? AND stored = 0")
         .bind(reference)
-        .execute(writer)
+        .execute(&mut *change)
         .await?;
-    if marked.rows_affected() == 0 {
+    let Some(file) = find(&mut *change, reference).await? else {
         return Err(StoreError::NotFound(format!("there is no file {reference:?}")));
+    };
+    if marked.rows_affected() > 0 {
+        events::postpone(&mut change, &announce::file_stored(&file), now_ms).await?;
     }
-    Ok(())
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::find_file`].

@@ -4,9 +4,9 @@ use protoplex_wire::proto::{ChangeHandlersRequest, Handler, HandlerVersion};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
-use super::SqliteStore;
-use crate::handlers;
+use super::{SqliteStore, events, leases};
 use crate::store::{HANDLER_VERSIONS, StoreResult, exact};
+use crate::{announce, handlers};
 
 /// See [`crate::store::Store::change_handlers`].
 pub(super) async fn change(
@@ -16,6 +16,7 @@ pub(super) async fn change(
 ) -> StoreResult<u64> {
     handlers::check(request)?;
     let mut change = store.change().await?;
+    leases::fence(&mut change, request.term).await?;
     let version: u64 =
         sqlx::query_scalar("SELECT version FROM table_version").fetch_one(&mut *change).await?;
     let version = exact("version", handlers::next_version(request, version)?)?;
@@ -40,6 +41,7 @@ pub(super) async fn change(
         .execute(&mut *change)
         .await?;
     forget(&mut change, version - HANDLER_VERSIONS.cast_signed()).await?;
+    events::postpone(&mut change, &announce::handlers_changed(request, version), now_ms).await?;
     change.commit().await?;
     Ok(version.cast_unsigned())
 }

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::proto::{PeekLeaseReply, TakeLeaseReply, TakeLeaseRequest};
+use protoplex_wire::follow::SEED_LEASE;
+use protoplex_wire::proto::{PeekLeaseReply, ReleaseLeaseRequest, TakeLeaseReply, TakeLeaseRequest};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqlitePool};
 
 use super::SqliteStore;
 use crate::lease::{self, Grant, Lease, milliseconds, peeked, reply};
@@ -53,6 +54,23 @@ pub(super) async fn peek(store: &SqliteStore, name: &str) -> StoreResult<PeekLea
         lease.grant = ended;
     }
     Ok(seen)
+}
+
+/// See [`crate::store::Store::release_lease`].
+pub(super) async fn release(store: &SqliteStore, request: &ReleaseLeaseRequest) -> StoreResult<()> {
+    let mut leases = store.leases.lock().await;
+    let Some(lease) = leases.get_mut(&request.name) else { return Ok(()) };
+    if let Some(ended) = lease::released(&lease.grant, request) {
+        save(&store.writer, &request.name, &ended).await?;
+        lease.grant = ended;
+    }
+    Ok(())
+}
+
+/// Refuses a change of a seed that leads no more. The one writer makes it and the next grant one after the other.
+pub(super) async fn fence(change: &mut SqliteConnection, term: u64) -> StoreResult<()> {
+    let newest = sqlx::query_scalar("SELECT term FROM leases WHERE name = ?").bind(SEED_LEASE);
+    lease::fence(term, newest.fetch_optional(change).await?)
 }
 
 async fn save(writer: &SqlitePool, name: &str, grant: &Grant) -> StoreResult<()> {

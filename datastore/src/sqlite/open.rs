@@ -1,24 +1,29 @@
 //! Opens the database's file, or says what is wrong with it and what to do.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, SqlitePool};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlitePool};
 use thiserror::Error;
 
 use super::sqlite_code;
+use crate::archive::MOVED;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Connections that only read.
 const READERS: u32 = 4;
 /// How long a call waits for a connection, and a connection for SQLite's lock (only a backup tool can hold that).
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it is waited for a datastore that is about to end, and how often it is looked whether it has.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// The write-ahead log is cut to this after a build has made it long, in bytes.
 const LOG_BYTES: &str = "16777216";
 
@@ -63,6 +68,24 @@ pub enum OpenError {
         /// The newest schema that is known here.
         known: i64,
     },
+    /// Another process uses it.
+    #[error("{}: another datastore, or a command that moves it, uses this file", file.display())]
+    InUse {
+        /// The database's file.
+        file: PathBuf,
+    },
+    /// All of it was moved elsewhere.
+    #[error(
+        "{}: everything was moved to {to}: name that in datastore.url. To go on here as it was then, and without what \
+         has changed there since: protoplex datastore migrate --undo. To put something else in its place: --replace",
+        file.display()
+    )]
+    Moved {
+        /// The database's file.
+        file: PathBuf,
+        /// Where to.
+        to: String,
+    },
     /// It could not be brought to the present schema.
     #[error("{}: the schema could not be upgraded: {source}", file.display())]
     Migration {
@@ -93,7 +116,7 @@ impl OpenError {
     }
 
     fn migration(file: &Path, error: MigrateError) -> Self {
-        let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+        let known = known_version();
         match error {
             MigrateError::VersionMissing(found) if found > known => {
                 Self::Newer { file: file.to_owned(), found, known }
@@ -101,6 +124,50 @@ impl OpenError {
             source => Self::Migration { file: file.to_owned(), source },
         }
     }
+}
+
+/// The present version of the schema.
+pub(super) fn known_version() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Keeps the file from all others until this is dropped, or the process ends however it may. The lock is one of a file
+/// beside it, for SQLite has locks of its own on the file.
+pub(super) fn lock(file: &Path) -> Result<File, OpenError> {
+    let at = |source| OpenError::File { file: file.to_owned(), source };
+    create(file).map_err(at)?;
+    let mut beside = file.to_owned().into_os_string();
+    beside.push(".lock");
+    let lock = OpenOptions::new().append(true).create(true).mode(0o600).open(&beside).map_err(at)?;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { file: file.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(at(source)),
+        }
+    }
+}
+
+/// Refuses a file away from which everything was moved.
+pub(super) async fn refuse_moved(file: &Path) -> Result<(), OpenError> {
+    match moved_to(file).await? {
+        Some(to) => Err(OpenError::Moved { file: file.to_owned(), to }),
+        None => Ok(()),
+    }
+}
+
+/// Where to all of it was moved, if it was.
+pub(super) async fn moved_to(file: &Path) -> Result<Option<String>, OpenError> {
+    let at = |source| OpenError::unusable(file, source);
+    let mut connection = SqliteConnectOptions::new().filename(file).connect().await.map_err(at)?;
+    let is_marked = sqlx::query_scalar("SELECT count(*) > 0 FROM sqlite_master WHERE name = ?").bind(MOVED);
+    if !is_marked.fetch_one(&mut connection).await.map_err(at)? {
+        return Ok(None);
+    }
+    let to = sqlx::query_scalar(AssertSqlSafe(format!("SELECT destination FROM {MOVED}")));
+    to.fetch_optional(&mut connection).await.map_err(at)
 }
 
 /// The writer's and the readers' connections to a sound database of the present schema.

@@ -4,16 +4,18 @@ use protoplex_wire::proto::{Build, LoadRoutesReply, Member, PutMemberRequest, Re
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqlitePool};
 
-use super::handlers;
+use super::{SqliteStore, handlers, leases};
 use crate::store::{StoreError, StoreResult, exact};
 
 /// See [`crate::store::Store::put_member`].
-pub(super) async fn put_member(writer: &SqlitePool, request: &PutMemberRequest) -> StoreResult<()> {
+pub(super) async fn put_member(store: &SqliteStore, request: &PutMemberRequest) -> StoreResult<()> {
     let Some(member) =
         request.member.as_ref().filter(|member| !member.pool.is_empty() && !member.id.is_empty())
     else {
         return Err(StoreError::Invalid("a member needs a pool and an id".to_owned()));
     };
+    let mut change = store.change().await?;
+    leases::fence(&mut change, request.term).await?;
     sqlx::query(
         "INSERT INTO members (pool, id, address, zone, instance, revision) VALUES (?, ?, ?, ?, ?, ?)
          ON CONFLICT (pool, id) DO UPDATE SET
@@ -27,20 +29,22 @@ pub(super) async fn put_member(writer: &SqlitePool, request: &PutMemberRequest) 
     .bind(&member.zone)
     .bind(&member.instance)
     .bind(exact("revision", request.revision)?)
-    .execute(writer)
+    .execute(&mut *change)
     .await?;
-    Ok(())
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::remove_member`].
-pub(super) async fn remove_member(writer: &SqlitePool, request: &RemoveMemberRequest) -> StoreResult<()> {
+pub(super) async fn remove_member(store: &SqliteStore, request: &RemoveMemberRequest) -> StoreResult<()> {
+    let mut change = store.change().await?;
+    leases::fence(&mut change, request.term).await?;
     sqlx::query("DELETE FROM members WHERE pool = ? AND id = ? AND revision <= ?")
         .bind(&request.pool)
         .bind(&request.id)
         .bind(exact("revision", request.revision)?)
-        .execute(writer)
+        .execute(&mut *change)
         .await?;
-    Ok(())
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::load_routes`].

@@ -11,6 +11,7 @@ use protoplex_wire::proto::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::event_log::contract::event_contract;
 use crate::store::UPLOAD_LIFE_MS;
 use crate::store::contract::handlers::put;
 use crate::store::contract::{Database, contract};
@@ -41,6 +42,7 @@ impl Database for Sqlite {
 }
 
 contract!(Sqlite::new());
+event_contract!(Sqlite::new());
 
 async fn handler(store: &SqliteStore, name: &str) -> StoreResult<u64> {
     put(store, Handler { name: name.to_owned(), path: format!("/{name}"), ..Default::default() }).await
@@ -64,7 +66,7 @@ async fn files_are_private_and_commits_are_synchronous() {
         names.push(entry.file_name());
     }
     names.sort();
-    assert_eq!(names, ["protoplex.db", "protoplex.db-shm", "protoplex.db-wal"]);
+    assert_eq!(names, ["protoplex.db", "protoplex.db-shm", "protoplex.db-wal", "protoplex.db.lock"]);
     let pragma = async |name: &'static str| sqlx::query(name).fetch_one(&store.writer).await.unwrap();
     assert_eq!(sqlx::Row::get::<i64, _>(&pragma("PRAGMA synchronous").await, 0), 2, "FULL");
     assert_eq!(sqlx::Row::get::<i64, _>(&pragma("PRAGMA foreign_keys").await, 0), 1);
@@ -135,13 +137,15 @@ async fn a_torn_write_ahead_log_loses_its_end_alone() {
 }
 
 #[tokio::test]
-async fn a_clean_end_leaves_one_file() {
+async fn a_clean_end_leaves_one_file_and_its_lock() {
     let database = Sqlite::new();
     let store = database.open().await;
     handler(&store, "a").await.unwrap();
     store.close().await;
-    let left: Vec<_> = fs::read_dir(database.file().parent().unwrap()).unwrap().collect();
-    assert_eq!(left.len(), 1, "{left:?}");
+    let folder = fs::read_dir(database.file().parent().unwrap()).unwrap();
+    let mut left: Vec<_> = folder.map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["protoplex.db", "protoplex.db.lock"]);
     assert_eq!(handlers(&*database.open().await).await, ["a"]);
 }
 
@@ -159,7 +163,7 @@ async fn a_newer_schema_is_refused() {
     store.close().await;
     let before = fs::read(database.file()).unwrap();
     let error = database.refusal().await;
-    assert!(matches!(error, OpenError::Newer { found: 9999, known: 4, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Newer { found: 9999, known: 5, .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("protoplex.db: its schema is version 9999"), "{text}");
     assert!(text.contains("Start the newer version"), "{text}");
@@ -171,6 +175,12 @@ async fn a_member_of_the_first_schema_is_kept_and_is_of_no_known_instance() {
     let database = Sqlite::new();
     let store = database.open().await;
     for statement in [
+        "DROP TABLE event_log",
+        "DROP TABLE event_head",
+        "DROP TABLE event_keys",
+        "DROP TABLE due_events",
+        "DROP TABLE subscriptions",
+        "DROP TABLE dead_events",
         "DROP TABLE handler_versions",
         "DROP TABLE former_handlers",
         "ALTER TABLE handlers DROP COLUMN disabled",
@@ -193,6 +203,12 @@ async fn handlers_of_an_earlier_schema_are_kept_and_their_history_begins() {
     let database = Sqlite::new();
     let store = database.open().await;
     for statement in [
+        "DROP TABLE event_log",
+        "DROP TABLE event_head",
+        "DROP TABLE event_keys",
+        "DROP TABLE due_events",
+        "DROP TABLE subscriptions",
+        "DROP TABLE dead_events",
         "DROP TABLE handler_versions",
         "DROP TABLE former_handlers",
         "ALTER TABLE handlers DROP COLUMN disabled",
@@ -220,7 +236,7 @@ async fn filled() -> Sqlite {
     for n in 0..500 {
         let member =
             protoplex_wire::proto::Member { id: n.to_string(), pool: "x".repeat(500), ..Default::default() };
-        store.put_member(PutMemberRequest { member: Some(member), revision: 1 }).await.unwrap();
+        store.put_member(PutMemberRequest { member: Some(member), revision: 1, term: 0 }).await.unwrap();
     }
     store.close().await;
     database
@@ -229,7 +245,7 @@ async fn filled() -> Sqlite {
 #[tokio::test]
 async fn a_damaged_file_is_refused() {
     const PAGE: u64 = 4096;
-    type Damage = fn(&fs::File);
+    type Damage = fn(&File);
     let damages: [(&str, Damage); 4] = [
         ("no database", |file| file.write_all_at(b"this is not a database at all", 0).unwrap()),
         ("a broken page", |file| file.write_all_at(&[0xff; PAGE as usize], 40 * PAGE).unwrap()),

@@ -12,12 +12,11 @@ use protoplex_wire::proto::{
 };
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
-use super::{SqliteStore, files};
-use crate::file;
-use crate::scope;
+use super::{SqliteStore, events, files};
 use crate::store::{StoreError, StoreResult, UPLOAD_LIFE_MS, integer};
 use crate::token::{self, Presented, Refused, SecretDigest, Terms};
 use crate::upload::{Completable, SWEPT_AT_ONCE, State, Upload, check_id, forged, granted, refusal};
+use crate::{announce, file, scope};
 
 /// See [`crate::store::Store::create_token`].
 pub(super) async fn create_token(
@@ -142,6 +141,8 @@ pub(super) async fn complete(
             let existed = !files::insert(&mut change, file, now_ms).await?;
             files::put_site(&mut change, request, &file.reference, now_ms).await?;
             settle(&mut change, &upload, file, existed).await?;
+            let told = announce::upload_finished(request, file, existed, &upload.watch);
+            events::postpone(&mut change, &told, now_ms).await?;
             existed
         }
     };
@@ -291,7 +292,8 @@ async fn sweep(connection: &mut SqliteConnection, now_ms: i64) -> StoreResult<()
 
 async fn find(connection: &mut SqliteConnection, id: &str) -> StoreResult<Option<Upload>> {
     let query = sqlx::query_as(
-        "SELECT id, state, token, host, path, reserved_bytes, reference, existed FROM uploads WHERE id = ?",
+        "SELECT id, state, token, host, path, reserved_bytes, reference, existed, watch
+         FROM uploads WHERE id = ?",
     );
     Ok(query.bind(id).fetch_optional(connection).await?)
 }

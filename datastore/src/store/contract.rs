@@ -17,10 +17,11 @@ use protoplex_wire::proto::{
 use tokio::time::{Instant, sleep};
 
 use super::{Store, StoreResult};
+use crate::event_log::EventLog;
 
 /// An empty database of one test.
 pub(crate) trait Database {
-    type Store: Store;
+    type Store: Store + EventLog;
 
     /// Opens it; again, after the store before was dropped without a word, as a crash does.
     async fn open(&self) -> Arc<Self::Store>;
@@ -86,6 +87,8 @@ macro_rules! contract {
                 peeking_ends_a_lease_for_good
                 a_restart_holds_it_for_one_whole_life
                 a_restart_lets_the_holder_go_on
+                a_released_lease_is_anybodys_at_once
+                what_an_older_term_wants_changed_stays
                 senseless_leases_are_refused;
         }
     };
@@ -103,7 +106,7 @@ pub(crate) use contract;
 const HOST: &str = "example.com";
 
 /// Asks until there is an answer, at most ten seconds.
-async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         if let Some(answer) = ask().await {
@@ -139,7 +142,7 @@ fn upload(id: &str, token: &str, size: u64) -> BeginUploadRequest {
 }
 
 /// Content, told apart by one letter, as staged on `files-1`.
-fn content(letter: char, size: u64) -> StoredFile {
+pub(crate) fn content(letter: char, size: u64) -> StoredFile {
     StoredFile {
         reference: letter.to_string().repeat(128),
         size,
@@ -163,13 +166,13 @@ fn completion(begun: &BeginUploadRequest, file: StoredFile) -> CompleteUploadReq
 }
 
 /// Begins and completes an upload to a path.
-async fn put<S: Store>(store: &S, path: &str, file: StoredFile) -> CompleteUploadReply {
+pub(crate) async fn put<S: Store>(store: &S, path: &str, file: StoredFile) -> CompleteUploadReply {
     let begun = begun(store, path, file.size).await;
     store.complete_upload(completion(&begun, file)).await.unwrap()
 }
 
 /// An upload to any path, begun with a token of its own.
-async fn begun<S: Store>(store: &S, path: &str, size: u64) -> BeginUploadRequest {
+pub(crate) async fn begun<S: Store>(store: &S, path: &str, size: u64) -> BeginUploadRequest {
     let token =
         token(store, |token| (token.host, token.path_prefix) = ("*".to_owned(), "/".to_owned())).await;
     let request = BeginUploadRequest { path: path.to_owned(), ..upload(&token, &token, size) };

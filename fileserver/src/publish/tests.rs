@@ -62,7 +62,7 @@ impl Seed for StandInSeed {
                     }),
                     follow_request::Message::Locate(question) => {
                         let (member, address) = ("live-1:0".to_owned(), live.to_string());
-                        let owner = Owner { member, address, epoch: question.refuted_epoch + 1 };
+                        let owner = Owner { member, address, epoch: question.refuted_epoch + 1, fresh_ms: 0 };
                         let result = Some(located::Result::Owner(owner));
                         follow_reply::Message::Located(Located { id: question.id, result })
                     }

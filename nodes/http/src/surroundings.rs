@@ -29,6 +29,12 @@ impl Surroundings {
         Self { drain_timeout, ..self }
     }
 
+    /// This starts the drain of the server, which may be later than that of the process.
+    #[must_use]
+    pub fn with_drain(self, drain: Drain) -> Self {
+        Self { drain, ..self }
+    }
+
     /// The memory that there is now.
     pub(crate) fn memory(&self) -> Sample {
         (self.sampler)()

@@ -1,5 +1,8 @@
 //! The command line: what a person or a script may say, and the help that teaches it.
 
+mod datastore;
+mod discovery;
+mod events;
 mod handler;
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +19,9 @@ use crate::nodes::Target;
 use crate::settings::setting;
 use crate::units;
 
+pub(crate) use datastore::{Datastore, DatastoreCommand, Migrate};
+pub(crate) use discovery::{Discover, Inspect, Request, Sort, Top};
+pub(crate) use events::{Emit, Subscribe, Subscriptions};
 pub(crate) use handler::{Apply, Handler, HandlerAdd, HandlerEdit, HandlerFields, Placement};
 
 const EXAMPLES: &str = "\
@@ -29,6 +35,8 @@ Examples:
   protoplex route http://localhost:8080/room/42/chat       where would this request go, and why?
   protoplex restart proxy-1                                new processes, and no connection lost
   protoplex tail -l warn proxy-1 live-1                    what do these nodes log?
+  protoplex subscribe 'file.*' 'node.#'                    what happens in the cluster?
+  protoplex emit room.closed '{\"room\": 42}'              tell whoever subscribes to room.closed
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached, 4 a dry
 run has found that something would change.";
@@ -58,9 +66,10 @@ pub(crate) struct Common {
     /// Data directory: identity, storage, caches, logs, running nodes
     #[arg(long, global = true, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Address of the seed [default: the one that runs in the data directory]
-    #[arg(long, global = true, value_name = "HOST:PORT")]
-    pub seed: Option<String>,
+    /// Address of a seed; may be repeated, or be several with commas between them. Any of them says which one leads
+    /// [default: the one that runs in the data directory]
+    #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',', env = "PROTOPLEX_SEED")]
+    pub seed: Vec<String>,
     /// Override one setting of the configuration, as in proxy.children=4; may be repeated
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = setting)]
     pub set: Vec<Setting>,
@@ -78,8 +87,8 @@ pub(crate) enum Command {
     Up(Up),
     /// Run a seed: membership, routing table, key ownership
     Seed(Single),
-    /// Run a datastore: all structured data, in SQLite
-    Datastore(Single),
+    /// Run a datastore: all structured data, in SQLite or PostgreSQL; or move what is in it
+    Datastore(Datastore),
     /// Run a proxy: public HTTP and HTTPS, relayed to the member that owns the key
     Proxy(Parent),
     /// Run a fileserver: app builds, files, virtual hosts, uploads
@@ -93,6 +102,11 @@ pub(crate) enum Command {
     /// Where no seed can be reached: which nodes run on this data directory, by their own words, why there is no more, and
     /// exit code 3.
     Status,
+    /// Which keys have the most requests, and who owns them
+    ///
+    /// Proxies tell every 10 s which owned keys had at least one in fifty of their requests. Keys that are not told have
+    /// fewer.
+    HotKeys,
     /// Start nodes or children that were stopped or given up
     Start {
         /// A node (proxy-1) or one child of it (proxy-1:0) [default: all]
@@ -134,8 +148,23 @@ pub(crate) enum Command {
         #[arg(value_name = "NODE[:CHILD]", required = true)]
         targets: Vec<Target>,
     },
+    /// Which kinds of node there are, how many of each, and which servers have joined
+    Discover(Discover),
+    /// What a node is, and what it can be asked for
+    Inspect(Inspect),
+    /// What all nodes and their processes use, live: processor, memory, connections, requests
+    Top(Top),
+    /// Ask a node for something: calls one of its methods, once or as a benchmark
+    Request(Request),
     /// Follow the log lines of any nodes together, in order of time
     Tail(Tail),
+    /// Publish events, which are CloudEvents 1.0
+    Emit(Emit),
+    /// Print events as they come, or run a command for each
+    Subscribe(Subscribe),
+    /// Subscriptions that have a name, and what they have put aside
+    #[command(subcommand)]
+    Subscriptions(Subscriptions),
     /// Check a configuration file and say every mistake in it
     Check {
         /// The file [default: ./protoplex.toml]
@@ -238,6 +267,16 @@ pub(crate) struct Join {
     /// Time between two health checks
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = units::duration)]
     pub interval: Duration,
+    /// Its share of the pool's keys: one of 2 gets twice the keys of one of 1
+    #[arg(long, value_name = "SHARES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub capacity: u32,
+    /// Keys in use may be moved to a member that joins later: for servers that look at Protoplex-Epoch, or keep nothing in
+    /// memory
+    #[arg(long)]
+    pub movable: bool,
+    /// At its end, give the keys up bit by bit over this time
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = units::duration)]
+    pub drain: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protoplex_runtime::running;
+use protoplex_wire::events::Bus;
 use protoplex_wire::identity::{Identity, IdentityError, TrustedChannel};
 use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::operator_client::OperatorClient;
-use protoplex_wire::proto::{ClusterStatus, StatusRequest};
+use protoplex_wire::proto::understudy_client::UnderstudyClient;
+use protoplex_wire::proto::{ClusterStatus, LeaderRequest, StatusRequest};
+use protoplex_wire::seeds::{Search, Seeds};
 use thiserror::Error;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use tonic::{Code, Response, Status};
 
@@ -24,7 +28,7 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// The cluster can't be reached; exit code 3.
 #[derive(Debug, Error)]
 #[error("{0}")]
-pub(crate) struct Unreachable(String);
+pub(crate) struct Unreachable(pub String);
 
 /// Somebody else was faster: what a change was made of is there no more. Nothing was changed.
 #[derive(Debug, Error)]
@@ -34,7 +38,9 @@ pub(crate) struct Outdated(String);
 /// The cluster that the command line names.
 pub(crate) struct Cluster {
     identity: Identity,
-    seed: String,
+    seeds: Seeds,
+    /// The seed that leads, once it was looked for.
+    leader: OnceCell<String>,
 }
 
 impl Cluster {
@@ -45,18 +51,59 @@ impl Cluster {
             IdentityError::Absent(_) => anyhow::Error::new(Unreachable(error.to_string())),
             other => other.into(),
         })?;
-        let seed = match &common.seed {
-            Some(seed) => seed.clone(),
-            None => running_seed(&settings.data).unwrap_or_else(|| settings.seed_address.clone()),
+        let seeds = settings.seed_addresses.clone();
+        let seeds = if common.seed.is_empty() {
+            // Its port may be one that the system chose.
+            let own = running_seed(&settings.data);
+            Seeds::new(own.into_iter().chain(seeds).collect(), &settings.data)
+        } else {
+            // Whom the operator names is meant, and whoever that one says leads.
+            Seeds::only(seeds)
         };
-        Ok(Self { identity, seed })
+        Ok(Self { identity, seeds, leader: OnceCell::new() })
     }
 
-    /// The seed's service for operators.
-    pub(crate) fn operator(&self) -> anyhow::Result<OperatorClient<TrustedChannel>> {
-        let channel =
-            self.identity.channel(&self.seed).with_context(|| format!("bad seed address {}", self.seed))?;
+    /// The service for operators, of the seed that leads; of any that answers where none does.
+    pub(crate) async fn operator(&self) -> anyhow::Result<OperatorClient<TrustedChannel>> {
+        let seed = self.leader.get_or_init(|| self.find_leader()).await;
+        let channel = self.identity.channel(seed).with_context(|| format!("bad seed address {seed}"))?;
         Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+    }
+
+    /// Asks one seed after the other who leads. Where none knows, the first that answers; where none does, the first.
+    async fn find_leader(&self) -> String {
+        let mut search = Search::new(self.seeds.remembered());
+        let configured = self.seeds.resolve().await;
+        search.begin(&configured);
+        let mut answers = None;
+        while let Some(seed) = search.next_seed() {
+            let Ok(channel) = self.identity.channel(&seed) else { continue };
+            let mut client = UnderstudyClient::new(channel);
+            match timeout(search.patience(), client.leader(LeaderRequest {})).await {
+                Ok(Ok(reply)) if reply.get_ref().leading => return seed,
+                Ok(Ok(reply)) => {
+                    let leader = reply.into_inner().address;
+                    if !leader.is_empty() {
+                        search.redirected(&leader);
+                    }
+                    answers.get_or_insert(seed);
+                }
+                // It says itself what is wrong when it is asked for something.
+                Ok(Err(status)) if status.code() == Code::Unauthenticated => {
+                    answers.get_or_insert(seed);
+                }
+                Ok(Err(_)) | Err(_) => search.unanswered(),
+            }
+        }
+        answers.or_else(|| configured.into_iter().next()).unwrap_or_default()
+    }
+
+    /// The bus of the cluster's events, at the seed that leads, and at whichever leads later.
+    pub(crate) async fn bus(&self) -> anyhow::Result<Bus> {
+        let mut seeds = vec![self.leader.get_or_init(|| self.find_leader()).await.clone()];
+        seeds.extend(self.seeds.resolve().await);
+        seeds.extend(self.seeds.remembered());
+        Bus::new(&self.identity, seeds).with_context(|| format!("bad seed address {}", self.seed()))
     }
 
     /// The datastore, at the address that the seed tells.
@@ -69,12 +116,17 @@ impl Cluster {
 
     /// What runs where.
     pub(crate) async fn status(&self) -> anyhow::Result<ClusterStatus> {
-        self.answer(self.operator()?.status(StatusRequest {})).await
+        self.answer(self.operator().await?.status(StatusRequest {})).await
     }
 
-    /// Where the seed is looked for.
-    pub(crate) fn seed(&self) -> &str {
-        &self.seed
+    /// The seed that commands go to, or where one is looked for.
+    pub(crate) fn seed(&self) -> String {
+        self.leader.get().cloned().unwrap_or_else(|| self.seeds.to_string())
+    }
+
+    /// Where seeds are looked for.
+    pub(crate) fn seeds(&self) -> &Seeds {
+        &self.seeds
     }
 
     /// The cluster's identity.
@@ -91,11 +143,17 @@ impl Cluster {
             Ok(answer) => Ok(answer.map_err(|status| self.explain(status))?.into_inner()),
             Err(_) => Err(Unreachable(format!(
                 "no answer from the seed at {}, or from its datastore, within {} s",
-                self.seed,
+                self.seed(),
                 CALL_TIMEOUT.as_secs()
             ))
             .into()),
         }
+    }
+
+    /// As [`Self::explain`], for calls of which the seed itself may say that what they need is away: NATS, say.
+    pub(crate) fn explain_bus(&self, status: Status) -> anyhow::Error {
+        let is_told = status.code() == Code::Unavailable && std::error::Error::source(&status).is_none();
+        if is_told { Unreachable(status.message().to_owned()).into() } else { self.explain(status) }
     }
 
     /// Says in the operator's words what a call failed of.
@@ -103,12 +161,12 @@ impl Cluster {
         match status.code() {
             Code::Unavailable | Code::DeadlineExceeded => anyhow::Error::new(Unreachable(format!(
                 "no seed answers at {}: is the cluster up? ({})",
-                self.seed,
+                self.seed(),
                 status.message()
             ))),
             Code::Unauthenticated => anyhow::Error::new(Unreachable(format!(
                 "the cluster at {} does not know this data directory's token; --data names the right one",
-                self.seed
+                self.seed()
             ))),
             Code::InvalidArgument => Usage(status.message().to_owned()).into(),
             Code::Aborted => Outdated(status.message().to_owned()).into(),

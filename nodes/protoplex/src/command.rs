@@ -325,7 +325,7 @@ impl Commander {
 }
 
 /// Who gives the command, for the node's log.
-fn operator() -> String {
+pub(crate) fn operator() -> String {
     let name = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
     let plain = name.chars().filter(|c| c.is_ascii_graphic()).take(64).collect::<String>();
     if plain.is_empty() { "unknown".to_owned() } else { plain }

@@ -45,7 +45,8 @@ pub(crate) async fn run(common: &Common, command: Deploy) -> anyhow::Result<()> 
     let cluster = Cluster::find(common)?;
     // A large build may be long on its way, but not to nobody.
     cluster.status().await?;
-    let build = send(cluster.operator()?, &command.host, assets).await.map_err(|s| cluster.explain(s))?;
+    let build =
+        send(cluster.operator().await?, &command.host, assets).await.map_err(|s| cluster.explain(s))?;
     let deployed = Deployed {
         host: build.host,
         version: build.version,

@@ -3,7 +3,7 @@
 mod change;
 pub(crate) mod diff;
 mod history;
-mod operator;
+pub(crate) mod operator;
 mod rollback;
 mod show;
 
@@ -73,7 +73,7 @@ impl From<Placement> for proto::Placement {
 
 /// The handlers as they are now.
 pub(crate) async fn now(cluster: &Cluster) -> anyhow::Result<HandlerList> {
-    cluster.answer(cluster.operator()?.list_handlers(ListHandlersRequest {})).await
+    cluster.answer(cluster.operator().await?.list_handlers(ListHandlersRequest {})).await
 }
 
 /// The handler of this name, or advice.
@@ -99,5 +99,5 @@ pub(crate) fn similar<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
 /// Has the seed change handlers, in the name of who runs this.
 pub(crate) async fn send(cluster: &Cluster, changes: HandlerChanges) -> anyhow::Result<HandlersChanged> {
     let changes = HandlerChanges { operator: operator::name(), ..changes };
-    cluster.answer(cluster.operator()?.change_handlers(changes)).await
+    cluster.answer(cluster.operator().await?.change_handlers(changes)).await
 }

@@ -9,11 +9,13 @@ use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::{Identity, new_instance};
 use protoplex_wire::pattern::MAX_NAME_BYTES;
 use protoplex_wire::proto::Member;
+use protoplex_wire::seeds::Seeds;
 use reqwest::Url;
 use serde_json::json;
 use tokio::net::TcpStream;
-use tokio::task::LocalSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::cli::{Common, Join};
 use crate::cluster::Cluster;
@@ -22,6 +24,8 @@ use crate::output;
 /// Checks in a row that must fail before the server is taken out.
 const FAILURES_TO_LEAVE: u32 = 2;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// What is under way at the server has so long to end before a key is another's: less than the seed waits for it.
+const MOVING_GRACE: Duration = Duration::from_millis(500);
 
 /// Runs the command until Ctrl-C or SIGTERM.
 pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
@@ -29,9 +33,12 @@ pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
     let backend = Backend::parse(&command).await?;
     let sidecar = Sidecar {
         identity: cluster.identity().clone(),
-        seed: cluster.seed().to_owned(),
+        seeds: cluster.seeds().clone(),
         interval: command.interval,
         json: common.json,
+        capacity: command.capacity,
+        movable: command.movable,
+        drain: command.drain,
         backend,
     };
     LocalSet::new().run_until(sidecar.run()).await
@@ -39,9 +46,12 @@ pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
 
 struct Sidecar {
     identity: Identity,
-    seed: String,
+    seeds: Seeds,
     interval: Duration,
     json: bool,
+    capacity: u32,
+    movable: bool,
+    drain: Duration,
     backend: Backend,
 }
 
@@ -53,10 +63,17 @@ impl Sidecar {
                 () = self.until_healthy() => {}
                 _ = stop.next() => return Ok(()),
             }
-            let link = Link::open(&self.identity, &self.seed, self.follower())?;
+            let link = Link::open(&self.identity, self.seeds.clone(), self.follower())?;
+            link.set_capacity(self.capacity);
+            let moving = self.give_up_by(&link);
             let reason = tokio::select! {
-                reason = self.while_healthy(&link) => reason,
+                reason = self.while_healthy(&link, moving) => reason,
                 _ = stop.next() => {
+                    tokio::select! {
+                        () = link.part_with_all(self.drain, |_, _| {}) => {}
+                        // Whoever asks twice is in a hurry.
+                        _ = stop.next() => {}
+                    }
                     link.leave().await;
                     self.say("left", "");
                     return Ok(());
@@ -65,6 +82,20 @@ impl Sidecar {
             link.leave().await;
             self.say("left", &reason);
         }
+    }
+
+    /// Idle keys are given up at once. Those that move come out here, where they may.
+    fn give_up_by(&self, link: &Link) -> UnboundedReceiver<(String, u64)> {
+        let (tell_moving, moving) = unbounded_channel();
+        if self.movable {
+            link.yield_by(move |wanted| {
+                if !wanted.idle {
+                    let _ = tell_moving.send((wanted.key.to_owned(), wanted.epoch));
+                }
+                wanted.idle
+            });
+        }
+        moving
     }
 
     fn follower(&self) -> Follower {
@@ -95,13 +126,23 @@ impl Sidecar {
     }
 
     /// Ends when the server is no longer healthy, with the reason.
-    async fn while_healthy(&self, link: &Link) -> String {
+    async fn while_healthy(&self, link: &Link, mut moving: UnboundedReceiver<(String, u64)>) -> String {
         let (mut connection, mut refusal) = (link.connection(), link.refusal());
         let mut ticks = interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failures = 0;
         loop {
+            // Every arm is cancel-safe.
             tokio::select! {
+                Some(first) = moving.recv() => {
+                    let mut keys = vec![first];
+                    keys.extend(std::iter::from_fn(|| moving.try_recv().ok()));
+                    let link = link.clone();
+                    spawn_local(async move {
+                        sleep(MOVING_GRACE).await;
+                        link.release(keys);
+                    });
+                }
                 _ = ticks.tick() => match self.backend.check().await {
                     Ok(()) => failures = 0,
                     Err(reason) => {
@@ -140,7 +181,7 @@ impl Sidecar {
             "left" => format!("{id} has left pool {pool}{because}"),
             "waiting" => format!("waiting for {address}{because}"),
             "refused" => format!("{id} is no member of pool {pool}{because}"),
-            _ => format!("the seed at {} is away: its proxies go on with what they know", self.seed),
+            _ => format!("no seed that leads at {}: proxies go on with what they know", self.seeds),
         };
         let _ = output::write(format!("{line}\n").as_bytes());
     }

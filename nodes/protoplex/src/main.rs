@@ -5,21 +5,31 @@ mod check;
 mod cli;
 mod cluster;
 mod command;
+mod datastore;
 mod demo;
 mod deploy;
+mod discover;
+mod emit;
 mod files;
 mod handler;
+mod hot_keys;
+mod inspect;
 mod join;
 mod man;
 mod meta;
 mod node;
 mod nodes;
 mod output;
+mod request;
 mod route;
+mod rpc;
 mod settings;
 mod status;
+mod subscribe;
+mod subscriptions;
 mod tail;
 mod token;
+mod top;
 mod units;
 mod up;
 mod upload;
@@ -65,7 +75,12 @@ fn run(cli: Cli, succession: Option<Succession>) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(up) => return up::run(&common, up),
         Command::Seed(node) => return node::run(node::Kind::Seed, &common, &node, succession),
-        Command::Datastore(node) => return node::run(node::Kind::Datastore, &common, &node, succession),
+        Command::Datastore(cli::Datastore { node, command: None }) => {
+            return node::run(node::Kind::Datastore, &common, &node, succession);
+        }
+        Command::Datastore(cli::Datastore { command: Some(command), .. }) => {
+            wait(datastore::run(&common, command))?;
+        }
         Command::Proxy(node) => return many(node::Kind::Proxy, common, node, succession),
         Command::Fileserver(node) => return many(node::Kind::Fileserver, common, node, succession),
         Command::Live(node) => return many(node::Kind::Live, common, node, succession),
@@ -74,6 +89,7 @@ fn run(cli: Cli, succession: Option<Succession>) -> anyhow::Result<ExitCode> {
         Command::Man { folder } => man::write(&folder)?,
         Command::Join(command) => wait(join::run(&common, command))?,
         Command::Status => wait(status::run(&common))?,
+        Command::HotKeys => wait(hot_keys::run(&common))?,
         Command::Start { targets } => return wait(command::run(&common, Verb::Start, &targets)),
         Command::Stop { targets, now } => return wait(command::run(&common, Verb::Stop { now }, &targets)),
         Command::Restart { targets, reload } => {
@@ -82,7 +98,14 @@ fn run(cli: Cli, succession: Option<Succession>) -> anyhow::Result<ExitCode> {
         }
         Command::Upgrade { targets } => return wait(command::run(&common, Verb::Upgrade, &targets)),
         Command::Drain { targets } => return wait(command::run(&common, Verb::Drain, &targets)),
+        Command::Discover(command) => wait(discover::run(&common, command))?,
+        Command::Inspect(command) => wait(inspect::run(&common, command))?,
+        Command::Request(command) => wait(request::run(&common, command))?,
+        Command::Top(command) => wait(top::run(&common, command))?,
         Command::Tail(command) => wait(tail::run(&common, command))?,
+        Command::Emit(command) => wait(emit::run(&common, command))?,
+        Command::Subscribe(command) => return wait(subscribe::run(&common, command)),
+        Command::Subscriptions(command) => wait(subscriptions::run(&common, command))?,
         Command::Handler(command) => return wait(handler::run(&common, command)),
         Command::Apply(command) => return wait(apply::run(&common, command)),
         Command::Route(command) => wait(route::run(&common, command))?,

@@ -8,6 +8,7 @@ use reqwest::{Certificate, Client, ClientBuilder, Url};
 use crate::nodes::Found;
 
 /// The meta port of one node.
+#[derive(Clone)]
 pub(crate) struct Meta {
     pub(crate) client: Client,
     base: String,

@@ -11,8 +11,9 @@ use protoplex_runtime::running::{META, Running};
 use protoplex_runtime::signals;
 use protoplex_runtime::solo;
 use protoplex_runtime::upgrade::Succession;
+use protoplex_wire::clock::BootTime;
 use protoplex_wire::identity::Identity;
-use protoplex_wire::join;
+use protoplex_wire::join::{self, Standing};
 use protoplex_wire::proto::JoinHello;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
@@ -86,19 +87,26 @@ pub(crate) fn run(
         }
         (prepared, _) => prepared?,
     };
-    let Prepared { settings, told, bound, identity } = prepared;
+    let Prepared { settings, told, mut bound, identity } = prepared;
     let (common, node) = (common.clone(), node.clone());
     let reload: Reload = Box::new(move || match configured(kind, &common, &node) {
         Ok((_, _, spec)) => Ok(spec),
         Err(error) => Err(format!("{error:#}")),
     });
     // Before anything runs: a name server may take its time.
-    let own = if told.meta.ip().is_unspecified() { towards(&told.seed) } else { None };
+    let own =
+        if told.meta.ip().is_unspecified() { told.seeds.iter().find_map(|seed| towards(seed)) } else { None };
     runtime(kind)?.block_on(async {
         let (mut running, state, instance) = (bound.running(), bound.state(), bound.instance().to_owned());
-        let hello = |running: &Running| hello(running, &told, &instance, own);
+        let reached = if kind == Kind::Seed { settings.seed.address() } else { "" };
+        let hello = |running: &Running| JoinHello {
+            reached: reached.to_owned(),
+            ..hello(running, &told, &instance, own)
+        };
         let hellos = watch::Sender::new(hello(&running.borrow_and_update()));
-        let joined = join::hold(identity.clone(), told.seed.clone(), hellos.subscribe(), state);
+        let standing = watch::Sender::new(Standing::new(BootTime::now()));
+        bound.watch_seeds(standing.subscribe());
+        let joined = join::hold(identity.clone(), told.seeds(), hellos.subscribe(), state, standing);
         let telling = async {
             while running.changed().await.is_ok() {
                 hellos.send_replace(hello(&running.borrow_and_update()));
@@ -109,7 +117,7 @@ pub(crate) fn run(
         tokio::select! {
             () = telling => Ok(ExitCode::FAILURE),
             code = serve(kind, bound, reload, &settings, &told, identity) => Ok(code),
-            Err(error) = joined => Err(anyhow::anyhow!("seed_address {:?} can't be used: {error}", told.seed)),
+            Err(error) = joined => Err(anyhow::anyhow!("seed_address {:?} can't be used: {error}", told.seeds)),
         }
     })
 }
@@ -241,5 +249,6 @@ fn hello(running: &Running, told: &NodeCommon, instance: &str, own: Option<IpAdd
         capacity: running.children,
         started_at_ms: running.started_at_ms as i64,
         instance: instance.to_owned(),
+        ..JoinHello::default()
     }
 }

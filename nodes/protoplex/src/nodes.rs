@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 
 use protoplex_runtime::config::connectable;
-use protoplex_runtime::running::{self, META};
-use protoplex_wire::proto::JoinHello;
+use protoplex_runtime::running::{self, META, Running};
+use protoplex_wire::proto::{JoinHello, PoolStatus};
 
 use crate::cli::{Common, Usage};
 use crate::cluster::Cluster;
@@ -35,11 +35,18 @@ impl FromStr for Target {
     }
 }
 
-/// How a node is reached.
+/// A node, and how it is reached.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
     /// `proxy`.
     pub(crate) kind: String,
+    pub(crate) version: String,
+    /// Of its parent.
+    pub(crate) pid: u32,
+    /// How many it has.
+    pub(crate) children: u32,
+    /// Empty where it is not known.
+    pub(crate) zone: String,
     /// Where its meta port is reached.
     pub(crate) meta: SocketAddr,
     /// Whether that port is for its machine alone.
@@ -47,8 +54,23 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn new(kind: String, meta: SocketAddr) -> Self {
-        Self { kind, meta: connectable(meta), is_local: meta.ip().is_loopback() }
+    /// One of this data directory.
+    fn local(node: Running) -> Option<(String, Self)> {
+        let meta = node.address(META)?;
+        let Running { node, kind, version, pid, children, .. } = node;
+        let found = Self { kind, version, pid, children, zone: String::new(), meta, is_local: false };
+        Some((node, found.reached(meta)))
+    }
+
+    /// One that the seed knows.
+    fn joined(hello: JoinHello) -> Option<(String, Self)> {
+        let meta = hello.meta.parse().ok()?;
+        let JoinHello { node, kind, version, pid, capacity: children, zone, .. } = hello;
+        Some((node, Self { kind, version, pid, children, zone, meta, is_local: false }.reached(meta)))
+    }
+
+    fn reached(self, meta: SocketAddr) -> Self {
+        Self { meta: connectable(meta), is_local: meta.ip().is_loopback(), ..self }
     }
 
     /// Seed and datastore are one process each: they have no children to command.
@@ -60,6 +82,8 @@ impl Found {
 /// The nodes that there are.
 pub(crate) struct Nodes {
     found: BTreeMap<String, Found>,
+    /// As the seed knows them.
+    pub(crate) pools: Vec<PoolStatus>,
     /// Why those that don't run on this data directory are not among them.
     without_seed: Option<anyhow::Error>,
 }
@@ -67,12 +91,15 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// Those that run on this data directory, for which no seed is needed, and those that the seed knows.
     pub(crate) async fn find(common: &Common) -> anyhow::Result<Self> {
-        let mut nodes = Self { found: BTreeMap::new(), without_seed: None };
+        let mut nodes = Self { found: BTreeMap::new(), pools: Vec::new(), without_seed: None };
         match seeds(common).await {
-            Ok(found) => nodes.found.extend(found),
+            Ok((found, pools)) => (nodes.found, nodes.pools) = (found, pools),
             Err(error) => nodes.without_seed = Some(error),
         }
-        nodes.found.extend(local(common)?);
+        for (name, found) in local(common)? {
+            let zone = nodes.found.get(&name).map(|known| known.zone.clone()).unwrap_or_default();
+            nodes.found.insert(name, Found { zone, ..found });
+        }
         if nodes.found.is_empty()
             && let Some(error) = nodes.without_seed
         {
@@ -91,11 +118,31 @@ impl Nodes {
         if let Some(found) = self.found.get(node) {
             return Ok(found);
         }
+        Err(self.unknown(node))
+    }
+
+    fn unknown(&self, node: &str) -> anyhow::Error {
         if let Some(error) = &self.without_seed {
-            anyhow::bail!("{node} does not run here, and whether it runs elsewhere can't be told: {error}");
+            return anyhow::anyhow!(
+                "{node} does not run here, and whether it runs elsewhere can't be told: {error}"
+            );
         }
         let names: Vec<_> = self.found.keys().map(String::as_str).collect();
-        Err(Usage(format!("there is no node {node:?}; there are {}", names.join(", "))).into())
+        Usage(format!("there is no node {node:?}; there are {}", names.join(", "))).into()
+    }
+
+    /// The node of this name, or all of this kind; the error names those that there are.
+    pub(crate) fn alike(&self, name: &str) -> anyhow::Result<Vec<(&str, &Found)>> {
+        if let Some((name, found)) = self.found.get_key_value(name) {
+            return Ok(vec![(name, found)]);
+        }
+        let of_kind: Vec<_> = self.all().filter(|(_, found)| found.kind == name).collect();
+        if of_kind.is_empty() { Err(self.unknown(name)) } else { Ok(of_kind) }
+    }
+
+    /// Why those that don't run on this data directory are not among them, where that is so.
+    pub(crate) fn without_seed(&self) -> Option<&anyhow::Error> {
+        self.without_seed.as_ref()
     }
 
     /// The nodes that are wanted, each with the children that are; none are all.
@@ -120,34 +167,34 @@ impl Nodes {
 pub(crate) async fn meta(common: &Common, node: &str) -> Option<Found> {
     match local(common).ok()?.remove(node) {
         Some(found) => Some(found),
-        None => seeds(common).await.ok()?.remove(node),
+        None => seeds(common).await.ok()?.0.remove(node),
     }
 }
 
 /// Those that run on this data directory.
 pub(crate) fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
     let nodes = running::list(&Settings::load(common)?.data)?;
-    let found = |node: running::Running| {
-        let meta = node.address(META)?;
-        Some((node.node, Found::new(node.kind, meta)))
-    };
-    Ok(nodes.into_iter().filter_map(found).collect())
+    Ok(nodes.into_iter().filter_map(Found::local).collect())
 }
 
-async fn seeds(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
-    let nodes = Cluster::find(common)?.status().await?.nodes;
-    let hellos = nodes.into_iter().filter_map(|status| status.node);
-    let found = |hello: JoinHello| Some((hello.node, Found::new(hello.kind, hello.meta.parse().ok()?)));
-    Ok(hellos.filter_map(found).collect())
+async fn seeds(common: &Common) -> anyhow::Result<(BTreeMap<String, Found>, Vec<PoolStatus>)> {
+    let status = Cluster::find(common)?.status().await?;
+    let hellos = status.nodes.into_iter().filter_map(|status| status.node);
+    Ok((hellos.filter_map(Found::joined).collect(), status.pools))
 }
 
 #[cfg(test)]
 impl Nodes {
     /// A seed, a live node and a proxy.
     pub(crate) fn sample() -> Self {
-        let found = ["live", "proxy", "seed"]
-            .map(|kind| (format!("{kind}-1"), Found::new(kind.to_owned(), ([127, 0, 0, 1], 1).into())));
-        Self { found: found.into(), without_seed: None }
+        let hello = |kind: &str| JoinHello {
+            node: format!("{kind}-1"),
+            kind: kind.to_owned(),
+            meta: "127.0.0.1:1".to_owned(),
+            ..Default::default()
+        };
+        let found = ["live", "proxy", "seed"].into_iter().filter_map(|kind| Found::joined(hello(kind)));
+        Self { found: found.collect(), pools: Vec::new(), without_seed: None }
     }
 }
 

@@ -125,7 +125,9 @@ async fn choose(cluster: &Cluster, handler: &Handler, zone: &str, way: &mut Way)
     match &handler.placement {
         Placement::Owned(_) => owner(cluster, zone, way).await?,
         Placement::Hash(_) => {
-            if let Some(member) = placement::hash(&handler.pool.members, &way.key, None) {
+            if let Some(member) =
+                placement::hash(&handler.pool.members, &way.key, None, tokio::time::Instant::now())
+            {
                 way.member = member.id.to_string();
                 way.address = member.address.to_string();
                 way.why = "the key's hash falls on this member".to_owned();
@@ -155,7 +157,7 @@ fn read(route: Route) -> anyhow::Result<(Way, Request)> {
 
 async fn owner(cluster: &Cluster, zone: &str, way: &mut Way) -> anyhow::Result<()> {
     let question = ExplainRequest { pool: way.pool.clone(), key: way.key.clone(), zone: zone.to_owned() };
-    let told = cluster.answer(cluster.operator()?.explain(question)).await?;
+    let told = cluster.answer(cluster.operator().await?.explain(question)).await?;
     let next = told.next.map(|owner| owner.member).unwrap_or_default();
     way.why = match told.owner {
         Some(owner) => {

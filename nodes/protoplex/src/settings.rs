@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use http::uri::Authority;
 use protoplex_runtime::account::{Account, AccountError};
 use protoplex_runtime::config::{
-    self, Common as NodeCommon, ConfigError, Problems, Setting, Timing, connectable,
+    self, Addresses, Common as NodeCommon, ConfigError, Problems, Setting, Timing, connectable,
 };
 use protoplex_runtime::meta::{TlsSettings, Tokens};
 use protoplex_runtime::start::{StartCause, StartError};
@@ -28,8 +28,9 @@ struct Raw {
     /// Theirs, unless another one is named.
     group: Option<String>,
     data: PathBuf,
-    /// Where nodes and commands reach the seed; where it listens on this machine if it is left out.
-    seed_address: Option<String>,
+    /// Where nodes and commands reach seeds, any of which says who leads; where one listens on this machine if it is left
+    /// out.
+    seed_address: Addresses,
     region: String,
     zone: String,
     log: telemetry::Settings,
@@ -37,6 +38,7 @@ struct Raw {
     drain: Timing,
     meta: Meta,
     seed: protoplex_seed::config::Raw,
+    events: protoplex_seed::events::config::Raw,
     datastore: protoplex_datastore::config::Raw,
     proxy: protoplex_proxy::config::Raw,
     fileserver: protoplex_fileserver::config::Raw,
@@ -91,7 +93,7 @@ impl Default for Raw {
             user: None,
             group: None,
             data: "protoplex-data".into(),
-            seed_address: None,
+            seed_address: Addresses::default(),
             region: String::new(),
             zone: String::new(),
             log: telemetry::Settings::default(),
@@ -99,6 +101,7 @@ impl Default for Raw {
             drain: Timing::default(),
             meta: Meta::default(),
             seed: Default::default(),
+            events: Default::default(),
             datastore: Default::default(),
             proxy: Default::default(),
             fileserver: Default::default(),
@@ -112,8 +115,8 @@ pub(crate) struct Settings {
     account: Result<Option<Account>, ConfigError>,
     /// The data directory.
     pub data: PathBuf,
-    /// Where nodes and commands reach the seed.
-    pub seed_address: String,
+    /// Where nodes and commands reach seeds.
+    pub seed_addresses: Vec<String>,
     /// Where they reach one of this machine.
     pub own_seed: SocketAddr,
     /// How nodes drain.
@@ -155,14 +158,23 @@ impl Settings {
         let own_seed = connectable(raw.seed.listen);
         raw.trace.check(&mut problems);
         let is_address = |seed: &str| seed.parse::<Authority>().is_ok_and(|seed| seed.port_u16().is_some());
-        if raw.seed_address.as_deref().is_some_and(|seed| !is_address(seed)) {
+        if raw.seed_address.iter().any(|seed| !is_address(seed)) {
             problems.add("seed_address", "is no HOST:PORT");
+        }
+        let mut seed_addresses = raw.seed_address.into_vec();
+        let seed = raw.seed.resolve(raw.datastore.listen, &mut problems);
+        if seed_addresses.len() > 1 && seed.address().is_empty() {
+            let reason = "must be given where this seed is one of several and listens at any address";
+            problems.add("seed.address", reason);
+        }
+        if seed_addresses.is_empty() {
+            seed_addresses.push(own_seed.to_string());
         }
         let settings = Self {
             account: account(raw.user.as_deref(), raw.group.as_deref(), &problems),
             // As commands that are printed are run from elsewhere.
             data: std::path::absolute(raw.data)?,
-            seed_address: raw.seed_address.unwrap_or_else(|| own_seed.to_string()),
+            seed_addresses,
             own_seed,
             drain: raw.drain,
             region: raw.region,
@@ -170,7 +182,7 @@ impl Settings {
             log: raw.log,
             trace: raw.trace,
             meta: raw.meta,
-            seed: raw.seed.resolve(raw.datastore.listen, &mut problems),
+            seed: seed.with_events(raw.events.resolve(&mut problems)),
             datastore: raw.datastore.resolve(&mut problems),
             proxy: raw.proxy.resolve(&mut problems),
             fileserver: raw.fileserver.resolve(&mut problems),
@@ -211,7 +223,7 @@ impl Settings {
             account: self.account()?,
             node: node.map_or_else(|| kind.node(), str::to_owned),
             data: self.data.clone(),
-            seed: self.seed_address.clone(),
+            seeds: self.seed_addresses.clone(),
             region: self.region.clone(),
             zone: self.zone.clone(),
             meta: match kind {
@@ -256,12 +268,15 @@ fn flags(common: &Common) -> Vec<Setting> {
     let mut flags = common.set.clone();
     let texts = [
         ("data", common.data.as_ref().map(|data| data.display().to_string())),
-        ("seed_address", common.seed.clone()),
         ("log.level", common.log_level.clone()),
     ];
     let texts =
         texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), toml::Value::String(text?))));
     flags.extend(texts);
+    if !common.seed.is_empty() {
+        let seeds = common.seed.iter().cloned().map(toml::Value::String).collect();
+        flags.push(("seed_address".to_owned(), toml::Value::Array(seeds)));
+    }
     flags
 }
 

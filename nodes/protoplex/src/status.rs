@@ -4,7 +4,7 @@ mod local;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use protoplex_wire::proto::{Build, ChildState, ClusterStatus, NodeStatus, PoolStatus};
+use protoplex_wire::proto::{Build, ChildState, ClusterStatus, NodeStatus, PoolStatus, SeedStatus};
 use serde::Serialize;
 
 use crate::cli::Common;
@@ -23,6 +23,16 @@ struct Report {
     nodes: Vec<NodeReport>,
     pools: Vec<PoolReport>,
     builds: Vec<BuildReport>,
+    seeds: Vec<SeedReport>,
+}
+
+#[derive(Serialize)]
+struct SeedReport {
+    node: String,
+    address: String,
+    leading: bool,
+    /// It leads, or could take over.
+    ready: bool,
 }
 
 /// What can be told where no seed can be reached.
@@ -49,6 +59,11 @@ struct NodeReport {
     open_files: u64,
     uptime_ms: u64,
     seen_ms_ago: u64,
+    /// For how long it has reached no seed that leads, and why; by its own word, where no seed tells of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed_lost_ms: Option<u64>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    seed_reason: String,
     children: Vec<ChildReport>,
 }
 
@@ -75,6 +90,27 @@ struct MemberReport {
     zone: String,
     keys: u64,
     lease_left_ms: u64,
+    /// Its share of the pool's keys, beside the others'.
+    capacity: u32,
+    /// It gets no new keys.
+    draining: bool,
+    /// Its machine has more to do than it can.
+    overloaded: bool,
+    /// Keys that are still to be moved to it.
+    moving_in: u64,
+}
+
+impl MemberReport {
+    /// What makes it other than the rest.
+    fn in_words(&self) -> String {
+        let moving = format!("{} are to be moved to it", plural(self.moving_in as usize, "key"));
+        let all = [
+            (self.draining, "draining"),
+            (self.overloaded, "overloaded: others get new keys"),
+            (self.moving_in > 0, &moving),
+        ];
+        all.into_iter().filter(|(is, _)| *is).map(|(_, words)| words).collect::<Vec<_>>().join(", ")
+    }
 }
 
 #[derive(Serialize)]
@@ -96,7 +132,7 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
         let nodes = local::nodes(common).await?;
         if !nodes.is_empty() {
             let report = WithoutSeed { seed_error: error.to_string(), nodes };
-            print(common.json, &report, |report| rows(&report.nodes))?;
+            print(common.json, &report, |report| rows(&report.nodes) + &seedless(&report.nodes))?;
         }
     }
     Err(error)
@@ -104,7 +140,10 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
 
 async fn ask(common: &Common) -> anyhow::Result<Report> {
     let cluster = Cluster::find(common)?;
-    Ok(Report::new(cluster.seed(), cluster.status().await?))
+    Ok({
+        let status = cluster.status().await?;
+        Report::new(&cluster.seed(), status)
+    })
 }
 
 fn rows(nodes: &[NodeReport]) -> String {
@@ -128,6 +167,20 @@ fn rows(nodes: &[NodeReport]) -> String {
     columns(&rows)
 }
 
+/// What those say that have a link to the seeds, where none of them leads. Nobody has lost it for longer than the one who
+/// lost it first.
+fn seedless(nodes: &[NodeReport]) -> String {
+    let lost = nodes.iter().filter_map(|node| Some((node.seed_lost_ms?, node)));
+    lost.max_by_key(|(ms, _)| *ms).map_or_else(String::new, |(ms, node)| {
+        format!(
+            "\nNo seed has led for {}, says {}{}: what is known goes on, and new keys wait\n",
+            uptime(ms),
+            node.node,
+            if node.seed_reason.is_empty() { String::new() } else { format!(" ({})", node.seed_reason) }
+        )
+    })
+}
+
 fn text(report: &Report) -> String {
     let mut text = rows(&report.nodes);
     let members = report.pools.iter().flat_map(|pool| {
@@ -138,6 +191,7 @@ fn text(report: &Report) -> String {
                 member.address.clone(),
                 // Members of a pool by hash own none, ever.
                 if member.keys == 0 { String::new() } else { plural(member.keys as usize, "key") },
+                member.in_words(),
             ]
         })
     });
@@ -162,6 +216,11 @@ fn text(report: &Report) -> String {
         report.term,
         plural(report.keys as usize, "key")
     ));
+    let understudies = report.seeds.iter().filter(|seed| !seed.leading).map(|seed| {
+        let state = if seed.ready { "could take over" } else { "can't take over" };
+        [format!("Understudy {}", seed.node), seed.address.clone(), state.to_owned()]
+    });
+    text.push_str(&columns(&understudies.collect::<Vec<_>>()));
     text
 }
 
@@ -194,6 +253,7 @@ impl Report {
             nodes,
             pools: status.pools.into_iter().map(PoolReport::from).collect(),
             builds: status.builds.into_iter().map(BuildReport::from).collect(),
+            seeds: status.seeds.into_iter().map(SeedReport::from).collect(),
         }
     }
 }
@@ -234,6 +294,8 @@ impl From<NodeStatus> for NodeReport {
             open_files: state.open_files,
             uptime_ms: uptime_ms(hello.started_at_ms),
             seen_ms_ago: status.seen_ms_ago,
+            seed_lost_ms: None,
+            seed_reason: String::new(),
             children: state.children.into_iter().map(ChildReport::from).collect(),
         }
     }
@@ -256,9 +318,20 @@ impl From<PoolStatus> for PoolReport {
                 zone: member.zone,
                 keys: status.keys,
                 lease_left_ms: status.lease_left_ms,
+                capacity: status.capacity,
+                draining: status.draining,
+                overloaded: status.overloaded,
+                moving_in: status.moving_in,
             }
         });
         Self { pool: pool.name, members: members.collect() }
+    }
+}
+
+impl From<SeedStatus> for SeedReport {
+    fn from(status: SeedStatus) -> Self {
+        let SeedStatus { node, address, leading, ready } = status;
+        Self { node, address, leading, ready }
     }
 }
 

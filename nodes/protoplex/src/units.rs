@@ -64,6 +64,16 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| "too long".to_owned())
 }
 
+/// How often something is looked at: from 100 ms to an hour.
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    if (Duration::from_millis(100)..=Duration::from_secs(3_600)).contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("must be from 100ms to 1h".to_owned())
+    }
+}
+
 /// A URL with a host.
 pub(crate) fn url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text)
@@ -155,6 +165,37 @@ pub(crate) fn show_time(unix_ms: i64) -> String {
     }
 }
 
+/// A method of a node, or of a kind of node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Method {
+    pub(crate) node: String,
+    pub(crate) name: String,
+}
+
+/// `proxy-1.ping`. Names of nodes may have dots, those of methods have none.
+pub(crate) fn method(text: &str) -> Result<Method, String> {
+    match text.rsplit_once('.') {
+        Some((node, name)) if !node.is_empty() && !name.is_empty() => {
+            Ok(Method { node: node.to_owned(), name: name.to_owned() })
+        }
+        _ => {
+            Err("write NODE.METHOD, as in proxy-1.ping; protoplex inspect NODE tells which there are"
+                .to_owned())
+        }
+    }
+}
+
+/// A trace's id (W3C Trace Context, section 3.2.2.3).
+pub(crate) fn trace_id(text: &str) -> Result<String, String> {
+    let id = text.to_ascii_lowercase();
+    let is_hex = id.len() == 32 && id.bytes().all(|digit| digit.is_ascii_hexdigit());
+    if is_hex && id.bytes().any(|digit| digit != b'0') {
+        Ok(id)
+    } else {
+        Err("a trace's id has 32 hexadecimal digits, not all of them 0".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,5 +231,22 @@ mod tests {
         assert_eq!(show_uptime(Duration::from_secs(2027)), "0:33:47");
         assert_eq!(show_time(1_795_374_452_999), "2026-11-22 19:07:32Z");
         assert_eq!(show_uptime(Duration::from_secs(90_061)), "1 day, 1:01:01");
+    }
+
+    #[test]
+    fn a_method_is_behind_the_last_dot() {
+        let good = method("proxy-1.example.ping").unwrap();
+        assert_eq!((good.node.as_str(), good.name.as_str()), ("proxy-1.example", "ping"));
+        for wrong in ["", "ping", ".ping", "proxy-1."] {
+            assert!(method(wrong).unwrap_err().contains("proxy-1.ping"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_trace_has_an_id_of_32_digits() {
+        assert_eq!(trace_id(&"0A".repeat(16)).unwrap(), "0a".repeat(16));
+        for wrong in ["", "0a", &"0".repeat(32), &"g".repeat(32)] {
+            assert!(trace_id(wrong).is_err(), "{wrong}");
+        }
     }
 }

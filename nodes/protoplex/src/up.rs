@@ -60,11 +60,12 @@ pub(crate) fn run(common: &Common, command: Up) -> anyhow::Result<ExitCode> {
     let mut common = common.clone();
     common.set.extend(command.settings());
     let settings = Settings::load_over(&Up::defaults(), &common)?;
-    if !reaches(&settings.seed_address, settings.own_seed) {
+    if !settings.seed_addresses.iter().any(|seed| reaches(seed, settings.own_seed)) {
         return Err(Usage(format!(
             "`up` runs a seed of its own, at {}, and its nodes would look for one at {}: leave seed_address and --seed \
              out, or let it listen there with seed.listen",
-            settings.own_seed, settings.seed_address
+            settings.own_seed,
+            settings.seed_addresses.join(", ")
         ))
         .into());
     }
@@ -324,7 +325,7 @@ async fn furnish(cluster: &Cluster) -> anyhow::Result<()> {
     if !cluster.status().await?.builds.is_empty() {
         return Ok(());
     }
-    let mut operator = cluster.operator()?;
+    let mut operator = cluster.operator().await?;
     let handler = |name: &str, path: &str, key: &str, placement: Placement| Handler {
         name: name.to_owned(),
         host: "*".to_owned(),

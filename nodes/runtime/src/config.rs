@@ -1,5 +1,6 @@
 //! Reads `protoplex.toml`, lays environment and flags over it, and says where each mistake stands.
 
+mod addresses;
 mod layers;
 mod wording;
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use protoplex_wire::seeds::Seeds;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -16,6 +18,7 @@ use thiserror::Error;
 use crate::account::Account;
 use crate::meta::{TlsSettings, Tokens};
 use crate::telemetry;
+pub use addresses::Addresses;
 use layers::{Layers, Origins};
 
 /// The most children that a node may have.
@@ -30,8 +33,8 @@ pub struct Common {
     pub account: Option<Account>,
     /// The data directory; made, readable by its owner alone, where it is missing.
     pub data: PathBuf,
-    /// Where the seed is reached, `127.0.0.1:8050`.
-    pub seed: String,
+    /// Where seeds are reached, `127.0.0.1:8050`; any of them says which leads.
+    pub seeds: Vec<String>,
     /// Of this machine; empty where there is only one.
     pub region: String,
     /// Of this machine; empty where there is only one.
@@ -65,6 +68,13 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self { drain_grace_ms: 0, drain_timeout_ms: 30_000 }
+    }
+}
+
+impl Common {
+    /// Where the node looks for seeds.
+    pub fn seeds(&self) -> Seeds {
+        Seeds::new(self.seeds.clone(), &self.data)
     }
 }
 

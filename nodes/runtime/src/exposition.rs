@@ -44,6 +44,16 @@ impl Family {
     }
 }
 
+/// One value, as `metrics` answers it.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Measure {
+    /// With what stands behind the family's name.
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// A number, or a text where JSON knows none for it.
+    pub(crate) value: serde_json::Value,
+}
+
 /// The metrics of several processes, merged by family.
 #[derive(Debug, Default)]
 pub(crate) struct Exposition(BTreeMap<String, Family>);
@@ -67,6 +77,20 @@ impl Exposition {
                 }
             }
         }
+    }
+
+    /// Each value by itself, of those whose names begin with one of these; without any, of all.
+    pub(crate) fn measures(&self, prefixes: &[&str]) -> Vec<Measure> {
+        let is_wanted =
+            |name: &str| prefixes.is_empty() || prefixes.iter().any(|prefix| name.starts_with(prefix));
+        let of = |family: &Family, sample: &Sample| Measure {
+            name: format!("{}{}", family.name, sample.suffix),
+            labels: pairs(&sample.labels),
+            value: serde_json::from_str(&sample.value).unwrap_or_else(|_| sample.value.as_str().into()),
+        };
+        let families = self.0.values();
+        let all = families.flat_map(|family| family.samples.iter().map(move |sample| of(family, sample)));
+        all.filter(|measure| is_wanted(&measure.name)).collect()
     }
 
     /// The text, version 0.0.4.
@@ -112,6 +136,30 @@ pub(crate) fn labels<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) ->
         let _ = write!(text, "{separator}{name}=\"{value}\"");
     }
     text
+}
+
+/// What [`labels`] has made a text of.
+fn pairs(labels: &str) -> BTreeMap<String, String> {
+    let mut pairs = BTreeMap::new();
+    let mut rest = labels;
+    while let Some((name, behind)) = rest.split_once("=\"") {
+        let mut value = String::new();
+        let mut chars = behind.char_indices();
+        let mut end = behind.len();
+        while let Some((at, c)) = chars.next() {
+            match c {
+                '"' => {
+                    end = at + 1;
+                    break;
+                }
+                '\\' => value.extend(chars.next().map(|(_, c)| if c == 'n' { '\n' } else { c })),
+                c => value.push(c),
+            }
+        }
+        pairs.insert(name.to_owned(), value);
+        rest = behind[end..].strip_prefix(',').unwrap_or_default();
+    }
+    pairs
 }
 
 #[cfg(test)]

@@ -1,17 +1,18 @@
 //! The meta port of a node and its children: `/healthz`, `/readyz`, `/metrics`, `/status`, `/config` and `/logs` to read, and
 //! by POST the commands `/start`, `/stop`, `/restart`, `/drain`, `/reload`, `/upgrade` and
-//! `/log-level`.
+//! `/log-level`. All of that can be asked for by name and in JSON, too: `/rpc`.
 
 mod access;
 mod door;
 mod guard;
 mod logs;
 mod patience;
+mod rpc;
 
 use std::io;
 use std::sync::Arc;
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -71,16 +72,20 @@ fn pages(node: Arc<Node>) -> Router {
         .route("/config", get(config))
         .route("/log-level", get(log_level).post(set_log_level))
         .route("/logs", get(logs::show))
+        .route("/rpc", get(rpc::inspect))
+        .route("/rpc/{method}", post(rpc::call))
+        .layer(DefaultBodyLimit::max(rpc::MAX_ARGUMENTS_BYTES))
         .layer(from_fn(admit))
         .layer(from_fn_with_state(Arc::clone(&node), check))
         .with_state(node)
 }
 
 async fn ready(State(node): State<Arc<Node>>) -> Response {
+    let seedless = node.seedless().map_or_else(String::new, |words| words + "\n");
     if node.is_ready() {
-        "ready\n".into_response()
+        format!("ready\n{seedless}").into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{seedless}")).into_response()
     }
 }
 
@@ -95,7 +100,7 @@ async fn check(
     request: Request,
     next: Next,
 ) -> Response {
-    let is_command = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let is_command = is_command(&request);
     match node.access().guard.admit(request.uri().path(), is_command, request.headers(), caller) {
         Ok(()) => next.run(request).await,
         Err(refusal) => {
@@ -112,9 +117,15 @@ async fn config(State(node): State<Arc<Node>>) -> Response {
     Json(node.configuration()).into_response()
 }
 
+/// Whether it may change anything.
+fn is_command(request: &Request) -> bool {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    !reads && !rpc::only_reads(request.uri().path())
+}
+
 /// Notes who gives a command, and refuses those of nobody.
 async fn admit(request: Request, next: Next) -> Response {
-    if request.method() != Method::POST {
+    if !is_command(&request) {
         return next.run(request).await;
     }
     let operator = request.headers().get(OPERATOR).and_then(|name| name.to_str().ok());
@@ -188,14 +199,19 @@ where
     F: Future<Output = Result<Outcome, CommandError>> + Send + 'static,
 {
     if let Some(meant) = target.node.as_ref().filter(|meant| **meant != node.name()) {
-        let detail =
-            format!("This is {}, not {meant}: its meta port is not reached at this address.", node.name());
-        return problem(StatusCode::MISDIRECTED_REQUEST, &detail);
+        return misdirected(&node, meant);
     }
     match tokio::spawn(command(node, target)).await {
         Ok(outcome) => answer(outcome),
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
+}
+
+/// To who means another node.
+fn misdirected(node: &Node, meant: &str) -> Response {
+    let detail =
+        format!("This is {}, not {meant}: its meta port is not reached at this address.", node.name());
+    problem(StatusCode::MISDIRECTED_REQUEST, &detail)
 }
 
 /// `{"changed": true}`, or a problem (RFC 9457) that says why not.

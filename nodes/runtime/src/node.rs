@@ -1,11 +1,13 @@
 //! A node as one thing, whatever its processes: its state for the seed, its status page, its metrics.
 
+mod measures;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use futures_util::future::join_all;
+use protoplex_wire::join::Standing;
 use protoplex_wire::proto::{ChildState, NodeState};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -16,13 +18,13 @@ use crate::children::Children;
 use crate::commands::Reloader;
 use crate::control::Report;
 use crate::drain::{Drained, Trigger};
-use crate::exposition::{Exposition, Family, Kind};
 use crate::meta::Access;
 use crate::running::{Address, META, Running};
+use crate::seeds::{self, SeedPage};
 use crate::solo::Solo;
 use crate::supervisor::{State, Status};
 use crate::upgrade::{ANSWER_TIME, Estate, UpgradeStatus, Upgrades};
-use crate::{descriptors, procfs, telemetry};
+use crate::{descriptors, mask, procfs, telemetry};
 
 /// A running node.
 #[derive(Debug)]
@@ -30,6 +32,7 @@ pub(crate) struct Node {
     estate: Estate,
     about: watch::Sender<Running>,
     access: Access,
+    seeds: Option<watch::Receiver<Standing>>,
     body: Body,
     draining: watch::Sender<bool>,
     /// All of its work has ended, and so will this process.
@@ -86,6 +89,9 @@ pub(crate) struct StatusPage {
     /// What became of the work of its children, each time that any of them was ended.
     #[serde(skip_serializing_if = "Drained::is_empty")]
     drained: Drained,
+    /// Its parent's link to the seeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<SeedPage>,
     children: Vec<ChildStatus>,
 }
 
@@ -109,6 +115,7 @@ impl Node {
         estate: Estate,
         about: watch::Sender<Running>,
         access: Access,
+        seeds: Option<watch::Receiver<Standing>>,
         body: Body,
         leave: Trigger,
         reloader: Reloader,
@@ -121,6 +128,7 @@ impl Node {
             estate,
             about,
             access,
+            seeds,
             body,
             draining: watch::Sender::new(false),
             finished: watch::Sender::new(false),
@@ -261,6 +269,11 @@ impl Node {
         ready
     }
 
+    /// That no seed leads, in a line, where that is so.
+    pub(crate) fn seedless(&self) -> Option<String> {
+        seeds::in_words(&self.seeds.as_ref()?.borrow())
+    }
+
     fn statuses(&self) -> Vec<Status> {
         match &self.body {
             Body::Children(children) => children.statuses(),
@@ -288,6 +301,7 @@ impl Node {
             draining: *self.draining.borrow(),
             children: self.statuses().into_iter().enumerate().map(child).collect(),
             load: procfs::load_average(),
+            processors: std::thread::available_parallelism().map_or(0, |count| count.get() as u32),
             file_limit: descriptors::limit(),
             open_files: procfs::open_files(std::process::id()).unwrap_or_default(),
         }
@@ -311,7 +325,7 @@ impl Node {
 
     /// What its processes are told to go by, without what is secret.
     pub(crate) fn configuration(&self) -> serde_json::Value {
-        masked(serde_json::json!(match &self.body {
+        mask::masked(serde_json::json!(match &self.body {
             Body::Children(children) => children.configuration(),
             Body::Solo(solo) => solo.configuration(),
         }))
@@ -331,7 +345,7 @@ impl Node {
             drained: status.drained,
         };
         let statuses = self.statuses();
-        let about = self.about.borrow().clone();
+        let about = self.running();
         StatusPage {
             node: about.node,
             kind: about.kind,
@@ -351,6 +365,7 @@ impl Node {
                 Body::Children(_) => telemetry::details(),
             },
             drained: self.drained(),
+            seed: self.seeds.as_ref().map(|standing| SeedPage::new(&standing.borrow())),
             children: statuses.into_iter().enumerate().map(child).collect(),
         }
     }
@@ -375,37 +390,6 @@ impl Node {
         };
         Seen { draining: self.draining.subscribe(), children, report }
     }
-
-    /// The text of `/metrics`: what every process recorded, and what the kernel says of it.
-    pub(crate) async fn metrics(&self) -> String {
-        let mut exposition = Exposition::default();
-        exposition.add(telemetry::gather(), None);
-        exposition.add(process_families(std::process::id()), None);
-        let mut ready = Family::new("protoplex_node_ready", Kind::Gauge, "Whether the node takes traffic.");
-        ready.push("", String::new(), u8::from(self.is_ready()));
-        let mut drained = Family::new(
-            "protoplex_node_drained_total",
-            Kind::Counter,
-            "What became of the work of children that were ended, and of their connections.",
-        );
-        for (what, count) in self.drained().iter() {
-            drained.push("", format!("what=\"{what}\""), count);
-        }
-        exposition.add(vec![ready, drained], None);
-        let processes = match &self.body {
-            Body::Children(children) => children.processes(),
-            Body::Solo(_) => Vec::new(),
-        };
-        let answers = join_all(processes.iter().map(|process| process.metrics())).await;
-        let statuses = processes.iter().map(|process| process.now());
-        for (index, (answer, status)) in answers.into_iter().zip(statuses).enumerate() {
-            let child = Some(index as u32);
-            exposition.add(answer, child);
-            exposition.add(status.pid.map(process_families).unwrap_or_default(), child);
-            exposition.add(life_families(&status), child);
-        }
-        exposition.render()
-    }
 }
 
 /// How far a watcher of a [`Node`] has looked.
@@ -424,29 +408,6 @@ async fn change_of<T>(watched: &mut Option<watch::Receiver<T>>) -> Result<(), wa
     }
 }
 
-/// What stands in the place of a secret.
-const MASK: &str = "***";
-
-/// Without the values of keys whose name says that they are secret.
-fn masked(value: serde_json::Value) -> serde_json::Value {
-    use serde_json::Value;
-    let is_secret =
-        |key: &str| ["secret", "token", "password", "access_key"].iter().any(|word| key.contains(word));
-    match value {
-        Value::Object(fields) => {
-            let mask = |(key, value): (String, Value)| match value {
-                Value::String(_) | Value::Number(_) if is_secret(&key) => (key, MASK.into()),
-                value => (key, masked(value)),
-            };
-            Value::Object(fields.into_iter().map(mask).collect())
-        }
-        Value::Array(values) => Value::Array(values.into_iter().map(masked).collect()),
-        // With a password in it, perhaps.
-        Value::String(url) if url.contains("://") && url.contains('@') => MASK.into(),
-        value => value,
-    }
-}
-
 pub(crate) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
@@ -458,41 +419,4 @@ fn uptime_ms(status: &Status) -> u64 {
 fn started_at_ms(status: &Status) -> i64 {
     let started = status.started.and_then(|started| SystemTime::now().checked_sub(started.elapsed()));
     started.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_millis() as i64)
-}
-
-fn process_families(pid: u32) -> Vec<Family> {
-    let Some(usage) = procfs::usage(pid) else {
-        return Vec::new();
-    };
-    let memory =
-        ("process_resident_memory_bytes", Kind::Gauge, "Resident memory.", usage.resident_bytes.to_string());
-    let files = ("process_open_fds", Kind::Gauge, "Open file descriptors.", usage.open_files.to_string());
-    let cpu =
-        ("process_cpu_seconds_total", Kind::Counter, "Processor time used.", usage.cpu_seconds.to_string());
-    families([memory, files, cpu])
-}
-
-fn life_families(status: &Status) -> Vec<Family> {
-    let restarts = (
-        "protoplex_child_restarts_total",
-        Kind::Counter,
-        "Times a child was started again.",
-        status.restarts.to_string(),
-    );
-    let ready = (
-        "protoplex_child_ready",
-        Kind::Gauge,
-        "Whether a child can serve.",
-        u8::from(status.ready).to_string(),
-    );
-    families([restarts, ready])
-}
-
-fn families<const N: usize>(numbers: [(&str, Kind, &str, String); N]) -> Vec<Family> {
-    let family = |(name, kind, help, value): (&str, Kind, &str, String)| {
-        let mut family = Family::new(name, kind, help);
-        family.push("", String::new(), value);
-        family
-    };
-    numbers.into_iter().map(family).collect()
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protoplex_wire::identity::Identity;
+use protoplex_wire::join::Standing;
 use protoplex_wire::proto::NodeState;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -200,6 +201,7 @@ impl Spec {
             estate,
             access: Access::new(meta, self.common.meta_tokens.clone()),
             state: watch::Sender::new(NodeState::default()),
+            seeds: None,
         };
         Ok(Bound { children, spec: self, station })
     }
@@ -231,7 +233,7 @@ impl Spec {
         }
         let (ours, theirs) = (&self.common, &other.common);
         let named = [
-            (ours.seed != theirs.seed, "seed_address"),
+            (ours.seeds != theirs.seeds, "seed_address"),
             (ours.region != theirs.region, "region"),
             (ours.zone != theirs.zone, "zone"),
         ];
@@ -298,6 +300,7 @@ pub(crate) struct Station {
     estate: Estate,
     access: Access,
     state: watch::Sender<NodeState>,
+    seeds: Option<watch::Receiver<Standing>>,
 }
 
 impl fmt::Debug for Station {
@@ -330,6 +333,11 @@ impl Bound {
     pub fn trust(&mut self, identity: &Identity) -> Result<(), StartError> {
         let settings = &self.spec.common.meta_tls;
         Ok(self.station.access.trust(settings, identity).map_err(StartCause::from)?)
+    }
+
+    /// How its link to the seeds stands, for whoever asks the node.
+    pub fn watch_seeds(&mut self, standing: watch::Receiver<Standing>) {
+        self.station.seeds = Some(standing);
     }
 
     /// The node's state as the seed is told it, see `protoplex_wire::join`. Changes of state wake receivers;
@@ -382,12 +390,12 @@ impl Bound {
 impl Station {
     /// Everything around the node's work: orders, meta port, its state for the seed and its supervisor.
     pub(crate) fn serve(self, body: Body, reload: Reload) -> io::Result<Service> {
-        let Self { running, estate, access, state } = self;
+        let Self { running, estate, access, state, seeds } = self;
         let report = watch::Sender::new(Report::default());
         let supervisor = estate.supervisor.as_ref().map(UnixStream::try_clone).transpose()?;
         let orders = Orders::of_node(report.subscribe(), supervisor)?;
         let (leave, reloader) = (orders.trigger.clone(), Reloader::new(reload));
-        let node = Arc::new(Node::new(estate, running, access, body, leave, reloader));
+        let node = Arc::new(Node::new(estate, running, access, seeds, body, leave, reloader));
         let mut tasks = JoinSet::new();
         tasks.spawn(meta::serve(Arc::clone(&node)));
         tasks.spawn(publish(Arc::clone(&node), state, report));

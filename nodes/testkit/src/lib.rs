@@ -4,6 +4,8 @@
 
 pub mod cluster;
 pub mod curl;
+pub mod machines;
+pub mod nats;
 pub mod ports;
 pub mod postgres;
 pub mod s3;

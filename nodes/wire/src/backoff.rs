@@ -27,6 +27,12 @@ impl Backoff {
         delay
     }
 
+    /// As [`Self::next_delay`], of which the attempts themselves have taken this much already; but never nothing.
+    pub fn next_delay_after(&mut self, taken: Duration) -> Duration {
+        let delay = self.next_delay();
+        delay.saturating_sub(taken).max(delay / 10)
+    }
+
     /// An attempt succeeded: the next wait is a short one again.
     pub fn reset(&mut self) {
         *self = Self::default();
@@ -44,6 +50,8 @@ mod tests {
         assert!(waits[0] <= FIRST);
         assert!(waits.iter().all(|wait| *wait <= LONGEST));
         assert!(waits[11] >= LONGEST / 2);
+        let waited = backoff.next_delay_after(Duration::from_secs(3));
+        assert!(!waited.is_zero() && waited <= LONGEST / 10, "what has taken long is not waited for again");
         backoff.reset();
         assert!(backoff.next_delay() <= FIRST);
     }

@@ -4,9 +4,11 @@
 
 mod conversation;
 mod lease;
+mod parting;
 mod questions;
 #[cfg(test)]
 mod tests;
+mod uses;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -21,13 +23,16 @@ use crate::clock::BootTime;
 use crate::follow::questions::{Opened, Questions};
 use crate::holder::{Fence, Holder, Lost};
 use crate::identity::{Identity, TrustedChannel};
-use crate::owners::{Owner, Owners};
+use crate::owners::{Age, Owner, Owners};
 pub use crate::pattern::MAX_KEY_BYTES;
 use crate::proto::datastore_client::DatastoreClient;
 use crate::proto::seed_client::SeedClient;
 use crate::proto::{
-    Asset, Build, FetchBuildRequest, FollowRequest, Leave, Member, Position, Release, Table, follow_request,
+    Asset, Build, Draining, FetchBuildRequest, FollowRequest, HotKeys, Leave, Member, OwnedKey, Position,
+    Released, Table, follow_request,
 };
+use crate::seeds::{Search, Seeds};
+pub use uses::InUse;
 
 pub(crate) use conversation::is_refusal;
 
@@ -39,6 +44,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// How long a request waits for the assignment that its owner was told of on another connection.
 const ADMIT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Keys in one message, which the longest of them must not make too large.
+const MAX_RELEASED: usize = 1000;
 /// The lease in the datastore that a leading seed holds.
 pub const SEED_LEASE: &str = "seed";
 
@@ -84,12 +91,22 @@ pub struct Link {
 
 struct Shared {
     identity: Identity,
-    seed: SeedClient<TrustedChannel>,
+    seeds: Seeds,
+    search: RefCell<Search>,
+    /// Whom the datastore has named, to be tried next.
+    elected: RefCell<Option<String>>,
+    /// The one that welcomed last.
+    seed: RefCell<Option<SeedClient<TrustedChannel>>>,
+    /// The newest term that was heard of; nothing counts that a seed of an older one says.
+    term: Cell<u64>,
+    /// That of the present link, or of the last one.
+    link_term: Cell<u64>,
     who: Follower,
     position: Cell<Position>,
     table: watch::Sender<Rc<Table>>,
     builds: watch::Sender<Rc<Builds>>,
-    datastore: RefCell<Option<DatastoreClient<TrustedChannel>>>,
+    /// By address, the one that the seed uses first.
+    datastores: RefCell<Vec<(String, DatastoreClient<TrustedChannel>)>>,
     owners: RefCell<Owners>,
     questions: RefCell<Questions>,
     outgoing: RefCell<Option<mpsc::Sender<FollowRequest>>>,
@@ -100,29 +117,60 @@ struct Shared {
     holder_changed: watch::Sender<()>,
     /// Asks the conversation to end this link and open another.
     close: Notify,
-    /// A seed is known to be there: the next attempt to connect need not wait.
+    /// A seed is known to lead: the next attempt to connect need not wait.
     retry: Notify,
     lost_keys: RefCell<Option<mpsc::UnboundedReceiver<Lost>>>,
     tell_lost: mpsc::UnboundedSender<Lost>,
     left: Cell<bool>,
+    uses: Rc<RefCell<uses::Uses>>,
+    /// Of all answers so far, the shortest time for which one is fresh.
+    shortest_fresh: Cell<Option<Duration>>,
+    capacity: Cell<u32>,
+    judge: RefCell<Option<Judge>>,
+    draining: Cell<bool>,
 }
+
+/// A key that the seed asks its owner to give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    /// The key.
+    pub key: &'a str,
+    /// The epoch at which it is owned.
+    pub epoch: u64,
+    /// Nobody has asked for it for long: keep it where it is in use all the same. Else it moves to another member.
+    pub idle: bool,
+}
+
+type Judge = Box<dyn Fn(Wanted<'_>) -> bool>;
 
 impl Link {
     /// Opens the link and keeps it open, on this thread's `LocalSet`: reconnects for ever, with jittered back-off.
     ///
-    /// Errors where `seed` ("host:port") is no address.
-    pub fn open(identity: &Identity, seed: &str, who: Follower) -> Result<Self, tonic::transport::Error> {
-        let channel = identity.channel(seed)?;
+    /// Any of the seeds will do: who doesn't lead says who does.
+    ///
+    /// Errors where one of the configured `seeds` ("host:port") is no address.
+    pub fn open(
+        identity: &Identity,
+        seeds: impl Into<Seeds>,
+        who: Follower,
+    ) -> Result<Self, tonic::transport::Error> {
+        let seeds = seeds.into();
+        seeds.configured().iter().try_for_each(|seed| identity.channel(seed).map(drop))?;
         let (tell_lost, lost_keys) = mpsc::unbounded_channel();
         let holder = who.member.is_some().then(|| Holder::new(BootTime::now()));
         let shared = Rc::new(Shared {
             identity: identity.clone(),
-            seed: SeedClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            search: RefCell::new(Search::new(seeds.remembered())),
+            seeds,
+            elected: RefCell::default(),
+            seed: RefCell::default(),
+            term: Cell::default(),
+            link_term: Cell::default(),
             who,
             position: Cell::default(),
             table: watch::Sender::new(Rc::default()),
             builds: watch::Sender::new(Rc::default()),
-            datastore: RefCell::default(),
+            datastores: RefCell::default(),
             owners: RefCell::default(),
             questions: RefCell::default(),
             outgoing: RefCell::default(),
@@ -136,8 +184,14 @@ impl Link {
             lost_keys: RefCell::new(Some(lost_keys)),
             tell_lost,
             left: Cell::new(false),
+            uses: Rc::default(),
+            shortest_fresh: Cell::new(None),
+            capacity: Cell::new(0),
+            judge: RefCell::new(None),
+            draining: Cell::new(false),
         });
         tokio::task::spawn_local(conversation::keep_open(Rc::clone(&shared)));
+        tokio::task::spawn_local(uses::keep_asking(Rc::downgrade(&shared)));
         if shared.who.member.is_some() {
             tokio::task::spawn_local(lease::keep(Rc::clone(&shared)));
         }
@@ -164,12 +218,12 @@ impl Link {
         changed(&self.shared.builds, |builds| builds.generation != seen).await
     }
 
-    /// Is the seed there now?
+    /// Does it follow the seed that leads now?
     pub fn connected(&self) -> bool {
         *self.shared.connected.borrow()
     }
 
-    /// Follows whether the seed is there.
+    /// Follows whether it follows the seed that leads.
     pub fn connection(&self) -> watch::Receiver<bool> {
         self.shared.connected.subscribe()
     }
@@ -180,14 +234,15 @@ impl Link {
         self.shared.refusal.subscribe()
     }
 
-    /// The datastore that the seed named; `None` before the first welcome.
+    /// The datastore that the seed uses itself; `None` before the first welcome. It may be another one later.
     pub fn datastore(&self) -> Option<DatastoreClient<TrustedChannel>> {
-        self.shared.datastore.borrow().clone()
+        self.shared.datastores.borrow().first().map(|(_, client)| client.clone())
     }
 
     /// The assets of a build.
     pub async fn fetch_build(&self, version: u64) -> Result<Vec<Asset>, tonic::Status> {
-        let mut seed = self.shared.seed.clone();
+        let seed = self.shared.seed.borrow().clone();
+        let mut seed = seed.ok_or_else(|| tonic::Status::unavailable("no seed was reached yet"))?;
         let mut stream = seed.fetch_build(FetchBuildRequest { version }).await?.into_inner();
         let mut assets = Vec::new();
         while let Some(asset) = stream.next().await {
@@ -198,23 +253,77 @@ impl Link {
 
     /// The owner of `key`: from the cache, or asked of the seed, which assigns one where there is none.
     ///
-    /// Known owners are told while the seed is away; for other keys the error comes within two seconds.
+    /// Known owners are told while no seed can say, however old the answers are; for other keys the error comes within two
+    /// seconds. An answer of which half its time is over is asked for anew meanwhile.
     pub async fn locate(&self, pool: &str, key: &str) -> Result<Owner, LocateError> {
-        if let Some(owner) = self.shared.owners.borrow_mut().known(pool, key) {
-            return Ok(owner);
-        }
+        let known = self.shared.owners.borrow_mut().known(pool, key, BootTime::now());
+        let stale = match known {
+            Some((owner, Age::Fresh)) => return Ok(owner),
+            Some((owner, Age::Ageing)) => {
+                // Its answer is learnt whoever waits for it.
+                drop(self.shared.ask(pool, key));
+                return Ok(owner);
+            }
+            Some((owner, Age::Stale)) if self.shared.lost_since.get().is_some() => return Ok(owner),
+            Some((owner, Age::Stale)) => Some(owner),
+            None => None,
+        };
         let deadline = Instant::now() + LOCATE_TIMEOUT;
-        let answer = self.shared.ask(pool, key)?;
-        // Boxed: nearly all owners are known, and the futures of requests are to be small.
-        match Box::pin(timeout_at(deadline, answer)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) => Err(unavailable("the seed does not answer")),
-        }
+        let answer = match self.shared.ask(pool, key) {
+            // Boxed: nearly all owners are known, and the futures of requests are to be small.
+            Ok(answer) => match Box::pin(timeout_at(deadline, answer)).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_)) | Err(_) => Err(unavailable("the seed does not answer")),
+            },
+            Err(error) => Err(error),
+        };
+        // A seed that can't say, since it does not lead, takes no key from anybody.
+        answer.or_else(|error| stale.ok_or(error))
     }
 
     /// The owner of this epoch answered 421: the answer is forgotten, and the next question says so.
     pub fn refute(&self, pool: &str, key: &str, epoch: u64) {
         self.shared.owners.borrow_mut().refute(pool, key, epoch);
+    }
+
+    /// The key is in use here until the result is dropped, so that the seed does not take it for idle.
+    pub fn employ(&self, pool: &str, key: &str) -> InUse {
+        uses::begin(&self.shared.uses, pool, key)
+    }
+
+    /// Tells the seed which keys had the most requests here.
+    pub fn report_hot_keys(&self, hot: HotKeys) {
+        if self.connected() {
+            self.shared.say(follow_request::Message::HotKeys(hot));
+        }
+    }
+
+    /// Its share of the pool's keys, beside the other members'. Call it right after [`Self::open`].
+    pub fn set_capacity(&self, capacity: u32) {
+        self.shared.capacity.set(capacity);
+    }
+
+    /// Who judges whether a key that the seed asks for is given up: then nothing of it may be served any more when the
+    /// judge answers. A key that it keeps may be [released](Self::release) later. Without a judge idle keys are given up,
+    /// and the seed asks for no others. Call it right after [`Self::open`].
+    pub fn yield_by(&self, judge: impl Fn(Wanted<'_>) -> bool + 'static) {
+        self.shared.judge.replace(Some(Box::new(judge)));
+    }
+
+    /// The member is about to leave: it is given no new keys. It may give up what it has bit by bit meanwhile.
+    pub fn drain(&self) {
+        self.shared.draining.set(true);
+        if self.connected() {
+            self.shared.say(follow_request::Message::Draining(Draining {}));
+        }
+    }
+
+    /// The keys that this member owns, with their epochs.
+    pub fn owned(&self) -> Vec<(String, u64)> {
+        let owned = self
+            .shared
+            .with_holder(|holder, _| holder.keys().map(|(key, epoch)| (key.to_owned(), epoch)).collect());
+        owned.unwrap_or_default()
     }
 
     /// May this member serve a request for `key` at `epoch` now?
@@ -247,12 +356,14 @@ impl Link {
         self.shared.lost_keys.borrow_mut().take()
     }
 
-    /// Gives up an idle key.
-    pub fn release(&self, key: &str, epoch: u64) {
-        let owned = self.shared.holder.borrow_mut().as_mut().is_some_and(|holder| holder.release(key, epoch));
-        if owned {
-            self.shared.say(follow_request::Message::Release(Release { key: key.to_owned(), epoch }));
-        }
+    /// Gives up keys of these epochs. Call it when nothing of them is served any more.
+    pub fn release<K: Into<String> + AsRef<str>>(&self, keys: impl IntoIterator<Item = (K, u64)>) {
+        let released = |(key, epoch): (K, u64)| {
+            let owned = self.shared.with_holder(|holder, _| holder.release(key.as_ref(), epoch));
+            owned.unwrap_or_default().then(|| OwnedKey { key: key.into(), epoch })
+        };
+        let keys: Vec<_> = keys.into_iter().filter_map(released).collect();
+        self.shared.say_released(keys, Vec::new());
     }
 
     /// Gives up the membership and every key, and ends the link. Call it when nothing is served any more.
@@ -282,6 +393,15 @@ impl Shared {
             self.close.notify_one();
         }
         said
+    }
+
+    fn say_released(&self, mut keys: Vec<OwnedKey>, mut kept: Vec<OwnedKey>) {
+        while !keys.is_empty() || !kept.is_empty() {
+            let rest = keys.split_off(keys.len().min(MAX_RELEASED));
+            let rest_kept = kept.split_off(kept.len().min(MAX_RELEASED - keys.len()));
+            self.say(follow_request::Message::Released(Released { keys, kept }));
+            (keys, kept) = (rest, rest_kept);
+        }
     }
 
     /// Opens a question, or joins the one that is open for this key.

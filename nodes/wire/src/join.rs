@@ -1,100 +1,230 @@
 //! The link that a node's parent holds to the seed: who the node is, then its state as it changes and as a heartbeat.
 
-use std::time::Duration;
+use std::error::Error;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
+use crate::clock::BootTime;
 use crate::follow::is_refusal;
-use crate::identity::{Identity, TrustedChannel};
+use crate::identity::Identity;
 use crate::proto::seed_client::SeedClient;
-use crate::proto::{JoinHello, JoinRequest, NodeState, join_reply, join_request};
+use crate::proto::{Directory, JoinHello, JoinRequest, JoinWelcome, NodeState, join_reply, join_request};
+use crate::seeds::{Redirect, Search, Seeds};
 
 /// Messages that may wait for a slow link. Only the newest state matters, so it is small.
 const OUTGOING: usize = 4;
-/// Used until the seed has told its own.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A seed that takes the connection but does not welcome within this time is taken for dead.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Holds the link for as long as this future runs: reconnects for ever, with jittered back-off. Whenever the hello is
-/// another one the seed is told anew.
-pub async fn hold(
-    identity: Identity,
-    seed: String,
-    mut hello: watch::Receiver<JoinHello>,
-    mut state: watch::Receiver<NodeState>,
-) -> Result<(), tonic::transport::Error> {
-    let client = SeedClient::new(identity.channel(&seed)?);
-    let mut link = Progress::default();
-    loop {
-        let ended = converse(client.clone(), &mut hello, &mut state, &mut link).await;
-        let joined = std::mem::take(&mut link.joined);
-        match ended {
-            Ok(()) => debug!(%seed, "the seed closed the link"),
-            Err(status) if is_refusal(&status) => {
-                if link.refusal != status.message() {
-                    link.refusal = status.message().to_owned();
-                    warn!(%seed, reason = link.refusal, "the seed refuses this node");
-                }
-            }
-            Err(status) if joined => warn!(%seed, reason = status.message(), "lost the seed"),
-            Err(status) => debug!(%seed, reason = status.message(), "no seed"),
+/// Whether a node reaches a seed, as its parent knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// A seed is there.
+    pub reached: bool,
+    /// It is there, but does not lead, and knows of none that does.
+    pub idle: bool,
+    /// Since when no seed has been there that leads; nothing where one is.
+    pub lost_since: Option<BootTime>,
+    /// Where the seed is, or was last; empty before there was any.
+    pub seed: String,
+    /// The term in which it leads, or led.
+    pub term: u64,
+    /// What the last attempt failed of.
+    pub why: String,
+}
+
+impl Standing {
+    /// No seed was reached yet.
+    #[must_use]
+    pub fn new(now: BootTime) -> Self {
+        let (seed, why) = (String::new(), String::new());
+        Self { reached: false, idle: false, lost_since: Some(now), seed, term: 0, why }
+    }
+
+    /// Says whether that is news.
+    fn turn(&mut self, reached: bool, idle: bool) -> bool {
+        let turned = (self.reached, self.idle) != (reached, idle);
+        (self.reached, self.idle) = (reached, idle);
+        if reached && !idle {
+            self.lost_since = None;
+        } else if self.lost_since.is_none() {
+            self.lost_since = Some(BootTime::now());
         }
-        tokio::time::sleep(link.backoff.next_delay()).await;
+        turned
     }
 }
 
-/// How far this link and those before it have come.
-#[derive(Default)]
-struct Progress {
-    backoff: Backoff,
+/// Holds the link for as long as this future runs: reconnects for ever, with jittered back-off, to whichever of the seeds
+/// leads. Whenever the hello is another one the seed is told anew. `standing` is told how it goes.
+///
+/// # Errors
+/// One of the configured seeds is no address.
+pub async fn hold(
+    identity: Identity,
+    seeds: Seeds,
+    hello: watch::Receiver<JoinHello>,
+    state: watch::Receiver<NodeState>,
+    standing: watch::Sender<Standing>,
+) -> Result<(), tonic::transport::Error> {
+    seeds.configured().iter().try_for_each(|seed| identity.channel(seed).map(drop))?;
+    let search = Search::new(seeds.remembered());
+    let mut link =
+        Link { identity, seeds, search, hello, state, standing, joined: false, refusal: String::new() };
+    let mut backoff = Backoff::default();
+    let mut round = Instant::now();
+    link.begin_round().await;
+    loop {
+        let Some(seed) = link.search.next_seed() else {
+            tokio::time::sleep(backoff.next_delay_after(round.elapsed())).await;
+            round = Instant::now();
+            link.begin_round().await;
+            continue;
+        };
+        let ended = link.converse(&seed).await;
+        if std::mem::take(&mut link.joined) {
+            backoff.reset();
+            round = Instant::now();
+            link.ended(&seed, ended, true);
+        } else {
+            link.ended(&seed, ended, false);
+        }
+    }
+}
+
+struct Link {
+    identity: Identity,
+    seeds: Seeds,
+    search: Search,
+    hello: watch::Receiver<JoinHello>,
+    state: watch::Receiver<NodeState>,
+    standing: watch::Sender<Standing>,
     joined: bool,
     /// What was last complained of.
     refusal: String,
 }
 
-async fn converse(
-    mut client: SeedClient<TrustedChannel>,
-    hello: &mut watch::Receiver<JoinHello>,
-    state: &mut watch::Receiver<NodeState>,
-    link: &mut Progress,
-) -> Result<(), Status> {
-    let (outgoing, requests) = mpsc::channel(OUTGOING);
-    let closed = |_| Status::unavailable("the link broke");
-    let say = |message| outgoing.send(JoinRequest { message: Some(message) });
+impl Link {
+    async fn begin_round(&mut self) {
+        let configured = self.seeds.resolve().await;
+        self.search.begin(&configured);
+    }
 
-    let first = hello.borrow_and_update().clone();
-    say(join_request::Message::Hello(first)).await.map_err(closed)?;
-    let mut replies = client.join(ReceiverStream::new(requests)).await?.into_inner();
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
-    loop {
-        tokio::select! {
-            reply = replies.next() => {
-                let Some(reply) = reply else { return Ok(()) };
-                if let Some(join_reply::Message::Welcome(welcome)) = reply?.message {
-                    info!(term = welcome.term, "joined");
-                    link.joined = true;
-                    link.refusal.clear();
-                    link.backoff.reset();
-                    heartbeat = tokio::time::interval(Duration::from_millis(welcome.heartbeat_ms.max(100).into()));
+    fn ended(&mut self, seed: &str, ended: Result<(), Status>, joined: bool) {
+        let why = match &ended {
+            Ok(()) => "the seed closed the link",
+            Err(status) => status.message(),
+        };
+        let redirect = ended.as_ref().err().and_then(Redirect::of);
+        self.standing.send_if_modified(|standing| {
+            let news = standing.why != why;
+            standing.why = why.to_owned();
+            // A hand-over is no loss.
+            (redirect.is_none() && standing.turn(false, false)) || news
+        });
+        match ended {
+            Err(status) if is_refusal(&status) => {
+                if self.refusal != status.message() {
+                    self.refusal = status.message().to_owned();
+                    warn!(%seed, reason = self.refusal, "the seed refuses this node");
                 }
-                continue;
             }
-            changed = hello.changed() => {
-                if changed.is_err() {
-                    return Ok(());
-                }
-                let anew = hello.borrow_and_update().clone();
-                say(join_request::Message::Hello(anew)).await.map_err(closed)?;
-                continue;
-            }
-            _ = heartbeat.tick() => {}
-            changed = state.changed() => if changed.is_err() { return Ok(()) },
+            Err(_) if joined && redirect.is_none() => warn!(%seed, reason = why, "lost the seed"),
+            _ => debug!(%seed, reason = why, "no link to the seed"),
         }
-        let now = state.borrow_and_update().clone();
-        say(join_request::Message::State(now)).await.map_err(closed)?;
+        if let Some(Redirect { address, term }) = redirect
+            && term >= self.standing.borrow().term
+        {
+            self.search.redirected(&address);
+        }
+    }
+
+    async fn converse(&mut self, seed: &str) -> Result<(), Status> {
+        let unusable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
+        let mut client = SeedClient::new(self.identity.channel(seed).map_err(unusable)?);
+        let (outgoing, requests) = mpsc::channel(OUTGOING);
+        let closed = |_| Status::unavailable("the link broke");
+        let say = |message| outgoing.send(JoinRequest { message: Some(message) });
+
+        let first = self.hello.borrow_and_update().clone();
+        say(join_request::Message::Hello(first)).await.map_err(closed)?;
+        let silent = |_| Status::deadline_exceeded("the seed does not welcome");
+        let answered = timeout(self.search.patience(), client.join(ReceiverStream::new(requests))).await;
+        let answered = answered.map_err(silent).flatten();
+        if let Err(status) = &answered
+            && (status.source().is_some() || status.code() == Code::DeadlineExceeded)
+        {
+            self.search.unanswered();
+        }
+        let mut replies = answered?.into_inner();
+        let welcome = timeout(WELCOME_TIMEOUT, replies.next()).await.map_err(silent)?;
+        let welcome = welcome.transpose()?.and_then(|reply| reply.message);
+        let Some(join_reply::Message::Welcome(welcome)) = welcome else {
+            return Err(Status::internal("the seed's first message is no welcome"));
+        };
+        self.welcomed(seed, welcome)?;
+        let mut heartbeat =
+            tokio::time::interval(Duration::from_millis(welcome.heartbeat_ms.max(100).into()));
+        loop {
+            tokio::select! {
+                reply = replies.next() => {
+                    let Some(reply) = reply else { return Ok(()) };
+                    self.told(reply?.message);
+                    continue;
+                }
+                changed = self.hello.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let anew = self.hello.borrow_and_update().clone();
+                    say(join_request::Message::Hello(anew)).await.map_err(closed)?;
+                    continue;
+                }
+                _ = heartbeat.tick() => {}
+                changed = self.state.changed() => if changed.is_err() { return Ok(()) },
+            }
+            let now = self.state.borrow_and_update().clone();
+            say(join_request::Message::State(now)).await.map_err(closed)?;
+        }
+    }
+
+    fn welcomed(&mut self, seed: &str, welcome: JoinWelcome) -> Result<(), Status> {
+        // One that leads nothing tells the last term that it knows.
+        if !welcome.idle && welcome.term < self.standing.borrow().term {
+            return Err(Status::unavailable("the seed leads no more: another one has led since"));
+        }
+        info!(seed, term = welcome.term, "joined");
+        self.joined = true;
+        self.refusal.clear();
+        self.search.led(seed);
+        self.standing.send_modify(|standing| {
+            standing.turn(true, welcome.idle);
+            standing.seed = seed.to_owned();
+            standing.term = standing.term.max(welcome.term);
+            standing.why.clear();
+        });
+        Ok(())
+    }
+
+    fn told(&mut self, message: Option<join_reply::Message>) {
+        match message {
+            Some(join_reply::Message::Seen(seen)) => {
+                self.standing.send_if_modified(|standing| standing.turn(true, seen.idle));
+            }
+            Some(join_reply::Message::Directory(Directory { seeds, .. })) => {
+                if self.search.told(seeds.clone())
+                    && let Err(error) = self.seeds.remember(&seeds)
+                {
+                    warn!(%error, "where seeds are is not remembered");
+                }
+            }
+            Some(join_reply::Message::Welcome(_)) | None => {}
+        }
     }
 }

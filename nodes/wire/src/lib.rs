@@ -1,16 +1,21 @@
 //! What passes between nodes: the protocol, the identities that protect it, and the pure rules that both of its ends keep.
 //!
 //! A node's parent holds [`join`], each of its children holds [`follow`]. Whoever is a member of a pool keeps its lease
-//! and its keys in a [`holder`]. Nothing here knows what a node does with a request.
+//! and its keys in a [`holder`]. Whatever happens is a [`cloud_event`], and [`events`] bring it to whoever
+//! subscribes to its [`topic`]. Nothing here knows what a node does with a request.
 
 pub mod backoff;
 pub mod clock;
+pub mod cloud_event;
+pub mod events;
 pub mod follow;
 pub mod holder;
 pub mod identity;
 pub mod join;
 pub mod owners;
 pub mod pattern;
+pub mod seeds;
+pub mod topic;
 
 /// The messages and services of `proto/protoplex/v1`, as generated.
 #[expect(

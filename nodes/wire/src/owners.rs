@@ -1,13 +1,17 @@
-//! What a follower knows of who owns which key: a bounded cache of the seed's answers.
+//! What a follower knows of who owns which key: a bounded cache of the seed's answers, each with its age.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::rc::Rc;
+use std::time::Duration;
 
 use lru::LruCache;
 
-/// Answers kept for each pool; the least recently used one goes first. Some 120 bytes each.
+use crate::clock::BootTime;
+
+/// Answers kept for each pool; the least recently used one goes first. Some 110 bytes each.
 const MAX_OWNERS: NonZeroUsize = NonZeroUsize::new(1 << 18).expect("not zero");
 
 /// The member that owns a key, and since which epoch.
@@ -21,65 +25,114 @@ pub struct Owner {
     pub epoch: u64,
 }
 
-/// The cache itself. Keys are looked up without an allocation.
+/// How an answer may be used. The seed takes a key that nobody asks for any more from its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// As it is.
+    Fresh,
+    /// As it is, but half of its time is over: ask again meanwhile. Said once for each answer.
+    Ageing,
+    /// Only where nobody can be asked.
+    Stale,
+}
+
+/// The cache itself. Keys are looked up without an allocation, and a member is forgotten without a look at them.
 #[derive(Default)]
 pub struct Owners {
-    pools: HashMap<Box<str>, LruCache<Box<str>, Answer>>,
+    pools: HashMap<Box<str>, OfPool>,
+}
+
+struct OfPool {
+    answers: LruCache<Box<str>, Answer>,
+    members: HashMap<Rc<str>, Rc<Seat>>,
+}
+
+/// One member, as long as it is one; all its answers share it.
+struct Seat {
+    id: Rc<str>,
+    address: SocketAddr,
+    gone: Cell<bool>,
 }
 
 enum Answer {
-    Known(Owner),
+    Known(Known),
     /// The owner of this epoch answered 421; the next question says so.
     Refuted(u64),
 }
 
+struct Known {
+    seat: Rc<Seat>,
+    epoch: u64,
+    /// In tenths of a second since the machine's start, rounded down; `u32::MAX`: never.
+    ageing_at: u32,
+    stale_at: u32,
+}
+
+fn tenths(time: BootTime) -> u32 {
+    u32::try_from(time.nanos() / 100_000_000).unwrap_or(u32::MAX)
+}
+
 impl Owners {
-    /// The owner of `key`, where an answer is known and stands.
-    pub fn known(&mut self, pool: &str, key: &str) -> Option<Owner> {
-        match self.pools.get_mut(pool)?.get(key)? {
-            Answer::Known(owner) => Some(owner.clone()),
-            Answer::Refuted(_) => None,
+    /// The owner of `key`, where an answer is known and stands, and how old that is.
+    pub fn known(&mut self, pool: &str, key: &str, now: BootTime) -> Option<(Owner, Age)> {
+        let Answer::Known(known) = self.pools.get_mut(pool)?.answers.get_mut(key)? else { return None };
+        if known.seat.gone.get() {
+            return None;
         }
+        let now = tenths(now);
+        let age = if now < known.ageing_at {
+            Age::Fresh
+        } else if now < known.stale_at {
+            known.ageing_at = known.stale_at;
+            Age::Ageing
+        } else if known.stale_at == u32::MAX {
+            Age::Fresh
+        } else {
+            Age::Stale
+        };
+        let Seat { id, address, .. } = &*known.seat;
+        Some((Owner { member: Rc::clone(id), address: *address, epoch: known.epoch }, age))
     }
 
     /// The epoch that was refuted since the last answer for `key`, or 0.
     pub fn refuted(&self, pool: &str, key: &str) -> u64 {
-        match self.pools.get(pool).and_then(|answers| answers.peek(key)) {
+        match self.pools.get(pool).and_then(|of_pool| of_pool.answers.peek(key)) {
             Some(Answer::Refuted(epoch)) => *epoch,
             _ => 0,
         }
     }
 
-    /// Keeps the seed's answer.
-    pub fn learn(&mut self, pool: &str, key: &str, owner: Owner) {
-        self.pool(pool).put(key.into(), Answer::Known(owner));
+    /// Keeps the seed's answer to a question that was sent at `asked`. It is fresh for so long, for ever if that is zero.
+    pub fn learn(&mut self, pool: &str, key: &str, owner: &Owner, asked: BootTime, fresh: Duration) {
+        let of_pool = self.pool(pool);
+        let (ageing_at, stale_at) = match fresh {
+            Duration::ZERO => (u32::MAX, u32::MAX),
+            fresh => (tenths(asked + fresh / 2), tenths(asked + fresh)),
+        };
+        let known = Known { seat: of_pool.seat(owner), epoch: owner.epoch, ageing_at, stale_at };
+        of_pool.answers.put(key.into(), Answer::Known(known));
     }
 
     /// Forgets the answer for `key` if it is of `epoch` or an older one: its owner denied it.
     pub fn refute(&mut self, pool: &str, key: &str, epoch: u64) {
-        let newer = matches!(self.known(pool, key), Some(owner) if owner.epoch > epoch);
-        if !newer {
-            self.pool(pool).put(key.into(), Answer::Refuted(epoch));
+        let of_pool = self.pool(pool);
+        let newer = |known: &Known| !known.seat.gone.get() && known.epoch > epoch;
+        if !matches!(of_pool.answers.peek(key), Some(Answer::Known(known)) if newer(known)) {
+            of_pool.answers.put(key.into(), Answer::Refuted(epoch));
         }
     }
 
-    /// Forgets the answer for `key`.
-    pub fn forget(&mut self, pool: &str, key: &str) {
-        if let Some(answers) = self.pools.get_mut(pool) {
-            answers.pop(key);
+    /// Forgets the answers for these keys.
+    pub fn forget(&mut self, pool: &str, keys: &[String]) {
+        if let Some(of_pool) = self.pools.get_mut(pool) {
+            keys.iter().for_each(|key| drop(of_pool.answers.pop(&**key)));
         }
     }
 
-    /// Forgets every answer that names `member`.
+    /// Forgets every answer that names `member`, however many there are.
     pub fn forget_member(&mut self, pool: &str, member: &str) {
-        let Some(answers) = self.pools.get_mut(pool) else {
-            return;
-        };
-        let of_member = |answer: &Answer| matches!(answer, Answer::Known(owner) if *owner.member == *member);
-        let keys: Vec<_> =
-            answers.iter().filter(|(_, answer)| of_member(answer)).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            answers.pop(&key);
+        if let Some(seat) = self.pools.get_mut(pool).and_then(|of_pool| of_pool.members.remove(member)) {
+            seat.gone.set(true);
         }
     }
 
@@ -88,45 +141,31 @@ impl Owners {
         self.pools.clear();
     }
 
-    fn pool(&mut self, pool: &str) -> &mut LruCache<Box<str>, Answer> {
+    fn pool(&mut self, pool: &str) -> &mut OfPool {
         // Pools come from the routing table, so they are few; `entry` would allocate each time.
         if !self.pools.contains_key(pool) {
-            self.pools.insert(pool.into(), LruCache::new(MAX_OWNERS));
+            let of_pool = OfPool { answers: LruCache::new(MAX_OWNERS), members: HashMap::new() };
+            self.pools.insert(pool.into(), of_pool);
         }
         self.pools.get_mut(pool).expect("inserted above")
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn owner(member: &str, epoch: u64) -> Owner {
-        Owner { member: member.into(), address: "127.0.0.1:1".parse().unwrap(), epoch }
-    }
-
-    #[test]
-    fn refuting_an_old_epoch_keeps_a_newer_answer() {
-        let mut owners = Owners::default();
-        owners.learn("live", "a", owner("live-1:0", 7));
-        owners.refute("live", "a", 6);
-        assert_eq!(owners.known("live", "a"), Some(owner("live-1:0", 7)));
-        owners.refute("live", "a", 7);
-        assert_eq!(owners.known("live", "a"), None);
-        assert_eq!(owners.refuted("live", "a"), 7);
-        owners.learn("live", "a", owner("live-1:1", 8));
-        assert_eq!(owners.refuted("live", "a"), 0);
-    }
-
-    #[test]
-    fn a_member_that_is_gone_takes_only_its_own_answers() {
-        let mut owners = Owners::default();
-        owners.learn("live", "a", owner("live-1:0", 1));
-        owners.learn("live", "b", owner("live-1:1", 2));
-        owners.learn("rooms", "a", owner("live-1:0", 3));
-        owners.forget_member("live", "live-1:0");
-        assert_eq!(owners.known("live", "a"), None);
-        assert!(owners.known("live", "b").is_some());
-        assert!(owners.known("rooms", "a").is_some());
+impl OfPool {
+    /// The member's seat. One that is at another address now has a new one.
+    fn seat(&mut self, owner: &Owner) -> Rc<Seat> {
+        let known = self.members.get(&owner.member).filter(|seat| seat.address == owner.address);
+        if let Some(seat) = known {
+            return Rc::clone(seat);
+        }
+        let id = Rc::clone(&owner.member);
+        let seat = Rc::new(Seat { id: Rc::clone(&id), address: owner.address, gone: Cell::new(false) });
+        if let Some(before) = self.members.insert(id, Rc::clone(&seat)) {
+            before.gone.set(true);
+        }
+        seat
     }
 }
+
+#[cfg(test)]
+mod tests;

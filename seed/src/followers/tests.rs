@@ -11,7 +11,7 @@ fn at(term: u64, sequence: u64) -> Position {
 }
 
 fn invalid(sequence: u64) -> Message {
-    Message::Invalidate(Invalidate { sequence, pool: "rooms".into(), key: sequence.to_string() })
+    Message::Invalidate(Invalidate { sequence, pool: "rooms".into(), keys: vec![sequence.to_string()] })
 }
 
 /// Three invalidations in term 2, sequences 5 to 7.

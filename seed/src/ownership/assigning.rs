@@ -7,9 +7,9 @@ use protoplex_wire::proto::{
     Assigned, Invalidate, Known, Located, Owner, Unavailable, follow_reply::Message, located,
 };
 
-use super::keys::Record;
+use super::keys::{Moment, Record};
 use super::members::{MemberIndex, Slot};
-use super::{Action, LinkId, Ownership, Question, RETRY};
+use super::{Action, Ownership, Question, RETRY};
 
 impl Ownership {
     /// Answers with [`Message::Located`], after the owner's [`Message::Assigned`] where the key had none.
@@ -22,20 +22,23 @@ impl Ownership {
     }
 
     /// One question's way: its owner, a new epoch for an owner that refused the present one, patience, or a new owner.
-    fn find(&mut self, question: Question, now: BootTime) {
-        let record = self.keys.get(&question.pool, &question.key);
-        if let Some(record) = record {
+    pub(super) fn find(&mut self, question: Question, now: BootTime) {
+        let mut question = question;
+        let record = self.keys.ask(&question.pool, &question.key, Moment::of(now));
+        if let Some(record) = record
+            && Self::owns(&self.members[record.member], &record)
+        {
+            let Some(answerable) = self.wait_for_release(question, &record, now) else { return };
+            question = answerable;
             let slot = &self.members[record.member];
-            if Self::owns(slot, &record) {
-                if record.epoch != question.refuted_epoch {
-                    return self.answer_owner(&question, record.member, record.epoch);
-                }
-                if slot.link.is_some() {
-                    return self.assign(&question, record.member);
-                }
-                let wait = slot.lease_ends().map_or(RETRY, |ends| ends.since(now));
-                return self.answer_unavailable(&question, "the key's owner is out of reach", wait);
+            if record.epoch != question.refuted_epoch {
+                return self.answer_owner(&question, record.member, record.epoch);
             }
+            if slot.link.is_some() {
+                return self.assign(&question, record.member, now);
+            }
+            let wait = slot.lease_ends().map_or(RETRY, |ends| ends.since(now));
+            return self.answer_unavailable(&question, "the key's owner is out of reach", wait);
         }
         if self.is_recovering(&question.pool) {
             if self.held.len() < self.limits.max_held_questions {
@@ -53,41 +56,53 @@ impl Ownership {
             );
         }
         match self.choose(&question.pool, &question.zone, record) {
-            Some(member) => self.assign(&question, member),
+            Some(member) => self.assign(&question, member, now),
             None => self.answer_unavailable(&question, "no live node in the pool", RETRY),
         }
     }
 
     /// Who had it last, else the least loaded, those of the asker's zone first.
     pub(super) fn choose(&self, pool: &str, zone: &str, record: Option<Record>) -> Option<MemberIndex> {
-        let stays = |slot: &Slot| !self.draining.contains(&*slot.node);
-        let fit = |slot: &Slot| slot.is_live() && slot.link.is_some() && stays(slot);
+        let fit = |slot: &Slot| slot.is_live() && slot.link.is_some() && self.takes_keys(slot);
         let last = record.map(|record| record.member).filter(|last| fit(&self.members[*last]));
-        last.or_else(|| self.members.least_loaded(pool, zone, stays))
+        last.or_else(|| self.members.least_loaded(pool, zone, |slot| self.takes_keys(slot)))
     }
 
-    fn assign(&mut self, question: &Question, index: MemberIndex) {
-        let epoch = self.next_epoch();
-        // A cached answer can name a member that lives; those of the gone were forgotten with them.
-        let before = self.keys.get(&question.pool, &question.key);
-        if before.is_some_and(|record| self.members[record.member].is_live()) {
-            self.broadcast_invalid(question.pool.clone(), question.key.clone());
-        }
-        self.set(&question.pool, &question.key, index, epoch);
-        if let Some(link) = self.members[index].link {
-            self.send(link, Message::Assigned(Assigned { key: question.key.clone(), epoch }));
-        }
+    /// Is it to stay, so that it may be given keys?
+    pub(super) fn takes_keys(&self, slot: &Slot) -> bool {
+        !slot.draining && !self.draining.contains(&*slot.node)
+    }
+
+    pub(super) fn assign(&mut self, question: &Question, index: MemberIndex, now: BootTime) {
+        let epoch = self.give(&question.pool, &question.key, index, now);
         self.answer_owner(question, index, epoch);
     }
 
+    /// Makes this member the key's owner, at a new epoch, and tells it.
+    pub(super) fn give(&mut self, pool: &str, key: &str, index: MemberIndex, now: BootTime) -> u64 {
+        let epoch = self.next_epoch();
+        // A cached answer can name a member that lives; those of the gone were forgotten with them.
+        let before = self.keys.get(pool, key);
+        if before.is_some_and(|record| self.members[record.member].is_live()) {
+            self.broadcast_invalid(pool.to_owned(), vec![key.to_owned()]);
+        }
+        self.set(pool, key, index, epoch, now);
+        if let Some(link) = self.members[index].link {
+            self.send(link, Message::Assigned(Assigned { key: key.to_owned(), epoch }));
+        }
+        epoch
+    }
+
     /// Makes this member the key's owner.
-    pub(super) fn set(&mut self, pool: &str, key: &str, index: MemberIndex, epoch: u64) {
+    pub(super) fn set(&mut self, pool: &str, key: &str, index: MemberIndex, epoch: u64, now: BootTime) {
         self.changes += 1;
+        self.parked.append(&mut self.yields.end(pool, key));
         self.members.change(index, |slot| {
             slot.owned += 1;
             slot.records += 1;
         });
-        let record = Record { epoch, member: index, tenure: self.members[index].tenure };
+        let tenure = self.members[index].tenure;
+        let record = Record { epoch, member: index, tenure, asked: Moment::of(now) };
         if let Some(before) = self.keys.set(pool, key, record) {
             self.members.change(before.member, |slot| {
                 slot.records -= 1;
@@ -95,27 +110,6 @@ impl Ownership {
             });
             self.members.tidy(before.member);
         }
-    }
-
-    /// The member of this link gives up an idle key.
-    pub fn release(&mut self, link: LinkId, key: &str, epoch: u64, now: BootTime) {
-        self.advance(now);
-        let Some(index) = self.members.by_link(link) else {
-            return;
-        };
-        let slot = &self.members[index];
-        let pool = slot.member.pool.clone();
-        let current = Record { epoch, member: index, tenure: slot.tenure };
-        if self.keys.get(&pool, key) != Some(current) {
-            return;
-        }
-        self.keys.remove(&pool, key);
-        self.changes += 1;
-        self.members.change(index, |slot| {
-            slot.owned -= 1;
-            slot.records -= 1;
-        });
-        self.broadcast_invalid(pool, key.to_owned());
     }
 
     /// Asks the held questions anew of which `which` is true.
@@ -131,28 +125,12 @@ impl Ownership {
         slot.is_live() && slot.tenure == record.tenure
     }
 
-    /// Room for one more key; where there is none, what is only remembered makes it.
-    fn has_room(&mut self, now: BootTime) -> bool {
-        if self.keys.len() < self.limits.max_keys {
-            return true;
-        }
-        if now < self.next_sweep {
-            return false;
-        }
-        self.next_sweep = now + self.timing.lease;
-        let members = &self.members;
-        self.keys.retain(|record| Self::owns(&members[record.member], record));
-        for index in self.members.indices(|_| true) {
-            self.members.change(index, |slot| slot.records = if slot.is_live() { slot.owned } else { 0 });
-            self.members.tidy(index);
-        }
-        self.keys.len() < self.limits.max_keys
-    }
-
     fn answer_owner(&mut self, question: &Question, index: MemberIndex, epoch: u64) {
         let member = &self.members[index].member;
-        let owner = Owner { member: member.id.clone(), address: member.address.clone(), epoch };
         let Question { link, pool, key, .. } = question;
+        let fresh = self.idle.of(pool).map_or(0, |idle| u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
+        let (member, address) = (member.id.clone(), member.address.clone());
+        let owner = Owner { member, address, epoch, fresh_ms: fresh };
         let known = Known { pool: pool.clone(), key: key.clone(), owner: Some(owner.clone()) };
         self.answer(question, located::Result::Owner(owner));
         self.actions.push_back(Action::Share(*link, Message::Known(known)));
@@ -170,7 +148,9 @@ impl Ownership {
         self.send(question.link, Message::Located(Located { id: question.id, result: Some(result) }));
     }
 
-    fn broadcast_invalid(&mut self, pool: String, key: String) {
-        self.broadcast(|position| Message::Invalidate(Invalidate { sequence: position.sequence, pool, key }));
+    pub(super) fn broadcast_invalid(&mut self, pool: String, keys: Vec<String>) {
+        self.broadcast(|position| {
+            Message::Invalidate(Invalidate { sequence: position.sequence, pool, keys })
+        });
     }
 }

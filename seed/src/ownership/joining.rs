@@ -1,7 +1,9 @@
 //! Members: their hello, their renewals, their end.
 
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::proto::{Member, MemberGone, OwnedKey, Renewed, Revoked, follow_reply::Message};
+use protoplex_wire::proto::{
+    Assigned, Member, MemberGone, OwnedKey, Renewed, Revoked, follow_reply::Message,
+};
 
 use super::members::{MemberIndex, Presence, Slot};
 use super::{Action, Ending, Joining, LinkId, Ownership};
@@ -12,6 +14,15 @@ pub(super) struct PendingJoin {
     pub(super) revision: u64,
     /// Its link is still there.
     pub(super) open: bool,
+}
+
+/// What became of a key that a member reports.
+enum Adopted {
+    AsReported,
+    /// It is the member's at this later epoch.
+    At(u64),
+    /// It is another's, or was later than it was this member's.
+    No,
 }
 
 impl Ownership {
@@ -113,7 +124,8 @@ impl Ownership {
     }
 
     fn accept(&mut self, link: LinkId, joining: Joining, now: BootTime) {
-        let Joining { node, member, incarnation, attempt, keys } = joining;
+        let Joining { node, member, incarnation, attempt, keys, capacity, yields } = joining;
+        let overloaded = self.overloaded.contains(&node);
         let pool = member.pool.clone();
         let index = self.members.intern(&pool, &member.id);
         if let Some(old) = self.members.unlink(index) {
@@ -127,6 +139,7 @@ impl Ownership {
             slot.attempt = attempt;
             slot.recorded = true;
             slot.member = member;
+            (slot.capacity, slot.yields, slot.overloaded) = (capacity.max(1), yields, overloaded);
             restarted
         });
         if restarted {
@@ -134,21 +147,38 @@ impl Ownership {
         }
         self.members.seat(index, link, now + self.timing.lease);
         self.next_expiry = self.next_expiry.min(now + self.timing.lease);
-        let refused: Vec<_> = keys.into_iter().filter(|owned| !self.adopt(index, &pool, owned)).collect();
+        let (mut refused, mut renewed) = (Vec::new(), Vec::new());
+        for owned in keys {
+            match self.adopt(index, &pool, &owned, now) {
+                Adopted::AsReported => {}
+                Adopted::At(epoch) => renewed.push(Assigned { key: owned.key, epoch }),
+                Adopted::No => refused.push(owned),
+            }
+        }
+        self.note_newcomer(index, now);
         self.actions.push_back(Action::Welcome(link));
+        for assigned in renewed {
+            self.send(link, Message::Assigned(assigned));
+        }
         if !refused.is_empty() {
             self.send(link, Message::Revoked(Revoked { keys: refused }));
         }
         self.actions.push_back(Action::TableChanged);
         self.advance(now);
         self.answer_held(|question| question.pool == pool, now);
+        self.answer_parked(now);
     }
 
-    /// Takes a reported key for what it says, unless the key was given away at a later epoch.
-    fn adopt(&mut self, index: MemberIndex, pool: &str, reported: &OwnedKey) -> bool {
+    /// Takes a reported key for what it says, unless it was given away at a later epoch. Where that was to this very
+    /// member, which lost its link before it heard of it, the key is its own at that epoch: it has had it all the time.
+    fn adopt(&mut self, index: MemberIndex, pool: &str, reported: &OwnedKey, now: BootTime) -> Adopted {
         if let Some(record) = self.keys.get(pool, &reported.key) {
             if record.epoch > reported.epoch {
-                return false;
+                if record.member != index {
+                    return Adopted::No;
+                }
+                self.set(pool, &reported.key, index, record.epoch, now);
+                return Adopted::At(record.epoch);
             }
             let other = &self.members[record.member];
             if record.member != index && Self::owns(other, &record) {
@@ -157,8 +187,8 @@ impl Ownership {
                 self.actions.extend(other.link.map(|link| Action::Send(link, Message::Revoked(revoked))));
             }
         }
-        self.set(pool, &reported.key, index, reported.epoch);
-        true
+        self.set(pool, &reported.key, index, reported.epoch, now);
+        Adopted::AsReported
     }
 
     /// A renewal arrived on this link.
@@ -202,10 +232,30 @@ impl Ownership {
         }
     }
 
+    /// The member of this link gives up its keys bit by bit: it is given no others.
+    pub fn drain(&mut self, link: LinkId) {
+        if let Some(index) = self.members.by_link(link) {
+            self.members.change(index, |slot| (slot.draining, slot.wanted) = (true, 0));
+        }
+    }
+
+    /// The machine of a node has more to do than it can, or no longer.
+    pub fn set_overloaded(&mut self, node: &str, overloaded: bool) {
+        let changed =
+            if overloaded { self.overloaded.insert(node.to_owned()) } else { self.overloaded.remove(node) };
+        if changed {
+            for index in self.members.indices(|slot| *slot.node == *node) {
+                self.members.change(index, |slot| slot.overloaded = overloaded);
+            }
+        }
+    }
+
     /// Ends a membership; its keys stay remembered.
     pub(super) fn retire(&mut self, index: MemberIndex) {
         self.members.unlink(index);
-        self.members.change(index, |slot| (slot.presence, slot.recorded) = (Presence::Gone, false));
+        self.members.change(index, |slot| {
+            (slot.presence, slot.recorded, slot.wanted) = (Presence::Gone, false, 0);
+        });
         self.broadcast_gone(index);
         let Member { pool, id, .. } = self.members[index].member.clone();
         // The row that a pending hello writes is of a lower revision than this removal would be.

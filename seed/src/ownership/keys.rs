@@ -1,12 +1,14 @@
-//! Who has which key, at which epoch: 32 bytes a key besides its text.
+//! Who has which key, at which epoch: 40 bytes a key besides its text.
 //!
 //! The keys of a pool are in [`PARTS`] tables, by their hash: none is so large that to let it grow, or to write it down,
 //! would keep anybody waiting.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
+use std::time::Duration;
 
 use hashbrown::HashTable;
+use protoplex_wire::clock::BootTime;
 
 use super::members::MemberIndex;
 
@@ -21,14 +23,57 @@ pub(super) struct Record {
     pub(super) epoch: u64,
     pub(super) member: MemberIndex,
     pub(super) tenure: u32,
+    /// When somebody asked for it last.
+    pub(super) asked: Moment,
+}
+
+/// A time in tenths of a second since the machine's start, rounded down; 0 where it isn't known. 4 bytes: 13 years.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Moment(u32);
+
+impl Moment {
+    pub(super) fn of(now: BootTime) -> Self {
+        Self(u32::try_from(now.nanos() / 100_000_000).unwrap_or(u32::MAX))
+    }
+
+    /// The time from then to `now`, up to a tenth of a second less; nothing where it isn't known.
+    pub(super) fn passed(self, now: BootTime) -> Option<Duration> {
+        let tenths = Self::of(now).0.saturating_sub(self.0).saturating_sub(1);
+        (self != Self::default()).then(|| Duration::from_millis(u64::from(tenths) * 100))
+    }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     pools: HashMap<Box<str>, Pool>,
-    /// Of texts that strangers choose, so that it can't be foreseen.
-    hasher: RandomState,
+    hasher: KeyHasher,
     count: usize,
+}
+
+/// Hashes texts that strangers choose, so it has a seed that can't be foreseen; a simulation gives it one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeyHasher(u64);
+
+impl KeyHasher {
+    pub(super) fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+}
+
+impl Default for KeyHasher {
+    fn default() -> Self {
+        Self(RandomState::new().hash_one(0))
+    }
+}
+
+impl BuildHasher for KeyHasher {
+    type Hasher = DefaultHasher;
+
+    fn build_hasher(&self) -> DefaultHasher {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.0);
+        hasher
+    }
 }
 
 #[derive(Debug)]
@@ -60,6 +105,10 @@ fn part_of(hash: u64) -> usize {
 }
 
 impl Keys {
+    pub(super) fn hashed_by(hasher: KeyHasher) -> Self {
+        Self { hasher, ..Self::default() }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.count
     }
@@ -68,6 +117,15 @@ impl Keys {
         let hash = self.hasher.hash_one(key);
         let found = self.pools.get(pool)?.part(hash).find(hash, |entry| *entry.key == *key);
         found.map(|entry| entry.record)
+    }
+
+    /// As [`Self::get`], and notes that it was asked for.
+    pub(super) fn ask(&mut self, pool: &str, key: &str, asked: Moment) -> Option<Record> {
+        let hash = self.hasher.hash_one(key);
+        let part = &mut self.pools.get_mut(pool)?.parts[part_of(hash)];
+        let entry = part.find_mut(hash, |entry| *entry.key == *key)?;
+        entry.record.asked = asked;
+        Some(entry.record)
     }
 
     /// Sets the record; answers the one that was there.
@@ -100,14 +158,18 @@ impl Keys {
         Some(record)
     }
 
-    /// Keeps the records for which `keep` is true.
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Record) -> bool) {
-        self.pools.retain(|_, pool| {
-            pool.parts.iter_mut().for_each(|part| part.retain(|entry| keep(&entry.record)));
-            pool.count = pool.parts.iter().map(HashTable::len).sum();
+    /// Visits those of one part, of all pools, and keeps the ones for which `keep` is true.
+    pub(super) fn sweep(&mut self, part: usize, mut keep: impl FnMut(&str, &str, &mut Record) -> bool) {
+        let mut gone = 0;
+        self.pools.retain(|name, pool| {
+            let Some(part) = pool.parts.get_mut(part) else { return true };
+            let had = part.len();
+            part.retain(|entry| keep(name, &entry.key, &mut entry.record));
+            pool.count -= had - part.len();
+            gone += had - part.len();
             pool.count > 0
         });
-        self.count = self.pools.values().map(|pool| pool.count).sum();
+        self.count -= gone;
     }
 
     /// Those of one part, of all pools.
@@ -133,7 +195,7 @@ mod tests {
         #[test]
         fn the_parts_together_are_one_map(changes in vec((0..3_u8, 0..2_u8, 0..40_u16, 0..6_u64), 0..200)) {
             let member = Members::default().intern("p", "m");
-            let record = |epoch| Record { epoch, member, tenure: 0 };
+            let record = |epoch| Record { epoch, member, tenure: 0, asked: Moment::default() };
             let (mut keys, mut known) = (Keys::default(), BTreeMap::new());
             for (what, pool, key, epoch) in changes {
                 let name = (format!("pool-{pool}"), format!("key-{key}"));
@@ -147,7 +209,7 @@ mod tests {
                         prop_assert_eq!(before, known.remove(&name));
                     }
                     _ => {
-                        keys.retain(|record| record.epoch != epoch);
+                        (0..PARTS).for_each(|part| keys.sweep(part, |_, _, record| record.epoch != epoch));
                         known.retain(|_, record| record.epoch != epoch);
                     }
                 }

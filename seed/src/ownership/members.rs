@@ -1,6 +1,7 @@
 //! Who is, was or is expected back in the pools: ids are kept once, keys refer to them by a small number.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::AddAssign;
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::Member;
@@ -37,6 +38,18 @@ pub(super) struct Slot {
     pub(super) records: usize,
     /// Its row in the datastore was written in this term.
     pub(super) recorded: bool,
+    /// Its share of the pool's keys, beside the others'; at least 1.
+    pub(super) capacity: u32,
+    /// It gives up keys that are in use when it is asked to.
+    pub(super) yields: bool,
+    /// It is about to leave, and gets no new keys.
+    pub(super) draining: bool,
+    /// Its machine has more to do than it can: others get the new keys, where there are any.
+    pub(super) overloaded: bool,
+    /// Keys that are still to be moved to it, since it joined with less than its share; from when on.
+    pub(super) wanted: usize,
+    pub(super) wanted_from: BootTime,
+    pub(super) joined: BootTime,
 }
 
 impl Slot {
@@ -48,15 +61,84 @@ impl Slot {
         self.lease_ends().is_some()
     }
 
-    /// Its load, where keys may be given to it.
-    fn load(&self) -> Option<usize> {
-        (self.is_live() && self.link.is_some()).then_some(self.owned)
+    /// What it counts for, where keys may be given to it.
+    fn standing(&self) -> Option<Standing> {
+        let may_get = self.is_live() && self.link.is_some() && !self.draining;
+        may_get.then(|| Standing {
+            rank: Rank { overloaded: self.overloaded, load: self.load() },
+            owned: self.owned as u64,
+            capacity: self.capacity.into(),
+        })
+    }
+
+    /// Keys for each unit of its capacity, in fractions of a key.
+    fn load(&self) -> u64 {
+        self.owned as u64 * LOAD_UNIT / u64::from(self.capacity)
     }
 }
 
-/// The members of one pool to whom keys may be given: by zone, there by load. A new key finds its owner at once, however
-/// many there are.
-type Ranks = HashMap<String, BTreeSet<(usize, MemberIndex)>>;
+/// One key for a capacity of 1: fine enough to put capacities of up to some hundreds in order by single keys.
+const LOAD_UNIT: u64 = 1 << 16;
+/// A member of the asker's zone gets a new key unless it has more than three halves of its share of the whole pool, and so
+/// many keys beyond: what is near is worth some inequality, but not any.
+const ZONE_SLACK: u64 = 16;
+
+/// Who comes first when there is a key to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    overloaded: bool,
+    load: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    rank: Rank,
+    owned: u64,
+    capacity: u64,
+}
+
+/// What several members have together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    owned: u64,
+    capacity: u64,
+}
+
+impl Totals {
+    /// How many of these keys a member of this capacity would have if all had their share, rounded down.
+    pub(super) fn share(self, capacity: u32) -> u64 {
+        (self.owned * u64::from(capacity)).checked_div(self.capacity).unwrap_or(0)
+    }
+
+    pub(super) fn owned(self) -> u64 {
+        self.owned
+    }
+
+    fn swap(&mut self, before: Option<Standing>, after: Option<Standing>) {
+        let part = |standing: Option<Standing>| standing.map_or((0, 0), |it| (it.owned, it.capacity));
+        let ((owned_before, capacity_before), (owned, capacity)) = (part(before), part(after));
+        self.owned = self.owned + owned - owned_before;
+        self.capacity = self.capacity + capacity - capacity_before;
+    }
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, more: Self) {
+        self.owned += more.owned;
+        self.capacity += more.capacity;
+    }
+}
+
+/// The members of one pool and zone to whom keys may be given, by load: a new key finds its owner at once, however many
+/// there are.
+#[derive(Debug, Default)]
+struct Ranked {
+    order: BTreeSet<(Rank, MemberIndex)>,
+    totals: Totals,
+}
+
+/// By zone.
+type Ranks = HashMap<String, Ranked>;
 
 #[derive(Debug, Default)]
 pub(super) struct Members {
@@ -95,6 +177,13 @@ impl Members {
             owned: 0,
             records: 0,
             recorded: false,
+            capacity: 1,
+            yields: false,
+            draining: false,
+            overloaded: false,
+            wanted: 0,
+            wanted_from: BootTime::ZERO,
+            joined: BootTime::ZERO,
         };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -135,6 +224,7 @@ impl Members {
             slot.link = Some(link);
             slot.tenure = tenure;
             slot.owned = 0;
+            (slot.draining, slot.wanted) = (false, 0);
             slot.presence = Presence::Live { lease_ends };
         });
     }
@@ -149,9 +239,9 @@ impl Members {
     /// Changes anything of a member. Who it is changes only while it has no link.
     pub(super) fn change<T>(&mut self, index: MemberIndex, change: impl FnOnce(&mut Slot) -> T) -> T {
         let slot = self.slots[index.0 as usize].as_mut().expect(HELD);
-        let before = slot.load();
+        let before = slot.standing();
         let changed = change(slot);
-        let after = slot.load();
+        let after = slot.standing();
         if before != after {
             let Member { pool, zone, .. } = &slot.member;
             if !self.ranks.contains_key(pool) {
@@ -159,15 +249,16 @@ impl Members {
             }
             let ranks = self.ranks.get_mut(pool).expect("it was just made");
             if !ranks.contains_key(zone) {
-                ranks.insert(zone.clone(), BTreeSet::new());
+                ranks.insert(zone.clone(), Ranked::default());
             }
             let ranked = ranks.get_mut(zone).expect("it was just made");
-            if let Some(load) = before {
-                ranked.remove(&(load, index));
+            ranked.totals.swap(before, after);
+            if let Some(standing) = before {
+                ranked.order.remove(&(standing.rank, index));
             }
-            if let Some(load) = after {
-                ranked.insert((load, index));
-            } else if ranked.is_empty() {
+            if let Some(standing) = after {
+                ranked.order.insert((standing.rank, index));
+            } else if ranked.order.is_empty() {
                 ranks.remove(zone);
                 if ranks.is_empty() {
                     self.ranks.remove(pool);
@@ -177,7 +268,8 @@ impl Members {
         changed
     }
 
-    /// The least loaded of a pool of those that are `fit`, of this zone if there is one there.
+    /// Who gets a new key, of those that are `fit`: the least loaded of the asker's zone, unless that has far more than
+    /// its share ([`ZONE_SLACK`]) or its machine is overloaded; else the least loaded of the pool.
     pub(super) fn least_loaded(
         &self,
         pool: &str,
@@ -185,11 +277,37 @@ impl Members {
         fit: impl Fn(&Slot) -> bool,
     ) -> Option<MemberIndex> {
         let ranks = self.ranks.get(pool)?;
-        let first = |ranked: &BTreeSet<(usize, MemberIndex)>| {
-            ranked.iter().copied().find(|(_, index)| fit(&self[*index]))
-        };
-        let here = ranks.get(zone).and_then(first);
-        here.or_else(|| ranks.values().filter_map(first).min()).map(|(_, index)| index)
+        let first = |ranked: &Ranked| ranked.order.iter().copied().find(|(_, index)| fit(&self[*index]));
+        let near = ranks.get(zone).and_then(first);
+        if let Some((rank, index)) = near
+            && (ranks.len() == 1 || !(rank.overloaded || self.is_overfull(index)))
+        {
+            return Some(index);
+        }
+        ranks.values().filter_map(first).min().map(|(_, index)| index)
+    }
+
+    /// Has it far more keys than its share of the whole pool?
+    pub(super) fn is_overfull(&self, index: MemberIndex) -> bool {
+        self.excess(index) > 0
+    }
+
+    /// How many keys it has beyond what its zone is worth.
+    pub(super) fn excess(&self, index: MemberIndex) -> u64 {
+        let slot = &self[index];
+        let share = self.totals(&slot.member.pool, None).share(slot.capacity);
+        (slot.owned as u64).saturating_sub(share + share / 2 + ZONE_SLACK)
+    }
+
+    /// What those have to whom keys may be given: of a pool, or of one zone of it.
+    pub(super) fn totals(&self, pool: &str, zone: Option<&str>) -> Totals {
+        let mut totals = Totals::default();
+        for (name, ranked) in self.ranks.get(pool).into_iter().flatten() {
+            if zone.is_none_or(|zone| zone == name) {
+                totals += ranked.totals;
+            }
+        }
+        totals
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (MemberIndex, &Slot)> {
@@ -227,22 +345,43 @@ mod tests {
 
     const ZONES: [&str; 3] = ["a", "b", "c"];
 
+    fn one_of(members: &mut Members, number: u32, zone: &str, owned: usize) -> MemberIndex {
+        let index = members.intern("rooms", &number.to_string());
+        members.unlink(index);
+        members.change(index, |slot| slot.member.zone = zone.to_owned());
+        members.seat(index, number.into(), BootTime::ZERO + Duration::from_secs(1));
+        members.change(index, |slot| slot.owned = owned);
+        index
+    }
+
+    #[test]
+    fn what_is_near_comes_first_until_it_has_far_more_than_its_share_or_too_much_to_do() {
+        let mut members = Members::default();
+        let near = one_of(&mut members, 1, "a", 40);
+        let far = one_of(&mut members, 2, "b", 0);
+        let chosen = |members: &Members| members.least_loaded("rooms", "a", |_| true);
+        assert_eq!(chosen(&members), Some(near), "40 of 40 where 20 would be its share");
+        members.change(near, |slot| slot.owned = 67);
+        assert_eq!(chosen(&members), Some(far), "67 where 33 would be, and 49 + 16 is the most");
+        members.change(near, |slot| (slot.owned, slot.overloaded) = (1, true));
+        assert_eq!(chosen(&members), Some(far));
+        members.change(far, |slot| slot.overloaded = true);
+        assert_eq!(chosen(&members), Some(far), "then load alone counts");
+        members.change(near, |slot| (slot.overloaded, slot.owned, slot.capacity) = (false, 67, 8));
+        assert_eq!(chosen(&members), Some(near), "a large one may have more");
+    }
+
     proptest! {
         #[test]
         fn the_least_loaded_is_the_one_that_a_look_at_all_finds(
-            changes in vec((0..5_u8, 0..8_u32, 0..20_usize), 0..60),
+            changes in vec((0..7_u8, 0..8_u32, 0..200_usize), 0..60),
             unfit in 0..8_u32,
         ) {
             let mut members = Members::default();
             for (what, number, load) in changes {
                 let index = members.intern("rooms", &number.to_string());
                 match what {
-                    0 => {
-                        members.unlink(index);
-                        let zone = ZONES[load % ZONES.len()].to_owned();
-                        members.change(index, |slot| slot.member.zone = zone);
-                        members.seat(index, number.into(), BootTime::ZERO + Duration::from_secs(1));
-                    }
+                    0 => drop(one_of(&mut members, number, ZONES[load % ZONES.len()], 0)),
                     1 => drop(members.unlink(index)),
                     2 => members.change(index, |slot| slot.presence = Presence::Gone),
                     3 => {
@@ -250,12 +389,25 @@ mod tests {
                         members.change(index, |slot| slot.presence = Presence::Gone);
                         members.tidy(index);
                     }
+                    4 => members.change(index, |slot| slot.capacity = 1 + load as u32 % 4),
+                    5 => members.change(index, |slot| slot.overloaded = !slot.overloaded),
                     _ => members.change(index, |slot| slot.owned = load),
                 }
                 let fit = |slot: &Slot| slot.member.id != unfit.to_string();
+                let ranked: Vec<_> =
+                    members.of_pool("rooms").filter(|(_, slot)| slot.standing().is_some()).collect();
+                let sum = |of: fn(&Slot) -> u64| ranked.iter().map(|(_, slot)| of(slot)).sum::<u64>();
+                let (owned, capacity) = (sum(|slot| slot.owned as u64), sum(|slot| slot.capacity.into()));
                 for zone in ZONES.into_iter().chain(["elsewhere"]) {
-                    let all = members.of_pool("rooms").filter(|(_, slot)| slot.load().is_some() && fit(slot));
-                    let least = all.min_by_key(|(index, slot)| (slot.member.zone != zone, slot.owned, *index));
+                    let one_zone = ranked.iter().all(|(_, slot)| slot.member.zone == zone);
+                    let order = |(index, slot): &(MemberIndex, &Slot)| (slot.overloaded, slot.load(), *index);
+                    let all = || ranked.iter().filter(|(_, slot)| fit(slot)).copied();
+                    let near = all().filter(|(_, slot)| slot.member.zone == zone).min_by_key(order);
+                    let near = near.filter(|(_, slot)| {
+                        let share = owned * u64::from(slot.capacity) / capacity;
+                        one_zone || !slot.overloaded && slot.owned as u64 <= share + share / 2 + ZONE_SLACK
+                    });
+                    let least = near.or_else(|| all().min_by_key(order));
                     let found = members.least_loaded("rooms", zone, fit);
                     prop_assert_eq!(found, least.map(|(index, _)| index));
                 }

@@ -4,7 +4,7 @@ use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{LeaseLost, Member, ResetOwners, follow_reply::Message};
 
 use super::members::Presence;
-use super::{Action, Ending, Ownership, RETRY};
+use super::{Action, Ending, Ownership};
 
 impl Ownership {
     /// This seed has taken the leader's row anew: a new term begins. `durable` are the members found in the datastore
@@ -50,17 +50,25 @@ impl Ownership {
             if let Some(link) = self.members.unlink(index) {
                 self.actions.push_back(Action::Close(link, Ending::Away(why)));
             }
-            self.members.change(index, |slot| (slot.presence, slot.recorded) = (Presence::Gone, false));
+            self.members.change(index, |slot| {
+                (slot.presence, slot.recorded, slot.wanted) = (Presence::Gone, false, 0);
+            });
             self.members.tidy(index);
         }
-        for question in std::mem::take(&mut self.held) {
-            self.answer_unavailable(&question, "the seed leads no more", RETRY);
-        }
+        // Whoever asked asks the seed that leads next: their links end with the lead.
+        self.held.clear();
+        self.yields.clear();
+        self.parked.clear();
     }
 
-    /// Ends what is over: the lead, leases, the recovery.
+    /// Ends what is over: the lead, leases, the recovery, the patience with owners that were asked for keys. Looks through
+    /// a part of the keys, so that at twenty calls a second all have been looked at after 13 s.
     pub fn tick(&mut self, now: BootTime) {
         self.advance(now);
+        if self.lead_until.is_some() && self.recovery_ends.is_none() {
+            self.end_patience(now);
+            self.sweep(now);
+        }
     }
 
     pub(super) fn advance(&mut self, now: BootTime) {

@@ -29,7 +29,7 @@ fn joining(node: &str, zone: &str, incarnation: u64, keys: &[(&str, u64)]) -> Jo
     let keys = keys.iter().map(|(key, epoch)| OwnedKey { key: (*key).to_owned(), epoch: *epoch }).collect();
     let [zone, address, instance] = [zone, "127.0.0.1:1", node].map(ToOwned::to_owned);
     let member = Member { id, pool, zone, address, instance };
-    Joining { node: node.to_owned(), member, incarnation, attempt: 1, keys }
+    Joining { node: node.to_owned(), member, incarnation, attempt: 1, keys, capacity: 1, yields: true }
 }
 
 /// The whole way of a hello: the row asked for is written.
@@ -251,10 +251,27 @@ fn a_full_seed_forgets_what_it_only_remembers_and_then_refuses() {
     assert!(locate(&mut core, question("3", "", 0), at(1)).unwrap_err().contains("max_keys"));
     core.leave(1, at(2));
     join(&mut core, 2, joining("live-2", "", 1, &[]), at(2));
-    assert!(locate(&mut core, question("3", "", 0), at(3)).is_err(), "swept at most once a lease");
-    core.renew(2, 1, at(4_000));
-    locate(&mut core, question("3", "", 0), at(5_001)).unwrap();
-    assert_eq!(core.keys(), 1);
+    // It looks for room part by part, so that no question waits for a look at all keys.
+    let tries = (0..600).find(|turn| locate(&mut core, question("3", "", 0), at(3 + turn * 2)).is_ok());
+    assert!(tries.is_some_and(|tries| tries <= PARTS as u64), "{tries:?}");
+    assert!((1..=2).contains(&core.keys()), "whether the other is still remembered depends on its part");
+}
+
+/// Its successor in the pool got the key while the first was told that it is its own no more.
+#[test]
+fn a_key_that_was_given_to_its_owner_anew_while_its_link_broke_is_its_owners() {
+    let mut core = leader(100);
+    join(&mut core, 1, joining("live-1", "", 1, &[]), at(0));
+    join(&mut core, 2, joining("live-2", "", 1, &[]), at(0));
+    let (owner, first) = locate(&mut core, question("1", "", 0), at(1)).unwrap();
+    assert_eq!(owner, "live-1:0");
+    let second = locate(&mut core, question("1", "", first), at(2)).unwrap().1;
+    core.closed(1);
+    let told = join(&mut core, 3, Joining { attempt: 2, ..joining("live-1", "", 1, &[("1", first)]) }, at(3));
+    let anew = |action: &Action| matches!(action, Action::Send(3, Message::Assigned(assigned)) if assigned.epoch == second);
+    assert!(told.iter().any(anew), "{told:?}");
+    core.drain(3);
+    assert_eq!(locate(&mut core, question("1", "", 0), at(4)), Ok((owner, second)));
 }
 
 #[test]
@@ -309,4 +326,271 @@ fn hints_bring_keys_back_to_their_last_member() {
     }
     let unknown = core.explain("rooms", "4", "");
     assert_eq!((unknown.last_member.as_str(), unknown.next.unwrap().member.as_str()), ("", "live-1:0"));
+}
+
+// ---- keys that are given up ----
+
+/// All parts of the keys have been looked through at about this time.
+fn look_through(core: &mut Ownership, ms: u64) -> Vec<Action> {
+    let mut all = Vec::new();
+    for _ in 0..PARTS {
+        core.tick(at(ms));
+        all.extend(actions(core));
+    }
+    all
+}
+
+fn owned(key: &str, epoch: u64) -> OwnedKey {
+    OwnedKey { key: key.to_owned(), epoch }
+}
+
+/// What was asked of whom: link, keys, idle.
+fn asked_for(actions: &[Action]) -> Vec<(LinkId, Vec<OwnedKey>, bool)> {
+    let yields = actions.iter().filter_map(|action| match action {
+        Action::Send(link, Message::Yield(asked)) => Some((*link, asked.keys.clone(), asked.idle)),
+        _ => None,
+    });
+    yields.collect()
+}
+
+fn invalidated(actions: &[Action]) -> Vec<String> {
+    let keys = actions.iter().filter_map(|action| match action {
+        Action::Broadcast(_, Message::Invalidate(gone)) => Some(gone.keys.clone()),
+        _ => None,
+    });
+    keys.flatten().collect()
+}
+
+/// Leads with answers that are fresh for 8 s, so that a key is idle after 9 s and a lease.
+fn idling() -> Ownership {
+    let mut core = leader(100).with_idle(Idle { default: Some(Duration::from_secs(8)), ..Idle::default() });
+    join(&mut core, 1, joining("live-1", "", 1, &[]), at(0));
+    core
+}
+
+/// Keeps the lease of the member of this link.
+fn renew(core: &mut Ownership, link: LinkId, from_ms: u64, to_ms: u64) {
+    for ms in (from_ms..=to_ms).step_by(1000) {
+        core.renew(link, 1, at(ms));
+    }
+    actions(core);
+}
+
+#[test]
+fn a_key_that_nobody_asks_for_is_free_once_its_owner_has_given_it_up_and_no_cache_is_told() {
+    let mut core = idling();
+    let epoch = locate(&mut core, question("1", "", 0), at(0)).unwrap().1;
+    renew(&mut core, 1, 1000, 14_000);
+    assert_eq!(asked_for(&look_through(&mut core, 14_100)), []);
+    let asked = look_through(&mut core, 14_300);
+    assert_eq!(asked_for(&asked), [(1, vec![owned("1", epoch)], true)]);
+    assert_eq!(asked_for(&look_through(&mut core, 14_400)), [], "it is asked once");
+    assert_eq!(core.explain("rooms", "1", "").owner.unwrap().epoch, epoch, "until then it is the owner's");
+    core.release(1, &[owned("1", epoch)], &[], at(14_500));
+    assert_eq!(invalidated(&[asked, actions(&mut core)].concat()), [""; 0]);
+    assert_eq!(core.keys(), 0);
+}
+
+#[test]
+fn a_key_that_is_asked_for_again_stays_at_a_new_epoch_and_the_release_on_its_way_counts_no_more() {
+    let mut core = idling();
+    let epoch = locate(&mut core, question("1", "", 0), at(0)).unwrap().1;
+    renew(&mut core, 1, 1000, 14_000);
+    look_through(&mut core, 14_300);
+    let (member, anew) = locate(&mut core, question("1", "", 0), at(14_400)).unwrap();
+    assert!(member == "live-1:0" && anew > epoch, "{member} {anew}");
+    core.release(1, &[owned("1", epoch)], &[], at(14_500));
+    assert_eq!(locate(&mut core, question("1", "", 0), at(14_600)), Ok((member, anew)));
+}
+
+#[test]
+fn an_owner_that_needs_an_idle_key_keeps_it_and_is_asked_again_as_late() {
+    let mut core = idling();
+    let epoch = locate(&mut core, question("1", "", 0), at(0)).unwrap().1;
+    renew(&mut core, 1, 1000, 28_000);
+    assert_eq!(asked_for(&look_through(&mut core, 28_000)).len(), 1);
+    core.release(1, &[], &[owned("1", epoch)], at(28_100));
+    assert_eq!(locate(&mut core, question("1", "", 0), at(28_200)).unwrap().1, epoch);
+    renew(&mut core, 1, 29_000, 43_000);
+    assert_eq!(asked_for(&look_through(&mut core, 42_000)), []);
+    assert_eq!(asked_for(&look_through(&mut core, 42_800)).len(), 1);
+}
+
+#[test]
+fn what_is_only_remembered_is_forgotten_when_it_is_idle() {
+    let mut core = idling();
+    let epoch = locate(&mut core, question("1", "", 0), at(0)).unwrap().1;
+    core.leave(1, at(100));
+    join(&mut core, 2, joining("live-2", "", 1, &[]), at(200));
+    renew(&mut core, 2, 1000, 15_000);
+    look_through(&mut core, 14_000);
+    assert_eq!(core.keys(), 1);
+    look_through(&mut core, 14_300);
+    assert_eq!((core.keys(), epoch > 0), (0, true));
+}
+
+#[test]
+fn a_draining_member_gets_no_new_keys_and_gives_up_its_own_many_at_a_time() {
+    let mut core = leader(100);
+    join(&mut core, 1, joining("live-1", "", 1, &[]), at(0));
+    let keys: Vec<_> = (0..6)
+        .map(|key| {
+            owned(&key.to_string(), locate(&mut core, question(&key.to_string(), "", 0), at(1)).unwrap().1)
+        })
+        .collect();
+    join(&mut core, 2, joining("live-2", "", 1, &[]), at(2));
+    core.drain(1);
+    assert_eq!(locate(&mut core, question("new", "", 0), at(3)).unwrap().0, "live-2:0");
+    assert_eq!(locate(&mut core, question("5", "", 0), at(3)).unwrap().0, "live-1:0", "it still has its own");
+    core.release(1, &keys[..3], &[], at(4));
+    assert_eq!(invalidated(&actions(&mut core)), ["0", "1", "2"], "all in one message");
+    assert_eq!(locate(&mut core, question("0", "", 0), at(5)).unwrap().0, "live-2:0");
+    assert_eq!(locate(&mut core, question("5", "", 0), at(5)).unwrap().0, "live-1:0");
+    core.leave(1, at(6));
+    join(&mut core, 3, joining("live-1", "", 2, &[]), at(7));
+    for key in ["1", "2", "5"] {
+        assert_eq!(
+            locate(&mut core, question(key, "", 0), at(8)).unwrap().0,
+            "live-1:0",
+            "it has {key} again"
+        );
+    }
+    assert_eq!(locate(&mut core, question("0", "", 0), at(8)).unwrap().0, "live-2:0");
+}
+
+/// `members` with `keys` keys among them, and one more that has none and has stayed for long enough.
+fn grown(members: u64, keys: usize) -> Ownership {
+    let mut core = leader(keys * 2);
+    for link in 1..=members {
+        join(&mut core, link, joining(&format!("live-{link}"), "", 1, &[]), at(0));
+    }
+    for key in 0..keys {
+        locate(&mut core, question(&key.to_string(), "", 0), at(1)).unwrap();
+    }
+    join(&mut core, 50, joining("live-50", "", 1, &[]), at(2));
+    core
+}
+
+fn renew_all(core: &mut Ownership, members: u64, ms: u64) {
+    for link in (1..=members).chain([50]) {
+        core.renew(link, 1, at(ms));
+    }
+    actions(core);
+}
+
+#[test]
+fn a_pool_that_grows_moves_the_newcomers_share_bit_by_bit_and_no_more() {
+    let (members, keys) = (3, 400);
+    let mut core = grown(members, keys);
+    let (mut moved, mut most) = (0, 0);
+    for ms in (1000..120_000).step_by(50) {
+        renew_all(&mut core, members, ms);
+        core.tick(at(ms));
+        let asked = asked_for(&actions(&mut core));
+        assert!(asked.is_empty() || ms >= 10_000, "who has just come has to stay first");
+        let batch: usize = asked.iter().map(|(_, keys, _)| keys.len()).sum();
+        most = most.max(batch);
+        moved += batch;
+        for (link, keys, idle) in asked {
+            assert!(!idle && link != 50);
+            core.release(link, &keys, &[], at(ms));
+            for OwnedKey { key, epoch } in keys {
+                let (owner, anew) = locate(&mut core, question(&key, "", 0), at(ms)).unwrap();
+                assert!(owner == "live-50:0" && anew > epoch);
+            }
+        }
+    }
+    assert!((80..=100).contains(&moved), "{moved} of {keys}");
+    assert!(most <= 2, "{most} at once");
+    let mut counts: Vec<_> = core.members(at(120_000)).map(|view| view.keys).collect();
+    counts.sort_unstable();
+    assert!(counts[0] >= 80 && counts[3] <= 110, "{counts:?}");
+}
+
+#[test]
+fn whoever_asks_for_a_key_on_its_way_waits_for_its_release_and_not_for_ever() {
+    let mut core = grown(1, 2);
+    let (mut asked, mut now) = (Vec::new(), 1000);
+    while asked_for(&asked).is_empty() {
+        now += 50;
+        renew_all(&mut core, 1, now);
+        core.tick(at(now));
+        asked = actions(&mut core);
+        assert!(now < 60_000);
+    }
+    let (_, keys, _) = asked_for(&asked).remove(0);
+    assert_eq!(invalidated(&asked), [keys[0].key.clone()], "caches are told at once");
+    let now = at(now + 1);
+    core.locate(question(&keys[0].key, "", 0), now);
+    assert!(actions(&mut core).is_empty(), "it waits");
+    let mut given_up = core;
+    given_up.release(1, &keys, &[], now);
+    let answer = actions(&mut given_up);
+    let told = |action: &Action| matches!(action, Action::Send(50, Message::Assigned(_)));
+    assert!(answer.iter().any(told), "{answer:?}");
+}
+
+#[test]
+fn an_owner_that_does_not_answer_has_the_key_at_a_new_epoch() {
+    let mut core = grown(1, 2);
+    let mut asked = Vec::new();
+    let mut now = 1000;
+    while asked.is_empty() {
+        now += 50;
+        renew_all(&mut core, 1, now);
+        core.tick(at(now));
+        asked = asked_for(&actions(&mut core));
+        assert!(now < 60_000);
+    }
+    let (_, keys, _) = asked.remove(0);
+    core.locate(question(&keys[0].key, "", 0), at(now + 1));
+    core.tick(at(now + 1000));
+    let epochs: Vec<_> = actions(&mut core)
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Send(1, Message::Assigned(assigned)) => Some(assigned.epoch),
+            _ => None,
+        })
+        .collect();
+    assert!(epochs.len() == 1 && epochs[0] > keys[0].epoch, "{epochs:?}");
+    core.release(1, &keys, &[], at(now + 1001));
+    assert_eq!(core.explain("rooms", &keys[0].key, "").owner.unwrap().epoch, epochs[0]);
+}
+
+#[test]
+fn nobodys_coming_moves_a_key_of_a_member_that_cannot_tell_its_users() {
+    let mut core = leader(100);
+    let stubborn = Joining { yields: false, ..joining("live-1", "", 1, &[]) };
+    join(&mut core, 1, stubborn, at(0));
+    for key in 0..20 {
+        locate(&mut core, question(&key.to_string(), "", 0), at(1)).unwrap();
+    }
+    join(&mut core, 50, joining("live-50", "", 1, &[]), at(2));
+    for ms in (1000..60_000).step_by(50) {
+        renew_all(&mut core, 1, ms);
+        core.tick(at(ms));
+        assert_eq!(asked_for(&actions(&mut core)), []);
+    }
+    for key in 20..40 {
+        assert_eq!(locate(&mut core, question(&key.to_string(), "", 0), at(60_001)).unwrap().0, "live-50:0");
+    }
+}
+
+#[test]
+fn shares_go_by_capacity_and_an_overloaded_machine_gets_nothing_new() {
+    let mut core = leader(1000);
+    join(&mut core, 1, Joining { capacity: 3, ..joining("live-1", "", 1, &[]) }, at(0));
+    join(&mut core, 2, joining("live-2", "", 1, &[]), at(0));
+    let mut counts = [0, 0];
+    for key in 0..40 {
+        let owner = locate(&mut core, question(&key.to_string(), "", 0), at(1)).unwrap().0;
+        counts[usize::from(owner == "live-2:0")] += 1;
+    }
+    assert_eq!(counts, [30, 10]);
+    core.set_overloaded("live-2", true);
+    for key in 40..60 {
+        assert_eq!(locate(&mut core, question(&key.to_string(), "", 0), at(1)).unwrap().0, "live-1:0");
+    }
+    core.set_overloaded("live-2", false);
+    assert_eq!(locate(&mut core, question("60", "", 0), at(1)).unwrap().0, "live-2:0");
 }

@@ -6,7 +6,7 @@ use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{Explanation, Member, Owner};
 
 use super::Ownership;
-use super::keys::Record;
+use super::keys::{Moment, Record};
 use super::members::{MemberIndex, Presence};
 
 /// Who has, or last had, a key: after a restart of everything, it goes there again.
@@ -31,6 +31,14 @@ pub struct MemberView<'a> {
     pub keys: usize,
     /// What is left of its lease.
     pub lease_left: Duration,
+    /// Its share of the pool's keys, beside the others'.
+    pub capacity: u32,
+    /// It gets no new keys, since it is about to leave.
+    pub draining: bool,
+    /// Its machine has more to do than it can.
+    pub overloaded: bool,
+    /// Keys that are still to be moved to it.
+    pub moving_in: usize,
 }
 
 impl Ownership {
@@ -66,7 +74,15 @@ impl Ownership {
                 Presence::Expected => (0, Duration::ZERO),
                 Presence::Live { lease_ends } => (slot.owned, lease_ends.since(now)),
             };
-            Some(MemberView { member: &slot.member, keys, lease_left })
+            Some(MemberView {
+                member: &slot.member,
+                keys,
+                lease_left,
+                capacity: slot.capacity,
+                draining: !self.takes_keys(slot),
+                overloaded: slot.overloaded,
+                moving_in: slot.wanted,
+            })
         })
     }
 
@@ -91,7 +107,7 @@ impl Ownership {
 
     fn named(&self, index: MemberIndex) -> Owner {
         let Member { id, address, .. } = self.members[index].member.clone();
-        Owner { member: id, address, epoch: 0 }
+        Owner { member: id, address, ..Owner::default() }
     }
 
     /// What is known of the keys of one of [`super::PARTS`] parts, in no order. Parts may be taken at different times.
@@ -108,7 +124,8 @@ impl Ownership {
     pub fn restore(&mut self, hints: impl IntoIterator<Item = Hint>) {
         for hint in hints.into_iter().take(self.limits.max_keys) {
             let index = self.members.intern(&hint.pool, &hint.member);
-            let record = Record { epoch: hint.epoch, member: index, tenure: 0 };
+            let (epoch, asked) = (hint.epoch, Moment::default());
+            let record = Record { epoch, member: index, tenure: 0, asked };
             self.members.change(index, |slot| slot.records += 1);
             if let Some(before) = self.keys.set(&hint.pool, &hint.key, record) {
                 self.members.change(before.member, |slot| slot.records -= 1);

@@ -3,3 +3,4 @@
 mod handlers;
 mod owners;
 mod rig;
+mod understudies;

@@ -1,63 +1,98 @@
-//! Askers: what a proxy's child does. Ask the seed, keep the answer, send the request, and ask anew after a 421.
+//! Askers: what a proxy's child does. Ask the seed, keep the answer, send the request, and ask anew after a 421 and once the
+//! answer has aged. Now and then their operator adds a handler.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use protoplex_seed::ownership::{LinkId, Question};
-use protoplex_wire::proto::{Owner, follow_reply::Message, located};
+use protoplex_wire::clock::BootTime;
+use protoplex_wire::owners::{Age, Owner, Owners};
+use protoplex_wire::proto::{follow_reply::Message, located};
 
-use crate::network::{Machine, Packet};
-use crate::world::{Event, KEYS, MS, POOL, World};
+use crate::network::{Machine, Packet, Time};
+use crate::world::{Event, KEYS, MS, POOL, QUIET_FROM, SECOND, World};
+use crate::{Faults, Plant};
+
+/// Each asker cares for other keys in each of these.
+const SEASON: Time = 11 * SECOND;
 
 #[derive(Default)]
 pub(crate) struct Asker {
-    link: Option<LinkId>,
+    pub(crate) link: Option<LinkId>,
     tries: usize,
     key: usize,
     question: u64,
-    cache: BTreeMap<usize, Owner>,
-    refuted: BTreeMap<usize, u64>,
-    waiting: BTreeMap<u64, usize>,
+    pub(crate) owners: Owners,
+    /// Keys that are asked for, and since when.
+    waiting: BTreeMap<u64, (usize, BootTime)>,
 }
 
 impl World {
+    /// Whether this asker uses the key now. In the end all do.
+    fn cares(&self, machine: Machine, key: usize) -> bool {
+        let season = (self.now + key as Time * SECOND) / SEASON;
+        let draw = (season * 31 + machine as u64 * 17 + key as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60;
+        self.faults == Faults::SeedOnly || self.now >= QUIET_FROM || draw < 5
+    }
+
     pub(crate) fn asker_timer(&mut self, machine: Machine) {
+        let now = self.clock(machine);
         let slot = Self::asker_slot(machine);
         let mut asker = std::mem::take(&mut self.askers[slot]);
         if asker.link.is_none() {
             asker.tries += 1;
             asker.link = self.open(machine, 1 + asker.tries % self.seeds_in_use);
             asker.waiting.clear();
-            asker.cache.clear();
+            asker.owners.forget_all();
             if let Some(link) = asker.link {
                 self.send(link, true, Packet::Follow);
             }
         }
         asker.key = (asker.key + 1) % KEYS;
+        if self.cares(machine, asker.key) {
+            self.use_key(machine, &mut asker, now);
+        }
+        let link = asker.link;
+        self.askers[slot] = asker;
+        if let Some(link) = link {
+            self.operate(machine, link);
+        }
+        let (time, generation) = (self.now + 40 * MS, self.machines[machine].generation);
+        self.at(time, Event::Timer { machine, generation });
+    }
+
+    fn use_key(&mut self, machine: Machine, asker: &mut Asker, now: BootTime) {
         let key = asker.key;
-        if let Some(owner) = asker.cache.get(&key) {
-            let member = owner.address.parse().expect("members' addresses are their machines");
-            let epoch = owner.epoch;
+        let known = asker.owners.known(POOL, &key.to_string(), now);
+        let (owner, ask) = match known {
+            Some((owner, Age::Fresh)) => (Some(owner), false),
+            Some((owner, Age::Ageing)) => (Some(owner), true),
+            Some((owner, Age::Stale)) if asker.link.is_none() => (Some(owner), false),
+            Some((_, Age::Stale)) | None => (None, true),
+        };
+        if let Some(Owner { address, epoch, .. }) = owner {
+            let member = address.port().into();
             let (time, deadline) = (self.arrival(), self.now + 500 * MS);
             self.at(time, Event::Probe { asker: machine, member, key, epoch, deadline });
-        } else if let Some(link) = asker.link {
+        }
+        if let Some(link) = asker.link.filter(|_| ask) {
             asker.question += 1;
-            asker.waiting.insert(asker.question, key);
+            asker.waiting.insert(asker.question, (key, now));
             let question = Question {
                 link,
                 id: asker.question,
                 zone: String::new(),
                 pool: POOL.into(),
                 key: key.to_string(),
-                refuted_epoch: asker.refuted.get(&key).copied().unwrap_or(0),
+                refuted_epoch: asker.owners.refuted(POOL, &key.to_string()),
             };
             self.send(link, true, Packet::Locate(question));
         }
-        self.askers[slot] = asker;
-        let (time, generation) = (self.now + 40 * MS, self.machines[machine].generation);
-        self.at(time, Event::Timer { machine, generation });
     }
 
     pub(crate) fn asker_receives(&mut self, machine: Machine, link: LinkId, packet: Packet) {
+        let now = self.clock(machine);
+        let asks_once = self.plant == Plant::AsksOnce;
         let mut leave = false;
         let asker = &mut self.askers[Self::asker_slot(machine)];
         if asker.link != Some(link) {
@@ -67,8 +102,12 @@ impl World {
             Packet::Closed => leave = true,
             Packet::Reply(Message::Located(answer)) => {
                 match (asker.waiting.remove(&answer.id), answer.result) {
-                    (Some(key), Some(located::Result::Owner(owner))) => {
-                        asker.cache.insert(key, owner);
+                    (Some((key, asked)), Some(located::Result::Owner(owner))) => {
+                        let address = owner.address.parse().expect("members' addresses are their machines'");
+                        let told = Duration::from_millis(owner.fresh_ms.into());
+                        let fresh = if asks_once { told * 100 } else { told };
+                        let owner = Owner { member: owner.member.into(), address, epoch: owner.epoch };
+                        asker.owners.learn(POOL, &key.to_string(), &owner, asked.min(now), fresh);
                     }
                     (_, Some(located::Result::Unavailable(away))) => {
                         leave = away.reason == "the seed does not lead"
@@ -76,13 +115,10 @@ impl World {
                     _ => {}
                 }
             }
-            Packet::Reply(Message::Invalidate(gone)) => {
-                asker.cache.retain(|key, _| key.to_string() != gone.key);
-            }
-            Packet::Reply(Message::MemberGone(gone)) => {
-                asker.cache.retain(|_, owner| owner.member != gone.member);
-            }
-            Packet::Reply(Message::ResetOwners(_)) => asker.cache.clear(),
+            Packet::Reply(Message::Invalidate(gone)) => asker.owners.forget(POOL, &gone.keys),
+            Packet::Reply(Message::MemberGone(gone)) => asker.owners.forget_member(POOL, &gone.member),
+            Packet::Reply(Message::ResetOwners(_)) => asker.owners.forget_all(),
+            Packet::Changed(id, made) => return self.change_answered(machine, id, made),
             _ => {}
         }
         if leave {
@@ -92,10 +128,8 @@ impl World {
     }
 
     pub(crate) fn probed(&mut self, machine: Machine, key: usize, epoch: u64, served: bool) {
-        let asker = &mut self.askers[Self::asker_slot(machine)];
-        if !served && asker.cache.get(&key).is_some_and(|owner| owner.epoch == epoch) {
-            asker.cache.remove(&key);
-            asker.refuted.insert(key, epoch);
+        if !served {
+            self.askers[Self::asker_slot(machine)].owners.refute(POOL, &key.to_string(), epoch);
         }
     }
 }

@@ -4,15 +4,34 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::proto::Member;
+use protoplex_wire::proto::{Handler, Member};
+
+use crate::Plant;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
-    Take { holder: usize, term: u64, ttl: Duration },
+    Take {
+        holder: usize,
+        term: u64,
+        ttl: Duration,
+    },
     Peek,
     Load,
-    Put { member: Member, revision: u64 },
-    Erase { pool: String, id: String, revision: u64 },
+    Put {
+        member: Member,
+        revision: u64,
+    },
+    Erase {
+        pool: String,
+        id: String,
+        revision: u64,
+    },
+    /// All handlers, as a change of those of this version makes them.
+    Change {
+        base: u64,
+        after: Vec<Handler>,
+    },
+    Handlers,
 }
 
 #[derive(Clone, Debug)]
@@ -23,7 +42,9 @@ pub(crate) enum Reply {
     },
     /// For how long, if nothing renews it; zero where nobody does.
     Held(Duration),
-    Loaded(Vec<Member>),
+    Loaded(Vec<Member>, u64, Vec<Handler>),
+    Changed(bool),
+    Handlers(u64, Vec<Handler>),
     Done,
 }
 
@@ -33,14 +54,34 @@ pub(crate) struct Datastore {
     term: u64,
     expires: BootTime,
     members: BTreeMap<(String, String), (Member, u64)>,
+    version: u64,
+    pub(crate) handlers: Vec<Handler>,
+    /// The bug that is planted here.
+    any_version: bool,
 }
 
 impl Datastore {
+    pub(crate) fn new(plant: Plant) -> Self {
+        Self { any_version: plant == Plant::AnyVersion, ..Self::default() }
+    }
+
     pub(crate) fn execute(&mut self, request: Request, now: BootTime) -> Reply {
         match request {
             Request::Take { holder, term, ttl } => self.take(holder, term, ttl, now),
             Request::Peek => Reply::Held(self.expires.since(now)),
-            Request::Load => Reply::Loaded(self.members.values().map(|(member, _)| member.clone()).collect()),
+            Request::Load => {
+                let members = self.members.values().map(|(member, _)| member.clone()).collect();
+                Reply::Loaded(members, self.version, self.handlers.clone())
+            }
+            Request::Handlers => Reply::Handlers(self.version, self.handlers.clone()),
+            Request::Change { base, after } => {
+                let taken = base == self.version || self.any_version;
+                if taken {
+                    self.version += 1;
+                    self.handlers = after;
+                }
+                Reply::Changed(taken)
+            }
             Request::Put { member, revision } => {
                 let key = (member.pool.clone(), member.id.clone());
                 if self.members.get(&key).is_none_or(|(_, known)| *known <= revision) {

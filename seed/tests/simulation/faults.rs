@@ -1,5 +1,7 @@
 //! What goes wrong: processes stop, die and come back, links break, machines can't reach each other, members let go.
 
+use protoplex_wire::proto::OwnedKey;
+
 use crate::member::MemberProcess;
 use crate::network::{Machine, Packet, Time};
 use crate::seed::SeedProcess;
@@ -15,7 +17,7 @@ impl World {
         self.trace(|| format!("{machine} starts"));
         if self.is_seed(machine) {
             let hints = self.disks[machine - 1].clone();
-            self.seeds[machine - 1] = Some(SeedProcess::new(self.plant, hints));
+            self.seeds[machine - 1] = Some(SeedProcess::new(self.faults, self.plant, hints));
         } else if self.member_machines().contains(&machine) {
             let slot = Self::member_slot(machine);
             let name = self.names[slot];
@@ -74,7 +76,7 @@ impl World {
         let members = self.member_machines();
         let member = members.start + self.random.below(members.len() as u64) as usize;
         let anyone = self.random.below(members.end as u64) as usize;
-        match self.random.below(15) {
+        match self.random.below(18) {
             0 | 1 => self.pause(anyone, length),
             2 => self.kill(seed, length),
             3 => self.kill(member, length),
@@ -89,7 +91,8 @@ impl World {
                 let other = members.start + self.random.below(members.len() as u64) as usize;
                 self.take_name(member, other, length);
             }
-            _ => self.leave(member, length),
+            14 => self.leave(member, length),
+            _ => self.drain(member, length),
         }
     }
 
@@ -142,6 +145,35 @@ impl World {
         }
     }
 
+    /// Its keys go one half after the other, then it leaves.
+    fn drain(&mut self, machine: Machine, down: Time) {
+        let generation = self.machines[machine].generation;
+        if self.machines[machine].paused_until > self.now || !self.machines[machine].alive {
+            return;
+        }
+        self.trace(|| format!("{machine} drains"));
+        let (mut link, mut keys) = (None, Vec::new());
+        self.with_member(machine, |member, _| {
+            member.draining = true;
+            link = member.link;
+            keys = member
+                .holder
+                .keys()
+                .map(|(key, epoch)| OwnedKey { key: key.to_owned(), epoch })
+                .collect::<Vec<_>>();
+        });
+        keys.sort_by(|a, b| a.key.cmp(&b.key));
+        if let Some(link) = link {
+            self.send(link, true, Packet::Draining);
+            let rest = keys.split_off(keys.len() / 2);
+            for (half, keys) in [keys, rest].into_iter().enumerate() {
+                let time = self.now + half as Time * SECOND + self.random.below(SECOND);
+                self.at(time, Event::GiveUp { machine, generation, link, keys });
+            }
+        }
+        self.at(self.now + 3 * SECOND, Event::Depart { machine, generation, down });
+    }
+
     fn give_up_a_key(&mut self, machine: Machine) {
         let key = self.random.below(KEYS as u64).to_string();
         if self.machines[machine].paused_until > self.now {
@@ -155,11 +187,11 @@ impl World {
             }
         });
         if let Some((link, epoch)) = release {
-            self.send(link, true, Packet::Release(key, epoch));
+            self.send(link, true, Packet::Released(vec![OwnedKey { key, epoch }], Vec::new()));
         }
     }
 
-    fn leave(&mut self, machine: Machine, down: Time) {
+    pub(crate) fn leave(&mut self, machine: Machine, down: Time) {
         if self.machines[machine].paused_until > self.now {
             return;
         }

@@ -1,12 +1,14 @@
 //! The seed's core and the holders together, through every fault that their network, clocks and processes can have.
 //!
-//! Claims: never two holders at once that would serve one key; two lease times after the last fault every key that is
-//! asked for is served; seeds that die, pause or lose their links move no key. `PROTOPLEX_SIMULATIONS` sets the number
-//! of seeds (default 1,000), `PROTOPLEX_SIMULATION` runs one and prints it.
+//! Claims: never two holders at once that would serve one key; nobody uses an answer for a key that was taken from its
+//! owner as idle; two lease times after the last fault every key that is asked for is served; seeds that die, pause or
+//! lose their links move no key; a handler whose operator was told that it is there is there. `PROTOPLEX_SIMULATIONS` sets
+//! the number of seeds (default 1,000), `PROTOPLEX_SIMULATION` runs one and prints it.
 
 mod askers;
 mod datastore;
 mod faults;
+mod handlers;
 mod member;
 mod network;
 mod random;
@@ -15,11 +17,15 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use world::{Verdict, World};
+use world::{Tally, Verdict, World};
 
 /// What members are told of their lease.
 const LEASE: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Who comes and goes within this moves no key.
+const SETTLING: Duration = Duration::from_secs(1);
+/// An answer may be used so long without asking again.
+const IDLE: Duration = Duration::from_secs(2);
 /// The leader's row.
 const TTL: Duration = Duration::from_secs(3);
 /// The same while members are expected back: a seed that dies then must not hold the row against their leases.
@@ -42,6 +48,18 @@ pub(crate) enum Plant {
     AlwaysUnseeded,
     /// The seed tells processes apart by their name alone: each process of a name is of one instance.
     NameOnly,
+    /// Leases are counted by the wall clock, which is set now and then.
+    WallClock,
+    /// A member that is asked for a key says that it gives it up, and serves it on.
+    KeepsServing,
+    /// The seed takes keys for idle sooner than it tells those who use its answers.
+    HastyIdle,
+    /// Who uses a key for long asks only once.
+    AsksOnce,
+    /// A seed tells the operator that a change is made before the datastore says so.
+    EarlyWord,
+    /// The datastore takes a change of handlers whichever version it was made of.
+    AnyVersion,
 }
 
 /// Which faults there are.
@@ -79,7 +97,7 @@ fn all_pass(faults: Faults) {
         return;
     }
     let started = Instant::now();
-    let (mut steps, mut served) = (0, 0);
+    let (mut steps, mut served, mut told) = (0, 0, Tally::default());
     for seed in 0..count() {
         let world = run(seed, faults, Plant::None);
         if let Some(Verdict(why)) = &world.verdict {
@@ -87,20 +105,30 @@ fn all_pass(faults: Faults) {
         }
         steps += world.steps;
         served += world.served;
+        told += world.tally;
     }
-    println!("{} seeds, {steps} steps, {served} requests served, {:?}", count(), started.elapsed());
+    println!("{} seeds, {steps} steps, {served} requests served, {told:?}, {:?}", count(), started.elapsed());
+    if faults == Faults::All {
+        let Tally { idle, moved, drained, handlers } = told;
+        let all = [idle, moved, drained, handlers];
+        assert!(all.iter().all(|each| each * 20 > count()), "something hardly ever happens: {told:?}");
+    }
     assert!(served > count() * 50, "the simulated cluster hardly serves anything");
 }
 
-/// The first seed below `within` at which the claims fail.
-fn found(plant: Plant, within: u64) -> Option<u64> {
+/// The first seed below `within` at which this claim fails.
+fn found(plant: Plant, within: u64, claim: &str) -> Option<u64> {
     let found = (0..within).find(|seed| {
         let world = run(*seed, Faults::All, plant);
-        world.verdict.is_some_and(|Verdict(why)| why.starts_with("two holders"))
+        world.verdict.is_some_and(|Verdict(why)| why.starts_with(claim))
     });
     println!("{plant:?}: found at seed {found:?}");
     found
 }
+
+const TWO_HOLDERS: &str = "two holders";
+const STILL_USED: &str = "still used";
+const LOST_HANDLER: &str = "lost handler";
 
 #[test]
 fn never_two_owners_and_every_key_is_owned_again() {
@@ -114,25 +142,55 @@ fn a_seed_that_dies_or_pauses_moves_no_key() {
 
 #[test]
 fn it_finds_a_seed_that_reassigns_before_the_lease_ends() {
-    assert!(found(Plant::ShortLease, 200).is_some());
+    assert!(found(Plant::ShortLease, 200, TWO_HOLDERS).is_some());
 }
 
 #[test]
 fn it_finds_a_new_term_that_waits_for_nobody() {
-    assert!(found(Plant::NoRecovery, 200).is_some());
+    assert!(found(Plant::NoRecovery, 200, TWO_HOLDERS).is_some());
 }
 
 #[test]
 fn it_finds_two_processes_of_one_name_that_are_taken_for_one() {
-    assert!(found(Plant::NameOnly, 200).is_some());
+    assert!(found(Plant::NameOnly, 200, TWO_HOLDERS).is_some());
 }
 
 #[test]
 fn it_finds_a_leader_that_goes_on_without_its_row() {
-    assert!(found(Plant::LeadOn, 1_000).is_some());
+    assert!(found(Plant::LeadOn, 1_000, TWO_HOLDERS).is_some());
 }
 
 #[test]
 fn it_finds_members_that_go_on_although_a_seed_leads() {
-    assert!(found(Plant::AlwaysUnseeded, 200).is_some());
+    assert!(found(Plant::AlwaysUnseeded, 200, TWO_HOLDERS).is_some());
+}
+
+#[test]
+fn it_finds_leases_that_are_counted_by_a_clock_that_people_set() {
+    assert!(found(Plant::WallClock, 200, TWO_HOLDERS).is_some());
+}
+
+#[test]
+fn it_finds_a_member_that_serves_what_it_gave_up() {
+    assert!(found(Plant::KeepsServing, 500, TWO_HOLDERS).is_some());
+}
+
+#[test]
+fn it_finds_a_seed_that_takes_keys_for_idle_too_soon() {
+    assert!(found(Plant::HastyIdle, 500, STILL_USED).is_some());
+}
+
+#[test]
+fn it_finds_users_of_a_key_who_do_not_say_that_they_use_it() {
+    assert!(found(Plant::AsksOnce, 500, STILL_USED).is_some());
+}
+
+#[test]
+fn it_finds_a_seed_that_speaks_before_the_datastore() {
+    assert!(found(Plant::EarlyWord, 500, LOST_HANDLER).is_some());
+}
+
+#[test]
+fn it_finds_a_datastore_that_takes_changes_of_another_version() {
+    assert!(found(Plant::AnyVersion, 500, LOST_HANDLER).is_some());
 }

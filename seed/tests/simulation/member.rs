@@ -3,7 +3,7 @@
 use protoplex_seed::ownership::{Joining, LinkId};
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::holder::{Fence, Holder, Step};
-use protoplex_wire::proto::{Member, OwnedKey, follow_reply::Message};
+use protoplex_wire::proto::{Member, OwnedKey, Yield, follow_reply::Message};
 
 use crate::datastore::{Reply, Request};
 use crate::network::{Machine, Packet, Time};
@@ -21,11 +21,14 @@ pub(crate) struct MemberProcess {
     next_connect: Time,
     tries: usize,
     timer: Time,
+    /// It has been told to end.
+    pub(crate) draining: bool,
 }
 
 impl MemberProcess {
     pub(crate) fn new(name: Machine, instance: String, now: BootTime) -> Self {
-        Self { name, instance, holder: Holder::new(now), link: None, next_connect: 0, tries: 0, timer: 0 }
+        let holder = Holder::new(now);
+        Self { name, instance, holder, link: None, next_connect: 0, tries: 0, timer: 0, draining: false }
     }
 }
 
@@ -95,15 +98,20 @@ impl World {
             member: Member {
                 id: format!("live-{}:0", member.name),
                 pool: POOL.into(),
-                address: machine.to_string(),
+                address: format!("127.0.0.1:{machine}"),
                 zone: String::new(),
                 instance: member.instance.clone(),
             },
             incarnation: member.holder.incarnation(),
             attempt: member.holder.attempt(),
             keys,
+            capacity: 1 + machine as u32 % 2,
+            yields: true,
         };
         self.send(link, true, Packet::Hello(joining));
+        if member.draining {
+            self.send(link, true, Packet::Draining);
+        }
     }
 
     pub(crate) fn member_timer(&mut self, machine: Machine) {
@@ -112,6 +120,9 @@ impl World {
 
     pub(crate) fn member_receives(&mut self, machine: Machine, link: LinkId, packet: Packet) {
         let again = self.now + self.random.between(10, 300) * MS;
+        if let Packet::Reply(Message::Yield(asked)) = packet {
+            return self.asked_to_yield(machine, link, asked);
+        }
         self.with_member(machine, |member, now| {
             if member.link != Some(link) {
                 return;
@@ -135,6 +146,45 @@ impl World {
                 _ => {}
             }
         });
+    }
+
+    /// What is idle is given up at once; what moves when all that is under way has ended, now and then too late.
+    fn asked_to_yield(&mut self, machine: Machine, link: LinkId, asked: Yield) {
+        if self.members[Self::member_slot(machine)].as_ref().is_none_or(|member| member.link != Some(link)) {
+            return;
+        }
+        if asked.idle && self.random.chance(20) {
+            return self.send(link, true, Packet::Released(Vec::new(), asked.keys));
+        }
+        if asked.idle {
+            for OwnedKey { key, epoch } in &asked.keys {
+                let process = self.members[Self::member_slot(machine)].as_ref();
+                if process.is_some_and(|it| it.holder.keys().any(|owned| owned == (key, *epoch))) {
+                    self.check_unused(key, *epoch);
+                    self.tally.idle += 1;
+                }
+            }
+            return self.give_up(machine, link, asked.keys);
+        }
+        self.tally.moved += asked.keys.len() as u64;
+        let wait = [0, 500 * MS, 1500 * MS][self.random.below(3) as usize];
+        let (time, generation) = (self.now + wait, self.machines[machine].generation);
+        self.at(time, Event::GiveUp { machine, generation, link, keys: asked.keys });
+    }
+
+    pub(crate) fn give_up(&mut self, machine: Machine, link: LinkId, keys: Vec<OwnedKey>) {
+        let mut released = Vec::new();
+        let keeps = self.plant == Plant::KeepsServing;
+        self.with_member(machine, |member, _| {
+            released = keys;
+            released.retain(|owned| keeps || member.holder.release(&owned.key, owned.epoch));
+            if member.link != Some(link) {
+                released.clear();
+            }
+        });
+        if !released.is_empty() {
+            self.send(link, true, Packet::Released(released, Vec::new()));
+        }
     }
 
     pub(crate) fn member_answered(&mut self, machine: Machine, purpose: Purpose, reply: Reply) {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use protoplex_seed::ownership::{Joining, Question};
-use protoplex_wire::proto::follow_reply::Message;
+use protoplex_wire::proto::{HandlerChanges, OwnedKey, follow_reply::Message};
 
 /// Microseconds of true time, which nobody in the simulation can read.
 pub(crate) type Time = u64;
@@ -17,8 +17,14 @@ pub(crate) enum Packet {
     Hello(Joining),
     Renew(u64),
     Locate(Question),
-    Release(String, u64),
+    /// What is given up, and what is kept of what was asked for as idle.
+    Released(Vec<OwnedKey>, Vec<OwnedKey>),
+    Draining,
     Leave,
+    /// An operator's change of handlers.
+    Change(u64, HandlerChanges),
+    /// Whether it is made; or nobody knows, or it can't be.
+    Changed(u64, bool),
     Reply(Message),
     Welcome,
     Closed,

@@ -3,31 +3,41 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use protoplex_seed::ownership::{Action, Hint, Limits, LinkId, Ownership, PARTS, Timing};
+use protoplex_seed::ownership::{Action, Hint, Idle, Limits, LinkId, Ownership, PARTS, Timing};
 use protoplex_wire::clock::BootTime;
+use protoplex_wire::proto::{Located, follow_reply::Message, located};
 
 use crate::datastore::{Reply, Request};
+use crate::handlers::Routes;
 use crate::network::{Machine, Packet};
 use crate::world::{Event, MS, Purpose, World};
-use crate::{HEARTBEAT, LEASE, Plant, RECOVERY_TTL, TTL};
+use crate::{Faults, HEARTBEAT, IDLE, LEASE, Plant, RECOVERY_TTL, SETTLING, TTL};
 
+/// Parts of the keys that are looked through at once.
+const SWEEPS: usize = 8;
 /// How long the datastore's answer is awaited.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) struct SeedProcess {
-    core: Ownership,
+    pub(crate) core: Ownership,
     followers: BTreeSet<LinkId>,
     recording: BTreeMap<LinkId, BootTime>,
     attempt: u64,
     attempting_since: Option<BootTime>,
     next_attempt: BootTime,
     next_snapshot: BootTime,
+    pub(crate) routes: Routes,
 }
 
 impl SeedProcess {
-    pub(crate) fn new(plant: Plant, hints: Vec<Hint>) -> Self {
+    pub(crate) fn new(faults: Faults, plant: Plant, hints: Vec<Hint>) -> Self {
+        let settling = if faults == Faults::SeedOnly { LEASE * 1000 } else { SETTLING };
         let lease = if plant == Plant::ShortLease { LEASE / 2 } else { LEASE };
-        let mut core = Ownership::new(Timing { lease, heartbeat: HEARTBEAT }, Limits::default());
+        let timing = Timing { lease, heartbeat: HEARTBEAT, settling };
+        // Whom nobody can reach to ask, nobody asks.
+        let idle = (faults == Faults::All).then_some(IDLE);
+        let idle = Idle { default: idle, ..Idle::default() };
+        let mut core = Ownership::new(timing, Limits::default()).with_hash_seed(1).with_idle(idle);
         core.restore(hints);
         Self {
             core,
@@ -37,13 +47,14 @@ impl SeedProcess {
             attempting_since: None,
             next_attempt: BootTime::ZERO,
             next_snapshot: BootTime::ZERO,
+            routes: Routes::default(),
         }
     }
 }
 
 impl World {
     /// Runs this on the seed's core, then does what the core asks for.
-    fn with_seed(&mut self, machine: Machine, input: impl FnOnce(&mut SeedProcess, BootTime)) {
+    pub(crate) fn with_seed(&mut self, machine: Machine, input: impl FnOnce(&mut SeedProcess, BootTime)) {
         let now = self.clock(machine);
         let Some(mut seed) = self.seeds[machine - 1].take() else {
             return;
@@ -57,7 +68,16 @@ impl World {
 
     fn seed_does(&mut self, machine: Machine, seed: &mut SeedProcess, action: Action, now: BootTime) {
         match action {
-            Action::Send(link, message) => self.send(link, false, Packet::Reply(message)),
+            Action::Send(link, mut message) => {
+                // What is planted is told as if nothing were.
+                if self.plant == Plant::HastyIdle
+                    && let Message::Located(Located { result: Some(located::Result::Owner(owner)), .. }) =
+                        &mut message
+                {
+                    owner.fresh_ms *= 5;
+                }
+                self.send(link, false, Packet::Reply(message));
+            }
             // It saves questions, and what it tells is fenced by its epoch as every answer is.
             Action::Share(..) => {}
             Action::Broadcast(_, message) => {
@@ -86,18 +106,23 @@ impl World {
     }
 
     pub(crate) fn seed_receives(&mut self, machine: Machine, link: LinkId, packet: Packet) {
+        if let Packet::Change(id, changes) = packet {
+            return self.change_handlers(machine, link, id, changes);
+        }
         self.with_seed(machine, |seed, now| match packet {
             Packet::Follow => drop(seed.followers.insert(link)),
             Packet::Hello(joining) => seed.core.hello(link, joining, now),
             Packet::Renew(sequence) => seed.core.renew(link, sequence, now),
             Packet::Locate(question) => seed.core.locate(question, now),
-            Packet::Release(key, epoch) => seed.core.release(link, &key, epoch, now),
+            Packet::Released(keys, kept) => seed.core.release(link, &keys, &kept, now),
+            Packet::Draining => seed.core.drain(link),
             Packet::Leave => seed.core.leave(link, now),
             Packet::Closed => {
                 seed.followers.remove(&link);
                 seed.core.closed(link);
             }
-            Packet::Reply(_) | Packet::Welcome => unreachable!("seeds send these"),
+            Packet::Change(..) => unreachable!("taken above"),
+            Packet::Reply(_) | Packet::Welcome | Packet::Changed(..) => unreachable!("seeds send these"),
         });
     }
 
@@ -105,7 +130,8 @@ impl World {
         let mut question = None;
         let mut snapshot = None;
         self.with_seed(machine, |seed, now| {
-            seed.core.tick(now);
+            // In a real seed all parts of the keys are looked through in 13 s, which is long here.
+            (0..SWEEPS).for_each(|_| seed.core.tick(now));
             let overdue: Vec<_> = seed
                 .recording
                 .iter()
@@ -139,6 +165,7 @@ impl World {
         if let Some((purpose, request)) = question {
             self.ask_datastore(machine, purpose, request);
         }
+        self.read_back_late_changes(machine);
         if let Some(hints) = snapshot {
             self.disks[machine - 1] = hints;
         }
@@ -147,6 +174,9 @@ impl World {
     }
 
     pub(crate) fn seed_answered(&mut self, machine: Machine, purpose: Purpose, reply: Reply) {
+        if let Purpose::Change(change) | Purpose::ReadBack(change) = purpose {
+            return self.handlers_answered(machine, change, reply);
+        }
         let plant = self.plant;
         let mut load = None;
         self.with_seed(machine, |seed, now| match (purpose, reply) {
@@ -165,8 +195,11 @@ impl World {
                     seed.next_attempt = now;
                 }
             }
-            (Purpose::Load { attempt, term, until }, Reply::Loaded(members)) if attempt == seed.attempt => {
+            (Purpose::Load { attempt, term, until }, Reply::Loaded(members, version, handlers))
+                if attempt == seed.attempt =>
+            {
                 seed.attempting_since = None;
+                seed.routes.learn(version, handlers);
                 let members = if plant == Plant::NoRecovery { Vec::new() } else { members };
                 seed.core.lead(term, until, members, now);
             }

@@ -1,14 +1,18 @@
 //! True time, the queue of what happens next, machines with clocks of their own, and the claims.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use protoplex_seed::ownership::{Hint, LinkId};
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::holder::Fence;
+use protoplex_wire::owners::Age;
+use protoplex_wire::proto::OwnedKey;
 
 use crate::askers::Asker;
 use crate::datastore::{Datastore, Reply, Request};
+use crate::handlers::Operators;
 use crate::member::MemberProcess;
 use crate::network::{Connection, Direction, Machine, Packet, Time};
 use crate::random::Random;
@@ -34,11 +38,25 @@ pub(crate) struct Verdict(pub String);
 /// What the datastore's answer is for.
 #[derive(Clone, Debug)]
 pub(crate) enum Purpose {
-    Lead { attempt: u64, sent_at: BootTime, ttl: Duration, fresh: bool },
-    Load { attempt: u64, term: u64, until: BootTime },
+    Lead {
+        attempt: u64,
+        sent_at: BootTime,
+        ttl: Duration,
+        fresh: bool,
+    },
+    Load {
+        attempt: u64,
+        term: u64,
+        until: BootTime,
+    },
     Record(LinkId),
     Erase,
-    Unseeded { asked_at: BootTime },
+    /// A change of handlers is stored, or read back since nobody knows.
+    Change(u64),
+    ReadBack(u64),
+    Unseeded {
+        asked_at: BootTime,
+    },
 }
 
 #[derive(Debug)]
@@ -77,6 +95,21 @@ pub(crate) enum Event {
         served: bool,
     },
     Fault,
+    /// The clock that people set is set.
+    SetClock,
+    /// A member that was asked for these keys, or drains, gives them up.
+    GiveUp {
+        machine: Machine,
+        generation: u64,
+        link: LinkId,
+        keys: Vec<OwnedKey>,
+    },
+    /// It has drained.
+    Depart {
+        machine: Machine,
+        generation: u64,
+        down: Time,
+    },
     Start(Machine),
     /// The process is started again, with this machine's name.
     Rename {
@@ -85,7 +118,30 @@ pub(crate) enum Event {
     },
 }
 
+/// What happened beside requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Keys given up since they were idle, and since they moved.
+    pub(crate) idle: u64,
+    pub(crate) moved: u64,
+    /// Members that drained to their end.
+    pub(crate) drained: u64,
+    /// Handlers whose operators were told that they are there.
+    pub(crate) handlers: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.idle += more.idle;
+        self.moved += more.moved;
+        self.drained += more.drained;
+        self.handlers += more.handlers;
+    }
+}
+
 pub(crate) struct MachineState {
+    /// By how much the wall clock is wrong.
+    wall_offset: Time,
     clock_offset: Time,
     clock_percent: u64,
     pub(crate) generation: u64,
@@ -116,8 +172,10 @@ pub(crate) struct World {
     pub(crate) fault_pause: Time,
     served_at: Vec<Time>,
     settled: Option<Vec<Option<(Machine, u64)>>>,
+    pub(crate) operators: Operators,
     pub(crate) steps: u64,
     pub(crate) served: u64,
+    pub(crate) tally: Tally,
     pub(crate) verdict: Option<Verdict>,
     tracing: bool,
     trace: VecDeque<String>,
@@ -127,6 +185,7 @@ impl World {
     pub(crate) fn new(seed: u64, faults: Faults, plant: Plant, tracing: bool) -> Self {
         let mut random = Random::new(seed);
         let machines = (0..1 + SEEDS + MEMBERS + ASKERS).map(|_| MachineState {
+            wall_offset: 50 * SECOND,
             clock_offset: random.between(100 * SECOND, 10_000 * SECOND),
             clock_percent: random.between(100 - DRIFT_PERCENT, 100 + DRIFT_PERCENT),
             generation: 0,
@@ -144,7 +203,7 @@ impl World {
             queue: BTreeMap::new(),
             sequence: 0,
             machines,
-            datastore: Datastore::default(),
+            datastore: Datastore::new(plant),
             seeds: (0..SEEDS).map(|_| None).collect(),
             disks: vec![Vec::new(); SEEDS],
             members: (0..MEMBERS).map(|_| None).collect(),
@@ -157,8 +216,10 @@ impl World {
             fault_pause,
             served_at: vec![0; KEYS],
             settled: None,
+            operators: Operators::default(),
             steps: 0,
             served: 0,
+            tally: Tally::default(),
             verdict: None,
             tracing,
             trace: VecDeque::new(),
@@ -169,6 +230,7 @@ impl World {
             }
         }
         world.at(FAULTS_FROM, Event::Fault);
+        world.at(FAULTS_FROM, Event::SetClock);
         world
     }
 
@@ -193,7 +255,19 @@ impl World {
     /// What this machine's clock shows.
     pub(crate) fn clock(&self, machine: Machine) -> BootTime {
         let state = &self.machines[machine];
-        BootTime::ZERO + Duration::from_micros(state.clock_offset + self.now * state.clock_percent / 100)
+        let boot = state.clock_offset + self.now * state.clock_percent / 100;
+        let wall = if self.plant == Plant::WallClock { state.wall_offset } else { 0 };
+        BootTime::ZERO + Duration::from_micros(boot + wall)
+    }
+
+    /// Wall clocks step, forth and back, which nobody here may notice.
+    fn set_clock(&mut self) {
+        if self.now < QUIET_FROM {
+            let machine = self.random.below(self.machines.len() as u64) as usize;
+            self.machines[machine].wall_offset = self.random.below(100 * SECOND);
+            let next = self.now + self.random.below(4 * SECOND);
+            self.at(next, Event::SetClock);
+        }
     }
 
     /// The true time at which this machine's clock shows `at`, or a little later.
@@ -287,6 +361,8 @@ impl World {
         if self.verdict.is_none() && !late.is_empty() {
             self.fail(format!("keys {late:?} are not served two lease times after the last fault"));
         }
+        self.check_handlers();
+        self.check_tables();
     }
 
     /// A stopped process gets nothing until it goes on.
@@ -307,6 +383,8 @@ impl World {
             Event::Probe { member, .. } => (*member, 0),
             Event::Probed { asker, .. } => (*asker, 0),
             Event::Fault => return self.fault(),
+            Event::SetClock => return self.set_clock(),
+            Event::GiveUp { machine, .. } | Event::Depart { machine, .. } => (*machine, 0),
             Event::Start(machine) => return self.start(*machine),
             Event::Rename { machine, name } => return self.rename(*machine, *name),
         };
@@ -320,6 +398,13 @@ impl World {
             Event::Ask { from, purpose, request } => {
                 let now = self.clock(DATASTORE);
                 let reply = self.datastore.execute(request.clone(), now);
+                self.check_handlers();
+                // What was sent over a connection that broke is sent again, though it may have arrived.
+                if self.faults == Faults::All && self.now < QUIET_FROM && self.random.chance(2) {
+                    let (time, from) = (self.now + self.random.below(5 * SECOND), from);
+                    let again = Event::Ask { from, purpose: Purpose::Erase, request: request.clone() };
+                    self.at(time.min(QUIET_FROM), again);
+                }
                 self.trace(|| format!("datastore: {request:?} of {from:?} -> {reply:?}"));
                 if self.faults == Faults::SeedOnly || self.now >= QUIET_FROM || !self.random.chance(3) {
                     let time = self.arrival();
@@ -328,6 +413,13 @@ impl World {
             }
             Event::Answer { to, purpose, reply } if self.lives(to) => self.answered(to.0, purpose, reply),
             Event::Timer { machine, generation } if self.lives((machine, generation)) => self.timer(machine),
+            Event::GiveUp { machine, generation, link, keys } if self.lives((machine, generation)) => {
+                self.give_up(machine, link, keys);
+            }
+            Event::Depart { machine, generation, down } if self.lives((machine, generation)) => {
+                self.tally.drained += 1;
+                self.leave(machine, down);
+            }
             Event::Probe { asker, member, key, epoch, deadline } => {
                 self.probe(asker, member, key, epoch, deadline)
             }
@@ -421,6 +513,17 @@ impl World {
         }
         if let Some(clash) = clash {
             self.fail(clash);
+        }
+    }
+
+    /// A key was taken from its owner since nobody asks for it: then nobody may use the answer that names that epoch.
+    pub(crate) fn check_unused(&mut self, key: &str, epoch: u64) {
+        for machine in self.member_machines().end..self.machines.len() {
+            let now = self.clock(machine);
+            let known = self.askers[Self::asker_slot(machine)].owners.known(POOL, key, now);
+            if known.is_some_and(|(owner, age)| owner.epoch == epoch && age != Age::Stale) {
+                self.fail(format!("still used by {machine}: {key} at epoch {epoch:#x}, which was idle"));
+            }
         }
     }
 

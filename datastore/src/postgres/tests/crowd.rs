@@ -184,6 +184,22 @@ async fn a_lease_holds_at_both_datastores_and_its_old_holder_is_fenced_at_both()
 }
 
 #[tokio::test]
+async fn a_datastore_that_nobody_has_asked_yet_knows_when_a_lease_ends() {
+    const TTL: Duration = Duration::from_secs(2);
+    let database = Postgres::new();
+    let [one, other] = two(&database).await;
+    let taken = BootTime::now();
+    assert!(one.take_lease(lease("a", 0, TTL.as_millis() as u32)).await.unwrap().granted);
+    let late = TTL + 2 * leases::LOOK_EVERY;
+    while BootTime::now().since(taken) < late {
+        sleep(Duration::from_millis(5)).await;
+    }
+    // The first that it hears of it; else it would count the lease's whole time from here.
+    let took_over = other.take_lease(lease("b", 0, 60_000)).await.unwrap();
+    assert_eq!((took_over.granted, took_over.term), (true, 2));
+}
+
+#[tokio::test]
 async fn what_one_datastore_has_told_to_be_over_no_other_renews() {
     let database = Postgres::new();
     let [one, other] = two(&database).await;
@@ -211,9 +227,9 @@ async fn deployments_wait_for_each_other_at_both_datastores() {
         sent.send(()).unwrap();
         last.await.unwrap()
     })));
-    let first = tokio::spawn(async move { one.put_build("*", slow).await });
+    let first = tokio::spawn(async move { one.put_build("*", 0, slow).await });
     begun.await.unwrap();
-    let second = tokio::spawn(async move { other.put_build("*", stream::iter([Ok(asset("/c"))])).await });
+    let second = tokio::spawn(async move { other.put_build("*", 0, stream::iter([Ok(asset("/c"))])).await });
     let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while database.run(waiting) == "0" {

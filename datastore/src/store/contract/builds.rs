@@ -20,7 +20,7 @@ fn asset(path: &str, identity: &str) -> Asset {
 }
 
 async fn deploy<S: Store>(store: &S, host: &str, assets: Vec<Asset>) -> StoreResult<Build> {
-    store.put_build(host, stream::iter(assets.into_iter().map(Ok))).await
+    store.put_build(host, 0, stream::iter(assets.into_iter().map(Ok))).await
 }
 
 /// Every asset, in the order in which they are read.
@@ -53,7 +53,7 @@ pub(crate) async fn a_build_that_breaks_off_leaves_nothing(database: &impl Datab
     let store = database.open().await;
     let kept = deploy(&*store, HOST, vec![asset("/a", "1")]).await.unwrap();
     let broken = stream::iter([Ok(asset("/a", "2")), Err(StoreError::Interrupted("gone".to_owned()))]);
-    let error = store.put_build(HOST, broken).await;
+    let error = store.put_build(HOST, 0, broken).await;
     assert!(matches!(error, Err(StoreError::Interrupted(_))), "{error:?}");
     assert_eq!(store.load_routes().await.unwrap().builds, vec![kept.clone()]);
     assert!(read(&*store, kept.version + 1).await.is_err());
@@ -69,7 +69,7 @@ pub(crate) async fn a_dropped_deployment_leaves_nothing(database: &impl Database
     })));
     {
         // The first asset is written when the second is asked for; then the call is dropped.
-        let deployment = store.put_build(HOST, endless);
+        let deployment = store.put_build(HOST, 0, endless);
         tokio::select! {
             _ = deployment => panic!("it has no end"),
             _ = received => {}
@@ -150,7 +150,7 @@ pub(crate) async fn builds_outlive_a_crash(database: &impl Database) {
             sent.send(()).unwrap();
             std::future::pending().await
         })));
-        tokio::spawn(async move { store.put_build(HOST, assets).await.map(drop) })
+        tokio::spawn(async move { store.put_build(HOST, 0, assets).await.map(drop) })
     };
     until("half a build is written", async || received.try_recv().ok()).await;
     stuck.abort();

@@ -129,7 +129,10 @@ pub(crate) async fn each_version_of_the_handlers_is_read_back(database: &impl Da
     let put = vec![Handler { disabled: true, ..handler("a", "*", "/a2") }];
     let [operator, what] = ["ada@edge", "a is disabled"].map(ToOwned::to_owned);
     let remove = vec!["b".to_owned()];
-    store.change_handlers(ChangeHandlersRequest { base: 3, put, remove, operator, what }).await.unwrap();
+    store
+        .change_handlers(ChangeHandlersRequest { base: 3, put, remove, operator, what, term: 0 })
+        .await
+        .unwrap();
     drop(store);
 
     let store = database.open().await;

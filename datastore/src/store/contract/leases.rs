@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
+use futures_util::stream;
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::proto::{PeekLeaseReply, TakeLeaseReply, TakeLeaseRequest};
+use protoplex_wire::proto::{
+    Asset, ChangeHandlersRequest, Member, PeekLeaseReply, PutMemberRequest, ReleaseLeaseRequest,
+    RemoveMemberRequest, TakeLeaseReply, TakeLeaseRequest,
+};
 
+use super::handlers::handler;
 use super::{Database, until};
 use crate::store::{Store, StoreError};
 
@@ -133,6 +138,66 @@ pub(crate) async fn a_restart_lets_the_holder_go_on(database: &impl Database) {
     assert_eq!((renewed.granted, renewed.term), (true, 1));
     let anew = take(&*store, "a", 0, LONG_MS).await;
     assert_eq!((anew.granted, anew.term), (true, 2));
+}
+
+pub(crate) async fn a_released_lease_is_anybodys_at_once(database: &impl Database) {
+    let store = database.open().await;
+    let release = async |holder: &str, term| {
+        let request = ReleaseLeaseRequest { name: "seed".to_owned(), holder: holder.to_owned(), term };
+        store.release_lease(request).await.unwrap();
+    };
+    release("a", 1).await;
+    assert_eq!(peek(&*store).await, PeekLeaseReply::default(), "what isn't there can't be released");
+    assert!(take(&*store, "a", 0, LONG_MS).await.granted);
+    for (holder, term) in [("b", 1), ("a", 2), ("a", 0)] {
+        release(holder, term).await;
+        assert_eq!(held(&*store).await, (1, "a".to_owned()), "{holder} {term}");
+    }
+    release("a", 1).await;
+    release("a", 1).await;
+    assert!(!peek(&*store).await.held);
+    assert!(!take(&*store, "a", 1, LONG_MS).await.granted, "it is over for good");
+    let taken = take(&*store, "b", 0, LONG_MS).await;
+    assert_eq!((taken.granted, taken.term), (true, 2));
+    release("a", 1).await;
+    assert_eq!(held(&*store).await, (2, "b".to_owned()), "a late release takes nothing from a successor");
+}
+
+pub(crate) async fn what_an_older_term_wants_changed_stays(database: &impl Database) {
+    let store = database.open().await;
+    let member = |id: &str| Member { id: id.to_owned(), pool: "rooms".to_owned(), ..Member::default() };
+    let put = |id: &str, term| PutMemberRequest { member: Some(member(id)), revision: 1 << 50, term };
+    let remove = |id: &str, term| RemoveMemberRequest {
+        pool: "rooms".to_owned(),
+        id: id.to_owned(),
+        revision: 1 << 50,
+        term,
+    };
+    let change = |name: &str, base, term| ChangeHandlersRequest {
+        base,
+        put: vec![handler(name, "*", &format!("/{name}"))],
+        term,
+        ..ChangeHandlersRequest::default()
+    };
+    assert!(take(&*store, "a", 0, LONG_MS).await.granted);
+    store.put_member(put("m", 1)).await.unwrap();
+    let version = store.change_handlers(change("one", 1, 1)).await.unwrap();
+    assert!(take(&*store, "a", 0, LONG_MS).await.granted, "the second term begins");
+    let before = store.load_routes().await.unwrap();
+
+    assert!(matches!(store.put_member(put("n", 1)).await, Err(StoreError::Fenced(2))));
+    assert!(matches!(store.remove_member(remove("m", 1)).await, Err(StoreError::Fenced(2))));
+    let changed = store.change_handlers(change("two", version, 1)).await;
+    assert!(matches!(changed, Err(StoreError::Fenced(2))), "{changed:?}");
+    let asset = Asset { path: "/a".to_owned(), ..Asset::default() };
+    let built = store.put_build("*", 1, stream::iter([Ok(asset)])).await;
+    assert!(matches!(built, Err(StoreError::Fenced(2))), "{built:?}");
+    assert_eq!(store.load_routes().await.unwrap(), before, "nothing has changed");
+
+    // The present term may, and so may tools that are no seed.
+    store.put_member(put("n", 2)).await.unwrap();
+    store.remove_member(remove("m", 0)).await.unwrap();
+    store.change_handlers(change("two", version, 2)).await.unwrap();
 }
 
 pub(crate) async fn senseless_leases_are_refused(database: &impl Database) {

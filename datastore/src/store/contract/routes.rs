@@ -14,10 +14,10 @@ fn member(id: &str, address: &str) -> Member {
 pub(crate) async fn the_higher_revision_of_a_member_stays(database: &impl Database) {
     let store = database.open().await;
     let put = async |member: &Member, revision| {
-        store.put_member(PutMemberRequest { member: Some(member.clone()), revision }).await
+        store.put_member(PutMemberRequest { member: Some(member.clone()), revision, term: 0 }).await
     };
     let remove = async |id: &str, revision| {
-        let request = RemoveMemberRequest { pool: "rooms".to_owned(), id: id.to_owned(), revision };
+        let request = RemoveMemberRequest { pool: "rooms".to_owned(), id: id.to_owned(), revision, term: 0 };
         store.remove_member(request).await.unwrap();
     };
     let members = async || store.load_routes().await.unwrap().members;
@@ -37,14 +37,14 @@ pub(crate) async fn the_higher_revision_of_a_member_stays(database: &impl Databa
     remove("m", 6).await;
     assert_eq!(members().await, vec![other]);
     assert!(matches!(put(&member("", ""), 7).await, Err(StoreError::Invalid(_))));
-    let nobody = PutMemberRequest { member: None, revision: 7 };
+    let nobody = PutMemberRequest { member: None, revision: 7, term: 0 };
     assert!(matches!(store.put_member(nobody).await, Err(StoreError::Invalid(_))));
 }
 
 pub(crate) async fn routes_outlive_a_crash(database: &impl Database) {
     let store = database.open().await;
     put(&*store, handler("a", "*", "/a")).await.unwrap();
-    let request = PutMemberRequest { member: Some(member("m", "127.0.0.1:1")), revision: 1 << 40 };
+    let request = PutMemberRequest { member: Some(member("m", "127.0.0.1:1")), revision: 1 << 40, term: 0 };
     store.put_member(request).await.unwrap();
     let before = store.load_routes().await.unwrap();
     drop(store);

@@ -23,6 +23,9 @@ use crate::config::Raw;
 use crate::request::Live;
 use crate::serve::keep_tenures;
 
+/// Over how long a child that drains gives up its keys.
+pub(super) const PARTING: Duration = Duration::from_millis(600);
+
 pub(super) struct Cluster {
     pub(super) seed: Seed,
     identity: Identity,
@@ -88,10 +91,15 @@ impl Cluster {
         problems.finish().unwrap();
         let live = Rc::new(Live::new(config, link, &self.identity));
         let (trigger, drain) = Drain::new();
-        tokio::task::spawn_local(keep_tenures(Rc::clone(&live), lost_keys, drain.clone()));
+        let tenures = keep_tenures(Rc::clone(&live), lost_keys, drain, PARTING);
+        let (given_up, server_drain) = Drain::new();
+        tokio::task::spawn_local(async move {
+            tenures.await;
+            given_up.pull();
+        });
         let listeners = vec![Listener { socket, tls: None, fronts: Fronts::default() }];
         let served = tokio::task::spawn_local(async move {
-            serve(listeners, Limits::default(), AccessLog::off(), drain, live).await.unwrap();
+            serve(listeners, Limits::default(), AccessLog::off(), server_drain, live).await.unwrap();
         });
         Node { member: member.to_owned(), address, drain: trigger, served }
     }

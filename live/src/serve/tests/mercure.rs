@@ -1,13 +1,13 @@
 //! Publishing and subscribing.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::cluster::{until, with_cluster};
+use super::cluster::{PARTING, until, with_cluster};
 use super::{Curl, DEADLINE, curl};
 use crate::config::Raw;
 
@@ -233,6 +233,68 @@ async fn a_drain_sends_its_subscribers_away_and_leaves() {
         assert_eq!(stream.block().await, None);
         timeout(DEADLINE, node.served).await.expect("drained").unwrap();
         until("it left", || !cluster.seed.has_member("live-1:0")).await;
+    })
+    .await;
+}
+
+/// Who owns a key until it is given up serves it until then, to newcomers, too.
+#[tokio::test]
+async fn a_drain_gives_its_keys_up_bit_by_bit_and_serves_each_until_then() {
+    with_cluster(async |cluster| {
+        let node = cluster.node("live-1:0", Raw::default()).await;
+        let _heir = cluster.node("live-1:1", Raw::default()).await;
+        cluster.seed.tell_members("live-1:0");
+        let topics: Vec<_> = (0..8).map(|number| format!("t{number}")).collect();
+        let mut streams = Vec::new();
+        for topic in &topics {
+            let epoch = cluster.seed.assign(topic, "live-1:0");
+            streams.push(node.follow(&format!("{HUB}?topic={topic}"), topic, epoch, &[]).await);
+        }
+        let begun = Instant::now();
+        node.drain.pull();
+        until("it gets no new keys", || cluster.seed.is_draining("live-1:0")).await;
+        until("some are given up", || !cluster.seed.released().is_empty()).await;
+        let given_up = cluster.seed.released().len();
+        assert!(given_up < topics.len(), "all at once");
+        assert!(cluster.seed.has_member("live-1:0"));
+        for stream in &mut streams {
+            let retry = stream.block().await.unwrap();
+            assert!(retry.starts_with("retry: "), "{retry}");
+            assert_eq!(stream.block().await, None);
+        }
+        assert!(begun.elapsed() >= PARTING / 2, "they have the time for it");
+        timeout(DEADLINE, node.served).await.expect("drained").unwrap();
+        let mut released = cluster.seed.released();
+        released.sort_unstable();
+        assert_eq!(released, topics);
+        until("it left", || !cluster.seed.has_member("live-1:0")).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_seed_asks_for_is_given_up_but_what_is_in_use_is_not_idle() {
+    with_cluster(async |cluster| {
+        let node = cluster.node("live-1:0", Raw::default()).await;
+        for topic in ["used", "moved", "unused"] {
+            cluster.seed.assign(topic, "live-1:0");
+        }
+        let mut used =
+            node.follow(&format!("{HUB}?topic=used"), "used", cluster.seed.owner("used").1, &[]).await;
+        let moving = cluster.seed.owner("moved").1;
+        let mut moved = node.follow(&format!("{HUB}?topic=moved"), "moved", moving, &[]).await;
+        cluster.seed.ask_for("used", true);
+        cluster.seed.ask_for("unused", true);
+        cluster.seed.ask_for("moved", false);
+        assert!(moved.block().await.unwrap().starts_with("retry: "), "its users are told to come back");
+        assert_eq!(moved.block().await, None);
+        until("both are released", || cluster.seed.released().len() == 2).await;
+        let mut released = cluster.seed.released();
+        released.sort_unstable();
+        assert_eq!(released, ["moved", "unused"]);
+        assert_eq!(node.send(&format!("{HUB}?topic=moved"), "moved", moving, &[]).await.status, 421);
+        node.publish(cluster, "used", cluster.seed.owner("used").1, "data=on").await;
+        assert_eq!(used.data().await, "on");
     })
     .await;
 }

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
+use prost::Message as _;
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::seed_server::{Seed as Service, SeedServer};
 use protoplex_wire::proto::{
     Asset, Assigned, FetchBuildRequest, FollowReply, FollowRequest, FollowWelcome, JoinReply, JoinRequest,
-    Located, Member, OwnedKey, Owner, Position, Renewed, Revoked, follow_reply, follow_request, located,
+    Located, Member, OwnedKey, Owner, Pool, Position, Renewed, Revoked, Table, Yield, follow_reply,
+    follow_request, located,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -30,6 +32,7 @@ struct State {
     wishes: HashMap<String, String>,
     last_epoch: u64,
     released: Vec<String>,
+    draining: Vec<String>,
 }
 
 impl Seed {
@@ -64,6 +67,29 @@ impl Seed {
         let (member, epoch) = state.owners.remove(key).unwrap();
         let keys = vec![OwnedKey { key: key.to_owned(), epoch }];
         state.tell(&member, follow_reply::Message::Revoked(Revoked { keys }));
+    }
+
+    /// Asks the owner of a key to give it up; answers the epoch.
+    pub(super) fn ask_for(&self, key: &str, idle: bool) -> u64 {
+        let state = self.0.lock().unwrap();
+        let (member, epoch) = state.owners[key].clone();
+        let keys = vec![OwnedKey { key: key.to_owned(), epoch }];
+        state.tell(&member, follow_reply::Message::Yield(Yield { keys, idle }));
+        epoch
+    }
+
+    /// Tells this one who the members are.
+    pub(super) fn tell_members(&self, member: &str) {
+        let state = self.0.lock().unwrap();
+        let members = state.members.values().map(|(member, _)| member.clone()).collect();
+        let pools = vec![Pool { name: crate::POOL.to_owned(), members }];
+        let table = Table { version: 1, pools, ..Table::default() };
+        state.tell(member, follow_reply::Message::Table(table.encode_to_vec().into()));
+    }
+
+    /// Does it get no new keys any more?
+    pub(super) fn is_draining(&self, member: &str) -> bool {
+        self.0.lock().unwrap().draining.iter().any(|draining| draining == member)
     }
 
     /// Ends the lease of a member.
@@ -114,13 +140,20 @@ impl State {
                     (owner, epoch)
                 });
                 let address = self.members[&owner].0.address.clone();
-                let result = Some(located::Result::Owner(Owner { member: owner, address, epoch }));
+                let result =
+                    Some(located::Result::Owner(Owner { member: owner, address, epoch, fresh_ms: 0 }));
                 self.tell(member, follow_reply::Message::Located(Located { id: locate.id, result }));
             }
-            follow_request::Message::Release(release) => {
-                self.owners.remove(&release.key);
-                self.released.push(release.key);
+            follow_request::Message::Released(released) => {
+                for OwnedKey { key, epoch } in released.keys {
+                    if self.owners.get(&key).is_some_and(|(_, current)| *current == epoch) {
+                        self.owners.remove(&key);
+                    }
+                    self.released.push(key);
+                }
             }
+            follow_request::Message::Draining(_) => self.draining.push(member.to_owned()),
+            follow_request::Message::HotKeys(_) => {}
             follow_request::Message::Leave(_) => {
                 self.members.remove(member);
             }

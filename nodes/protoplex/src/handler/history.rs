@@ -53,11 +53,11 @@ pub(super) async fn previous(cluster: &Cluster) -> anyhow::Result<Option<u64>> {
 /// The handlers of a version.
 pub(super) async fn at(cluster: &Cluster, version: u64) -> anyhow::Result<Vec<Handler>> {
     let request = HandlersAtRequest { version };
-    Ok(cluster.answer(cluster.operator()?.handlers_at(request)).await?.handlers)
+    Ok(cluster.answer(cluster.operator().await?.handlers_at(request)).await?.handlers)
 }
 
 async fn versions(cluster: &Cluster) -> anyhow::Result<Vec<VersionRow>> {
-    let history = cluster.answer(cluster.operator()?.handler_history(HandlerHistoryRequest {})).await?;
+    let history = cluster.answer(cluster.operator().await?.handler_history(HandlerHistoryRequest {})).await?;
     let row = |it: protoplex_wire::proto::HandlerVersion| VersionRow {
         version: it.version,
         changed_at_ms: it.changed_at_ms,

@@ -47,7 +47,7 @@ pub(super) async fn one(common: &Common, cluster: &Cluster, name: &str) -> anyho
     let list = now(cluster).await?;
     let handler = HandlerRow::from(named(&list.handlers, name)?);
     let history =
-        cluster.answer(cluster.operator()?.handler_history(HandlerHistoryRequest {})).await?.versions;
+        cluster.answer(cluster.operator().await?.handler_history(HandlerHistoryRequest {})).await?.versions;
     let made = history.into_iter().find(|made| made.version == handler.since).unwrap_or_default();
     let pools = cluster.status().await?.pools;
     let members = pools.into_iter().filter(|pool| pool.name == handler.pool).flat_map(|pool| pool.members);

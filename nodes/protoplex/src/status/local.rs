@@ -30,6 +30,15 @@ struct Page {
     file_limit: u64,
     open_files: u64,
     children: Vec<Child>,
+    seed: Option<Link>,
+}
+
+/// Its link to the seeds.
+#[derive(Deserialize)]
+struct Link {
+    lost_ms: Option<u64>,
+    #[serde(default)]
+    reason: String,
 }
 
 #[derive(Deserialize)]
@@ -83,6 +92,8 @@ fn report(node: String, found: Found, page: Option<Page>) -> NodeReport {
         open_files: page.open_files,
         uptime_ms: page.uptime_ms,
         seen_ms_ago: 0,
+        seed_lost_ms: page.seed.as_ref().and_then(|link| link.lost_ms),
+        seed_reason: page.seed.map(|link| link.reason).unwrap_or_default(),
         children: page.children.into_iter().map(ChildReport::from).collect(),
     }
 }

@@ -3,10 +3,11 @@
 use std::fs;
 
 use protoplex_testkit::cluster::Cluster;
+use protoplex_testkit::ports::Port;
 use protoplex_testkit::postgres::{PASSWORD, Server};
 use protoplex_testkit::until;
 
-use crate::{get, plan, put};
+use crate::{get, plan, put, put_with};
 
 /// The cluster goes before the server that it uses.
 struct Bench {
@@ -104,4 +105,72 @@ fn row_a_url_of_no_database_is_refused_with_its_line() {
         assert_eq!(checked.status.code(), Some(2), "{told}");
         assert!(told.contains(why) && !told.contains("hush"), "{told}");
     }
+}
+
+#[test]
+fn a_cluster_moves_from_its_file_to_postgresql_and_back() {
+    let server = Server::start();
+    let mut cluster = plan().file("").start();
+    let upload = |cluster: &Cluster, path: &str| put(cluster, path, path.as_bytes(), &[]).status;
+    let is_served = |cluster: &Cluster, path: &str| {
+        let answer = get(&format!("{}{path}", cluster.http()), &[]);
+        answer.status == 200 && answer.body == path.as_bytes()
+    };
+    assert_eq!(upload(&cluster, "/files/of-the-file"), 201);
+    cluster.json(&[
+        "handler",
+        "add",
+        "rooms",
+        "--path",
+        "/room/{room}",
+        "--key",
+        "{room}",
+        "--pool",
+        "rooms",
+    ]);
+    let handlers = cluster.json(&["handler", "list"]);
+    let token = crate::token(&cluster, &["--path", "/files/", "--uses", "2"]);
+    assert_eq!(put_with(&cluster, &token, "/files/first", b"1", &[]).status, 201);
+
+    let url = server.database();
+    let migrate = ["datastore", "migrate", "--to", &url];
+    let refused = cluster.run(&migrate);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("is in use"), "{told}");
+    let archive = cluster.folder().join("edge.jsonl.gz");
+    let exported = cluster.json(&["datastore", "export", archive.to_str().unwrap()]);
+    assert!(exported["rows"].as_u64().unwrap() > 5, "{exported}");
+
+    cluster.stop();
+    let moved = cluster.json(&migrate);
+    assert!(!moved.to_string().contains(PASSWORD), "{moved}");
+    let listen = format!("datastore.listen={}", Port::take().address());
+    let start = cluster.run(&["datastore", "--set", &listen, "--set", "meta.datastore=127.0.0.1:0"]);
+    assert!(!start.status.success(), "nobody goes on with the old one by mistake");
+    let logged = [String::from_utf8_lossy(&start.stderr).into_owned(), cluster.logs()].concat();
+    assert!(logged.contains("everything was moved to"), "{logged}");
+
+    let configuration = cluster.folder().join("protoplex.toml");
+    fs::write(&configuration, format!("[datastore]\nurl = \"{url}\"\n")).unwrap();
+    cluster.start();
+    assert!(is_served(&cluster, "/files/of-the-file"));
+    assert_eq!(cluster.json(&["handler", "list"])["handlers"], handlers["handlers"]);
+    assert_eq!(put_with(&cluster, &token, "/files/second", b"2", &[]).status, 201, "the second use");
+    assert_eq!(put_with(&cluster, &token, "/files/third", b"3", &[]).status, 403, "there were two");
+    assert_eq!(upload(&cluster, "/files/of-postgresql"), 201);
+
+    cluster.stop();
+    let back = ["datastore", "migrate", "--to", "sqlite"];
+    assert!(!cluster.run(&back).status.success(), "what is there isn't lost by mistake");
+    cluster.json(&[&back[..], &["--replace"]].concat());
+    fs::write(&configuration, "").unwrap();
+    cluster.start();
+    assert!(is_served(&cluster, "/files/of-the-file") && is_served(&cluster, "/files/of-postgresql"));
+    cluster.stop();
+
+    // The export is of before all that.
+    cluster.json(&["datastore", "import", "--replace", archive.to_str().unwrap()]);
+    cluster.start();
+    assert!(is_served(&cluster, "/files/of-the-file"));
+    assert_eq!(get(&format!("{}/files/of-postgresql", cluster.http()), &[]).status, 404);
 }

@@ -35,7 +35,7 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Room).serve_forever()
 "#;
 
 /// A process that is killed when this is dropped.
-pub(crate) struct Killed(Child);
+pub(crate) struct Killed(pub(crate) Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -45,7 +45,7 @@ impl Drop for Killed {
     }
 }
 
-fn server(port: &Port, name: &str) -> Killed {
+pub(crate) fn server(port: &Port, name: &str) -> Killed {
     let server =
         Command::new("python3").args(["-c", SERVER, &port.number().to_string(), name]).spawn().unwrap();
     let server = Killed(server);
@@ -175,7 +175,7 @@ fn a_websocket_reaches_the_owner_of_its_key() {
 }
 
 /// Says its name, then echoes.
-fn websocket_server(port: &Port, name: &'static str) {
+pub(crate) fn websocket_server(port: &Port, name: &'static str) {
     let listener = TcpListener::bind(port.address()).unwrap();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {

@@ -21,7 +21,7 @@ fn hello(config: serde_json::Value) -> Hello {
         account: None,
         node: "proxy-1".to_owned(),
         data: "data".into(),
-        seed: "127.0.0.1:8050".to_owned(),
+        seeds: vec!["127.0.0.1:8050".to_owned()],
         region: String::new(),
         zone: String::new(),
         meta: "127.0.0.1:8053".parse().unwrap(),

@@ -54,3 +54,23 @@ fn a_process_that_disagrees_about_a_kind_is_left_out() {
 fn values_of_labels_are_escaped() {
     assert_eq!(labels([("a", "\\\"\n"), ("b", "")]), r#"a="\\\"\n",b="""#);
 }
+
+#[test]
+fn values_are_told_with_the_labels_that_they_were_given() {
+    let awkward = [("path", "a\"b\\c\nd,e=\"f"), ("method", "GET"), ("empty", "")];
+    let mut family = Family::new("requests", Kind::Histogram, "");
+    family.push("_sum", labels(awkward), 1.5);
+    family.push("_bucket", String::new(), "+Inf");
+    let mut exposition = Exposition::default();
+    exposition.add(vec![family, Family::new("other", Kind::Gauge, "")], Some(1));
+    let measures = exposition.measures(&["req"]);
+    let expected = awkward.iter().copied().chain([("child", "1")]);
+    assert_eq!(
+        measures[0].labels,
+        expected.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    );
+    assert_eq!((measures[0].name.as_str(), &measures[0].value), ("requests_sum", &1.5.into()));
+    assert_eq!(measures[1].value, "+Inf");
+    assert!(exposition.measures(&["x", "requests_s"]).len() == 1 && exposition.measures(&["x"]).is_empty());
+    assert_eq!(exposition.measures(&[]).len(), 2);
+}

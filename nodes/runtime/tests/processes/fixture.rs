@@ -122,7 +122,7 @@ fn spec(file: &str) -> Result<Spec, String> {
             account: account(arguments.user.as_deref())?,
             node: "fixture-1".to_owned(),
             data: arguments.data,
-            seed: String::new(),
+            seeds: Vec::new(),
             region: String::new(),
             zone: String::new(),
             meta,

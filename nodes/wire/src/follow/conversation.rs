@@ -1,8 +1,10 @@
 //! One link after the other: hello, then whatever comes, in order.
 
+use std::error::Error;
 use std::rc::Rc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
@@ -10,45 +12,67 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
-use super::questions::MAX_QUESTIONS;
-use super::{Builds, LocateError, Shared};
+use super::questions::{Closed, MAX_QUESTIONS};
+use super::{Builds, LocateError, MAX_MESSAGE_BYTES, Shared, Wanted};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::holder::Holder;
 use crate::owners::Owner;
 use crate::proto;
 use crate::proto::datastore_client::DatastoreClient;
+use crate::proto::seed_client::SeedClient;
 use crate::proto::{
-    Build, FollowHello, FollowReply, FollowRequest, FollowWelcome, Known, Located, Owned, OwnedKey,
-    follow_reply, follow_request, located,
+    Build, Draining, FollowHello, FollowReply, FollowRequest, FollowWelcome, Known, Located, Owned, OwnedKey,
+    Table, Yield, follow_reply, follow_request, located,
 };
+use crate::seeds::{self, Redirect};
 
 /// Messages that may wait for a slow link; past that it is closed and opened anew.
 const OUTGOING: usize = 2 * MAX_QUESTIONS;
 /// A seed that takes the connection but does not welcome within this time is taken for dead.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(3);
+/// Datastores that are kept in mind.
+const MAX_DATASTORES: usize = 16;
 /// Keys in one message of the report.
 const REPORT_CHUNK: usize = 1000;
 
 pub(super) async fn keep_open(shared: Rc<Shared>) {
     let mut backoff = Backoff::default();
+    let mut round = Instant::now();
+    shared.begin_round().await;
     while !shared.left.get() {
-        let ended = converse(&shared, &mut backoff).await;
+        if let Some(leader) = shared.elected.take() {
+            shared.search.borrow_mut().elected(&leader);
+        }
+        let next = shared.search.borrow_mut().next_seed();
+        let Some(address) = next else {
+            // Both arms are cancel-safe.
+            tokio::select! {
+                () = sleep(backoff.next_delay_after(round.elapsed())) => {}
+                () = shared.retry.notified() => {}
+            }
+            round = Instant::now();
+            shared.begin_round().await;
+            continue;
+        };
+        let ended = converse(&shared, &address, &mut backoff).await;
         if !shared.left.get() {
             match ended {
-                Ok(()) => debug!("the link to the seed ended"),
+                Ok(()) => debug!(address, "the link to the seed ended"),
                 Err(status) if is_refusal(&status) => shared.refused(status.message()),
-                Err(status) => debug!(reason = status.message(), "no link to the seed"),
+                Err(status) => {
+                    debug!(address, reason = status.message(), "no link to the seed");
+                    if let Some(Redirect { address, term }) = Redirect::of(&status)
+                        && term >= shared.term.get()
+                    {
+                        shared.note_term(term);
+                        shared.search.borrow_mut().redirected(&address);
+                    }
+                }
             }
         }
-        shared.disconnected();
-        if shared.left.get() {
-            return;
-        }
-        // Both arms are cancel-safe.
-        tokio::select! {
-            () = sleep(backoff.next_delay()) => {}
-            () = shared.retry.notified() => {}
+        if shared.disconnected() {
+            round = Instant::now();
         }
     }
 }
@@ -59,14 +83,34 @@ pub(crate) fn is_refusal(status: &Status) -> bool {
     status.code() == Code::FailedPrecondition || own_fault.contains(&status.code())
 }
 
-async fn converse(shared: &Shared, backoff: &mut Backoff) -> Result<(), Status> {
+async fn converse(shared: &Shared, address: &str, backoff: &mut Backoff) -> Result<(), Status> {
+    let unusable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
+    let channel = shared.identity.channel(address).map_err(unusable)?;
+    let mut seed = SeedClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    // What was asked of an earlier attempt is not asked of this one.
+    tokio::select! {
+        biased;
+        () = shared.close.notified() => {}
+        () = std::future::ready(()) => {}
+    }
     let (outgoing, requests) = mpsc::channel(OUTGOING);
     let opening = tokio_stream::iter(shared.opening());
     let requests = opening.chain(ReceiverStream::new(requests));
-    let mut seed = shared.seed.clone();
 
     let silent = |_| Status::deadline_exceeded("the seed does not welcome");
-    let mut replies = timeout(WELCOME_TIMEOUT, seed.follow(requests)).await.map_err(silent)??.into_inner();
+    let patience = shared.search.borrow().patience();
+    // Who is asked has no effect yet: any arm may be dropped.
+    let answered = tokio::select! {
+        answered = timeout(patience, seed.follow(requests)) => answered.map_err(silent).flatten(),
+        () = shared.close.notified() => Err(Status::deadline_exceeded("the seed is silent")),
+        () = shared.called_from(address) => Err(Status::cancelled("another seed leads")),
+    };
+    if let Err(status) = &answered
+        && (status.source().is_some() || status.code() == Code::DeadlineExceeded)
+    {
+        shared.search.borrow_mut().unanswered();
+    }
+    let mut replies = answered?.into_inner();
     let first = timeout(WELCOME_TIMEOUT, replies.next()).await.map_err(silent)?;
     let Some(follow_reply::Message::Welcome(welcome)) = first.transpose()?.and_then(|reply| reply.message)
     else {
@@ -76,6 +120,14 @@ async fn converse(shared: &Shared, backoff: &mut Backoff) -> Result<(), Status> 
         // It has left while it was greeted. The end of this link makes the seed give it no key.
         return Ok(());
     }
+    let term = welcome.position.map_or(0, |position| position.term);
+    if term < shared.term.get() {
+        return Err(Status::unavailable("the seed leads no more: another one has led since"));
+    }
+    shared.seed.replace(Some(seed));
+    shared.search.borrow_mut().led(address);
+    shared.link_term.set(term);
+    shared.note_term(term);
     shared.welcomed(&welcome, outgoing);
     backoff.reset();
 
@@ -113,6 +165,8 @@ impl Shared {
             member: self.who.member.clone(),
             incarnation: 0,
             attempt: 0,
+            capacity: self.capacity.get(),
+            yields: self.judge.borrow().is_some(),
         };
         let mut owned = Vec::new();
         self.with_holder(|holder, now| {
@@ -136,10 +190,10 @@ impl Shared {
             self.position.set(position);
         }
         info!(term = position.term, "following the seed");
-        match self.identity.channel(&welcome.datastore) {
-            Ok(channel) => drop(self.datastore.replace(Some(DatastoreClient::new(channel)))),
-            Err(error) => warn!(address = welcome.datastore, %error, "the seed names no usable datastore"),
-        }
+        // All of them come right behind.
+        let known = self.datastores.borrow().iter().map(|(address, _)| address.clone()).collect::<Vec<_>>();
+        let others = known.into_iter().filter(|address| *address != welcome.datastore);
+        self.use_datastores([welcome.datastore.clone()].into_iter().chain(others));
         let lease = Duration::from_millis(welcome.lease_ms.into());
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.into());
         self.tell_holder(|holder, now| holder.welcomed(lease, heartbeat, now));
@@ -148,13 +202,17 @@ impl Shared {
         self.lost_since.set(None);
         self.refusal.send_if_modified(|refusal| refusal.take().is_some());
         self.connected.send_replace(true);
+        if self.draining.get() {
+            self.say(follow_request::Message::Draining(Draining {}));
+        }
         let unanswered = self.questions.borrow_mut().unanswered();
         for question in unanswered {
             self.say(question);
         }
     }
 
-    pub(super) fn disconnected(&self) {
+    /// Says whether there was a link.
+    pub(super) fn disconnected(&self) -> bool {
         self.outgoing.borrow_mut().take();
         if self.lost_since.get().is_none() {
             self.lost_since.set(Some(Instant::now()));
@@ -164,6 +222,53 @@ impl Shared {
             warn!("lost the seed: going on with what is known");
         }
         self.tell_holder(|holder, _| holder.disconnected());
+        lost
+    }
+
+    /// Begins to look for the seed that leads, with the addresses that the configured ones have now.
+    async fn begin_round(&self) {
+        let configured = self.seeds.resolve().await;
+        self.search.borrow_mut().begin(&configured);
+    }
+
+    /// The datastore names the holder of the leader's row.
+    pub(super) fn elected(&self, holder: &str, term: u64) {
+        self.note_term(term);
+        if let Some(address) = seeds::address_of(holder) {
+            self.elected.replace(Some(address.to_owned()));
+        }
+        self.retry.notify_one();
+    }
+
+    /// Returns when another seed than this one is known to lead. Cancel-safe.
+    async fn called_from(&self, address: &str) {
+        while self.elected.borrow().as_deref().is_none_or(|leader| leader == address) {
+            self.retry.notified().await;
+        }
+    }
+
+    /// A seed leads in this term: a link to one of an older term ends.
+    fn note_term(&self, term: u64) {
+        self.term.set(term.max(self.term.get()));
+        if self.link_term.get() < self.term.get() && self.outgoing.borrow().is_some() {
+            self.close.notify_one();
+        }
+    }
+
+    fn use_datastores(&self, addresses: impl Iterator<Item = String>) {
+        let mut known = self.datastores.borrow_mut();
+        let mut use_these = Vec::new();
+        for address in addresses.take(MAX_DATASTORES) {
+            if let Some(client) = known.iter().find(|(known, _)| *known == address) {
+                use_these.push(client.clone());
+                continue;
+            }
+            match self.identity.channel(&address) {
+                Ok(channel) => use_these.push((address, DatastoreClient::new(channel))),
+                Err(error) => warn!(address, %error, "the seed names no usable datastore"),
+            }
+        }
+        *known = use_these;
     }
 
     /// Tells the operator, once for each reason.
@@ -182,9 +287,20 @@ impl Shared {
     fn told(&self, reply: FollowReply) {
         use follow_reply::Message;
         let Some(message) = reply.message else { return };
+        if self.link_term.get() < self.term.get() {
+            // Another seed leads by now; this link is about to end.
+            return;
+        }
         match message {
             Message::Welcome(_) => {}
-            Message::Table(table) => drop(self.table.send_replace(Rc::new(table))),
+            Message::Directory(it) => {
+                self.search.borrow_mut().told(it.seeds);
+                self.use_datastores(it.datastores.into_iter());
+            }
+            Message::Table(table) => match Table::decode(table) {
+                Ok(table) => drop(self.table.send_replace(Rc::new(table))),
+                Err(error) => warn!(%error, "the seed's routing table can't be read: the last one goes on"),
+            },
             Message::Build(build) => self.build(build),
             Message::Located(located) => self.located(located),
             Message::Known(known) => self.known(known),
@@ -194,10 +310,11 @@ impl Shared {
                     holder.revoked(&key.key, key.epoch);
                 }
             }),
+            Message::Yield(it) => self.asked_to_yield(it),
             Message::Renewed(it) => self.tell_holder(|holder, now| holder.renewed(it.sequence, now)),
             Message::LeaseLost(_) => self.tell_holder(Holder::lease_lost),
             Message::Invalidate(it) => {
-                self.owners.borrow_mut().forget(&it.pool, &it.key);
+                self.owners.borrow_mut().forget(&it.pool, &it.keys);
                 self.advance(it.sequence);
             }
             Message::MemberGone(it) => {
@@ -227,18 +344,33 @@ impl Shared {
         self.builds.send_replace(Rc::new(builds));
     }
 
+    /// The seed asks for keys: gives up those that need not be kept.
+    fn asked_to_yield(&self, Yield { keys, idle }: Yield) {
+        let judge = self.judge.borrow();
+        let given_up = |owned: &OwnedKey| {
+            let OwnedKey { key, epoch } = owned;
+            let wanted = Wanted { key, epoch: *epoch, idle };
+            judge.as_ref().map_or(idle, |judge| judge(wanted))
+                && self.with_holder(|holder, _| holder.release(key, *epoch)) == Some(true)
+        };
+        let (keys, kept) = keys.into_iter().partition(given_up);
+        // What moves may be given up later.
+        self.say_released(keys, if idle { kept } else { Vec::new() });
+    }
+
     /// What a sibling was answered. What this one knows to be refuted it does not believe again.
     fn known(&self, Known { pool, key, owner }: Known) {
         let mut owners = self.owners.borrow_mut();
-        if let Some(owner) =
-            owner.and_then(owner_of).filter(|owner| owner.epoch > owners.refuted(&pool, &key))
+        if let Some((owner, fresh)) =
+            owner.and_then(owner_of).filter(|(owner, _)| owner.epoch > owners.refuted(&pool, &key))
         {
-            owners.learn(&pool, &key, owner);
+            owners.learn(&pool, &key, &owner, BootTime::now(), fresh);
         }
     }
 
     fn located(&self, located: Located) {
-        let Some((pool, key, waiting)) = self.questions.borrow_mut().close(located.id) else {
+        let Some(Closed { pool, key, sent_at, waiting }) = self.questions.borrow_mut().close(located.id)
+        else {
             return;
         };
         let answer = match located.result {
@@ -251,9 +383,13 @@ impl Shared {
             }
             None => Err(super::unavailable("the seed's answer is empty")),
         };
-        if let Ok(owner) = &answer {
-            self.owners.borrow_mut().learn(&pool, &key, owner.clone());
-        }
+        let answer = answer.map(|(owner, fresh)| {
+            if !fresh.is_zero() && self.shortest_fresh.get().is_none_or(|shortest| fresh < shortest) {
+                self.shortest_fresh.set(Some(fresh));
+            }
+            self.owners.borrow_mut().learn(&pool, &key, &owner, sent_at, fresh);
+            owner
+        });
         for waiter in waiting {
             // Whoever asked may have gone.
             let _ = waiter.send(answer.clone());
@@ -261,8 +397,9 @@ impl Shared {
     }
 }
 
-/// Nothing where its address is none.
-fn owner_of(owner: proto::Owner) -> Option<Owner> {
-    let proto::Owner { member, address, epoch } = owner;
-    Some(Owner { member: member.into(), address: address.parse().ok()?, epoch })
+/// The owner, and for how long the answer is fresh. Nothing where its address is none.
+fn owner_of(owner: proto::Owner) -> Option<(Owner, Duration)> {
+    let proto::Owner { member, address, epoch, fresh_ms } = owner;
+    let owner = Owner { member: member.into(), address: address.parse().ok()?, epoch };
+    Some((owner, Duration::from_millis(fresh_ms.into())))
 }

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use super::{SEED_LEASE, Shared};
 use crate::clock::BootTime;
 use crate::holder::{Lost, Step};
-use crate::proto::{PeekLeaseRequest, Renew, follow_request};
+use crate::proto::{PeekLeaseReply, PeekLeaseRequest, Renew, follow_request};
 
 /// The datastore must say quickly whether a seed leads, or it says nothing.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -55,26 +55,30 @@ fn act(shared: &Rc<Shared>, step: Step) {
     }
 }
 
-/// Goes on for another lease if no seed leads: any later one waits a whole lease before it assigns unreported keys.
+/// Goes on for another lease if no seed leads: any later one waits a whole lease before it assigns unreported keys. Of
+/// several datastores, which are of one database, the first that answers decides: the one that the seed used may have
+/// died with it.
 async fn ask_datastore(shared: Rc<Shared>) {
-    let Some(mut datastore) = shared.datastore.borrow().clone() else {
-        return;
-    };
-    let asked_at = BootTime::now();
-    let question = PeekLeaseRequest { name: SEED_LEASE.to_owned() };
-    match timeout(ASK_TIMEOUT, datastore.peek_lease(question)).await {
-        Ok(Ok(lease)) if !lease.get_ref().held => {
-            shared.with_holder(|holder, now| holder.unseeded(asked_at, now));
+    let datastores = shared.datastores.borrow().clone();
+    for (address, mut datastore) in datastores {
+        let asked_at = BootTime::now();
+        let question = PeekLeaseRequest { name: SEED_LEASE.to_owned() };
+        match timeout(ASK_TIMEOUT, datastore.peek_lease(question)).await {
+            Ok(Ok(lease)) => return answered(&shared, &lease.into_inner(), asked_at),
+            Ok(Err(status)) => debug!(address, reason = status.message(), "cannot ask the datastore"),
+            Err(_) => debug!(address, "the datastore does not answer"),
         }
-        Ok(Ok(lease)) => {
-            let lease = lease.into_inner();
-            debug!(seed = lease.holder, "a seed leads, but does not answer here");
-            let left = Duration::from_millis(lease.left_ms.into());
-            shared.tell_holder(|holder, now| holder.seeded(asked_at, left, now));
-            // It may have come this moment, and the lease here may end before the back-off does.
-            shared.retry.notify_one();
-        }
-        Ok(Err(status)) => debug!(reason = status.message(), "cannot ask the datastore"),
-        Err(_) => debug!("the datastore does not answer"),
     }
+}
+
+fn answered(shared: &Shared, lease: &PeekLeaseReply, asked_at: BootTime) {
+    if !lease.held {
+        shared.with_holder(|holder, now| holder.unseeded(asked_at, now));
+        return;
+    }
+    debug!(seed = lease.holder, "a seed leads, but does not answer here");
+    let left = Duration::from_millis(lease.left_ms.into());
+    shared.tell_holder(|holder, now| holder.seeded(asked_at, left, now));
+    // It may have come this moment, and the lease here may end before the back-off does.
+    shared.elected(&lease.holder, lease.term);
 }

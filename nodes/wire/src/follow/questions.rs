@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tokio::sync::oneshot;
 
 use super::LocateError;
+use crate::clock::BootTime;
 use crate::owners::Owner;
 use crate::proto::{Locate, follow_request};
 
@@ -22,7 +23,17 @@ pub(super) struct Questions {
 
 struct Question {
     locate: Locate,
+    sent_at: BootTime,
     waiting: Vec<Answer>,
+}
+
+/// A question that has its answer.
+pub(super) struct Closed {
+    pub(super) pool: String,
+    pub(super) key: String,
+    /// First, if it was sent again on another link.
+    pub(super) sent_at: BootTime,
+    pub(super) waiting: Vec<Answer>,
 }
 
 /// What became of a question.
@@ -51,15 +62,17 @@ impl Questions {
         self.last_id += 1;
         let locate = Locate { id: self.last_id, pool: pool.to_owned(), key: key.to_owned(), refuted_epoch };
         self.by_key.insert(name, locate.id);
-        self.open.insert(locate.id, Question { locate: locate.clone(), waiting: vec![answer] });
+        let question = Question { locate: locate.clone(), sent_at: BootTime::now(), waiting: vec![answer] };
+        self.open.insert(locate.id, question);
         Opened::New(locate)
     }
 
-    /// Pool and key of a question, and who waits for its answer.
-    pub(super) fn close(&mut self, id: u64) -> Option<(String, String, Vec<Answer>)> {
-        let Question { locate, waiting } = self.open.remove(&id)?;
-        self.by_key.remove(&(Box::from(&*locate.pool), Box::from(&*locate.key)));
-        Some((locate.pool, locate.key, waiting))
+    /// Takes a question out, with who waits for its answer.
+    pub(super) fn close(&mut self, id: u64) -> Option<Closed> {
+        let Question { locate, sent_at, waiting } = self.open.remove(&id)?;
+        let Locate { pool, key, .. } = locate;
+        self.by_key.remove(&(Box::from(&*pool), Box::from(&*key)));
+        Some(Closed { pool, key, sent_at, waiting })
     }
 
     /// All that still matter, to be sent again on a new link.
@@ -99,7 +112,7 @@ mod tests {
         }
         assert!(matches!(ask("one more").0, Opened::New(_)), "abandoned questions make room");
         assert_eq!(
-            questions.close(1).map(|(_, key, waiting)| (key, waiting.len())),
+            questions.close(1).map(|closed| (closed.key, closed.waiting.len())),
             Some(("a".to_owned(), 2))
         );
     }

@@ -15,9 +15,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::*;
 use crate::proto::seed_server::{Seed, SeedServer};
 use crate::proto::{
-    Assigned, FollowHello, FollowReply, FollowWelcome, Invalidate, JoinReply, JoinRequest, Locate, Located,
-    MemberGone, Owned, OwnedKey, Owner as Named, ResetOwners, follow_reply, located,
+    Assigned, Directory, FollowHello, FollowReply, FollowWelcome, Invalidate, JoinReply, JoinRequest, Locate,
+    Located, MemberGone, Owned, OwnedKey, Owner as Named, ResetOwners, Unavailable, follow_reply, located,
 };
+use crate::seeds::Redirect;
 use follow_reply::Message as Reply;
 use follow_request::Message as Said;
 
@@ -86,14 +87,28 @@ impl Conversation {
     }
 
     async fn answer(&self, question: &Locate, port: u16, epoch: u64) {
-        let owner = Named { member: "live-1:0".to_owned(), address: format!("127.0.0.1:{port}"), epoch };
+        self.answer_for(question, port, epoch, Duration::ZERO).await;
+    }
+
+    async fn answer_for(&self, question: &Locate, port: u16, epoch: u64, fresh: Duration) {
+        let (member, address) = ("live-1:0".to_owned(), format!("127.0.0.1:{port}"));
+        let owner = Named { member, address, epoch, fresh_ms: fresh.as_millis() as u32 };
         let result = Some(located::Result::Owner(owner));
         self.say(Reply::Located(Located { id: question.id, result })).await;
     }
 
+    /// The next question, for this key, can't be answered.
+    async fn refuse(&mut self, key: &str) {
+        let question = self.question().await;
+        assert_eq!(question.key, key);
+        let why = Unavailable { reason: "the seed does not lead".to_owned(), retry_after_ms: 1 };
+        let result = Some(located::Result::Unavailable(why));
+        self.say(Reply::Located(Located { id: question.id, result })).await;
+    }
+
     async fn invalidate(&self, sequence: u64, key: &str) {
-        let (pool, key) = ("rooms".to_owned(), key.to_owned());
-        self.say(Reply::Invalidate(Invalidate { sequence, pool, key })).await;
+        let (pool, keys) = ("rooms".to_owned(), vec![key.to_owned()]);
+        self.say(Reply::Invalidate(Invalidate { sequence, pool, keys })).await;
     }
 
     async fn close(self, status: Status) {
@@ -136,7 +151,7 @@ impl Seed for Stage {
 struct Rig {
     link: Link,
     opened: mpsc::Receiver<Conversation>,
-    _data: TempDir,
+    data: TempDir,
 }
 
 impl Rig {
@@ -159,7 +174,7 @@ impl Rig {
             instance: "i".to_owned(),
         });
         let link = Link::open(&identity, &address, Follower { node, child: 0, kind, zone, member }).unwrap();
-        Self { link, opened, _data: data }
+        Self { link, opened, data }
     }
 
     async fn next(&mut self) -> Conversation {
@@ -193,6 +208,83 @@ impl Rig {
 
 async fn play<F: Future<Output = ()>>(test: F) {
     LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_seed_of_an_older_term_is_not_followed_and_one_that_names_another_is_left_at_once() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, _) = rig.welcomed(2, 7).await;
+        let owner = rig.locate(&mut seed, "a", 1, 5).await;
+        drop(seed);
+        rig.connected(false).await;
+
+        let mut old = rig.next().await;
+        old.hello().await;
+        old.welcome(1, 9).await;
+        assert_eq!(old.next().await, None, "it is left without a word");
+        assert!(!rig.link.connected());
+        assert_eq!(rig.link.locate("rooms", "a").await, Ok(owner), "what was known goes on");
+
+        // It may be that one of the present term again.
+        let (seed, _) = rig.welcomed(2, 7).await;
+        // The other one doesn't answer; the first is tried again then.
+        let leader = Redirect { address: "127.0.0.1:1".to_owned(), term: 3 };
+        seed.close(Redirect::status("handed over", Some(&leader))).await;
+        rig.connected(false).await;
+        let mut stale = rig.next().await;
+        stale.hello().await;
+        stale.welcome(2, 7).await;
+        assert_eq!(stale.next().await, None, "the third term has begun elsewhere");
+        rig.welcomed(3, 0).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_seed_that_was_told_of_is_found_after_a_restart_while_the_configured_one_is_away() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let away = vec!["127.0.0.1:1".to_owned()];
+        let seeds = Seeds::new(away, rig.data.path());
+        let [there] = rig.link.shared.seeds.configured() else { panic!("the rig has one seed") };
+        // As the node's parent does when a seed tells it.
+        seeds.remember(std::slice::from_ref(there)).unwrap();
+        let who = rig.link.shared.who.clone();
+        let first = rig.next().await;
+        let restarted = Link::open(&rig.link.shared.identity, seeds, who).unwrap();
+        let mut seed = rig.next().await;
+        seed.hello().await;
+        seed.welcome(1, 0).await;
+        let mut connection = restarted.connection();
+        timeout(DEADLINE, connection.wait_for(|connected| *connected)).await.unwrap().unwrap();
+        drop(first);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn all_datastores_that_the_seed_tells_are_known_and_the_first_is_used() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        assert!(rig.link.datastore().is_none());
+        let (seed, _) = rig.welcomed(1, 0).await;
+        let named = |rig: &Rig| -> Vec<String> {
+            rig.link.shared.datastores.borrow().iter().map(|(address, _)| address.clone()).collect()
+        };
+        assert_eq!(named(&rig), ["127.0.0.1:1"]);
+        let told = ["127.0.0.1:2", "127.0.0.1:1"].map(str::to_owned).to_vec();
+        seed.say(Reply::Directory(Directory { seeds: Vec::new(), datastores: told.clone() })).await;
+        timeout(DEADLINE, async {
+            while named(&rig) != told {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        assert!(rig.link.datastore().is_some());
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -385,6 +477,74 @@ async fn who_leaves_while_it_is_greeted_is_no_member() {
         seed.welcome(1, 0).await;
         assert_eq!(seed.next().await, None, "it ends the link");
         assert!(!rig.link.connected());
+    })
+    .await;
+}
+
+/// Asks for the key over and over, as clients do.
+async fn keep_locating(link: &Link, key: &str) {
+    loop {
+        link.locate("rooms", key).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_has_aged_is_asked_for_anew_beside_the_requests_and_one_that_nobody_can_renew_goes_on()
+{
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, _) = rig.welcomed(1, 0).await;
+        let link = rig.link.clone();
+        let (first, ()) = tokio::join!(link.locate("rooms", "1"), async {
+            let question = seed.question().await;
+            seed.answer_for(&question, 1, 7, Duration::from_secs(1)).await;
+        });
+        assert_eq!(first.unwrap().epoch, 7);
+        let asked = Instant::now();
+        tokio::select! {
+            () = keep_locating(&link, "1") => unreachable!("it never ends"),
+            () = seed.refuse("1") => {}
+        }
+        assert!(asked.elapsed() < Duration::from_secs(1), "while it was still good");
+        // The next one is asked before the answer is used.
+        tokio::select! {
+            () = keep_locating(&link, "1") => unreachable!("it never ends"),
+            () = seed.refuse("1") => {}
+        }
+        assert!(asked.elapsed() > Duration::from_millis(400));
+        // Whether a third question is asked or this one waits for the answer to the second: known goes on.
+        assert_eq!(link.locate("rooms", "1").await.unwrap().epoch, 7);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_in_use_is_asked_for_again_though_nobody_locates_it() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, _) = rig.welcomed(1, 0).await;
+        let link = rig.link.clone();
+        let answered = async {
+            for key in ["1", "2"] {
+                let question = seed.question().await;
+                assert_eq!(question.key, key);
+                seed.answer_for(&question, 1, 7, Duration::from_secs(1)).await;
+            }
+        };
+        let located = async {
+            link.locate("rooms", "1").await.unwrap();
+            link.locate("rooms", "2").await.unwrap();
+        };
+        tokio::join!(located, answered);
+        let used = link.employ("rooms", "2");
+        drop(link.employ("rooms", "1"));
+        for _ in 0..2 {
+            let question = seed.question().await;
+            assert_eq!(question.key, "2");
+            seed.answer_for(&question, 1, 7, Duration::from_secs(1)).await;
+        }
+        drop(used);
     })
     .await;
 }

@@ -74,6 +74,24 @@ fn a_get_that_meets_the_end_of_a_used_connection_is_sent_once_more() {
 }
 
 #[test]
+fn a_member_that_fails_again_and_again_is_left_out_and_the_next_has_its_keys() {
+    run(async || {
+        let good = named("good").await;
+        let bad = Member::start(async |mut peer| {
+            peer.head().await;
+            // And closes the connection.
+        })
+        .await;
+        let proxy = Proxy::start(Hash, "{path}", &[&good, &bad]).await;
+        let mut failed = 0;
+        for n in 0..60 {
+            failed += usize::from(!proxy.get(&n.to_string()).await.0.starts_with("HTTP/1.1 200 "));
+        }
+        assert!((3..12).contains(&failed), "{failed} of 60, of which some 30 were for it");
+    });
+}
+
+#[test]
 fn a_key_from_a_form_leaves_the_form_as_it_was() {
     run(async || {
         let member = Member::echo().await;

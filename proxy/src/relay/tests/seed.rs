@@ -41,6 +41,7 @@ impl Script {
             member: format!("rooms/{address}"),
             address: address.to_string(),
             epoch,
+            fresh_ms: 0,
         };
         let owners = owners.iter().rev().map(owner).collect();
         self.inner.lock().unwrap().owners.insert(key.to_owned(), owners);

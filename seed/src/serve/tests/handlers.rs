@@ -3,7 +3,7 @@
 use futures_util::stream;
 use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::{
-    Asset, BuildEnd, ChangeHandlersRequest, DeployHeader, DeployRequest, ExplainRequest, Handler,
+    Asset, BuildEnd, ChangeHandlersRequest, DeployHeader, DeployRequest, Directory, ExplainRequest, Handler,
     HandlerChanges, HandlerHistoryRequest, HandlersAtRequest, JoinHello, JoinRequest, ListHandlersRequest,
     NodeState, deploy_request, join_reply, join_request, seed_client::SeedClient,
 };
@@ -227,7 +227,12 @@ async fn nodes_that_join_are_shown_until_they_part() {
     say.send(JoinRequest { message: Some(join_request::Message::Hello(hello.clone())) }).await.unwrap();
     let mut replies = client.join(ReceiverStream::new(said)).await.unwrap().into_inner();
     let first = replies.message().await.unwrap().unwrap().message.unwrap();
-    assert!(matches!(first, join_reply::Message::Welcome(welcome) if welcome.term > 0));
+    assert!(matches!(first, join_reply::Message::Welcome(welcome) if welcome.term > 0 && !welcome.idle));
+    let second = replies.message().await.unwrap().unwrap().message.unwrap();
+    let join_reply::Message::Directory(Directory { seeds, datastores }) = second else {
+        panic!("{second:?}")
+    };
+    assert_eq!((seeds, datastores), (vec![rig.seed.to_string()], vec![rig.datastore.to_string()]));
     let state = NodeState { ready: true, ..NodeState::default() };
     say.send(JoinRequest { message: Some(join_request::Message::State(state.clone())) }).await.unwrap();
     assert!(matches!(replies.message().await.unwrap().unwrap().message, Some(join_reply::Message::Seen(_))));

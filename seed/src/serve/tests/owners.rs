@@ -4,6 +4,8 @@ use protoplex_wire::follow::Link;
 use protoplex_wire::holder::Fence;
 use tokio::task::LocalSet;
 
+use crate::role::Role;
+
 use super::rig::{Rig, leads, until};
 
 /// Asks for the keys 0 to `count`, each until it is owned; answers members and epochs.
@@ -162,7 +164,7 @@ async fn a_released_key_and_a_refuted_epoch_get_new_epochs() {
             members(&asker, 1).await;
             let first = locate_all(&asker, 1).await[0].1;
             assert!(one.admit("0", first).await);
-            one.release("0", first);
+            one.release([("0", first)]);
             let second = until("the release is known", async || {
                 Some(locate_all(&asker, 1).await[0].1).filter(|epoch| *epoch > first)
             })
@@ -211,12 +213,13 @@ async fn without_its_datastore_a_seed_is_not_ready_and_then_it_is() {
             let rig = Rig::new();
             let seed = rig.start_seed().await;
             let asker = rig.follow("proxy-1", false);
-            let refused = until("the seed answers", async || {
-                asker.locate("rooms", "0").await.err().filter(|error| error.reason.contains("does not lead"))
+            let refused = until("it is told that no seed leads", async || {
+                asker.locate("rooms", "0").await.err().filter(|error| error.reason.contains("away"))
             })
             .await;
+            assert!(!asker.connected(), "a seed that does not lead has nothing to tell");
             assert!(refused.retry_after.as_millis() > 0);
-            assert!(!*seed.ready.borrow());
+            assert_eq!(*seed.role.borrow(), Role::Waiting);
             assert!(!rig.status().await.leading);
 
             let _datastore = rig.start_datastore().await;

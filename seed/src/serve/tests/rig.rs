@@ -5,16 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_datastore::sqlite::SqliteStore;
+use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::{Identity, TrustedChannel};
+use protoplex_wire::join::{self, Standing};
 use protoplex_wire::proto::operator_client::OperatorClient;
-use protoplex_wire::proto::{ClusterStatus, Handler, HandlerChanges, Member, Placement, StatusRequest};
+use protoplex_wire::proto::{
+    ClusterStatus, Handler, HandlerChanges, JoinHello, Member, NodeState, Placement, StatusRequest,
+};
+use protoplex_wire::seeds::Seeds;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::ownership::Idle;
+use crate::role::Role;
 use crate::serve::{RunError, Start, serve};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -24,7 +31,7 @@ pub(super) struct Process {
     runtime: Option<Runtime>,
     drain: Arc<Notify>,
     served: Option<JoinHandle<Result<(), RunError>>>,
-    pub(super) ready: watch::Receiver<bool>,
+    pub(super) role: watch::Receiver<Role>,
 }
 
 impl Process {
@@ -53,6 +60,10 @@ pub(super) struct Rig {
     pub(super) identity: Identity,
     pub(super) datastore: SocketAddr,
     pub(super) seed: SocketAddr,
+    /// When keys are idle, of the next seed.
+    pub(super) idle: Idle,
+    /// Where the second and the third seed are, in the tests of several.
+    pub(super) others: [SocketAddr; 2],
 }
 
 impl Rig {
@@ -60,7 +71,14 @@ impl Rig {
         let data = tempfile::tempdir().unwrap();
         let identity = Identity::open_or_create(&data.path().join("cluster")).unwrap();
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Self { data, identity, datastore: free(), seed: free() }
+        Self {
+            data,
+            identity,
+            datastore: free(),
+            seed: free(),
+            others: [free(), free()],
+            idle: Idle::default(),
+        }
     }
 
     pub(super) async fn start_datastore(&self) -> Process {
@@ -78,30 +96,65 @@ impl Rig {
     }
 
     pub(super) async fn start_seed(&self) -> Process {
-        let listener = bind(self.seed).await;
+        self.start(0, false).await
+    }
+
+    /// The first, the second or the third seed, which joins whichever leads as a node's parent does.
+    pub(super) async fn start_one_of(&self, index: usize) -> Process {
+        self.start(index, true).await
+    }
+
+    async fn start(&self, index: usize, joins: bool) -> Process {
+        let address = self.seeds()[index];
+        let listener = bind(address).await;
         let identity = self.identity.clone();
+        let node = format!("seed-{}", index + 1);
         let start = Start {
-            node: "seed-1".to_owned(),
-            datastore: self.datastore.to_string(),
-            snapshot: self.data.path().join("seed").join("owners"),
+            node: node.clone(),
+            instance: "i".to_owned(),
+            address: address.to_string(),
+            datastores: vec![self.datastore.to_string()],
+            seeds: Seeds::new(Vec::new(), &self.data.path().join(&node)),
+            snapshot: self.data.path().join(&node).join("owners"),
             max_keys: 1000,
+            events: Default::default(),
+            idle: self.idle.clone(),
         };
-        process(|drain, ready| async move {
-            serve(
-                start,
-                listener,
-                &identity,
-                |leads| {
-                    let _ = ready.send_replace(leads);
-                },
-                drain.notified(),
-            )
-            .await
+        let hello = JoinHello {
+            node,
+            kind: "seed".to_owned(),
+            instance: "i".to_owned(),
+            reached: address.to_string(),
+            ..JoinHello::default()
+        };
+        let seeds =
+            Seeds::new(self.seeds().map(|seed| seed.to_string()).into(), &self.data.path().join("none"));
+        process(|drain, role| async move {
+            let state = watch::Sender::new(NodeState::default());
+            let hello = watch::Sender::new(hello);
+            let standing = watch::Sender::new(Standing::new(BootTime::now()));
+            let joined = join::hold(identity.clone(), seeds, hello.subscribe(), state.subscribe(), standing);
+            let tell = |now: &Role| {
+                role.send_replace(now.clone());
+                state.send_replace(NodeState { ready: now.is_ready(), ..NodeState::default() });
+            };
+            tokio::select! {
+                served = serve(start, listener, &identity, tell, drain.notified()) => served,
+                Err(error) = joined, if joins => Err(error.into()),
+            }
         })
     }
 
+    pub(super) fn seeds(&self) -> [SocketAddr; 3] {
+        [self.seed, self.others[0], self.others[1]]
+    }
+
     pub(super) fn operator(&self) -> OperatorClient<TrustedChannel> {
-        OperatorClient::new(self.identity.channel(&self.seed.to_string()).unwrap())
+        self.operator_of(self.seed)
+    }
+
+    pub(super) fn operator_of(&self, seed: SocketAddr) -> OperatorClient<TrustedChannel> {
+        OperatorClient::new(self.identity.channel(&seed.to_string()).unwrap())
     }
 
     pub(super) async fn status(&self) -> ClusterStatus {
@@ -113,8 +166,18 @@ impl Rig {
         self.follow_as(node, node, member)
     }
 
+    /// As [`Self::follow`], of whichever of these seeds leads.
+    pub(super) fn follow_any(&self, node: &str, member: bool, seeds: &[SocketAddr]) -> Link {
+        let seeds = seeds.iter().map(ToString::to_string).collect();
+        self.follow_of(node, node, member, Seeds::new(seeds, &self.data.path().join("none")))
+    }
+
     /// As [`Self::follow`], of this instance of the node.
     pub(super) fn follow_as(&self, node: &str, instance: &str, member: bool) -> Link {
+        self.follow_of(node, instance, member, Seeds::from(&self.seed.to_string()))
+    }
+
+    fn follow_of(&self, node: &str, instance: &str, member: bool, seeds: Seeds) -> Link {
         let member = member.then(|| Member {
             id: format!("{node}:0"),
             pool: "rooms".to_owned(),
@@ -124,20 +187,20 @@ impl Rig {
         });
         let (node, kind) = (node.to_owned(), "live".to_owned());
         let who = Follower { node, child: 0, kind, zone: String::new(), member };
-        Link::open(&self.identity, &self.seed.to_string(), who).unwrap()
+        Link::open(&self.identity, seeds, who).unwrap()
     }
 }
 
 fn process<F, R>(main: F) -> Process
 where
-    F: FnOnce(Arc<Notify>, watch::Sender<bool>) -> R,
+    F: FnOnce(Arc<Notify>, watch::Sender<Role>) -> R,
     R: Future<Output = Result<(), RunError>> + Send + 'static,
 {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let drain = Arc::new(Notify::new());
-    let (tell_ready, ready) = watch::channel(false);
-    let served = runtime.spawn(main(Arc::clone(&drain), tell_ready));
-    Process { runtime: Some(runtime), drain, served: Some(served), ready }
+    let (tell_role, role) = watch::channel(Role::Waiting);
+    let served = runtime.spawn(main(Arc::clone(&drain), tell_role));
+    Process { runtime: Some(runtime), drain, served: Some(served), role }
 }
 
 /// The port of one that has just died may take a moment to be free.
@@ -159,8 +222,8 @@ pub(super) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T
 }
 
 pub(super) async fn leads(seed: &Process) {
-    let mut ready = seed.ready.clone();
-    timeout(DEADLINE, ready.wait_for(|ready| *ready)).await.unwrap().unwrap();
+    let mut role = seed.role.clone();
+    timeout(DEADLINE, role.wait_for(|role| matches!(role, Role::Leading(_)))).await.unwrap().unwrap();
 }
 
 pub(super) fn handler(name: &str, path: &str) -> Handler {

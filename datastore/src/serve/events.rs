@@ -1,0 +1,84 @@
+//! The service of the log of events.
+
+use std::sync::Arc;
+
+use protoplex_wire::proto::event_log_server::EventLog as Service;
+use protoplex_wire::proto::{
+    AppendEventsReply, AppendEventsRequest, BuryEventReply, DeadEvent, DeadEventList, DropDueReply,
+    DropDueRequest, DueEventsReply, DueEventsRequest, ListDeadEventsRequest, ListSubscriptionsRequest,
+    MoveSubscriptionsReply, MoveSubscriptionsRequest, PostponeEventsReply, PostponeEventsRequest,
+    PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest, RemoveSubscriptionReply,
+    RemoveSubscriptionRequest, Subscription, SubscriptionList, TrimEventsReply, TrimEventsRequest,
+};
+use tonic::Request;
+
+use super::{Answer, answer};
+use crate::event_log::EventLog;
+
+pub(super) struct EventService<S> {
+    pub(super) store: Arc<S>,
+}
+
+#[tonic::async_trait]
+impl<S: EventLog> Service for EventService<S> {
+    async fn append_events(&self, request: Request<AppendEventsRequest>) -> Answer<AppendEventsReply> {
+        answer(self.store.append_events(request.into_inner()).await)
+    }
+
+    async fn read_events(&self, request: Request<ReadEventsRequest>) -> Answer<ReadEventsReply> {
+        answer(self.store.read_events(request.into_inner()).await)
+    }
+
+    async fn trim_events(&self, request: Request<TrimEventsRequest>) -> Answer<TrimEventsReply> {
+        answer(self.store.trim_events(request.into_inner()).await)
+    }
+
+    async fn postpone_events(&self, request: Request<PostponeEventsRequest>) -> Answer<PostponeEventsReply> {
+        answer(self.store.postpone_events(request.into_inner()).await)
+    }
+
+    async fn due_events(&self, request: Request<DueEventsRequest>) -> Answer<DueEventsReply> {
+        answer(
+            self.store.due_events(request.into_inner().limit).await.map(|events| DueEventsReply { events }),
+        )
+    }
+
+    async fn drop_due(&self, request: Request<DropDueRequest>) -> Answer<DropDueReply> {
+        answer(self.store.drop_due(request.into_inner().numbers).await.map(|()| DropDueReply {}))
+    }
+
+    async fn put_subscription(&self, request: Request<PutSubscriptionRequest>) -> Answer<Subscription> {
+        answer(self.store.put_subscription(request.into_inner()).await)
+    }
+
+    async fn list_kept_subscriptions(
+        &self,
+        _: Request<ListSubscriptionsRequest>,
+    ) -> Answer<SubscriptionList> {
+        answer(self.store.list_subscriptions().await)
+    }
+
+    async fn move_subscriptions(
+        &self,
+        request: Request<MoveSubscriptionsRequest>,
+    ) -> Answer<MoveSubscriptionsReply> {
+        let moved = self.store.move_subscriptions(request.into_inner().moves).await;
+        answer(moved.map(|()| MoveSubscriptionsReply {}))
+    }
+
+    async fn remove_kept_subscription(
+        &self,
+        request: Request<RemoveSubscriptionRequest>,
+    ) -> Answer<RemoveSubscriptionReply> {
+        let removed = self.store.remove_subscription(&request.into_inner().name).await;
+        answer(removed.map(|()| RemoveSubscriptionReply {}))
+    }
+
+    async fn bury_event(&self, request: Request<DeadEvent>) -> Answer<BuryEventReply> {
+        answer(self.store.bury_event(request.into_inner()).await.map(|()| BuryEventReply {}))
+    }
+
+    async fn list_buried(&self, request: Request<ListDeadEventsRequest>) -> Answer<DeadEventList> {
+        answer(self.store.list_buried(request.into_inner()).await.map(|events| DeadEventList { events }))
+    }
+}

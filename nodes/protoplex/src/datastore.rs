@@ -1,0 +1,264 @@
+//! `protoplex datastore export|import|migrate`: all structured data to a file, from one, to another database.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write, stderr, stdin, stdout};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use flate2::Compression;
+use flate2::bufread::GzDecoder;
+use flate2::write::GzEncoder;
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use protoplex_datastore::archive::{self, ArchiveError, Database, Summary};
+use protoplex_datastore::{postgres, postgres::Target};
+use serde::Serialize;
+
+use crate::cli::{Common, DatastoreCommand, Migrate, Usage};
+use crate::cluster::Unreachable;
+use crate::output::{columns, plural, print};
+use crate::settings::Settings;
+
+/// Standard output, or standard input.
+const STANDARD: &str = "-";
+/// What `--to` says for the file in the data directory.
+const FILE: &str = "sqlite";
+/// How every gzip file begins (RFC 1952, section 2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const TICK: Duration = Duration::from_millis(100);
+
+/// What has been done.
+#[derive(Serialize)]
+struct Report {
+    from: String,
+    to: String,
+    rows: u64,
+    tables: Summary,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &Common, command: DatastoreCommand) -> anyhow::Result<()> {
+    let settings = Settings::load(common)?;
+    let configured = settings.datastore.database(&settings.data)?;
+    match command {
+        DatastoreCommand::Export { file } => {
+            // As whoever calls, for it is their folder; the database is touched as the nodes' user.
+            let out = Destination::create(&file)?;
+            settings.assume_account()?;
+            let to = file.display().to_string();
+            report(common, "exported", &configured.to_string(), &to, export(&configured, out).await?)
+        }
+        DatastoreCommand::Import { file, replace } => {
+            let input = open(&file)?;
+            settings.assume_account()?;
+            let bar = bar("imported");
+            let imported = archive::import(&configured, input, replace, || bar.inc(1)).await;
+            bar.finish_and_clear();
+            let summary = imported.map_err(|error| in_file(&file, error))?;
+            report(common, "imported", &file.display().to_string(), &configured.to_string(), summary)
+        }
+        DatastoreCommand::Migrate(command) => {
+            settings.assume_account()?;
+            migrate(common, &settings, &configured, command).await
+        }
+    }
+}
+
+async fn migrate(
+    common: &Common,
+    settings: &Settings,
+    configured: &Database,
+    command: Migrate,
+) -> anyhow::Result<()> {
+    if command.undo {
+        let to = archive::reopen(configured).await.map_err(explain)?;
+        let text = match &to {
+            Some(to) => format!("{configured} counts again, as it was when everything was moved to {to}"),
+            None => format!("nothing was moved away from {configured}"),
+        };
+        print(common.json, &serde_json::json!({"database": configured.to_string(), "was": to}), |_| text)?;
+        return Ok(());
+    }
+    let Some(to) = command.to else {
+        let [before, after] = archive::upgrade(configured).await.map_err(explain)?;
+        let text = match before {
+            0 => format!("{configured} was made, with schema {after}"),
+            _ if before == after => format!("{configured} has the present schema, {after}"),
+            _ => format!("{configured} was brought from schema {before} to {after}"),
+        };
+        let told = serde_json::json!({"database": configured.to_string(), "before": before, "after": after});
+        print(common.json, &told, |_| text)?;
+        return Ok(());
+    };
+    let password = command.password_file.as_deref().map(password).transpose()?;
+    let destination = match &*to {
+        FILE => protoplex_datastore::config::database_file(&settings.data),
+        url => Database::server(
+            Target::parse(url, password.as_deref()).map_err(|error| Usage(format!("--to {error}")))?,
+        ),
+    };
+    let bar = bar("moved");
+    let moved = archive::migrate(configured, &destination, command.replace, || bar.inc(1)).await;
+    bar.finish_and_clear();
+    report(common, "moved", &configured.to_string(), &destination.to_string(), moved.map_err(explain)?)?;
+    if !common.json {
+        let name = match destination {
+            Database::File(_) => "no datastore.url".to_owned(),
+            Database::Server(_) => "datastore.url = that database".to_owned(),
+        };
+        crate::output::tell(&format!(
+            "Now configure {name} and start the datastore. The old database was left as it is; no datastore opens it."
+        ));
+    }
+    Ok(())
+}
+
+async fn export(database: &Database, out: Destination) -> anyhow::Result<Summary> {
+    let bar = bar("exported");
+    let exported = match out.is_gzip() {
+        false => archive::export(database, BufWriter::new(&out), || bar.inc(1)).await,
+        true => {
+            let mut encoder = GzEncoder::new(BufWriter::new(&out), Compression::default());
+            let exported = archive::export(database, &mut encoder, || bar.inc(1)).await;
+            exported.and_then(|summary| Ok(encoder.finish()?.flush().map(|()| summary)?))
+        }
+    };
+    bar.finish_and_clear();
+    let summary = exported.map_err(explain)?;
+    out.keep()?;
+    Ok(summary)
+}
+
+fn report(common: &Common, done: &str, from: &str, to: &str, tables: Summary) -> anyhow::Result<()> {
+    let rows = tables.iter().map(|sum| sum.rows).sum();
+    let report = Report { from: from.to_owned(), to: to.to_owned(), rows, tables };
+    let text = |report: &Report| {
+        let cells: Vec<_> = report
+            .tables
+            .iter()
+            .map(|sum| [format!("  {}", sum.table), HumanCount(sum.rows).to_string()])
+            .collect();
+        let rows = plural(report.rows as usize, "row");
+        format!("{done} {rows} from {from} to {to}\n{}", columns(&cells))
+    };
+    if to == STANDARD {
+        // That is where the archive went.
+        crate::output::tell(text(&report).trim_end());
+        return Ok(());
+    }
+    Ok(print(common.json, &report, text)?)
+}
+
+/// Where an archive is written: it has its name only once it is whole.
+struct Destination {
+    file: Option<(File, PathBuf, PathBuf)>,
+}
+
+impl Destination {
+    fn create(name: &Path) -> anyhow::Result<Self> {
+        if name.as_os_str() == STANDARD {
+            if stdout().is_terminal() {
+                let advice = "an archive is for a file or a pipe: name a FILE, or pipe it to another command";
+                return Err(Usage(advice.to_owned()).into());
+            }
+            return Ok(Self { file: None });
+        }
+        let mut part = name.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        // It holds digests of secrets, and names.
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let file = options.open(&part).with_context(|| format!("can't write {}", part.display()))?;
+        Ok(Self { file: Some((file, part, name.to_owned())) })
+    }
+
+    fn is_gzip(&self) -> bool {
+        self.file
+            .as_ref()
+            .is_some_and(|(_, _, name)| name.extension().is_some_and(|extension| extension == "gz"))
+    }
+
+    /// On the disk, under its name.
+    fn keep(mut self) -> anyhow::Result<()> {
+        let Some((file, part, name)) = self.file.take() else { return Ok(()) };
+        let kept = file.sync_all().and_then(|()| fs::rename(&part, &name));
+        kept.with_context(|| format!("can't write {}", name.display()))
+    }
+}
+
+impl Drop for Destination {
+    fn drop(&mut self) {
+        if let Some((_, part, _)) = &self.file {
+            // What is left of one that failed is of no use, and in nobody's way.
+            let _ = fs::remove_file(part);
+        }
+    }
+}
+
+impl Write for &Destination {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.file {
+            Some((file, ..)) => (&mut &*file).write(bytes),
+            None => stdout().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &self.file {
+            Some((file, ..)) => (&mut &*file).flush(),
+            None => stdout().flush(),
+        }
+    }
+}
+
+/// An archive, compressed or not.
+fn open(name: &Path) -> anyhow::Result<Box<dyn BufRead>> {
+    let mut input: Box<dyn BufRead> = if name.as_os_str() == STANDARD {
+        Box::new(BufReader::new(stdin()))
+    } else {
+        let file = File::open(name).with_context(|| format!("can't read {}", name.display()))?;
+        Box::new(BufReader::new(file))
+    };
+    let is_gzip = input.fill_buf()?.starts_with(&GZIP);
+    Ok(if is_gzip { Box::new(BufReader::new(GzDecoder::new(input))) } else { input })
+}
+
+/// The first line of a file.
+fn password(file: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// What is wrong with a line is said with the file's name, as compilers do.
+fn in_file(file: &Path, error: ArchiveError) -> anyhow::Error {
+    match error {
+        ArchiveError::Malformed { line, reason } => anyhow::anyhow!("{}:{line}: {reason}", file.display()),
+        error => explain(error),
+    }
+}
+
+/// A server that is away may be there later; exit code 3.
+fn explain(error: ArchiveError) -> anyhow::Error {
+    match error {
+        ArchiveError::Server(error @ postgres::OpenError::Away { .. }) => {
+            Unreachable(error.to_string()).into()
+        }
+        error => error.into(),
+    }
+}
+
+fn bar(done: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if !stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} rows {msg}  {per_sec}  {elapsed}")
+    {
+        bar.set_style(style);
+    }
+    bar.set_message(done);
+    bar.enable_steady_tick(TICK);
+    bar
+}

@@ -1,0 +1,147 @@
+//! `protoplex discover`: which kinds of node there are and how many of each, and whose servers have joined.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use protoplex_wire::proto::PoolStatus;
+use serde::Serialize;
+
+use crate::cli::{Common, Discover};
+use crate::nodes::{Found, Nodes};
+use crate::output::{columns, print, tell};
+
+#[derive(Serialize)]
+struct Report {
+    kinds: Vec<Kind>,
+    pools: Vec<Pool>,
+    /// Why only those of this machine are told, where that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed_error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Kind {
+    kind: String,
+    count: usize,
+    /// How many run each version.
+    versions: BTreeMap<String, usize>,
+    instances: Vec<Instance>,
+}
+
+#[derive(Serialize)]
+struct Instance {
+    node: String,
+    version: String,
+    pid: u32,
+    children: u32,
+    zone: String,
+    /// Where it answers.
+    meta: SocketAddr,
+}
+
+/// One that others have joined.
+#[derive(Serialize)]
+struct Pool {
+    pool: String,
+    count: usize,
+    members: Vec<Member>,
+}
+
+#[derive(Serialize)]
+struct Member {
+    member: String,
+    address: String,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &Common, command: Discover) -> anyhow::Result<()> {
+    let report = Report::new(Nodes::find(common).await?, &command.kinds);
+    print(common.json, &report, |report| text(report, &command))?;
+    if let Some(error) = report.seed_error.filter(|_| !common.json) {
+        tell(&format!("protoplex: only nodes of this data directory are known: {error}"));
+    }
+    Ok(())
+}
+
+impl Report {
+    fn new(nodes: Nodes, wanted: &[String]) -> Self {
+        let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
+        let mut kinds: BTreeMap<String, Vec<Instance>> = BTreeMap::new();
+        for (node, found) in nodes.all().filter(|(_, found)| is_wanted(&found.kind)) {
+            let Found { kind, version, pid, children, zone, meta, .. } = found.clone();
+            let instance = Instance { node: node.to_owned(), version, pid, children, zone, meta };
+            kinds.entry(kind).or_default().push(instance);
+        }
+        let kind = |(kind, instances): (String, Vec<Instance>)| {
+            let mut versions = BTreeMap::new();
+            for instance in &instances {
+                *versions.entry(instance.version.clone()).or_default() += 1;
+            }
+            Kind { kind, count: instances.len(), versions, instances }
+        };
+        Self {
+            kinds: kinds.into_iter().map(kind).collect(),
+            seed_error: nodes.without_seed().map(|error| format!("{error:#}")),
+            pools: nodes.pools.into_iter().filter(|pool| is_wanted(&pool.name)).filter_map(joined).collect(),
+        }
+    }
+}
+
+/// The members that are no node's child.
+fn joined(pool: PoolStatus) -> Option<Pool> {
+    let members = pool.members.into_iter().filter_map(|status| status.member);
+    // `join` makes up POOL/HOST:PORT, nodes NODE:CHILD.
+    let is_child = |id: &str| {
+        id.rsplit_once(':')
+            .is_some_and(|(node, child)| !node.contains(['/', ':']) && child.parse::<u32>().is_ok())
+    };
+    let members: Vec<_> = members
+        .filter(|member| !is_child(&member.id))
+        .map(|member| Member { member: member.id, address: member.address })
+        .collect();
+    (!members.is_empty()).then_some(Pool { pool: pool.name, count: members.len(), members })
+}
+
+fn text(report: &Report, command: &Discover) -> String {
+    let mut text = String::new();
+    for kind in &report.kinds {
+        text.push_str(&format!("{} [{}]", kind.kind, kind.count));
+        if command.versions {
+            let versions: Vec<_> = match kind.versions.len() {
+                1 => kind.versions.keys().cloned().collect(),
+                _ => kind.versions.iter().map(|(version, count)| format!("{version} ({count})")).collect(),
+            };
+            text.push_str(&format!("  {}", versions.join(", ")));
+        }
+        text.push('\n');
+        if command.instances {
+            let rows: Vec<_> = kind.instances.iter().map(|instance| row(instance, command)).collect();
+            text.push_str(&columns(&rows));
+        }
+    }
+    for pool in &report.pools {
+        text.push_str(&format!("{} [{}]  joined\n", pool.pool, pool.count));
+        if command.instances {
+            let rows: Vec<_> =
+                pool.members.iter().map(|one| [format!("  {}", one.member), one.address.clone()]).collect();
+            text.push_str(&columns(&rows));
+        }
+    }
+    text
+}
+
+fn row(instance: &Instance, command: &Discover) -> [String; 5] {
+    let children = match instance.children {
+        0 => String::new(),
+        1 => "1 child".to_owned(),
+        count => format!("{count} children"),
+    };
+    let version = if command.versions { instance.version.clone() } else { String::new() };
+    [
+        format!("  {}", instance.node),
+        instance.meta.to_string(),
+        format!("pid {}", instance.pid),
+        children,
+        version,
+    ]
+}

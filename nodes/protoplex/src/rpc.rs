@@ -1,0 +1,88 @@
+//! How a method of a node is called: `POST /rpc/METHOD` on its meta port.
+
+use anyhow::Context;
+use protoplex_runtime::meta::OPERATOR;
+use protoplex_wire::identity::Identity;
+use reqwest::{ClientBuilder, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cli::{Common, Usage};
+use crate::cluster::{self, Unreachable};
+use crate::command::operator;
+use crate::meta::Meta;
+use crate::nodes::Found;
+use crate::settings::Settings;
+
+/// How one node is asked.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    node: String,
+    found: Found,
+    meta: Meta,
+}
+
+/// What is of interest of a problem (RFC 9457).
+#[derive(Deserialize)]
+struct Problem {
+    detail: String,
+}
+
+impl Caller {
+    /// Nothing is connected yet.
+    pub(crate) fn of(
+        (node, found): (&str, &Found),
+        identity: Option<&Identity>,
+        client: ClientBuilder,
+    ) -> anyhow::Result<Self> {
+        let meta = Meta::of(found, identity, client)?;
+        Ok(Self { node: node.to_owned(), found: found.clone(), meta })
+    }
+
+    /// Whether it still reaches that node.
+    pub(crate) fn is_for(&self, found: &Found) -> bool {
+        self.found.meta == found.meta && self.found.is_local == found.is_local
+    }
+
+    /// Calls a method with an object of JSON as its arguments.
+    pub(crate) async fn call(
+        &self,
+        method: &str,
+        arguments: &str,
+        trace: Option<&str>,
+    ) -> anyhow::Result<Value> {
+        let url = self.meta.url(&format!("rpc/{method}"), &[("node", &self.node)])?;
+        let request = self.meta.client.post(url).header(OPERATOR, operator());
+        let request = match trace {
+            Some(trace) => request.header("traceparent", trace),
+            None => request,
+        };
+        let answer = request.body(arguments.to_owned()).send().await;
+        let answer =
+            answer.map_err(|error| Unreachable(format!("{} does not answer: {}", self.node, why(&error))))?;
+        let status = answer.status();
+        let body = answer.bytes().await.with_context(|| format!("{} broke off its answer", self.node))?;
+        if status == StatusCode::OK {
+            return Ok(serde_json::from_slice(&body)?);
+        }
+        let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
+        let said = said.unwrap_or_else(|_| format!("it answers {status}"));
+        match status {
+            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => {
+                Err(Usage(format!("{}: {said}", self.node)).into())
+            }
+            _ => anyhow::bail!("{}: {said}", self.node),
+        }
+    }
+}
+
+/// Of the operator, for nodes of other machines.
+pub(crate) fn identity(common: &Common) -> anyhow::Result<Option<Identity>> {
+    Ok(cluster::identity(&Settings::load(common)?))
+}
+
+/// The innermost cause says it in the fewest words.
+fn why(error: &reqwest::Error) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.last().map(ToString::to_string).unwrap_or_default()
+}

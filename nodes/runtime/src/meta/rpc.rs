@@ -1,0 +1,172 @@
+//! `POST /rpc/METHOD`: an object of JSON in, any JSON out. `GET /rpc` tells which methods there are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info};
+
+use super::{answer, problem};
+use crate::commands::{CommandError, Outcome};
+use crate::interface::{METHODS, Method, named};
+use crate::node::Node;
+use crate::telemetry::{self, within_trace};
+
+/// Where methods are, before their names.
+const PATH: &str = "/rpc/";
+/// How large what a call brings may be, in bytes.
+pub(super) const MAX_ARGUMENTS_BYTES: usize = 1 << 20;
+
+/// Whether a request to this path is one of a method that changes nothing.
+pub(super) fn only_reads(path: &str) -> bool {
+    let method = path.strip_prefix(PATH).and_then(|name| named(name).ok());
+    method.is_some_and(|method| !method.is_command)
+}
+
+/// Whom the caller means: on another machine another node may have this address.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Meant {
+    node: Option<String>,
+}
+
+/// What the node is, and what it can be asked for.
+pub(super) async fn inspect(State(node): State<Arc<Node>>) -> Response {
+    Json(description(&node)).into_response()
+}
+
+pub(super) async fn call(
+    State(node): State<Arc<Node>>,
+    Path(method): Path<String>,
+    Query(meant): Query<Meant>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if let Some(meant) = meant.node.filter(|meant| *meant != node.name()) {
+        return super::misdirected(&node, &meant);
+    }
+    let method = match named(&method) {
+        Ok(method) => method,
+        Err(detail) => return problem(StatusCode::NOT_FOUND, &detail),
+    };
+    let arguments = match method.arguments(&body) {
+        Ok(arguments) => arguments,
+        Err(detail) => return problem(StatusCode::BAD_REQUEST, &detail),
+    };
+    let began = Instant::now();
+    // To its end, even where its caller goes away.
+    let called = tokio::spawn(carry_out(Arc::clone(&node), method, arguments)).await;
+    let response =
+        called.unwrap_or_else(|error| problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()));
+    let (duration_us, status) = (began.elapsed().as_micros() as u64, response.status().as_u16());
+    match trace(&headers) {
+        Some(id) => within_trace(&id, || info!(method = method.name, status, duration_us, "was asked")),
+        None => debug!(method = method.name, status, duration_us, "was asked"),
+    }
+    response
+}
+
+async fn carry_out(node: Arc<Node>, method: &'static Method, arguments: Map<String, Value>) -> Response {
+    let child = arguments.get("child").and_then(Value::as_u64).and_then(|child| u32::try_from(child).ok());
+    let flag = |name: &str| arguments.get(name).and_then(Value::as_bool).unwrap_or_default();
+    let text = |name: &str| arguments.get(name).and_then(Value::as_str).unwrap_or_default();
+    match method.name {
+        "ping" => Json(arguments.get("payload").cloned().unwrap_or_default()).into_response(),
+        "status" => Json(node.page()).into_response(),
+        "inspect" => Json(description(&node)).into_response(),
+        "metrics" => {
+            let prefixes = arguments.get("prefixes").and_then(Value::as_array).into_iter().flatten();
+            let prefixes: Vec<_> = prefixes.filter_map(Value::as_str).collect();
+            Json(node.measures(&prefixes).await).into_response()
+        }
+        "config" => Json(node.configuration()).into_response(),
+        "change_loglevel" => {
+            let period = arguments.get("for_s").and_then(Value::as_u64).map(Duration::from_secs);
+            answer(change_log_level(&node, text("level"), period))
+        }
+        "reload" => answer(node.reload().await),
+        "restart" => answer(node.restart(child).await),
+        "start" => answer(node.start(child).await),
+        "stop" => answer(node.stop(child, flag("now")).await),
+        "drain" => answer(node.drain(child).await),
+        "upgrade" => answer(node.upgrade().await),
+        other => problem(StatusCode::NOT_FOUND, &format!("there is no method {other:?}")),
+    }
+}
+
+fn description(node: &Node) -> Value {
+    let about = node.running();
+    json!({
+        "node": about.node,
+        "kind": about.kind,
+        "version": about.version,
+        "pid": about.pid,
+        "methods": METHODS,
+    })
+}
+
+/// For a while only, if that is wanted: then it is as it was, unless somebody has changed it meanwhile.
+fn change_log_level(
+    node: &Arc<Node>,
+    level: &str,
+    period: Option<Duration>,
+) -> Result<Outcome, CommandError> {
+    let before = telemetry::level();
+    let outcome = node.set_log_level(level)?;
+    if let (Some(period), Some(before)) = (period, before) {
+        let (node, level) = (Arc::clone(node), level.to_owned());
+        tokio::spawn(async move {
+            sleep(period).await;
+            if telemetry::level().as_ref() == Some(&level) && node.set_log_level(&before).is_ok() {
+                info!(level = before, "logs as before");
+            }
+        });
+    }
+    Ok(outcome)
+}
+
+/// The trace that the caller names (W3C Trace Context, section 3.2), if it is one.
+fn trace(headers: &HeaderMap) -> Option<[u8; 32]> {
+    let mut parts = headers.get("traceparent")?.to_str().ok()?.split('-');
+    let id: [u8; 32] = parts.nth(1)?.as_bytes().try_into().ok()?;
+    let is_hex = id.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    (is_hex && id != [b'0'; 32]).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn every_method_is_carried_out_and_only_those_that_read_are_for_readers() {
+        for method in &METHODS {
+            assert_eq!(only_reads(&format!("{PATH}{}", method.name)), !method.is_command);
+        }
+        assert!(!only_reads("/rpc/nothing") && !only_reads("/drain") && !only_reads("/rpc/"));
+    }
+
+    #[test]
+    fn a_trace_is_taken_where_it_is_one() {
+        let of = |text: &str| {
+            let headers = HeaderMap::from_iter([(
+                axum::http::HeaderName::from_static("traceparent"),
+                HeaderValue::from_str(text).unwrap(),
+            )]);
+            trace(&headers).map(|id| String::from_utf8(id.to_vec()).unwrap())
+        };
+        let id = "0af7651916cd43dd8448eb211c80319c";
+        assert_eq!(of(&format!("00-{id}-b7ad6b7169203331-01")).as_deref(), Some(id));
+        for wrong in ["", "00", "00-0af7", "00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+use super::*;
+
+const POOL: &str = "live";
+const NOW: BootTime = BootTime::ZERO;
+
+fn owner(member: &str, epoch: u64) -> Owner {
+    Owner { member: member.into(), address: "127.0.0.1:1".parse().unwrap(), epoch }
+}
+
+fn learn(owners: &mut Owners, pool: &str, key: &str, owner: &Owner) {
+    owners.learn(pool, key, owner, NOW, Duration::ZERO);
+}
+
+fn known(owners: &mut Owners, pool: &str, key: &str) -> Option<Owner> {
+    let (owner, age) = owners.known(pool, key, NOW + Duration::from_hours(1000))?;
+    assert_eq!(age, Age::Fresh, "without a time an answer stands until it is taken back");
+    Some(owner)
+}
+
+#[test]
+fn refuting_an_old_epoch_keeps_a_newer_answer() {
+    let mut owners = Owners::default();
+    learn(&mut owners, POOL, "a", &owner("live-1:0", 7));
+    owners.refute(POOL, "a", 6);
+    assert_eq!(known(&mut owners, POOL, "a"), Some(owner("live-1:0", 7)));
+    owners.refute(POOL, "a", 7);
+    assert_eq!(known(&mut owners, POOL, "a"), None);
+    assert_eq!(owners.refuted(POOL, "a"), 7);
+    learn(&mut owners, POOL, "a", &owner("live-1:1", 8));
+    assert_eq!(owners.refuted(POOL, "a"), 0);
+}
+
+#[test]
+fn a_member_that_is_gone_takes_only_its_own_answers() {
+    let mut owners = Owners::default();
+    learn(&mut owners, POOL, "a", &owner("live-1:0", 1));
+    learn(&mut owners, POOL, "b", &owner("live-1:1", 2));
+    learn(&mut owners, "rooms", "a", &owner("live-1:0", 3));
+    owners.forget_member(POOL, "live-1:0");
+    assert_eq!(known(&mut owners, POOL, "a"), None);
+    assert!(known(&mut owners, POOL, "b").is_some());
+    assert!(known(&mut owners, "rooms", "a").is_some());
+    owners.refute(POOL, "a", 1);
+    assert_eq!(owners.refuted(POOL, "a"), 1);
+    learn(&mut owners, POOL, "a", &owner("live-1:0", 4));
+    assert_eq!(known(&mut owners, POOL, "a"), Some(owner("live-1:0", 4)), "it may come back");
+}
+
+#[test]
+fn a_member_that_comes_back_elsewhere_has_none_of_its_old_answers() {
+    let mut owners = Owners::default();
+    learn(&mut owners, POOL, "a", &owner("live-1:0", 1));
+    let moved = Owner { address: "127.0.0.1:2".parse().unwrap(), ..owner("live-1:0", 2) };
+    learn(&mut owners, POOL, "b", &moved);
+    assert_eq!(known(&mut owners, POOL, "a"), None);
+    assert_eq!(known(&mut owners, POOL, "b"), Some(moved));
+}
+
+#[test]
+fn an_answer_ages_and_says_so_once_before_it_is_stale() {
+    let mut owners = Owners::default();
+    let at = |seconds| NOW + Duration::from_secs(seconds);
+    owners.learn(POOL, "a", &owner("live-1:0", 1), at(100), Duration::from_secs(60));
+    let mut age = |seconds| owners.known(POOL, "a", at(seconds)).unwrap().1;
+    assert_eq!(age(129), Age::Fresh);
+    assert_eq!(age(130), Age::Ageing);
+    assert_eq!(age(131), Age::Fresh, "whoever was told asks");
+    assert_eq!(age(160), Age::Stale);
+    assert_eq!(age(161), Age::Stale);
+    owners.learn(POOL, "a", &owner("live-1:0", 1), at(161), Duration::from_secs(60));
+    assert_eq!(owners.known(POOL, "a", at(162)).unwrap().1, Age::Fresh);
+}

@@ -1,0 +1,90 @@
+//! The datastores of one database: one is used for as long as it answers, then the next.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use protoplex_wire::identity::{Identity, TrustedChannel};
+use protoplex_wire::proto::datastore_client::DatastoreClient;
+use tokio::time::timeout;
+use tonic::{Code, Request, Response, Status};
+
+use crate::serve::MAX_ASSET_MESSAGE_BYTES;
+
+/// How long a datastore may take for one call.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for the leader's row where there is another one: it has to be asked before the row is over.
+const ROW_TIMEOUT: Duration = Duration::from_millis(800);
+
+pub(crate) type Datastore = DatastoreClient<TrustedChannel>;
+
+pub(crate) struct Datastores {
+    all: Vec<(String, Datastore)>,
+    used: AtomicUsize,
+}
+
+impl Datastores {
+    /// Connects to none of them yet. `addresses` are "host:port" each.
+    pub(crate) fn new(identity: &Identity, addresses: &[String]) -> Result<Self, tonic::transport::Error> {
+        let client = |address: &String| {
+            let client = DatastoreClient::new(identity.channel(address)?)
+                .max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
+            Ok((address.clone(), client))
+        };
+        Ok(Self { all: addresses.iter().map(client).collect::<Result<_, _>>()?, used: AtomicUsize::new(0) })
+    }
+
+    /// Which of them is used now.
+    pub(crate) fn index(&self) -> usize {
+        self.used.load(Ordering::Relaxed) % self.all.len()
+    }
+
+    /// The one that is used now.
+    pub(crate) fn client(&self) -> Datastore {
+        self.all[self.index()].1.clone()
+    }
+
+    /// Where they are, the one that is used first.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let mut addresses: Vec<_> = self.all.iter().map(|(address, _)| address.clone()).collect();
+        addresses.rotate_left(self.index());
+        addresses
+    }
+
+    /// A call about the leader's row has failed so: another datastore is used from here on, where there is one and that
+    /// may help. Says whether it may.
+    pub(crate) fn give_up(&self, status: &Status) -> bool {
+        let away = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown);
+        if !away || self.all.len() < 2 {
+            return false;
+        }
+        self.used.fetch_add(1, Ordering::Relaxed);
+        // Once all have failed it is time for a pause.
+        self.index() != 0
+    }
+
+    /// How long the one that is used may take for a call about the leader's row.
+    pub(crate) fn patience(&self) -> Duration {
+        if self.all.len() < 2 { CALL_TIMEOUT } else { ROW_TIMEOUT }
+    }
+}
+
+/// A request that the datastore has [`CALL_TIMEOUT`] for.
+pub(crate) fn limited<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_TIMEOUT);
+    request
+}
+
+/// The answer to a call, within [`CALL_TIMEOUT`] whatever the connection does.
+pub(crate) async fn call<T>(answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+    call_within(CALL_TIMEOUT, answer).await
+}
+
+/// The same within another time.
+pub(crate) async fn call_within<T>(
+    patience: Duration,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Status> {
+    let late = |_| Status::deadline_exceeded("the datastore does not answer");
+    Ok(timeout(patience, answer).await.map_err(late)??.into_inner())
+}

@@ -1,0 +1,64 @@
+//! NATS goes away, and comes back.
+
+use std::time::Duration;
+
+use protoplex_wire::events::{Bus, Notice};
+use tokio::time::{Instant, timeout};
+
+use super::rig::{DEADLINE, Keeper, Rig, alone, events, named, take, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nats_that_goes_away_loses_nothing_and_holds_nobody() {
+    let rig = Rig::start(Keeper::Nats).await;
+    let nats = rig.nats.as_ref().unwrap();
+    let (mut kept, mut alone) = (rig.subscribe(named("s", "a")).await, rig.subscribe(alone("a")).await);
+    rig.publish(&events("a", 0..10)).await;
+    assert_eq!(take(&mut kept, 5).await.len(), 5);
+    assert_eq!(take(&mut alone, 10).await.len(), 10);
+
+    nats.kill();
+    let refused = until("NATS is known to be away", async || {
+        let began = Instant::now();
+        let refused = rig.try_publish(&events("a", 10..11)).await.err()?;
+        assert!(began.elapsed() < Duration::from_secs(9), "answered in time");
+        Some(refused.to_string())
+    })
+    .await;
+    assert!(refused.contains("NATS"), "{refused}");
+    // Where nobody answers what is published is tried again until it is kept.
+    let bus: Bus = rig.bus.clone();
+    let waiting =
+        tokio::spawn(async move { bus.publish(&events("a", 10..20), Duration::ZERO, DEADLINE).await });
+
+    nats.resume();
+    assert_eq!(waiting.await.unwrap().unwrap().len(), 10);
+    let mut ids: Vec<u32> = Vec::new();
+    while ids.iter().max() != Some(&19) {
+        ids.extend(take(&mut kept, 1).await.iter().map(|id| id.parse::<u32>().unwrap()));
+    }
+    for n in 5..20 {
+        assert!(ids.contains(&n), "{n} was not delivered: {ids:?}");
+    }
+    assert_eq!(take(&mut alone, 10).await, (10..20).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nats_may_come_after_the_seed() {
+    let rig = Rig::start(Keeper::Nats).await;
+    let nats = rig.nats.as_ref().unwrap();
+    nats.kill();
+    let mut rig = rig;
+    rig.kill_seed();
+    rig.start_seed().await;
+    let refused = until("the seed answers", async || {
+        let refused = rig.try_publish(&events("a", 0..1)).await.err()?.to_string();
+        refused.contains("NATS is away").then_some(refused)
+    })
+    .await;
+    assert!(refused.contains("events.nats"), "{refused}");
+    rig.nats.as_ref().unwrap().resume();
+    let mut subscriber = rig.subscribe(named("s", "a")).await;
+    rig.publish(&events("a", 0..1)).await;
+    let notice = timeout(DEADLINE, subscriber.next()).await.unwrap().unwrap();
+    assert!(matches!(notice, Notice::Event(_)));
+}
