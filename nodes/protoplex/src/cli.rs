@@ -262,10 +262,10 @@ pub(crate) struct Join {
     #[arg(long)]
     pub zone: Option<String>,
     /// Ask this path for its health instead of only connecting; any answer below 500 is healthy
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = units::path)]
     pub health: Option<String>,
     /// Time between two health checks
-    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = units::interval)]
     pub interval: Duration,
     /// Its share of the pool's keys: one of 2 gets twice the keys of one of 1
     #[arg(long, value_name = "SHARES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]

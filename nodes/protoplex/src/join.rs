@@ -17,9 +17,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::cli::{Common, Join};
+use crate::cli::{Common, Join, Usage};
 use crate::cluster::Cluster;
 use crate::output;
+use crate::rpc::why;
 
 /// Checks in a row that must fail before the server is taken out.
 const FAILURES_TO_LEAVE: u32 = 2;
@@ -74,13 +75,20 @@ impl Sidecar {
                         // Whoever asks twice is in a hurry.
                         _ = stop.next() => {}
                     }
-                    link.leave().await;
-                    self.say("left", "");
+                    self.part(&link, "").await;
                     return Ok(());
                 }
             };
-            link.leave().await;
-            self.say("left", &reason);
+            self.part(&link, &reason).await;
+        }
+    }
+
+    /// Leaves, and says so where it was a member.
+    async fn part(&self, link: &Link, reason: &str) {
+        let was_member = *link.connection().borrow();
+        link.leave().await;
+        if was_member {
+            self.say("left", reason);
         }
     }
 
@@ -204,6 +212,9 @@ impl Backend {
         let address = address.with_context(|| format!("the host {host:?} of the backend has no address"))?;
         let health =
             command.health.as_ref().map(|path| url.join(path)).transpose().context("bad --health")?;
+        if health.as_ref().is_some_and(|health| health.origin() != url.origin()) {
+            return Err(Usage("--health is a path of the backend itself, as in /healthz".to_owned()).into());
+        }
         let member = Member {
             id: command.id.clone().unwrap_or_else(|| format!("{}/{host}:{port}", command.pool)),
             pool: command.pool.clone(),
@@ -229,7 +240,7 @@ impl Backend {
                 Err(format!("its health is {}", answer.status()))
             }
             Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(why(&error)),
         }
     }
 }
