@@ -7,7 +7,6 @@ use anyhow::Context;
 use protoplex_runtime::signals::StopSignals;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::{Identity, new_instance};
-use protoplex_wire::pattern::MAX_NAME_BYTES;
 use protoplex_wire::proto::Member;
 use protoplex_wire::seeds::Seeds;
 use reqwest::Url;
@@ -63,7 +62,8 @@ impl Sidecar {
                 () = self.until_healthy() => {}
                 _ = stop.next() => return Ok(()),
             }
-            let link = Link::open(&self.identity, self.seeds.clone(), self.follower())?;
+            let follower = Follower::of_backend(self.backend.member.clone());
+            let link = Link::open(&self.identity, self.seeds.clone(), follower)?;
             link.set_capacity(self.capacity);
             let moving = self.give_up_by(&link);
             let reason = tokio::select! {
@@ -96,17 +96,6 @@ impl Sidecar {
             });
         }
         moving
-    }
-
-    fn follower(&self) -> Follower {
-        let member = &self.backend.member;
-        Follower {
-            node: node_name(&member.instance, &member.id),
-            child: 0,
-            kind: "backend".to_owned(),
-            zone: member.zone.clone(),
-            member: Some(member.clone()),
-        }
     }
 
     async fn until_healthy(&self) {
@@ -232,12 +221,4 @@ impl Backend {
             Err(error) => Err(error.to_string()),
         }
     }
-}
-
-/// A side-car counts as a node of its own, which no other is taken for: "rooms/127.0.0.1:3000" →
-/// "join-0f3a9c24-rooms-127-0-0-1-3000".
-fn node_name(instance: &str, member: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    let name: String = format!("{instance:.8}-{member}").chars().map(plain).collect();
-    format!("join-{name}").chars().take(MAX_NAME_BYTES).collect()
 }
