@@ -308,9 +308,7 @@ async fn read_follower(
 }
 
 /// The hello, and all that a member reports.
-async fn greet(
-    requests: &mut impl Requests<FollowRequest>,
-) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
+async fn greet(requests: &mut impl Requests<FollowRequest>) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
     let first = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
     let Some(follow_request::Message::Hello(hello)) = first else {
         return Err(Status::invalid_argument("a follower's first message is its hello"));

@@ -178,7 +178,8 @@ async fn owner(State(outside): State<Arc<Outside>>, named: Named, uri: Uri) -> R
         match explained.owner {
             Some(owner) => Ok(Json(owned(&pool, &key, &owner))),
             None if explained.recovering => {
-                Err(Status::unavailable("the seed waits for members of this pool to say what they own").into())
+                Err(Status::unavailable("the seed waits for members of this pool to say what they own")
+                    .into())
             }
             None => Err(Problem::new(StatusCode::NOT_FOUND, format!("nobody owns {key:?} in pool {pool}"))),
         }

@@ -2,11 +2,11 @@
 
 use axum::body::Bytes;
 use protoplex_runtime::config::wording::plain;
+use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::Follower;
 use protoplex_wire::identity::new_instance;
 use protoplex_wire::proto::follow_reply::Message as Told;
 use protoplex_wire::proto::follow_request::Message as Said;
-use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
     self, Draining, FollowHello, FollowWelcome, Leave, Member, OwnedKey, Owner, Released, Renew,
 };
@@ -185,7 +185,8 @@ impl Answer<'_> {
 pub(super) fn welcome(session: &str, member: &Member, welcome: &FollowWelcome) -> String {
     let FollowWelcome { position, lease_ms, heartbeat_ms, .. } = *welcome;
     let term = position.map_or(0, |position| position.term);
-    Answer::Welcome { session, id: &member.id, instance: &member.instance, term, lease_ms, heartbeat_ms }.line()
+    Answer::Welcome { session, id: &member.id, instance: &member.instance, term, lease_ms, heartbeat_ms }
+        .line()
 }
 
 /// A message as a line; nothing for what only those need who send requests to owners.
