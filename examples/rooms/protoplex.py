@@ -58,8 +58,8 @@ class Keys(Protocol):
     def in_use(self, key: str) -> bool:
         """Nobody has asked for the key for long: is it in use all the same?"""
 
-    def lost(self, key: Optional[str]) -> None:
-        """The key is this member's no more (None: every key). Ends what lasts of it, streams say."""
+    def lost(self, key: str, epoch: int) -> None:
+        """The key is this member's no more at this epoch; it may be again at a later one. Ends what lasts of it, streams say."""
 
 
 class Cluster:
@@ -84,6 +84,8 @@ class Cluster:
         raw = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = http.client.HTTPConnection(seed)
+        # One that has ended is not opened again behind our back, without TLS.
+        connection.auto_open = 0
         connection.sock = self._tls.wrap_socket(raw, server_hostname=SERVER_NAME)
         return connection
 
@@ -182,7 +184,7 @@ class Member:
         done = threading.Event()
         self._events.put(("done", done))
         # Only once nothing is served any more.
-        done.wait(END_TIMEOUT_S)
+        done.wait(2 * END_TIMEOUT_S)
         self._say({"leave": {}})
         self._hang_up()
 
@@ -198,7 +200,7 @@ class Member:
                 tried.add(seed)
                 try:
                     self._converse(seed)
-                    seeds, tried, pause = list(self._seeds), set(), FIRST_PAUSE_S
+                    pause = FIRST_PAUSE_S
                     break
                 except Elsewhere as why:
                     log.info("%s: %s", seed, why)
@@ -281,7 +283,7 @@ class Member:
                 for key in it["keys"]:
                     if self._owned.get(key["key"]) == key["epoch"]:
                         del self._owned[key["key"]]
-                        self._events.put(("lost", key["key"]))
+                        self._events.put(("lost", {key["key"]: key["epoch"]}))
             elif what == "yield":
                 self._events.put(("yield", it))
             elif what == "lease_lost":
@@ -309,8 +311,8 @@ class Member:
         """No lease and no key; the next hello is another incarnation's."""
         self._incarnation = max(time.time_ns(), self._incarnation + 1)
         self._ends = None
-        self._owned.clear()
-        self._events.put(("lost", None))
+        self._events.put(("lost", self._owned))
+        self._owned = {}
         if not self._left:
             self._session = None
             self._hang_up()
@@ -359,11 +361,12 @@ class Member:
         while True:
             what, it = self._events.get()
             if what == "lost":
-                self._keys.lost(it)
-                self._ended(it)
+                for key, epoch in it.items():
+                    self._keys.lost(key, epoch)
             elif what == "yield":
                 self._give_up(it["keys"], it["idle"])
             elif what == "done":
+                self._ended(None)
                 it.set()
 
     def _give_up(self, keys: list[dict[str, Any]], idle: bool) -> None:
@@ -377,7 +380,7 @@ class Member:
                 if self._owned.get(key) != epoch:
                     continue
                 del self._owned[key]
-            self._keys.lost(key)
+            self._keys.lost(key, epoch)
             # One whose requests don't end is not released: the seed gives it to this member anew, or waits for the lease.
             if self._ended(key):
                 given_up.append(it)
@@ -385,6 +388,6 @@ class Member:
             self._say({"released": {"keys": given_up, "kept": kept}})
 
     def _ended(self, key: Optional[str]) -> bool:
-        """Waits until nothing of the key is served any more."""
+        """Waits until nothing of the key (None: of any) is served any more."""
         with self._changed:
             return self._changed.wait_for(lambda: not (key in self._serving if key else self._serving), END_TIMEOUT_S)

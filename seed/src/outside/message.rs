@@ -154,6 +154,10 @@ impl Asked {
 }
 
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    // Serde would take a list, too, for fields without names.
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err("a JSON object is expected".to_owned());
+    }
     serde_json::from_slice(text).map_err(|error| plain(&error.to_string()))
 }
 

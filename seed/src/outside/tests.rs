@@ -48,8 +48,8 @@ fn what_a_registration_leaves_out_grows_by_itself() {
 #[test]
 fn a_registration_that_is_none_is_told_what_is_wrong() {
     for (body, why) in [
-        ("", "EOF while parsing"),
-        ("[]", "invalid length 0"),
+        ("", "a JSON object is expected"),
+        (r#"["rooms","127.0.0.1:1"]"#, "a JSON object is expected"),
         ("{", "EOF while parsing"),
         (r#"{"address":"127.0.0.1:1"}"#, r#"missing key "pool""#),
         (r#"{"pool":"rooms"}"#, r#"missing key "address""#),
@@ -87,10 +87,10 @@ fn lines_are_taken_in_their_order_or_not_at_all() {
         ("{\"leave\":{}}\n{\"renew\":{}}", r#"line 2: missing key "sequence""#),
         (r#"{"renew":{"sequence":7,"at":1}}"#, r#"line 1: unknown key "at""#),
         (r#"{"renew":{"sequence":7},"leave":{}}"#, "line 1: "),
-        (r#""renew""#, "line 1: "),
+        (r#""leave""#, "line 1: a JSON object is expected"),
         (r#"{"hello":{}}"#, r#"line 1: unknown value "hello""#),
         ("{\"leave\":{}", "line 1: EOF"),
-        ("\u{1}", "line 1: expected value"),
+        ("\u{1}", "line 1: a JSON object is expected"),
     ] {
         let error = said(body.as_bytes()).unwrap_err();
         assert!(error.contains(why), "{body}: {error}");
