@@ -211,7 +211,8 @@ class Member:
                 finally:
                     self._closed()
             time.sleep(random.uniform(0, pause))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+            # While there is a lease there is no time to lose.
+            pause = FIRST_PAUSE_S if self._ends is not None else min(2 * pause, LONGEST_PAUSE_S)
 
     def _converse(self, seed: str) -> None:
         """Joins at this seed, and takes in what it says until the link ends. Raises where it wasn't welcomed."""
