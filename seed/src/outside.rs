@@ -19,7 +19,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
@@ -27,6 +27,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Json, Router};
+use futures_util::StreamExt;
 use protoplex_wire::identity::Guard;
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::follow_reply::Message as Told;
@@ -243,16 +244,34 @@ async fn not_allowed(method: Method, uri: Uri) -> Response {
 
 impl Outside {
     /// A whole body of at most so many bytes.
-    async fn read(&self, request: Request, max: usize) -> Result<axum::body::Bytes, Problem> {
+    async fn read(&self, request: Request, max: usize) -> Result<Vec<u8>, Problem> {
         let busy = |_| Status::unavailable("the seed reads as many bodies as it can");
         let _place = timeout(BODY_PATIENCE, self.bodies.acquire()).await.map_err(busy)?;
-        match timeout(BODY_TIMEOUT, to_bytes(request.into_body(), max)).await {
-            Ok(Ok(body)) => Ok(body),
-            Ok(Err(error)) => Err(Problem::of_body(&error, max)),
+        match timeout(BODY_TIMEOUT, whole(request.into_body(), max)).await {
+            Ok(read) => read,
             Err(_) => {
                 let detail = format!("the body took longer than {} s", BODY_TIMEOUT.as_secs());
                 Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail))
             }
         }
     }
+}
+
+/// A whole body. One that is too long is read on for as much again, so that its sender hears why it is not taken.
+async fn whole(body: Body, max: usize) -> Result<Vec<u8>, Problem> {
+    let (mut frames, mut whole, mut length) = (body.into_data_stream(), Vec::new(), 0);
+    while let Some(frame) = frames.next().await {
+        let broken = |error| Problem::malformed(format!("the body is broken: {error}"));
+        let frame = frame.map_err(broken)?;
+        length += frame.len();
+        if length <= max {
+            whole.extend_from_slice(&frame);
+        } else if length > 2 * max {
+            break;
+        }
+    }
+    if length <= max {
+        return Ok(whole);
+    }
+    Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {max} bytes")))
 }

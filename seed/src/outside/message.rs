@@ -1,6 +1,5 @@
 //! The messages of the link in JSON, each an object of one field that is its name: `{"renew":{"sequence":7}}`.
 
-use axum::body::Bytes;
 use protoplex_runtime::config::wording::plain;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::Follower;
@@ -148,7 +147,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn read(body: &Bytes) -> Result<Self, String> {
+    pub(super) fn read(body: &[u8]) -> Result<Self, String> {
         if body.is_empty() { Ok(Self::default()) } else { parse(body) }
     }
 }

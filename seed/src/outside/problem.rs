@@ -1,11 +1,9 @@
 //! What is wrong, as problem details (RFC 9457); where another seed leads, the way to it.
 
-use std::error::Error;
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use http_body_util::LengthLimitError;
 use protoplex_wire::seeds::Redirect;
 use serde_json::json;
 use tonic::{Code, Status};
@@ -57,15 +55,6 @@ impl Problem {
     pub(super) fn no_session() -> Self {
         let detail = "there is no such session here: its link has ended, or is another seed's; register anew";
         Self::new(StatusCode::NOT_FOUND, detail)
-    }
-
-    /// A body that could not be read to its end.
-    pub(super) fn of_body(error: &axum::Error, max: usize) -> Self {
-        if error.source().is_some_and(|source| source.is::<LengthLimitError>()) {
-            let detail = format!("the body is longer than {max} bytes");
-            return Self::new(StatusCode::PAYLOAD_TOO_LARGE, detail);
-        }
-        Self::new(StatusCode::BAD_REQUEST, format!("the body is broken: {error}"))
     }
 
     pub(super) fn retry_after(self, wait: Duration) -> Self {
