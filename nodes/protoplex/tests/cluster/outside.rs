@@ -53,7 +53,8 @@ impl Seed {
     /// Who owns a key, and at which epoch.
     pub(crate) fn owner(&self, key: &str) -> Option<(String, u64)> {
         let answer = self.ask(&format!("/v1/keys/rooms/{key}"), &[]);
-        if answer.status == 404 {
+        // Nobody, or nobody can say yet.
+        if answer.status == 404 || answer.status == 503 {
             return None;
         }
         assert_eq!(answer.status, 200, "{answer:?}");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use protoplex_testkit::cluster::{Cluster, signal};
 use protoplex_testkit::curl::{Events, curl};
+use protoplex_testkit::machines::{Machines, SEEDS};
 use protoplex_testkit::ports::Port;
 use protoplex_testkit::until;
 use rustix::process::Signal;
@@ -34,15 +35,19 @@ struct RoomServer {
 
 impl RoomServer {
     fn start(cluster: &Cluster, name: &'static str) -> Self {
+        Self::start_at(&address(cluster), &cluster.data().join("cluster"), cluster.folder(), name)
+    }
+
+    /// One that knows this seed.
+    fn start_at(seed: &str, identity: &Path, folder: &Path, name: &'static str) -> Self {
         let port = Port::take();
         let example = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/rooms/rooms.py");
-        let log = File::create(cluster.folder().join(format!("{name}.log"))).unwrap();
+        let log = File::create(folder.join(format!("{name}.log"))).unwrap();
         let mut command = Command::new("python3");
         // No folder of compiled modules beside the sources.
         command.arg("-B").arg(example).args(["--listen", &port.address(), "--name", name]);
-        command.args(["--seed", &address(cluster), "--drain", "2"]);
-        command.arg("--credentials").arg(cluster.data().join("cluster"));
-        command.arg("--store").arg(cluster.folder().join("rooms.sqlite"));
+        command.args(["--seed", seed, "--drain", "2"]);
+        command.arg("--credentials").arg(identity).arg("--store").arg(folder.join("rooms.sqlite"));
         let process = Killed(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         Self { name, port, process }
     }
@@ -60,13 +65,13 @@ struct Room {
     said: Vec<String>,
 }
 
-fn url(cluster: &Cluster, room: usize) -> String {
-    format!("{}/room/{room}/messages", cluster.http())
+fn url(http: &str, room: usize) -> String {
+    format!("{http}/room/{room}/messages")
 }
 
-fn read(cluster: &Cluster, room: usize) -> Option<Room> {
+fn read(http: &str, room: usize) -> Option<Room> {
     // Not longer than that: its owner may be stopped.
-    let answer = curl(["--max-time", "2", &url(cluster, room)]);
+    let answer = curl(["--max-time", "2", &url(http, room)]);
     if answer.status != 200 {
         return None;
     }
@@ -81,18 +86,16 @@ fn read(cluster: &Cluster, room: usize) -> Option<Room> {
 }
 
 /// The status.
-fn say(cluster: &Cluster, room: usize, text: &str) -> u16 {
-    get(&url(cluster, room), &["--max-time", "10", "--data-binary", text]).status
+fn say(http: &str, room: usize, text: &str) -> u16 {
+    get(&url(http, room), &["--max-time", "10", "--data-binary", text]).status
 }
 
 /// Says one thing in each room.
-fn open_all(cluster: &Cluster) -> BTreeMap<usize, Room> {
+fn open_all(http: &str) -> BTreeMap<usize, Room> {
     let mut rooms = BTreeMap::new();
     for room in 0..ROOMS {
-        until("somebody takes the room", || {
-            (say(cluster, room, &format!("hello {room}")) == 201).then_some(())
-        });
-        let opened = read(cluster, room).unwrap();
+        until("somebody takes the room", || (say(http, room, &format!("hello {room}")) == 201).then_some(()));
+        let opened = read(http, room).unwrap();
         assert_eq!(opened.said, [format!("hello {room}")]);
         rooms.insert(room, opened);
     }
@@ -147,12 +150,12 @@ fn rooms_of_a_killed_server_come_up_at_the_other_with_all_that_was_said() {
     let cluster = start();
     let [a, b] = ["a", "b"].map(|name| RoomServer::start(&cluster, name));
     add_rooms(&cluster, 2);
-    let before = open_all(&cluster);
+    let before = open_all(cluster.http());
     for server in [&a, &b] {
         assert!(before.values().any(|room| room.server == server.name), "{before:?}");
     }
     for (room, known) in &before {
-        assert_eq!(read(&cluster, *room).as_ref(), Some(known), "always at one server, at one epoch");
+        assert_eq!(read(cluster.http(), *room).as_ref(), Some(known), "always at one server, at one epoch");
     }
     // The other one, asked in spite of that, denies it, as it does at another epoch.
     let (room, of_a) = before.iter().find(|(_, room)| room.server == "a").unwrap();
@@ -163,12 +166,12 @@ fn rooms_of_a_killed_server_come_up_at_the_other_with_all_that_was_said() {
         assert!(status == 421 && head.contains("Protoplex-Misdirected"), "{head}");
     }
     let stream = Events::open(&format!("{}/room/{room}/stream", cluster.http()), &["-H", "Last-Event-ID: 1"]);
-    assert_eq!(say(&cluster, *room, "to the stream"), 201);
+    assert_eq!(say(cluster.http(), *room, "to the stream"), 201);
     assert_eq!(stream.next_data(), "\"to the stream\"");
 
     a.signal(Signal::KILL);
     for (room, known) in &before {
-        let moved = until("the room is somewhere", || read(&cluster, *room));
+        let moved = until("the room is somewhere", || read(cluster.http(), *room));
         assert_eq!(moved.said[..1], known.said, "nothing is forgotten");
         assert_eq!(moved.server, "b");
         assert!(
@@ -176,7 +179,7 @@ fn rooms_of_a_killed_server_come_up_at_the_other_with_all_that_was_said() {
             "{moved:?} {known:?}"
         );
     }
-    assert_eq!(read(&cluster, *room).unwrap().said[1..], ["to the stream"]);
+    assert_eq!(read(cluster.http(), *room).unwrap().said[1..], ["to the stream"]);
 }
 
 #[test]
@@ -184,7 +187,7 @@ fn a_server_that_was_stopped_beyond_its_lease_serves_and_writes_nothing_of_what_
     let cluster = start();
     let [a, _b] = ["a", "b"].map(|name| RoomServer::start(&cluster, name));
     add_rooms(&cluster, 2);
-    let before = open_all(&cluster);
+    let before = open_all(cluster.http());
     let (room, of_a) = before.iter().find(|(_, room)| room.server == "a").unwrap();
 
     // One request has passed the check of the lease, and waits for its message, when the process is stopped.
@@ -198,10 +201,10 @@ fn a_server_that_was_stopped_beyond_its_lease_serves_and_writes_nothing_of_what_
     }
     a.signal(Signal::STOP);
     let stopped = Instant::now();
-    let moved = until("the room is at the other", || read(&cluster, *room));
+    let moved = until("the room is at the other", || read(cluster.http(), *room));
     assert!(moved.server == "b" && moved.epoch > of_a.epoch && moved.said == of_a.said, "{moved:?}");
     assert!(stopped.elapsed() > LEASE - Duration::from_secs(2), "while its lease ran");
-    assert_eq!(say(&cluster, *room, "meanwhile"), 201);
+    assert_eq!(say(cluster.http(), *room, "meanwhile"), 201);
 
     a.signal(Signal::CONT);
     late.send("late");
@@ -211,12 +214,12 @@ fn a_server_that_was_stopped_beyond_its_lease_serves_and_writes_nothing_of_what_
     again.send(&head("GET", *room, of_a.epoch, ""));
     let (status, answer) = again.answer();
     assert!(status == 421 && answer.contains("Protoplex-Misdirected: not-owned"), "{answer}");
-    let now = read(&cluster, *room).unwrap();
+    let now = read(cluster.http(), *room).unwrap();
     assert_eq!(now.said[of_a.said.len()..], ["meanwhile"]);
     // It is a member again, without what it had: what nobody has asked for meanwhile it may get again, at a later epoch.
     members(&cluster, 2);
     for (room, known) in before {
-        let now = until("the room is served", || read(&cluster, room));
+        let now = until("the room is served", || read(cluster.http(), room));
         assert_eq!(now.said[..1], known.said);
         assert_eq!(now.epoch == known.epoch, known.server == "b", "{now:?} {known:?}");
     }
@@ -227,7 +230,7 @@ fn a_seed_that_is_killed_and_comes_back_finds_every_room_at_its_epoch() {
     let cluster = start();
     let _servers = ["a", "b"].map(|name| RoomServer::start(&cluster, name));
     add_rooms(&cluster, 2);
-    let before = open_all(&cluster);
+    let before = open_all(cluster.http());
     let term = cluster.json(&["status"])["term"].as_u64().unwrap();
     signal(u32::try_from(cluster.node("seed-1")["pid"].as_u64().unwrap()).unwrap(), Signal::KILL);
     until("the seed leads again, and knows who owns what", || {
@@ -237,7 +240,7 @@ fn a_seed_that_is_killed_and_comes_back_finds_every_room_at_its_epoch() {
     });
     let seed = Seed::of(&cluster);
     for (room, known) in &before {
-        assert_eq!(until("the room is served", || read(&cluster, *room)), *known);
+        assert_eq!(until("the room is served", || read(cluster.http(), *room)), *known);
         let owner = until("the seed knows", || seed.owner(&format!("room:{room}")));
         assert_eq!(owner.1, known.epoch, "{room}");
     }
@@ -245,11 +248,52 @@ fn a_seed_that_is_killed_and_comes_back_finds_every_room_at_its_epoch() {
 }
 
 #[test]
+fn a_server_that_knows_an_understudy_finds_the_leader_and_keeps_its_rooms_over_a_hand_over() {
+    let mut machines = Machines::start(env!("CARGO_BIN_EXE_protoplex"));
+    let leader = machines.leader();
+    let understudy = (1..=SEEDS).map(|index| format!("seed-{index}")).find(|seed| *seed != leader).unwrap();
+    let (leads, stands_by) = (machines.port(&leader), machines.port(&understudy));
+    let asked = Seed::at(&stands_by, &machines.identity()).ask("/v1/keys/rooms/a%2Fb?c", &[]);
+    assert_eq!(asked.status, 307, "{asked:?}");
+    assert_eq!(asked.header("location"), Some(&*format!("https://{leads}/v1/keys/rooms/a%2Fb?c")));
+    assert_eq!(asked.json()["leader"], leads);
+
+    let handler = [
+        "handler",
+        "add",
+        "rooms",
+        "--path",
+        "/room/{room}/{*rest}",
+        "--key",
+        "room:{room}",
+        "--pool",
+        "rooms",
+    ];
+    machines.json(&handler);
+    let _server = RoomServer::start_at(&stands_by, &machines.identity(), machines.folder(), "a");
+    let http = format!("http://{}", machines.http());
+    let before = open_all(&http);
+    assert_eq!(machines.stop(&leader), Some(0));
+    for (room, known) in &before {
+        assert_eq!(until("the room is served", || read(&http, *room)), *known);
+    }
+    let next = machines.leader();
+    assert_ne!(next, leader);
+    let seed = Seed::at(&machines.port(&next), &machines.identity());
+    for (room, known) in &before {
+        let owner = until("its owner has said so", || seed.owner(&format!("room:{room}")));
+        assert_eq!(owner.1, known.epoch, "room {room}");
+    }
+    // New ones are given to it, too.
+    until("a new room opens", || (say(&http, ROOMS, "hello") == 201).then_some(()));
+}
+
+#[test]
 fn rooms_move_to_a_newcomer_and_from_one_that_leaves_without_a_failed_request() {
     let cluster = start();
     let mut a = RoomServer::start(&cluster, "a");
     add_rooms(&cluster, 1);
-    let opened = open_all(&cluster);
+    let opened = open_all(cluster.http());
     let b = RoomServer::start(&cluster, "b");
     let (running, said) = (AtomicBool::new(true), AtomicUsize::new(0));
     let (failed, written) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::<usize, Vec<String>>::new()));
@@ -264,7 +308,7 @@ fn rooms_move_to_a_newcomer_and_from_one_that_leaves_without_a_failed_request() 
                     // Rooms of its own, so that their order is its own.
                     let room = (2 * number + client) % ROOMS;
                     let text = format!("{client} {number}");
-                    match say(cluster, room, &text) {
+                    match say(cluster.http(), room, &text) {
                         201 => written.lock().unwrap().entry(room).or_default().push(text),
                         status => failed.lock().unwrap().push((room, text, status)),
                     }
@@ -273,7 +317,9 @@ fn rooms_move_to_a_newcomer_and_from_one_that_leaves_without_a_failed_request() 
             });
         }
         let of = |server: &str| {
-            (0..ROOMS).filter(|room| read(&cluster, *room).is_some_and(|it| it.server == server)).count()
+            (0..ROOMS)
+                .filter(|room| read(cluster.http(), *room).is_some_and(|it| it.server == server))
+                .count()
         };
         let _ends = Ends(&running);
         members(&cluster, 2);
@@ -291,7 +337,7 @@ fn rooms_move_to_a_newcomer_and_from_one_that_leaves_without_a_failed_request() 
     println!("{} messages", said.into_inner());
     assert_eq!(failed.into_inner().unwrap(), []);
     for (room, written) in written.into_inner().unwrap() {
-        let now = read(&cluster, room).unwrap();
+        let now = read(cluster.http(), room).unwrap();
         assert_eq!(now.server, b.name);
         assert_eq!(now.said[..1], opened[&room].said);
         assert_eq!(now.said[1..], written, "in their order, each once");
