@@ -206,8 +206,8 @@ class Member:
                     log.info("%s: %s", seed, why)
                     if why.leader and why.leader not in tried:
                         seeds.insert(0, why.leader)
-                except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-                    log.info("%s: %s", seed, error)
+                except Exception as error:  # Whatever it was, another seed may do.
+                    log.info("%s: %r", seed, error)
                 finally:
                     self._closed()
             time.sleep(random.uniform(0, pause))
@@ -254,20 +254,17 @@ class Member:
         with self._changed:
             self._session = None
             self._changed.notify_all()
-        for connection in (self._ear, self._mouth):
-            if connection:
-                connection.close()
-        self._ear = self._mouth = None
+        _cut(self._ear)
+        _cut(self._mouth)
+        with self._speaking:
+            for connection in (self._ear, self._mouth):
+                if connection:
+                    connection.close()
+            self._ear = self._mouth = None
 
     def _hang_up(self) -> None:
         """Ends the link from any thread: its reader finds the end."""
-        ear = self._ear
-        if ear and ear.sock:
-            try:
-                # Below TLS: the reader may be within it.
-                socket.socket.shutdown(ear.sock, socket.SHUT_RDWR)
-            except OSError:
-                pass
+        _cut(self._ear)
 
     def _told(self, what: str, it: Any) -> None:
         with self._changed:
@@ -351,8 +348,8 @@ class Member:
                 if answer.status == 204:
                     return True
                 log.info("the seed does not take what this member says: %s", problem.decode(errors="replace"))
-            except (OSError, http.client.HTTPException) as error:
-                log.info("the seed can't be told: %s", error)
+            except Exception as error:  # Whatever it was, the lease has to be renewed on another link.
+                log.info("the seed can't be told: %r", error)
         self._hang_up()
         return False
 
@@ -392,3 +389,14 @@ class Member:
         """Waits until nothing of the key (None: of any) is served any more."""
         with self._changed:
             return self._changed.wait_for(lambda: not (key in self._serving if key else self._serving), END_TIMEOUT_S)
+
+
+def _cut(connection: Optional[http.client.HTTPConnection]) -> None:
+    """Ends the connection for whoever reads or writes it in another thread."""
+    sock = connection and connection.sock
+    if sock:
+        try:
+            # Below TLS, which is that thread's.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass
