@@ -59,7 +59,7 @@ class Keys(Protocol):
         """Nobody has asked for the key for long: is it in use all the same?"""
 
     def lost(self, key: str, epoch: int) -> None:
-        """The key is this member's no more at this epoch; it may be again at a later one. Ends what lasts of it, streams say."""
+        """The key is no more this member's at this epoch (it may be at a later one). Ends what lasts of it, streams say."""
 
 
 class Cluster:
