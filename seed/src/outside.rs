@@ -55,6 +55,8 @@ const MAX_BODIES: usize = 32;
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same of one that nobody wants.
+const UNWANTED_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the seed may take to welcome a member, its row in the datastore included, or to find an owner.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that may wait for the cluster's task.
@@ -90,7 +92,11 @@ pub(crate) fn router(links: Arc<Links>, cluster: Handle, guard: Guard) -> Router
 async fn admit(State(outside): State<Arc<Outside>>, request: Request, next: Next) -> Response {
     match is_admitted(&outside.guard, request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(status) => Problem::of(&status, request.uri()).into_response(),
+        Err(status) => {
+            let problem = Problem::of(&status, request.uri());
+            pass_over(request).await;
+            problem.into_response()
+        }
     }
 }
 
@@ -229,7 +235,8 @@ fn checked(named: Named) -> Result<(String, String), Problem> {
 
 // ---- what else comes ----
 
-async fn unknown(uri: Uri) -> Response {
+async fn unknown(uri: Uri, request: Request) -> Response {
+    pass_over(request).await;
     let detail = format!(
         "there is nothing at {}: POST /v1/members, POST /v1/members/SESSION, GET or POST /v1/keys/POOL/KEY",
         uri.path()
@@ -237,9 +244,15 @@ async fn unknown(uri: Uri) -> Response {
     Problem::new(StatusCode::NOT_FOUND, detail).into_response()
 }
 
-async fn not_allowed(method: Method, uri: Uri) -> Response {
+async fn not_allowed(method: Method, uri: Uri, request: Request) -> Response {
+    pass_over(request).await;
     let detail = format!("{} does not take {method}", uri.path());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).into_response()
+}
+
+/// Reads a little of what nobody wants: some clients see no answer that comes while they send.
+async fn pass_over(request: Request) {
+    let _ = timeout(UNWANTED_TIMEOUT, whole(request.into_body(), MAX_QUESTION_BYTES)).await;
 }
 
 impl Outside {

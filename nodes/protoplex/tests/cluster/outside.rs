@@ -1,19 +1,23 @@
 //! Members that register by HTTP, with curl for a client: the link message by message, and what is refused of it.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use protoplex_testkit::cluster::Cluster;
+use protoplex_testkit::cluster::{Cluster, signal};
 use protoplex_testkit::curl::{Answer, curl};
+use protoplex_testkit::ports::Port;
 use protoplex_testkit::until;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::start;
+use crate::keyed_requests::{Killed, add_rooms};
+use crate::{get, start};
 
 /// How a seed is asked: curl's arguments for it, the cluster's identity among them.
 #[derive(Clone)]
@@ -322,4 +326,94 @@ impl Seed {
         self.arguments.truncate(self.arguments.len() - 2);
         self
     }
+}
+
+/// A server in Python that gives up what its side-car asks for, denies it from then on, and tells all that it was asked.
+const NOTIFIED: &str = r#"
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+asked, gone = [], {}
+class Room(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        if self.path == "/asked":
+            return self.answer(200, json.dumps(asked))
+        key, epoch = self.headers["Protoplex-Key"], int(self.headers["Protoplex-Epoch"])
+        if epoch <= gone.get(key, 0):
+            return self.answer(421, "", ("Protoplex-Misdirected", "given-up"))
+        self.answer(200, sys.argv[2])
+    def do_POST(self):
+        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked.append(message)
+        kept = []
+        for it in message.get("yield", {}).get("keys", []):
+            if it["key"] == "room:kept" and not message["yield"]["idle"]: kept.append(it)
+            else: gone[it["key"]] = it["epoch"]
+        self.answer(200, json.dumps({"kept": kept}))
+    def answer(self, status, body, *fields):
+        self.send_response(status)
+        for field in fields: self.send_header(*field)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+    def log_message(self, *args): pass
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Room).serve_forever()
+"#;
+
+#[test]
+fn a_side_car_asks_its_server_for_keys_before_they_go_and_tells_it_of_those_that_are_lost() {
+    let cluster = start();
+    let ports = [Port::take(), Port::take()];
+    let _servers = ["a", "b"].map(|name| {
+        let port = &ports[usize::from(name == "b")];
+        let arguments = ["-c", NOTIFIED, &port.number().to_string(), name];
+        let server = Killed(Command::new("python3").args(arguments).spawn().unwrap());
+        until("the server listens", || TcpStream::connect(port.address()).ok());
+        server
+    });
+    let join = |port: &Port| {
+        let backend = format!("http://{}", port.address());
+        let arguments =
+            ["join", "--pool", "rooms", "--backend", &backend, "--notify", "/keys", "--drain", "1s"];
+        Killed(cluster.command(&arguments).stdout(Stdio::null()).spawn().unwrap())
+    };
+    let mut of_a = join(&ports[0]);
+    add_rooms(&cluster, 1);
+    let ask = |room: &str| get(&format!("{}/room/{room}/", cluster.http()), &["--max-time", "2"]);
+    let rooms: Vec<_> = (0..24).map(|room| room.to_string()).chain(["kept".to_owned()]).collect();
+    for room in &rooms {
+        until("the room is served", || (ask(room).status == 200).then_some(()));
+    }
+    let asked = || get(&format!("http://{}/asked", ports[0].address()), &[]).json();
+    let yielded = || {
+        let asked = asked();
+        let yields = asked.as_array().unwrap().iter().filter_map(|it| it["yield"]["keys"].as_array());
+        yields.flatten().map(|it| it["key"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+
+    // A lease that ends is told, once the side-car goes on.
+    signal(of_a.0.id(), Signal::STOP);
+    until("its keys are nobody's", || (ask("0").status == 503).then_some(()));
+    assert_eq!(asked(), json!([]), "it can't be told meanwhile");
+    signal(of_a.0.id(), Signal::CONT);
+    until("it is told", || asked().as_array()?.contains(&json!({"lease_lost": {}})).then_some(()));
+
+    for room in &rooms {
+        until("the room is served again", || (ask(room).status == 200).then_some(()));
+    }
+    let _of_b = join(&ports[1]);
+    let begun = Instant::now();
+    let at_b = || rooms.iter().filter(|room| ask(room).text() == "b").count();
+    while at_b() < rooms.len() / 3 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} rooms have moved", at_b());
+    }
+    assert!(yielded().len() >= rooms.len() / 3, "{:?}", asked());
+    assert_eq!(ask("kept").text(), "a", "what the server keeps stays");
+    signal(of_a.0.id(), Signal::TERM);
+    assert!(until("the side-car has left", || of_a.0.try_wait().unwrap()).success());
+    for room in &rooms {
+        assert_eq!(until("the room is served", || Some(ask(room)).filter(|it| it.status == 200)).text(), "b");
+    }
+    let told = yielded();
+    assert!(rooms.iter().all(|room| told.contains(&format!("room:{room}"))), "{told:?}");
 }
