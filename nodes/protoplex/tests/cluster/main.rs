@@ -23,6 +23,7 @@ mod moving_keys;
 mod outside;
 mod outside_rooms;
 mod privileges;
+mod running;
 mod s3;
 mod seeds;
 mod traces;
