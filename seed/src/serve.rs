@@ -22,6 +22,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
+use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -34,6 +35,7 @@ use crate::handover::hand_over;
 use crate::leader::{self, Candidate};
 use crate::link::Links;
 use crate::operator::Console;
+use crate::outside;
 use crate::ownership::{Ending, Idle, Limits, Ownership, PARTS, Timing};
 use crate::role::Role;
 use crate::snapshot::{self, Writer};
@@ -163,7 +165,11 @@ pub async fn serve(
         directory.clone(),
         ending.subscribe(),
     );
-    let seed = SeedServer::new(links).max_decoding_message_size(MAX_LINK_MESSAGE_BYTES);
+    let links = Arc::new(links);
+    let outside = outside::router(Arc::clone(&links), cluster.clone(), identity.guard());
+    // What neither knows is a method that gRPC doesn't.
+    let routes = Routes::from(Routes::default().into_axum_router().merge(outside));
+    let seed = SeedServer::from_arc(links).max_decoding_message_size(MAX_LINK_MESSAGE_BYTES);
     let console = Console::new(cluster.clone(), Arc::clone(&datastores), role.clone());
     let operator = OperatorServer::new(console).max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
     let standby = Standby { role: role.clone(), directory, address: start.address.clone(), nudge };
@@ -179,8 +185,11 @@ pub async fn serve(
     };
     let server = Server::builder()
         .tls_config(identity.server_tls())?
+        // Of those who register from outside; gRPC is HTTP/2 alone.
+        .accept_http1(true)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .add_routes(routes)
         .add_service(InterceptedService::new(seed, identity.guard()))
         .add_service(InterceptedService::new(operator, identity.guard()))
         .add_service(InterceptedService::new(understudy, identity.guard()))

@@ -274,6 +274,10 @@ pub(crate) struct Join {
     /// memory
     #[arg(long)]
     pub movable: bool,
+    /// POST to this path of the server when keys go: {"yield": …} asks for keys, which are given up where it answers 2xx, and
+    /// {"revoked": …} and {"lease_lost": {}} tell what is lost (docs/registration.md). Implies --movable
+    #[arg(long, value_name = "PATH")]
+    pub notify: Option<String>,
     /// At its end, give the keys up bit by bit over this time
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = units::duration)]
     pub drain: Duration,
