@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use protoplex_wire::follow::MAX_KEY_BYTES;
+use protoplex_wire::gate::Peer;
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::seed_server::Seed;
 use protoplex_wire::proto::{
@@ -93,6 +94,12 @@ fn slot(slots: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Stat
     Arc::clone(slots).try_acquire_owned().map_err(full)
 }
 
+/// Whose certificate was shown: the gate has looked at it.
+fn who<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let nobody = || Status::unauthenticated("no certificate of this cluster was shown");
+    request.extensions().get::<Peer>().cloned().ok_or_else(nobody)
+}
+
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -107,11 +114,13 @@ impl Seed for Links {
         if let Role::Understudy { .. } = &*self.role.borrow() {
             self.leading()?;
         }
+        let peer = who(&request)?;
         let slot = slot(&self.nodes, "nodes")?;
         let (replies, stream) = mpsc::channel(MAX_WAITING_SEEN);
         let (link, cluster, heartbeat) = (self.name_link(), self.cluster.clone(), self.timing.heartbeat);
         let mut ending = self.ending.clone();
-        let node = JoinLink { link, cluster, replies: replies.clone(), heartbeat, role: self.role.clone() };
+        let role = self.role.clone();
+        let node = JoinLink { link, cluster, replies: replies.clone(), heartbeat, role, peer };
         let directory = self.directory.clone();
         tokio::spawn(async move {
             let read = tokio::select! {
@@ -137,11 +146,12 @@ impl Seed for Links {
         request: Request<Streaming<FollowRequest>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         self.leading()?;
+        let peer = who(&request)?;
         let slot = slot(&self.followers, "followers")?;
         let (messages, stream) = mpsc::channel(MAX_WAITING_MESSAGES);
         let (link, cluster) = (self.name_link(), self.cluster.clone());
         tokio::spawn(async move {
-            read_follower(link, request.into_inner(), &cluster, messages).await;
+            read_follower(link, &peer, request.into_inner(), &cluster, messages).await;
             drop(slot);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -167,6 +177,8 @@ struct JoinLink {
     replies: mpsc::Sender<Result<JoinReply, Status>>,
     heartbeat: Duration,
     role: watch::Receiver<Role>,
+    /// Whose certificate was shown.
+    peer: Peer,
 }
 
 impl JoinLink {
@@ -180,7 +192,7 @@ impl JoinLink {
         let Some(join_request::Message::Hello(hello)) = first else {
             return Err(Status::invalid_argument("a node's first message is its hello"));
         };
-        check_node(&hello)?;
+        self.check(&hello)?;
         let joined = cluster.ask(move |cluster, now| cluster.join(link, hello, now)).await;
         let joined = joined.ok_or_else(|| Status::unavailable("the seed is ending"))?;
         let term = joined.map_err(Status::failed_precondition)?;
@@ -206,7 +218,7 @@ impl JoinLink {
                     self.say(join_reply::Message::Seen(HeartbeatSeen { idle: self.is_idle() }))?;
                 }
                 Some(join_request::Message::Hello(hello)) => {
-                    check_node(&hello)?;
+                    self.check(&hello)?;
                     let anew = cluster.ask(move |cluster, _| cluster.rejoin(link, hello)).await;
                     if let Some(Err(why)) = anew {
                         return Err(Status::failed_precondition(why));
@@ -231,6 +243,11 @@ impl JoinLink {
         said.map_err(|_| Status::resource_exhausted("the node reads no answers"))
     }
 
+    fn check(&self, hello: &JoinHello) -> Result<(), Status> {
+        check_node(hello)?;
+        self.peer.check_node(&hello.node, &hello.kind).map_err(Status::permission_denied)
+    }
+
     fn is_idle(&self) -> bool {
         *self.role.borrow() == Role::Waiting
     }
@@ -248,11 +265,12 @@ fn check_node(hello: &JoinHello) -> Result<(), Status> {
 
 async fn read_follower(
     link: LinkId,
+    peer: &Peer,
     mut requests: Streaming<FollowRequest>,
     cluster: &Handle,
     messages: mpsc::Sender<Result<FollowReply, Status>>,
 ) {
-    let (hello, keys) = match greet(&mut requests).await {
+    let (hello, keys) = match greet(peer, &mut requests).await {
         Ok(greeting) => greeting,
         Err(status) => return drop(messages.try_send(Err(status))),
     };
@@ -295,16 +313,21 @@ async fn read_follower(
 }
 
 /// The hello, and all that a member reports.
-async fn greet(requests: &mut Streaming<FollowRequest>) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
+async fn greet(
+    peer: &Peer,
+    requests: &mut Streaming<FollowRequest>,
+) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
     let first = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
     let Some(follow_request::Message::Hello(hello)) = first else {
         return Err(Status::invalid_argument("a follower's first message is its hello"));
     };
     check_name("node", &hello.node).map_err(invalid)?;
     short("zone", &hello.zone)?;
+    peer.check_node(&hello.node, &hello.kind).map_err(Status::permission_denied)?;
     let mut keys = Vec::new();
     let Some(member) = &hello.member else { return Ok((hello, keys)) };
     check_member(member)?;
+    peer.check_member(member).map_err(Status::permission_denied)?;
     if hello.capacity > MAX_CAPACITY {
         return Err(Status::invalid_argument(format!("a member's capacity is at most {MAX_CAPACITY}")));
     }

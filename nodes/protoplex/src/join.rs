@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Context;
 use protoplex_runtime::signals::StopSignals;
 use protoplex_wire::follow::{Follower, Link};
-use protoplex_wire::identity::{Identity, new_instance};
+use protoplex_wire::enrolment::keep_renewed;
+use protoplex_wire::identity::{Identity, Kind, new_instance};
 use protoplex_wire::pattern::MAX_NAME_BYTES;
 use protoplex_wire::proto::Member;
 use protoplex_wire::seeds::Seeds;
@@ -30,7 +31,10 @@ const MOVING_GRACE: Duration = Duration::from_millis(500);
 /// Runs the command until Ctrl-C or SIGTERM.
 pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
-    let backend = Backend::parse(&command).await?;
+    let own = cluster.identity().certificate().peer;
+    // Credentials are for one name: its members are known by it.
+    let enrolled = (own.kind == Kind::Backend).then_some(own.node);
+    let backend = Backend::parse(&command, enrolled.as_deref()).await?;
     let sidecar = Sidecar {
         identity: cluster.identity().clone(),
         seeds: cluster.seeds().clone(),
@@ -40,8 +44,16 @@ pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
         movable: command.movable,
         drain: command.drain,
         backend,
+        enrolled,
     };
-    LocalSet::new().run_until(sidecar.run()).await
+    let (identity, seeds) = (sidecar.identity.clone(), sidecar.seeds.clone());
+    let folder = common.credentials.clone().unwrap_or_default();
+    let renewed = keep_renewed(identity, &folder, seeds);
+    let local = LocalSet::new();
+    tokio::select! {
+        ended = local.run_until(sidecar.run()) => ended,
+        () = renewed => Ok(()),
+    }
 }
 
 struct Sidecar {
@@ -53,6 +65,8 @@ struct Sidecar {
     movable: bool,
     drain: Duration,
     backend: Backend,
+    /// The name that its credentials are for; an operator's are for any.
+    enrolled: Option<String>,
 }
 
 impl Sidecar {
@@ -101,7 +115,7 @@ impl Sidecar {
     fn follower(&self) -> Follower {
         let member = &self.backend.member;
         Follower {
-            node: node_name(&member.instance, &member.id),
+            node: self.enrolled.clone().unwrap_or_else(|| node_name(&member.instance, &member.id)),
             child: 0,
             kind: "backend".to_owned(),
             zone: member.zone.clone(),
@@ -195,7 +209,7 @@ struct Backend {
 }
 
 impl Backend {
-    async fn parse(command: &Join) -> anyhow::Result<Self> {
+    async fn parse(command: &Join, enrolled: Option<&str>) -> anyhow::Result<Self> {
         let url = &command.backend;
         let (host, port) = (url.host_str().context("the backend has no host")?, url.port().unwrap_or(80));
         let host = host.trim_matches(['[', ']']);
@@ -205,7 +219,10 @@ impl Backend {
         let health =
             command.health.as_ref().map(|path| url.join(path)).transpose().context("bad --health")?;
         let member = Member {
-            id: command.id.clone().unwrap_or_else(|| format!("{}/{host}:{port}", command.pool)),
+            id: command
+                .id
+                .clone()
+                .unwrap_or_else(|| format!("{}/{host}:{port}", enrolled.unwrap_or(&command.pool))),
             pool: command.pool.clone(),
             address: address.to_string(),
             zone: command.zone.clone().unwrap_or_default(),
