@@ -27,11 +27,9 @@ use Kind::{Backend, Datastore, Fileserver, Live, Operator, Proxy, Seed};
 const ALL: &[Kind] = &Kind::ALL;
 const NODES: &[Kind] = &[Seed, Datastore, Proxy, Fileserver, Live];
 const FOLLOWERS: &[Kind] = &[Proxy, Fileserver, Live, Backend, Operator];
-const UPLOADS: &[Kind] = &[Fileserver, Seed];
+const UPLOADS: &[Kind] = &[Fileserver];
 const PEOPLE: &[Kind] = &[Operator];
 const SEEDS: &[Kind] = &[Seed];
-/// Whoever has the authority's key could have a certificate of any kind, so seeds may read what operators may.
-const TOOLS: &[Kind] = &[Operator, Seed];
 
 /// A service, and who may call which of its methods.
 type Row = (&'static str, &'static [(&'static [&'static str], Access)]);
@@ -72,7 +70,7 @@ const TABLE: &[Row] = &[
         "protoplex.v1.Events",
         &[(
             &["Publish", "Subscribe", "ListSubscriptions", "RemoveSubscription", "ListDeadEvents"],
-            Access::Only(TOOLS),
+            Access::Only(PEOPLE),
         )],
     ),
     (
@@ -102,8 +100,8 @@ const TABLE: &[Row] = &[
                 &["CheckUpload", "BeginUpload", "AbortUpload", "CompleteUpload", "MarkStored"],
                 Access::Only(UPLOADS),
             ),
-            (&["FindSite", "FindFile"], Access::Only(&[Fileserver, Operator, Seed])),
-            (&["ListFiles", "CreateToken"], Access::Only(TOOLS)),
+            (&["FindSite", "FindFile"], Access::Only(&[Fileserver, Operator])),
+            (&["ListFiles", "CreateToken"], Access::Only(PEOPLE)),
             (&["PeekLease"], Access::Only(&[Proxy, Fileserver, Live, Backend, Operator, Seed])),
             (
                 &[
