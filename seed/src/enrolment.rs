@@ -7,6 +7,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::post;
+use axum::{Extension, Router};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
 use protoplex_wire::gate::Gate;
 use protoplex_wire::identity::{Certificate, Identity, Kind, Peer, is_public_key};
 use protoplex_wire::join_token::{JoinToken, parse_presented};
@@ -27,6 +33,7 @@ use crate::role::Role;
 
 /// How often it is looked who is revoked.
 const REVOKED_INTERVAL: Duration = Duration::from_secs(1);
+const PEM_CHAIN: &str = "application/pem-certificate-chain";
 /// Longest life of a join token.
 const MAX_TOKEN_LIFE_S: u32 = 366 * 24 * 3600;
 
@@ -135,6 +142,18 @@ impl Registrar {
 
 fn no_authority() -> Status {
     Status::failed_precondition("this seed has no ca.key: have it join with a token for a seed")
+}
+
+/// `POST /v1/certificate` for who speaks plain HTTP: a new certificate for the name and the key of the one that is shown, as
+/// PEM with the authority's behind it (RFC 8555 section 9.1).
+pub(crate) fn over_http(registrar: Registrar) -> Router {
+    let renew = async |State(registrar): State<Registrar>, Extension(shown): Extension<Arc<Certificate>>| {
+        match registrar.sign(&shown.peer, &shown.public_key) {
+            Ok(issued) => ([(CONTENT_TYPE, PEM_CHAIN)], issued.certificate).into_response(),
+            Err(status) => (StatusCode::SERVICE_UNAVAILABLE, status.message().to_owned()).into_response(),
+        }
+    };
+    Router::new().route("/v1/certificate", post(renew)).with_state(registrar)
 }
 
 #[tonic::async_trait]

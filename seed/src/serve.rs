@@ -24,12 +24,13 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::cluster::{Cluster, Handle, MAX_ERRANDS, Myself};
 use crate::config::{self, Config};
 use crate::datastores::Datastores;
-use crate::enrolment::Registrar;
+use crate::enrolment::{self, Registrar};
 use crate::events::{self, EventBus, EventLogs, NatsError};
 use crate::handover::hand_over;
 use crate::leader::{self, Candidate};
@@ -172,7 +173,8 @@ pub async fn serve(
     let registrar =
         Registrar::new(identity, cluster.clone(), Arc::clone(&datastores), role.clone(), gate.clone());
     tasks.spawn(registrar.clone().watch_revoked());
-    let enrolment = EnrolmentServer::new(registrar.clone());
+    let (enrolment, over_http) =
+        (EnrolmentServer::new(registrar.clone()), enrolment::over_http(registrar.clone()));
     let console = Console::new(cluster.clone(), Arc::clone(&datastores), role.clone(), registrar);
     let operator = OperatorServer::new(console).max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
     let standby = Standby { role: role.clone(), directory, address: start.address.clone(), nudge };
@@ -186,15 +188,18 @@ pub async fn serve(
         ending.send_replace(true);
         cluster.tell(|cluster, _| cluster.followers.close_all(&Ending::Away("the seed is ending"))).await;
     };
-    let server = Server::builder()
-        .layer(gate.layer())
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .add_service(seed)
+    let services = Routes::new(seed)
         .add_service(operator)
         .add_service(understudy)
         .add_service(events)
         .add_service(enrolment)
+        .into_axum_router();
+    let server = Server::builder()
+        .accept_http1(true)
+        .layer(gate.layer())
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .add_routes(Routes::from(services.merge(over_http)))
         .serve_with_incoming_shutdown(incoming, ended);
     tokio::select! {
         served = server => served?,
