@@ -22,7 +22,7 @@ use protoplex_wire::proto::{
     CreateJoinTokenReply, CreateJoinTokenRequest, Credentials, EnrolRequest, JoinRefusal, ListRevocationsRequest,
     RedeemJoinTokenReply, RedeemJoinTokenRequest, RenewRequest, Revocation,
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
@@ -45,8 +45,6 @@ pub(crate) struct Registrar {
     datastores: Arc<Datastores>,
     role: watch::Receiver<Role>,
     gate: Gate,
-    /// Somebody was revoked, or readmitted.
-    nudge: Arc<Notify>,
 }
 
 impl Registrar {
@@ -57,7 +55,7 @@ impl Registrar {
         role: watch::Receiver<Role>,
         gate: Gate,
     ) -> Self {
-        Self { identity: identity.clone(), cluster, datastores, role, gate, nudge: Arc::default() }
+        Self { identity: identity.clone(), cluster, datastores, role, gate }
     }
 
     /// Keeps the gate up to date with the datastore. Never ends.
@@ -67,17 +65,14 @@ impl Registrar {
             if let Err(status) = self.look().await {
                 tracing::debug!(reason = status.message(), "who is revoked is not known anew");
             }
-            // Either arm may be dropped.
-            tokio::select! {
-                () = self.nudge.notified() => {}
-                () = sleep(REVOKED_INTERVAL) => {}
-            }
+            sleep(REVOKED_INTERVAL).await;
         }
     }
 
     async fn look(&self) -> Result<(), Status> {
-        let listed = self.datastores.client().list_revocations(limited(ListRevocationsRequest {})).await?;
-        let names = listed.into_inner().revocations.into_iter().map(|revocation| revocation.name);
+        let mut datastore = self.datastores.client();
+        let listed = call(datastore.list_revocations(limited(ListRevocationsRequest {}))).await?;
+        let names = listed.revocations.into_iter().map(|revocation| revocation.name);
         self.gate.revoke(names.collect::<BTreeSet<_>>());
         Ok(())
     }

@@ -272,7 +272,8 @@ impl Operator for Console {
         request: Request<ListJoinTokensRequest>,
     ) -> Result<Response<JoinTokenList>, Status> {
         self.leading().await?;
-        self.datastores.client().list_join_tokens(limited(request.into_inner())).await
+        let listed = call(self.datastores.client().list_join_tokens(limited(request.into_inner())));
+        Ok(Response::new(listed.await?))
     }
 
     async fn revoke_join_token(
@@ -280,7 +281,8 @@ impl Operator for Console {
         request: Request<RevokeJoinTokenRequest>,
     ) -> Result<Response<RevokeJoinTokenReply>, Status> {
         self.leading().await?;
-        self.datastores.client().revoke_join_token(limited(request.into_inner())).await
+        let revoked = call(self.datastores.client().revoke_join_token(limited(request.into_inner())));
+        Ok(Response::new(revoked.await?))
     }
 
     async fn change_revocation(
@@ -297,7 +299,8 @@ impl Operator for Console {
         request: Request<ListRevocationsRequest>,
     ) -> Result<Response<RevocationList>, Status> {
         self.leading().await?;
-        self.datastores.client().list_revocations(limited(request.into_inner())).await
+        let listed = call(self.datastores.client().list_revocations(limited(request.into_inner())));
+        Ok(Response::new(listed.await?))
     }
 }
 

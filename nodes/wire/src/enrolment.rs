@@ -23,6 +23,7 @@ use crate::identity::{
     self, Dial, Fingerprint, Identity, IdentityError, Kind, fingerprint, keep, node_folder, own_key, provider,
 };
 use crate::join_token::JoinToken;
+use crate::pattern::check_name;
 use crate::proto::enrolment_client::EnrolmentClient;
 use crate::proto::{Credentials, EnrolRequest, RenewRequest};
 use crate::seeds::{Search, Seeds};
@@ -73,6 +74,7 @@ impl Newcomer<'_> {
     /// # Errors
     /// See [`EnrolError`].
     pub async fn enrol(&self, token: &JoinToken, seeds: &Seeds) -> Result<Credentials, EnrolError> {
+        check_name("node", self.node).map_err(|error| EnrolError::Refused(error.to_string()))?;
         let (_, public_key) = own_key(self.own)?;
         let request = EnrolRequest {
             token: token.presented(),

@@ -382,7 +382,7 @@ struct Shared {
 
 impl Shared {
     fn read(folder: &Path) -> Result<Self, IdentityError> {
-        if !folder.exists() {
+        if !folder.join(CA).exists() {
             return Err(IdentityError::Absent(folder.to_owned()));
         }
         let ca = read(&folder.join(CA))?;
