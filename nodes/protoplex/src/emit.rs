@@ -19,8 +19,10 @@ use crate::handler::operator;
 use crate::output::{self, print};
 use crate::units::show_time;
 
-/// A seed that is away is tried again for so long: another one may take its place.
+/// A seed that is away is tried again for so long.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// And for so long once one was there: then another takes its place, within a lease and a second.
+const TAKEOVER_PATIENCE: Duration = Duration::from_secs(15);
 /// Lines that go together, where they come at once.
 const BATCH: usize = 256;
 /// How long a line waits for those that come with it.
@@ -64,7 +66,7 @@ pub(crate) async fn run(common: &Common, command: Emit) -> anyhow::Result<()> {
         let data = command.payload.as_deref().map(given).transpose()?;
         made(&command, data.as_deref())?
     };
-    let rows = publish(&cluster, &bus, vec![event], delay).await?;
+    let rows = publish(&cluster, &bus, vec![event], delay, PATIENCE).await?;
     for row in rows {
         print(common.json, &row, Row::text)?;
     }
@@ -86,6 +88,7 @@ fn given(argument: &str) -> anyhow::Result<Vec<u8>> {
 async fn lines(common: &Common, cluster: &Cluster, bus: &Bus, command: &Emit) -> anyhow::Result<()> {
     let mut input = read_lines();
     let mut number = 0_usize;
+    let mut patience = PATIENCE;
     loop {
         let mut batch = Vec::new();
         let mut bad = None;
@@ -116,10 +119,12 @@ async fn lines(common: &Common, cluster: &Cluster, bus: &Bus, command: &Emit) ->
         if batch.is_empty() && bad.is_none() {
             return Ok(());
         }
-        for row in publish(cluster, bus, batch, command.delay.unwrap_or_default()).await? {
+        let delay = command.delay.unwrap_or_default();
+        for row in publish(cluster, bus, batch, delay, patience).await? {
             let text = if common.json { serde_json::to_string(&row)? } else { row.text() };
             output::write(format!("{text}\n").as_bytes())?;
         }
+        patience = TAKEOVER_PATIENCE;
         // What came before it is published, and printed so.
         if let Some(bad) = bad {
             return Err(bad.into());
@@ -152,8 +157,9 @@ async fn publish(
     bus: &Bus,
     events: Vec<CloudEvent>,
     delay: Duration,
+    patience: Duration,
 ) -> anyhow::Result<Vec<Row>> {
-    let kept = bus.publish(&events, delay, PATIENCE).await.map_err(|error| match error {
+    let kept = bus.publish(&events, delay, patience).await.map_err(|error| match error {
         PublishError::Event(error) => misuse(error),
         PublishError::Refused(status) => cluster.explain_bus(*status),
     })?;

@@ -1,4 +1,5 @@
-//! A cluster on several machines: three with a seed and a datastore each, on one PostgreSQL, and one that serves the public.
+//! A cluster on several machines: three with a seed and a datastore each, on one PostgreSQL, with events
+//! on one NATS, and one that serves the public.
 //!
 //! Each machine is a data directory of its own with a copy of the cluster's identity, and each node a real process.
 
@@ -13,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::cluster::signal;
 use crate::curl::curl;
+use crate::nats;
 use crate::ports::Port;
 use crate::postgres::Server;
 use crate::until;
@@ -33,6 +35,8 @@ pub struct Machines {
     url: String,
     /// The database of all of them.
     pub server: Server,
+    /// What carries their events.
+    pub nats: nats::Server,
 }
 
 #[derive(Debug)]
@@ -57,6 +61,7 @@ impl Machines {
             ports: BTreeMap::new(),
             url,
             server,
+            nats: nats::Server::start(),
         };
         for index in 1..=SEEDS {
             machines.start_machine(index);
@@ -123,7 +128,9 @@ impl Machines {
         let others = (1..=SEEDS).map(|it| format!("datastore-{it}")).filter(|it| *it != own);
         let all: Vec<_> = std::iter::once(own.clone()).chain(others).map(|it| self.port(&it)).collect();
         let datastore = format!("seed.datastore={}", all.join(","));
-        self.add(&format!("m{index}"), "seed", &node, &["--set", &listen, "--set", &datastore]);
+        let events = format!("events.nats={}", self.nats.url());
+        let settings = ["--set", &listen, "--set", &datastore, "--set", &events];
+        self.add(&format!("m{index}"), "seed", &node, &settings);
         self.ready(&node);
     }
 

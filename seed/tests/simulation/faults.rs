@@ -29,7 +29,7 @@ impl World {
         self.at(self.now, Event::Timer { machine, generation });
     }
 
-    fn kill(&mut self, machine: Machine, down: Time) {
+    pub(crate) fn kill(&mut self, machine: Machine, down: Time) {
         if !self.machines[machine].alive {
             return;
         }
@@ -76,7 +76,7 @@ impl World {
         let members = self.member_machines();
         let member = members.start + self.random.below(members.len() as u64) as usize;
         let anyone = self.random.below(members.end as u64) as usize;
-        match self.random.below(18) {
+        match self.random.below(20) {
             0 | 1 => self.pause(anyone, length),
             2 => self.kill(seed, length),
             3 => self.kill(member, length),
@@ -92,16 +92,33 @@ impl World {
                 self.take_name(member, other, length);
             }
             14 => self.leave(member, length),
+            15 | 16 => self.end_in_order(seed, length),
             _ => self.drain(member, length),
         }
     }
 
     fn seed_fault(&mut self, length: Time) {
-        match self.random.below(3) {
-            0 => self.pause(1, length),
-            1 => self.kill(1, length),
+        let seed = 1 + self.random.below(self.seeds_in_use as u64) as usize;
+        match self.random.below(4) {
+            // Where there is another one it takes over, and whoever is linked to the one that is stopped may find out too late.
+            0 if self.seeds_in_use == 1 => self.pause(seed, length),
+            0 | 1 => self.kill(seed, length),
+            2 => self.end_in_order(seed, length),
             _ => self.break_links(),
         }
+    }
+
+    /// A seed is ended as an operator does it: whatever it leads is another's first. It is started again later.
+    fn end_in_order(&mut self, seed: Machine, down: Time) {
+        if self.machines[seed].paused_until > self.now || !self.machines[seed].alive {
+            return;
+        }
+        self.trace(|| format!("{seed} hands over"));
+        if self.hand_over(seed) {
+            self.tally.handed_over += 1;
+        }
+        let (time, generation) = (self.now + self.random.below(SECOND), self.machines[seed].generation);
+        self.at(time, Event::Stop { machine: seed, generation, down });
     }
 
     /// The process comes back on an empty data directory.

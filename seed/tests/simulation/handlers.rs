@@ -75,6 +75,7 @@ impl World {
             self.operators.told.insert(name);
             self.tally.handlers += 1;
             self.check_handlers();
+            self.check_tables();
         }
     }
 
@@ -93,12 +94,12 @@ impl World {
             let planned = plan(&seed.routes.handlers, seed.routes.version, changes);
             match planned.ok().filter(|_| seed.core.leads().is_some()) {
                 Some(plan) => {
-                    let base = seed.routes.version;
+                    let (base, term) = (seed.routes.version, seed.core.position().term);
                     seed.routes.last += 1;
                     seed.routes
                         .changing
                         .insert(seed.routes.last, Changing { link, id, base, name, since: now });
-                    ask = Some((seed.routes.last, Request::Change { base, after: plan.after }));
+                    ask = Some((seed.routes.last, Request::Change { base, after: plan.after, term }));
                 }
                 None => refused = true,
             }
@@ -129,7 +130,13 @@ impl World {
 
     pub(crate) fn handlers_answered(&mut self, machine: Machine, change: u64, reply: Reply) {
         let (mut told, mut read_back) = (None, false);
+        if let Reply::Superseded(newer) = reply {
+            self.overtaken(machine, newer);
+        }
         self.with_seed(machine, |seed, _| match reply {
+            Reply::Superseded(_) => {
+                told = seed.routes.changing.remove(&change).map(|it| (it.link, it.id, false));
+            }
             Reply::Changed(false) => {
                 told = seed.routes.changing.remove(&change).map(|it| (it.link, it.id, false));
                 read_back = true;
@@ -161,10 +168,10 @@ impl World {
         }
     }
 
-    /// Whoever leads in the end routes by all of them.
+    /// Whoever leads routes by all of them: the seed whose term nobody has come after.
     pub(crate) fn check_tables(&mut self) {
-        let leading = |seed: &&crate::seed::SeedProcess| seed.core.leads().is_some();
-        let newest = self.seeds.iter().flatten().filter(leading).max_by_key(|seed| seed.core.leads());
+        let term = self.datastore.term;
+        let newest = self.seeds.iter().flatten().find(|seed| seed.core.leads() == Some(term));
         let Some(seed) = newest else { return };
         let known = |name: &String| seed.routes.handlers.iter().any(|handler| handler.name == *name);
         if let Some(lost) = self.operators.told.iter().find(|name| !known(name)).cloned() {

@@ -96,10 +96,12 @@ impl World {
             }
             Action::Record(link, member, revision) => {
                 seed.recording.insert(link, now);
-                self.ask_datastore(machine, Purpose::Record(link), Request::Put { member, revision });
+                let term = seed.core.position().term;
+                self.ask_datastore(machine, Purpose::Record(link), Request::Put { member, revision, term });
             }
             Action::Erase(pool, id, revision) => {
-                self.ask_datastore(machine, Purpose::Erase, Request::Erase { pool, id, revision });
+                let term = seed.core.position().term;
+                self.ask_datastore(machine, Purpose::Erase, Request::Erase { pool, id, revision, term });
             }
             Action::TableChanged => {}
         }
@@ -124,6 +126,31 @@ impl World {
             Packet::Change(..) => unreachable!("taken above"),
             Packet::Reply(_) | Packet::Welcome | Packet::Changed(..) => unreachable!("seeds send these"),
         });
+    }
+
+    /// A change was refused, for another seed has led since.
+    pub(crate) fn overtaken(&mut self, machine: Machine, newer: u64) {
+        self.with_seed(machine, |seed, _| {
+            if seed.core.leads().is_some_and(|term| term < newer) {
+                seed.core.step_down("another seed leads");
+            }
+        });
+    }
+
+    /// It is told to end: it leads no more, and the row is free. For as long as it is there it takes it no more.
+    pub(crate) fn hand_over(&mut self, machine: Machine) -> bool {
+        let mut led = None;
+        self.with_seed(machine, |seed, now| {
+            led = seed.core.leads();
+            if led.is_some() {
+                seed.core.step_down("the seed hands over");
+                seed.next_attempt = now + LEASE;
+            }
+        });
+        if let Some(term) = led {
+            self.ask_datastore(machine, Purpose::Erase, Request::Release { holder: machine, term });
+        }
+        led.is_some()
     }
 
     pub(crate) fn seed_timer(&mut self, machine: Machine) {
@@ -179,6 +206,9 @@ impl World {
         }
         let plant = self.plant;
         let mut load = None;
+        if let Reply::Superseded(newer) = reply {
+            self.overtaken(machine, newer);
+        }
         self.with_seed(machine, |seed, now| match (purpose, reply) {
             (Purpose::Lead { attempt, sent_at, ttl, fresh }, Reply::Taken { granted, term })
                 if attempt == seed.attempt =>
@@ -203,11 +233,12 @@ impl World {
                 let members = if plant == Plant::NoRecovery { Vec::new() } else { members };
                 seed.core.lead(term, until, members, now);
             }
-            (Purpose::Record(link), Reply::Done) if seed.recording.remove(&link).is_some() => {
-                seed.core.recorded(link, true, now);
+            (Purpose::Record(link), reply) if seed.recording.remove(&link).is_some() => {
+                seed.core.recorded(link, matches!(reply, Reply::Done), now);
             }
             _ => {}
         });
+        self.check_tables();
         if let Some(purpose) = load {
             self.ask_datastore(machine, purpose, Request::Load);
         }

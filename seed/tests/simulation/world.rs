@@ -110,6 +110,12 @@ pub(crate) enum Event {
         generation: u64,
         down: Time,
     },
+    /// A seed has handed over, and ends.
+    Stop {
+        machine: Machine,
+        generation: u64,
+        down: Time,
+    },
     Start(Machine),
     /// The process is started again, with this machine's name.
     Rename {
@@ -128,6 +134,8 @@ pub(crate) struct Tally {
     pub(crate) drained: u64,
     /// Handlers whose operators were told that they are there.
     pub(crate) handlers: u64,
+    /// Seeds that led, and gave their lead up.
+    pub(crate) handed_over: u64,
 }
 
 impl AddAssign for Tally {
@@ -136,6 +144,7 @@ impl AddAssign for Tally {
         self.moved += more.moved;
         self.drained += more.drained;
         self.handlers += more.handlers;
+        self.handed_over += more.handed_over;
     }
 }
 
@@ -193,7 +202,7 @@ impl World {
             paused_until: 0,
         });
         let machines = machines.collect();
-        let seeds_in_use = if faults == Faults::SeedOnly || random.chance(50) { 1 } else { SEEDS };
+        let seeds_in_use = if random.chance(50) { 1 } else { SEEDS };
         let fault_pause = [300 * MS, 1000 * MS, 3000 * MS][random.below(3) as usize];
         let mut world = Self {
             now: 0,
@@ -384,7 +393,9 @@ impl World {
             Event::Probed { asker, .. } => (*asker, 0),
             Event::Fault => return self.fault(),
             Event::SetClock => return self.set_clock(),
-            Event::GiveUp { machine, .. } | Event::Depart { machine, .. } => (*machine, 0),
+            Event::GiveUp { machine, .. } | Event::Depart { machine, .. } | Event::Stop { machine, .. } => {
+                (*machine, 0)
+            }
             Event::Start(machine) => return self.start(*machine),
             Event::Rename { machine, name } => return self.rename(*machine, *name),
         };
@@ -419,6 +430,9 @@ impl World {
             Event::Depart { machine, generation, down } if self.lives((machine, generation)) => {
                 self.tally.drained += 1;
                 self.leave(machine, down);
+            }
+            Event::Stop { machine, generation, down } if self.lives((machine, generation)) => {
+                self.kill(machine, down);
             }
             Event::Probe { asker, member, key, epoch, deadline } => {
                 self.probe(asker, member, key, epoch, deadline)

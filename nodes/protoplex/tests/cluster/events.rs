@@ -1,9 +1,8 @@
 //! Events between real processes: published and subscribed to by commands, told by nodes, kept over crashes.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::io::Write;
+use std::process::{Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -13,57 +12,12 @@ use protoplex_testkit::until;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::running::Running;
 use crate::{plan, put, start};
 
-const DEADLINE: Duration = Duration::from_secs(60);
-
-/// A command that goes on; it is killed when this is dropped.
-struct Running {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
-}
-
-impl Running {
-    fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (told, lines) = mpsc::channel();
-        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| told.send(line)));
-        Self { stdin: child.stdin.take(), child, lines }
-    }
-
-    /// `protoplex --json subscribe …` on a cluster.
-    fn subscribe(cluster: &Cluster, arguments: &[&str]) -> Self {
-        Self::start(cluster.command(&[&["--json", "subscribe"], arguments].concat()))
-    }
-
-    fn line(&self) -> String {
-        self.lines.recv_timeout(DEADLINE).expect("a line comes")
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.line()).unwrap()
-    }
-
-    /// The data of the next event.
-    fn data(&self) -> String {
-        self.json()["event"]["data"].to_string()
-    }
-
-    /// Ctrl-C, and its exit code.
-    fn stop(mut self) -> Option<i32> {
-        signal(self.child.id(), Signal::INT);
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// `protoplex --json subscribe …` on a cluster.
+fn subscribe(cluster: &Cluster, arguments: &[&str]) -> Running {
+    Running::start(cluster.command(&[&["--json", "subscribe"], arguments].concat()))
 }
 
 /// Runs a command to its end with this on its standard input.
@@ -83,7 +37,7 @@ fn text(bytes: &[u8]) -> String {
 fn what_happens_in_a_cluster_is_told() {
     let cluster = start();
     assert_eq!(put(&cluster, "/files/told", b"told", &["-H", "Upload-Id: my-own-id"]).status, 201);
-    let told = Running::subscribe(&cluster, &["#", "--from", "earliest"]);
+    let told = subscribe(&cluster, &["#", "--from", "earliest"]);
     let mut topics = BTreeSet::new();
     let (mut finished, mut stored) = (None, None);
     while finished.is_none() || stored.is_none() || !topics.contains("handlers.changed") {
@@ -107,7 +61,7 @@ fn what_happens_in_a_cluster_is_told() {
 #[test]
 fn events_are_given_as_arguments_lines_and_whole() {
     let cluster = start();
-    let all = Running::subscribe(&cluster, &["room.#", "--group", "all", "--from", "earliest"]);
+    let all = subscribe(&cluster, &["room.#", "--group", "all", "--from", "earliest"]);
     let emitted = cluster.json(&[
         "emit",
         "room.closed",
@@ -184,7 +138,7 @@ fn row_what_is_no_event_or_no_pattern_is_refused_with_advice() {
         "what came before counts"
     );
     assert!(text(&lines.stderr).contains("line 3 of standard input"), "{}", text(&lines.stderr));
-    let taken = Running::subscribe(&cluster, &["b", "--durable", "d", "--from", "earliest"]);
+    let taken = subscribe(&cluster, &["b", "--durable", "d", "--from", "earliest"]);
     cluster.run(&["emit", "b", "1"]);
     taken.line();
     let second = cluster.run(&["subscribe", "b", "--durable", "d"]);
@@ -197,7 +151,7 @@ fn row_what_is_no_event_or_no_pattern_is_refused_with_advice() {
 fn a_group_goes_on_where_one_of_it_is_killed() {
     const EVENTS: usize = 300;
     let cluster = start();
-    let group = || Running::subscribe(&cluster, &["work", "--group", "workers", "--from", "earliest"]);
+    let group = || subscribe(&cluster, &["work", "--group", "workers", "--from", "earliest"]);
     let (mut one, two) = (group(), group());
     until("both are there", || {
         let list = cluster.json(&["subscriptions", "list"]);
@@ -255,7 +209,7 @@ fn a_command_is_run_until_it_succeeds() {
 fn a_seed_killed_while_events_are_published_loses_none_that_was_acknowledged() {
     const EVENTS: u32 = 3000;
     let cluster = start();
-    let subscriber = Running::subscribe(&cluster, &["run.*", "--durable", "d", "--from", "earliest"]);
+    let subscriber = subscribe(&cluster, &["run.*", "--durable", "d", "--from", "earliest"]);
     let mut publisher = Running::start(cluster.command(&["--json", "emit", "run.x", "--lines"]));
     let mut input = publisher.stdin.take().unwrap();
     let writer = thread::spawn(move || {
@@ -297,7 +251,7 @@ fn row_nats_that_goes_away_is_said_and_loses_nothing() {
     let nats = nats::Server::start_with(&["--auth", "a token of this test"]);
     let file = format!("[events]\nnats = \"{}\"\nnats_token = \"a token of this test\"\n", nats.url());
     let cluster = plan().file(&file).start();
-    let subscriber = Running::subscribe(&cluster, &["n", "--durable", "d", "--from", "earliest"]);
+    let subscriber = subscribe(&cluster, &["n", "--durable", "d", "--from", "earliest"]);
     assert_eq!(cluster.json(&["subscriptions", "list"])["carrier"], "nats");
     assert!(cluster.run(&["emit", "n", "1"]).status.success());
     assert_eq!(subscriber.data(), "1");
@@ -322,7 +276,7 @@ fn row_nats_that_goes_away_is_said_and_loses_nothing() {
     while !got.contains("3") {
         got.insert(subscriber.data());
     }
-    let uploads = Running::subscribe(&cluster, &["upload.finished", "--from", "earliest"]);
+    let uploads = subscribe(&cluster, &["upload.finished", "--from", "earliest"]);
     let paths: BTreeSet<_> =
         (0..2).map(|_| uploads.json()["event"]["data"]["path"].as_str().unwrap().to_owned()).collect();
     assert_eq!(paths, ["/files/before", "/files/meanwhile"].map(str::to_owned).into());

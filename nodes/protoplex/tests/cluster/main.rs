@@ -22,6 +22,7 @@ mod large_upload;
 mod logs;
 mod moving_keys;
 mod privileges;
+mod running;
 mod s3;
 mod seeds;
 mod traces;

@@ -28,6 +28,11 @@ fn all(log: &Path) -> Vec<Value> {
     text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(json).collect()
 }
 
+/// Lines of other processes may come behind it at any time.
+fn until_written(log: &Path, text: &str) {
+    until("all is written", || all(log).iter().any(|line| line["text"] == text));
+}
+
 fn shown(node: &Node, query: &str) -> Vec<Value> {
     node.follow(&format!("/logs?{query}")).filter(|line| !line.is_empty()).map(|line| json(&line)).collect()
 }
@@ -57,7 +62,7 @@ fn what_is_shown_is_the_nodes_own_and_of_the_level_and_child_that_was_asked_for(
     let (index, _) = client.ask("say one").unwrap();
     client.ask("level loud").unwrap();
     client.ask("say two").unwrap();
-    until("all is written", || all(&log).last().is_some_and(|line| line["text"] == "two"));
+    until_written(&log, "two");
     let strange = all(&log).last().unwrap().to_string().replace("fixture-1", "other-1");
     let mut text = fs::read_to_string(&log).unwrap();
     text.push_str(&format!("{strange}\nno JSON\n[]\n"));
@@ -120,7 +125,7 @@ fn the_level_changes_while_the_node_runs_and_a_bad_one_changes_nothing() {
     }
     client.ask("level info").unwrap();
     client.ask("say 5").unwrap();
-    until("all is written", || all(&log).last().is_some_and(|line| line["text"] == "5"));
+    until_written(&log, "5");
     let lines = all(&log);
     let texts: Vec<_> = lines.iter().filter_map(|line| line["text"].as_str()).collect();
     assert_eq!(texts, ["2", "3", "5"]);
