@@ -28,9 +28,10 @@ use std::time::Duration;
 use futures_util::Stream;
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
-    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken, ListFilesReply,
-    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, Revocation,
-    RemoveMemberRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
+    ListFilesReply, ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest,
+    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation, Site,
+    StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, watch};

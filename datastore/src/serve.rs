@@ -21,12 +21,15 @@ use protoplex_wire::proto::event_log_server::EventLogServer;
 use protoplex_wire::proto::put_build_request::Message;
 use protoplex_wire::proto::{
     AbortUploadReply, AbortUploadRequest, Asset, BeginUploadReply, BeginUploadRequest, Build,
-    ChangeHandlersReply, ChangeHandlersRequest, ChangeRevocationReply, CompleteUploadReply, CompleteUploadRequest, CreateTokenReply,
-    CreateTokenRequest, FetchBuildRequest, FindFileReply, FindFileRequest, FindSiteReply, FindSiteRequest,
-    HandlerHistoryReply, HandlerHistoryRequest, HandlersAtReply, HandlersAtRequest, JoinToken, JoinTokenList, ListFilesReply,
-    ListFilesRequest, ListJoinTokensRequest, ListRevocationsRequest, LoadRoutesReply, LoadRoutesRequest, MarkStoredReply, MarkStoredRequest, PeekLeaseReply,
-    PeekLeaseRequest, PutBuildRequest, PutJoinTokenReply, PutMemberReply, PutMemberRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseReply,
-    ReleaseLeaseRequest, RemoveMemberReply, RemoveMemberRequest, Revocation, RevocationList, RevokeJoinTokenReply, RevokeJoinTokenRequest, TakeLeaseReply, TakeLeaseRequest,
+    ChangeHandlersReply, ChangeHandlersRequest, ChangeRevocationReply, CompleteUploadReply,
+    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, FetchBuildRequest, FindFileReply,
+    FindFileRequest, FindSiteReply, FindSiteRequest, HandlerHistoryReply, HandlerHistoryRequest,
+    HandlersAtReply, HandlersAtRequest, JoinToken, JoinTokenList, ListFilesReply, ListFilesRequest,
+    ListJoinTokensRequest, ListRevocationsRequest, LoadRoutesReply, LoadRoutesRequest, MarkStoredReply,
+    MarkStoredRequest, PeekLeaseReply, PeekLeaseRequest, PutBuildRequest, PutJoinTokenReply, PutMemberReply,
+    PutMemberRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseReply, ReleaseLeaseRequest,
+    RemoveMemberReply, RemoveMemberRequest, Revocation, RevocationList, RevokeJoinTokenReply,
+    RevokeJoinTokenRequest, TakeLeaseReply, TakeLeaseRequest,
 };
 use protoplex_wire::seeds;
 use thiserror::Error;

@@ -25,9 +25,10 @@ use futures_util::Stream;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
-    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken, ListFilesReply,
-    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, Revocation,
-    RemoveMemberRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
+    ListFilesReply, ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest,
+    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation, Site,
+    StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;

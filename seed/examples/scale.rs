@@ -248,7 +248,8 @@ async fn join(client: &SeedClient<TrustedChannel>) -> Result<Vec<tokio::task::Ab
 
 /// Asks for this asker's part of the keys, and waits for all answers.
 async fn ask_all(client: SeedClient<TrustedChannel>, asker: u32) -> Result<(), Failure> {
-    let hello = FollowHello { node: format!("proxy-{asker}"), kind: SIDE_CAR.to_owned(), ..FollowHello::default() };
+    let hello =
+        FollowHello { node: format!("proxy-{asker}"), kind: SIDE_CAR.to_owned(), ..FollowHello::default() };
     let (sender, mut replies) = follow(client, hello).await?;
     let mine = (0..LINK_KEYS).filter(|number| number % ASKERS == asker);
     let mut left = 0;

@@ -74,8 +74,13 @@ impl Cluster {
         let hello = watch::Sender::new(JoinHello { node, kind, instance, reached, ..JoinHello::default() });
         let state = watch::Sender::new(NodeState::default());
         let standing = watch::Sender::new(Standing::new(BootTime::now()));
-        let joined =
-            join::hold(self.identity.issue(Kind::Seed, &name)?, self.seeds(), hello.subscribe(), state.subscribe(), standing);
+        let joined = join::hold(
+            self.identity.issue(Kind::Seed, &name)?,
+            self.seeds(),
+            hello.subscribe(),
+            state.subscribe(),
+            standing,
+        );
         let (tell, role) = watch::channel(Role::Waiting);
         let (drain, identity) = (Arc::new(Notify::new()), self.identity.issue(Kind::Seed, &name)?);
         let draining = Arc::clone(&drain);

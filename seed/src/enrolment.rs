@@ -19,8 +19,8 @@ use protoplex_wire::join_token::{JoinToken, parse_presented};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::enrolment_server::Enrolment;
 use protoplex_wire::proto::{
-    CreateJoinTokenReply, CreateJoinTokenRequest, Credentials, EnrolRequest, JoinRefusal, ListRevocationsRequest,
-    RedeemJoinTokenReply, RedeemJoinTokenRequest, RenewRequest, Revocation,
+    CreateJoinTokenReply, CreateJoinTokenRequest, Credentials, EnrolRequest, JoinRefusal,
+    ListRevocationsRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, RenewRequest, Revocation,
 };
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -192,7 +192,8 @@ impl Enrolment for Registrar {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Credentials>, Status> {
         let shown = request.extensions().get::<Arc<Certificate>>();
-        let shown = shown.ok_or_else(|| Status::unauthenticated("no certificate of this cluster was shown"))?;
+        let shown =
+            shown.ok_or_else(|| Status::unauthenticated("no certificate of this cluster was shown"))?;
         let issued = self.sign(&shown.peer, &shown.public_key)?;
         tracing::debug!(name = shown.peer.name(), "a certificate is renewed");
         // Its owner has them.

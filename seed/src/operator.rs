@@ -272,8 +272,8 @@ impl Operator for Console {
         request: Request<ListJoinTokensRequest>,
     ) -> Result<Response<JoinTokenList>, Status> {
         self.leading().await?;
-        let listed = call(self.datastores.client().list_join_tokens(limited(request.into_inner())));
-        Ok(Response::new(listed.await?))
+        let mut datastore = self.datastores.client();
+        Ok(Response::new(call(datastore.list_join_tokens(limited(request.into_inner()))).await?))
     }
 
     async fn revoke_join_token(
@@ -281,8 +281,8 @@ impl Operator for Console {
         request: Request<RevokeJoinTokenRequest>,
     ) -> Result<Response<RevokeJoinTokenReply>, Status> {
         self.leading().await?;
-        let revoked = call(self.datastores.client().revoke_join_token(limited(request.into_inner())));
-        Ok(Response::new(revoked.await?))
+        let mut datastore = self.datastores.client();
+        Ok(Response::new(call(datastore.revoke_join_token(limited(request.into_inner()))).await?))
     }
 
     async fn change_revocation(
@@ -299,8 +299,8 @@ impl Operator for Console {
         request: Request<ListRevocationsRequest>,
     ) -> Result<Response<RevocationList>, Status> {
         self.leading().await?;
-        let listed = call(self.datastores.client().list_revocations(limited(request.into_inner())));
-        Ok(Response::new(listed.await?))
+        let mut datastore = self.datastores.client();
+        Ok(Response::new(call(datastore.list_revocations(limited(request.into_inner()))).await?))
     }
 }
 

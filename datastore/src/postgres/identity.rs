@@ -10,7 +10,8 @@ use super::{Named, PgStore, lock};
 use crate::join_token::{self, MAX_TOKENS, REMEMBERED_MS, check_subject, joined, parted};
 use crate::store::{StoreError, StoreResult};
 
-const SELECT: &str = "SELECT id, secret_sha256, kind, pools, uses, expires_at_ms, created_at_ms, created_by, revoked,
+const SELECT: &str =
+    "SELECT id, secret_sha256, kind, pools, uses, expires_at_ms, created_at_ms, created_by, revoked,
     (SELECT count(*) FROM join_token_uses WHERE token = id) AS uses_taken FROM join_tokens";
 
 /// See [`crate::store::Store::put_join_token`].
@@ -50,7 +51,8 @@ pub(super) async fn tokens(pool: &PgPool) -> StoreResult<Vec<JoinToken>> {
 
 /// See [`crate::store::Store::revoke_join_token`].
 pub(super) async fn revoke_token(pool: &PgPool, id: &str) -> StoreResult<()> {
-    let revoked = sqlx::query("UPDATE join_tokens SET revoked = true WHERE id = $1").bind(id).execute(pool).await?;
+    let revoked =
+        sqlx::query("UPDATE join_tokens SET revoked = true WHERE id = $1").bind(id).execute(pool).await?;
     if revoked.rows_affected() == 0 {
         return Err(StoreError::NotFound(format!("there is no join token {id:?}")));
     }

@@ -10,7 +10,8 @@ use super::SqliteStore;
 use crate::join_token::{self, MAX_TOKENS, REMEMBERED_MS, check_subject, joined, parted};
 use crate::store::{StoreError, StoreResult};
 
-const SELECT: &str = "SELECT id, secret_sha256, kind, pools, uses, expires_at_ms, created_at_ms, created_by, revoked,
+const SELECT: &str =
+    "SELECT id, secret_sha256, kind, pools, uses, expires_at_ms, created_at_ms, created_by, revoked,
     (SELECT count(*) FROM join_token_uses WHERE token = id) AS uses_taken FROM join_tokens";
 
 /// See [`crate::store::Store::put_join_token`].
@@ -50,7 +51,8 @@ pub(super) async fn tokens(readers: &SqlitePool) -> StoreResult<Vec<JoinToken>> 
 
 /// See [`crate::store::Store::revoke_join_token`].
 pub(super) async fn revoke_token(writer: &SqlitePool, id: &str) -> StoreResult<()> {
-    let revoked = sqlx::query("UPDATE join_tokens SET revoked = 1 WHERE id = ?").bind(id).execute(writer).await?;
+    let revoked =
+        sqlx::query("UPDATE join_tokens SET revoked = 1 WHERE id = ?").bind(id).execute(writer).await?;
     if revoked.rows_affected() == 0 {
         return Err(StoreError::NotFound(format!("there is no join token {id:?}")));
     }
@@ -91,10 +93,12 @@ pub(super) async fn redeem(
 pub(super) async fn change(writer: &SqlitePool, wanted: &Revocation, now_ms: i64) -> StoreResult<()> {
     check_subject(&wanted.name)?;
     let query = if wanted.revoked {
-        sqlx::query("INSERT INTO revocations (name, operator, at_ms) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING")
-            .bind(&wanted.name)
-            .bind(&wanted.operator)
-            .bind(now_ms)
+        sqlx::query(
+            "INSERT INTO revocations (name, operator, at_ms) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(&wanted.name)
+        .bind(&wanted.operator)
+        .bind(now_ms)
     } else {
         sqlx::query("DELETE FROM revocations WHERE name = ?").bind(&wanted.name)
     };

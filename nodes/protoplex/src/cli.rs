@@ -23,8 +23,8 @@ use crate::units;
 pub(crate) use datastore::{Datastore, DatastoreCommand, Migrate};
 pub(crate) use discovery::{Discover, Inspect, Request, Sort, Top};
 pub(crate) use events::{Emit, Subscribe, Subscriptions};
-pub(crate) use identity::{Enrol, JoinToken, JoinTokenCreate, Joining, Node, Operator, OperatorCreate};
 pub(crate) use handler::{Apply, Handler, HandlerAdd, HandlerEdit, HandlerFields, Placement};
+pub(crate) use identity::{Enrol, JoinToken, JoinTokenCreate, Joining, Node, Operator, OperatorCreate};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -92,7 +92,9 @@ impl Cluster {
                     answers.get_or_insert(seed);
                 }
                 // It says itself what is wrong when it is asked for something.
-                Ok(Err(status)) if [Code::Unauthenticated, Code::PermissionDenied].contains(&status.code()) => {
+                Ok(Err(status))
+                    if [Code::Unauthenticated, Code::PermissionDenied].contains(&status.code()) =>
+                {
                     answers.get_or_insert(seed);
                 }
                 Ok(Err(_)) | Err(_) => search.unanswered(),

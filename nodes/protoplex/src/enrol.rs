@@ -113,8 +113,7 @@ async fn enrol(common: &Common, command: Enrol, kind: Kind) -> anyhow::Result<()
     let token = token.ok_or_else(|| {
         Usage("name a join token with --token or --token-file (`protoplex join-token create`)".to_owned())
     })?;
-    let own_name =
-        || Some(std::path::absolute(&folder).ok()?.file_name()?.to_str()?.to_owned());
+    let own_name = || Some(std::path::absolute(&folder).ok()?.file_name()?.to_str()?.to_owned());
     let node = node.or_else(own_name).context("the folder has no name: give one with --node")?;
     let newcomer = Newcomer { kind, node: &node, shared: &folder, own: &folder };
     let issued = newcomer.enrol(&token, &seeds).await.map_err(explain)?;
@@ -195,7 +194,10 @@ pub(crate) fn of_node(
         None => Ok(identity),
     });
     match (found, token) {
-        (Err(IdentityError::Absent(_) | IdentityError::NotJoined(..) | IdentityError::Expired { .. }), Some(token)) => {
+        (
+            Err(IdentityError::Absent(_) | IdentityError::NotJoined(..) | IdentityError::Expired { .. }),
+            Some(token),
+        ) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(join(folder, kind, node, &token, seeds))?;
             let identity = Identity::of_node(folder, kind, node)?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protoplex_runtime::signals::StopSignals;
-use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::enrolment::keep_renewed;
+use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::{Identity, Kind, new_instance};
 use protoplex_wire::pattern::MAX_NAME_BYTES;
 use protoplex_wire::proto::Member;

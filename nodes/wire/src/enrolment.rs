@@ -83,8 +83,9 @@ impl Newcomer<'_> {
             public_key,
         };
         let tls = pinned(token.fingerprint);
-        let dial =
-            |seed: &str| identity::channel(Dial { address: seed.to_owned(), tls: tls.clone(), credential: None });
+        let dial = |seed: &str| {
+            identity::channel(Dial { address: seed.to_owned(), tls: tls.clone(), credential: None })
+        };
         let issued = ask(seeds, |seed| {
             let (channel, request) = (dial(seed), request.clone());
             async move { Ok(EnrolmentClient::new(channel?).enrol(request).await) }

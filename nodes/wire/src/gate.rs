@@ -133,7 +133,12 @@ impl Gate {
         if let Some(certificate) = &shown {
             self.shared.state().connections.insert(id, (certificate.peer.name(), cut));
         }
-        Ok(Arrived { stream, is_cut: shown.is_some().then_some(is_cut), _entry: entry, shown: Arrival(shown) })
+        Ok(Arrived {
+            stream,
+            is_cut: shown.is_some().then_some(is_cut),
+            _entry: entry,
+            shown: Arrival(shown),
+        })
     }
 
     /// Refuses these names ([`Peer::name`]), and no others, from here on; connections of theirs are cut.

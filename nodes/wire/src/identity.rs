@@ -16,7 +16,9 @@ mod authority;
 mod certificate;
 mod credential;
 mod dial;
+mod error;
 mod files;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,24 +27,20 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::{KeyPair, PublicKeyData};
-use thiserror::Error;
-use tokio_rustls::rustls::client::WebPkiServerVerifier;
-use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::version::TLS13;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tonic::transport::{Channel, Endpoint};
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
+use tonic::transport::Channel;
 
 pub use self::authority::is_public_key;
 pub use self::certificate::{Certificate, Fingerprint, Kind, Peer, fingerprint};
 pub(crate) use self::dial::Dial;
+pub use self::error::IdentityError;
+pub(crate) use self::tls::{authority_der, channel, provider};
 
 use self::authority::Authority;
 use self::credential::{Credential, OWN_LIFE, Source};
 use self::files::{private_folder, read, read_if_there, secret, write_new, write_private};
+use self::tls::{client_config, no_authority};
 use crate::proto::Credentials;
 
 /// The name that every node's certificate carries, whatever address the node listens on.
@@ -59,10 +57,6 @@ const INSTANCE_BYTES: usize = 16;
 const BACKDATED: Duration = Duration::from_mins(10);
 /// How long the certificates of people last, who have to renew them themselves.
 const OPERATOR_LIFE: Duration = Duration::from_hours(30 * 24);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A peer that doesn't answer a ping within [`KEEP_ALIVE_TIMEOUT`] is gone, whatever TCP still believes.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const CA: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
@@ -77,64 +71,6 @@ const OLD_TOKEN: &str = "token";
 
 /// A channel to another node, over mutual TLS.
 pub type TrustedChannel = Channel;
-
-/// Why the identity could not be read or made.
-#[derive(Debug, Error)]
-pub enum IdentityError {
-    /// A file of the identity is missing, unreadable or can't be written.
-    #[error("{path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// There is no identity in the folder.
-    #[error(
-        "no cluster identity in {0}: start the cluster there first, or join one with --seed HOST:PORT and --join TOKEN \
-         (`protoplex join-token create` makes one)"
-    )]
-    Absent(PathBuf),
-    /// The machine has joined a cluster, but not this node.
-    #[error(
-        "{1} has no certificate in {0}: join with --join TOKEN, which `protoplex join-token create` makes for its kind"
-    )]
-    NotJoined(PathBuf, String),
-    /// The machine has joined a cluster as nodes; its operators are elsewhere.
-    #[error(
-        "{0} is that of nodes which have joined a cluster: name an operator's credentials with --credentials DIR \
-         (`protoplex operator create NAME` makes some where the cluster began)"
-    )]
-    NoOperator(PathBuf),
-    /// It has ended.
-    #[error(
-        "the certificate of {name} has expired {ago_s} s ago: join anew with --join TOKEN, or enrol anew (`protoplex \
-         enrol`)"
-    )]
-    Expired {
-        /// Whose it is.
-        name: String,
-        /// How long it is over.
-        ago_s: u64,
-    },
-    /// It is somebody else's.
-    #[error("{0} holds the certificate of {1}, a {2}: give this node another name, or remove that folder")]
-    WrongKind(PathBuf, String, Kind),
-    /// The certificates could not be made.
-    #[error("cannot make the cluster's certificates: {0}")]
-    Certificate(#[from] rcgen::Error),
-    /// A file holds something else.
-    #[error("{0}: {1}")]
-    Malformed(PathBuf, String),
-    /// There is an identity already.
-    #[error("{0} is there already: nothing was changed")]
-    Exists(PathBuf),
-    /// The authority's key is where the cluster began.
-    #[error(
-        "{0} has no ca.key: run this where the cluster began, or enrol with a token (`protoplex join-token create`)"
-    )]
-    NoAuthority(PathBuf),
-}
 
 /// Who this process is. Everything in it is secret but the authority's certificate.
 #[derive(Clone)]
@@ -274,22 +210,7 @@ impl Identity {
 
     /// How a node of this cluster serves gRPC, and HTTP/1.1 beside it. Who shows no certificate is let in, and told so.
     pub(crate) fn server_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
-        let provider = provider();
-        let roots = roots(&self.inner.ca)?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| IdentityError::Malformed(CA.into(), error.to_string()))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&TLS13])
-            .map_err(|error| IdentityError::Malformed(CA.into(), error.to_string()))?
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::clone(&self.inner.credential) as _);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // A resumed session would be that of a certificate which may be over by then.
-        config.send_tls13_tickets = 0;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Arc::new(config))
+        tls::server_config(&self.inner.ca, &self.inner.credential)
     }
 
     /// The certificate of the cluster's own authority, as PEM.
@@ -506,51 +427,6 @@ pub fn make_credentials(
 #[must_use]
 pub fn new_instance() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; INSTANCE_BYTES]>())
-}
-
-/// A channel that is made so.
-pub(crate) fn channel(dial: Dial) -> Result<Channel, tonic::transport::Error> {
-    // TLS is the connector's.
-    let endpoint = Endpoint::from_shared(format!("http://{}", dial.address))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
-    Ok(endpoint.connect_with_connector_lazy(dial))
-}
-
-/// The authority's certificate in DER.
-pub(crate) fn authority_der(pem: &str) -> Option<CertificateDer<'static>> {
-    CertificateDer::from_pem_slice(pem.as_bytes()).ok()
-}
-
-pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
-}
-
-fn no_authority(path: &Path) -> IdentityError {
-    IdentityError::Malformed(path.to_owned(), "there is no certificate in it (PEM)".to_owned())
-}
-
-fn roots(ca: &str) -> Result<Arc<RootCertStore>, IdentityError> {
-    let mut roots = RootCertStore::empty();
-    let der = authority_der(ca).ok_or_else(|| no_authority(Path::new(CA)))?;
-    roots.add(der).map_err(|error| IdentityError::Malformed(CA.into(), error.to_string()))?;
-    Ok(Arc::new(roots))
-}
-
-fn client_config(ca: &str, credential: &Arc<Credential>) -> Result<Arc<ClientConfig>, IdentityError> {
-    let unusable = |error: &dyn ToString| IdentityError::Malformed(CA.into(), error.to_string());
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots(ca)?, provider())
-        .build()
-        .map_err(|error| unusable(&error))?;
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
-        .map_err(|error| unusable(&error))?
-        .with_webpki_verifier(verifier)
-        .with_client_cert_resolver(Arc::clone(credential) as _);
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
 }
 
 fn unix_ms(time: SystemTime) -> i64 {

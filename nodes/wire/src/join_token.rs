@@ -67,7 +67,8 @@ impl JoinToken {
 #[must_use]
 pub fn parse_presented(text: &str) -> Option<(&str, [u8; 32])> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once(DIVIDER)?;
-    let is_part = |text: &str, bytes| URL_SAFE_NO_PAD.decode(text).is_ok_and(|decoded| decoded.len() == bytes);
+    let is_part =
+        |text: &str, bytes| URL_SAFE_NO_PAD.decode(text).is_ok_and(|decoded| decoded.len() == bytes);
     let is_token = is_part(id, ID_BYTES) && is_part(secret, SECRET_BYTES);
     is_token.then(|| (id, Sha256::digest(secret).into()))
 }

@@ -155,8 +155,17 @@ fn another_machine_joins_with_a_token_and_needs_none_when_it_is_started_again() 
     // Whoever comes under a name that is taken is refused, and takes no use of its token.
     let token = join_token(&cluster, &["--kind", "live"]);
     let data = cluster.folder().join("m3");
-    let arguments =
-        ["--data", data.to_str().unwrap(), "--seed", &seed(&cluster), "live", "--node", "live-1", "--join", &token];
+    let arguments = [
+        "--data",
+        data.to_str().unwrap(),
+        "--seed",
+        &seed(&cluster),
+        "live",
+        "--node",
+        "live-1",
+        "--join",
+        &token,
+    ];
     let refused = error_of(&stranger(cluster.folder(), &arguments));
     assert!(refused.contains("the name \"live-1\" is taken by one that is here"), "{refused}");
     let listed = cluster.json(&["join-token", "list"]);
@@ -205,9 +214,8 @@ fn row_a_token_that_opens_nothing_says_why() {
     let cluster = start();
     let seed = seed(&cluster);
     let folder = cluster.folder();
-    let enrol = |name: &str, token: &str| {
-        stranger(folder, &["--seed", &seed, "enrol", name, "--token", token])
-    };
+    let enrol =
+        |name: &str, token: &str| stranger(folder, &["--seed", &seed, "enrol", name, "--token", token]);
     let backend = ["--kind", "backend", "--pool", "rooms"];
     let good = join_token(&cluster, &backend);
     assert!(enrol("first", &good).status.success());
@@ -217,7 +225,8 @@ fn row_a_token_that_opens_nothing_says_why() {
     // Ids may begin with a hyphen.
     assert_eq!(cluster.json(&["join-token", "revoke", "--", id])["revoked"], true);
     let listed = cluster.json(&["join-token", "list"]);
-    let ends = listed.as_array().unwrap().iter().map(|it| it["expires_at_ms"].as_u64().unwrap()).min().unwrap();
+    let ends =
+        listed.as_array().unwrap().iter().map(|it| it["expires_at_ms"].as_u64().unwrap()).min().unwrap();
     until("the short one is over", || {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
         (now > u128::from(ends)).then_some(())
@@ -315,8 +324,7 @@ fn people_have_credentials_of_their_own() {
     let again = error_of(&cluster.run(&["operator", "create", "ada"]));
     assert!(again.contains("is there already"), "{again}");
     let token = join_token(&cluster, &["--kind", "operator"]);
-    let enrolled =
-        stranger(folder, &["--seed", &seed, "operator", "enrol", "eve", "--token", &token]);
+    let enrolled = stranger(folder, &["--seed", &seed, "operator", "enrol", "eve", "--token", &token]);
     assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
     cluster.json(&["operator", "revoke", "ada"]);
     let refused = error_of(&ada(&["status"]));
@@ -374,10 +382,7 @@ fn pythons_standard_library_renews_its_certificate_by_itself() {
     let seed = seed(&cluster);
     let enrolled = stranger(cluster.folder(), &["--seed", &seed, "enrol", "b", "--token", &token]);
     assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
-    let python = Command::new("python3")
-        .args(["-c", RENEW, &seed])
-        .current_dir(cluster.folder())
-        .output()
-        .unwrap();
+    let python =
+        Command::new("python3").args(["-c", RENEW, &seed]).current_dir(cluster.folder()).output().unwrap();
     assert!(python.status.success(), "{}", String::from_utf8_lossy(&python.stderr));
 }

@@ -103,7 +103,8 @@ pub(super) fn check(gate: &Gate, path: &str, shown: Option<&Certificate>) -> Res
         return Ok(());
     }
     let method = path.rsplit(['/', '.']).take(2).collect::<Vec<_>>();
-    let method = if path.starts_with("/protoplex.") { method.into_iter().rev().collect() } else { vec![path] };
+    let method =
+        if path.starts_with("/protoplex.") { method.into_iter().rev().collect() } else { vec![path] };
     let method = method.join(".");
     Err(Status::permission_denied(format!("{name} is a {}, and such may not call {method}", peer.kind)))
 }

@@ -108,12 +108,8 @@ pub(crate) fn create(folder: &Path) -> Result<bool, IdentityError> {
     params.not_before = (now - BACKDATED).into();
     params.not_after = (now + LIFE).into();
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    let files = [
-        (CA, ca.pem()),
-        (CA_KEY, ca.key().serialize_pem()),
-        (SECRET, secret()),
-        (LIVE_KEY, secret()),
-    ];
+    let files =
+        [(CA, ca.pem()), (CA_KEY, ca.key().serialize_pem()), (SECRET, secret()), (LIVE_KEY, secret())];
     for (name, text) in files {
         write_new(&making.join(name), &text)?;
     }

@@ -118,12 +118,7 @@ impl Source {
         let key = PrivateKeyDer::from_pem_slice(pem.1.as_bytes()).map_err(|error| malformed(&error))?;
         let certified = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider());
         let certified = certified.map_err(|error: TlsError| malformed(&error))?;
-        Ok(Loaded {
-            certified: Arc::new(certified),
-            certificate,
-            pem: Arc::new(pem),
-            looked: Instant::now(),
-        })
+        Ok(Loaded { certified: Arc::new(certified), certificate, pem: Arc::new(pem), looked: Instant::now() })
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::cloud_event::{CloudEvent, EventData};
 use protoplex_wire::events::{Notice, Start, Subscription};
-use protoplex_wire::join::Standing;
 use protoplex_wire::identity::Kind;
+use protoplex_wire::join::Standing;
 use protoplex_wire::proto::operator_client::OperatorClient;
 use protoplex_wire::proto::{
     Handler, HandlerChanges, JoinHello, ListDeadEventsRequest, ListSubscriptionsRequest, NodeState,

@@ -77,10 +77,8 @@ impl Rig {
         change(&mut raw);
 
         let listener = bind(datastore_address).await;
-        let (file, trust) = (
-            data.path().join("protoplex.db"),
-            identity.issue(Kind::Datastore, "datastore-1").unwrap(),
-        );
+        let (file, trust) =
+            (data.path().join("protoplex.db"), identity.issue(Kind::Datastore, "datastore-1").unwrap());
         let url = postgres.as_ref().map(|server| server.database());
         let datastore = process(async move {
             let forever = std::future::pending();
