@@ -287,7 +287,9 @@ fn a_server_that_has_enrolled_is_a_member_of_its_pools_and_nothing_else_until_it
     });
     drop(wrong);
     let wrong = join("rooms", &["--id", "rooms-2"]);
-    until("its name is refused", || wrong.says().contains("by its certificate it is rooms-1").then_some(()));
+    until("its name is refused", || {
+        wrong.says().contains("by its certificate it is \"rooms-1\"").then_some(())
+    });
     drop(wrong);
     let right = join("rooms", &[]);
     until("it is a member", || right.says().contains("is a member of pool rooms").then_some(()));
