@@ -14,6 +14,7 @@ mod announce;
 mod builds;
 mod file;
 mod handlers;
+mod join_token;
 mod lease;
 mod scope;
 mod token;

@@ -12,6 +12,7 @@ mod events;
 mod fault;
 mod files;
 mod handlers;
+mod identity;
 mod leases;
 mod open;
 mod reach;
@@ -27,9 +28,10 @@ use std::time::Duration;
 use futures_util::Stream;
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
-    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, ListFilesReply,
-    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, ReleaseLeaseRequest,
-    RemoveMemberRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
+    ListFilesReply, ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest,
+    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation, Site,
+    StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, watch};
@@ -213,6 +215,30 @@ impl Store for PgStore {
     async fn release_lease(&self, request: ReleaseLeaseRequest) -> StoreResult<()> {
         self.call(|| leases::release(self, &request)).await
     }
+
+    async fn put_join_token(&self, token: JoinToken) -> StoreResult<()> {
+        self.call(|| identity::put_token(self, &token, unix_time_ms())).await
+    }
+
+    async fn list_join_tokens(&self) -> StoreResult<Vec<JoinToken>> {
+        self.call(|| identity::tokens(&self.pool)).await
+    }
+
+    async fn revoke_join_token(&self, id: &str) -> StoreResult<()> {
+        self.call(|| identity::revoke_token(&self.pool, id)).await
+    }
+
+    async fn redeem_join_token(&self, request: RedeemJoinTokenRequest) -> StoreResult<RedeemJoinTokenReply> {
+        self.call(|| identity::redeem(self, &request, unix_time_ms())).await
+    }
+
+    async fn change_revocation(&self, wanted: Revocation) -> StoreResult<()> {
+        self.call(|| identity::change(&self.pool, &wanted, unix_time_ms())).await
+    }
+
+    async fn list_revocations(&self) -> StoreResult<Vec<Revocation>> {
+        self.call(|| identity::revocations(&self.pool)).await
+    }
 }
 
 /// What is locked by its name rather than by a row, because the row may not be there yet.
@@ -226,6 +252,7 @@ enum Named {
     /// All of it, by those that use it, and alone by who moves it.
     Database = 5,
     Subscription = 6,
+    JoinToken = 7,
 }
 
 /// Waits until no other transaction of any datastore holds the name, and holds it until the transaction ends. Two names

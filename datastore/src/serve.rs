@@ -1,9 +1,10 @@
-//! Serves a store to the other nodes: gRPC over TLS with the cluster's certificate, for those that have its token.
+//! Serves a store to the other nodes: gRPC over mutual TLS.
 
 mod events;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::net::TcpListener;
@@ -13,25 +14,28 @@ use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use protoplex_runtime::context::Context;
-use protoplex_wire::identity::Identity;
+use protoplex_wire::gate::Gate;
+use protoplex_wire::identity::{Identity, IdentityError};
 use protoplex_wire::proto::datastore_server::{Datastore, DatastoreServer};
 use protoplex_wire::proto::event_log_server::EventLogServer;
 use protoplex_wire::proto::put_build_request::Message;
 use protoplex_wire::proto::{
     AbortUploadReply, AbortUploadRequest, Asset, BeginUploadReply, BeginUploadRequest, Build,
-    ChangeHandlersReply, ChangeHandlersRequest, CompleteUploadReply, CompleteUploadRequest, CreateTokenReply,
-    CreateTokenRequest, FetchBuildRequest, FindFileReply, FindFileRequest, FindSiteReply, FindSiteRequest,
-    HandlerHistoryReply, HandlerHistoryRequest, HandlersAtReply, HandlersAtRequest, ListFilesReply,
-    ListFilesRequest, LoadRoutesReply, LoadRoutesRequest, MarkStoredReply, MarkStoredRequest, PeekLeaseReply,
-    PeekLeaseRequest, PutBuildRequest, PutMemberReply, PutMemberRequest, ReleaseLeaseReply,
-    ReleaseLeaseRequest, RemoveMemberReply, RemoveMemberRequest, TakeLeaseReply, TakeLeaseRequest,
+    ChangeHandlersReply, ChangeHandlersRequest, ChangeRevocationReply, CompleteUploadReply,
+    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, FetchBuildRequest, FindFileReply,
+    FindFileRequest, FindSiteReply, FindSiteRequest, HandlerHistoryReply, HandlerHistoryRequest,
+    HandlersAtReply, HandlersAtRequest, JoinToken, JoinTokenList, ListFilesReply, ListFilesRequest,
+    ListJoinTokensRequest, ListRevocationsRequest, LoadRoutesReply, LoadRoutesRequest, MarkStoredReply,
+    MarkStoredRequest, PeekLeaseReply, PeekLeaseRequest, PutBuildRequest, PutJoinTokenReply, PutMemberReply,
+    PutMemberRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseReply, ReleaseLeaseRequest,
+    RemoveMemberReply, RemoveMemberRequest, Revocation, RevocationList, RevokeJoinTokenReply,
+    RevokeJoinTokenRequest, TakeLeaseReply, TakeLeaseRequest,
 };
 use protoplex_wire::seeds;
 use thiserror::Error;
-use tokio::time::timeout;
-use tonic::service::interceptor::InterceptedService;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::builds::MAX_ASSET_BYTES;
@@ -51,6 +55,9 @@ const ASSET_TIMEOUT: Duration = Duration::from_secs(30);
 /// A peer that doesn't answer a ping in this time is gone, and so is what it was sending.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
+/// How often it is looked who is revoked.
+const REVOKED_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Why the datastore can't run.
 #[derive(Debug, Error)]
 pub enum RunError {
@@ -69,7 +76,13 @@ pub enum RunError {
     /// The runtime has bound no socket of the name: a mistake of ours.
     #[error("the datastore was given no socket named {:?}", config::SOCKET)]
     NoSocket,
-    /// The certificate is unusable, or the server failed.
+    /// The certificate is unusable.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The names that are revoked can't be read.
+    #[error("who is revoked can't be read: {0}")]
+    Revoked(#[from] StoreError),
+    /// The server failed.
     #[error("serving the datastore: {0}")]
     Transport(#[from] tonic::transport::Error),
 }
@@ -120,25 +133,53 @@ pub async fn serve<S: Store + EventLog>(
     drain: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     listener.set_nonblocking(true)?;
-    let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let gate = Gate::new(identity)?;
+    // Nobody comes before it is known who may not.
+    gate.revoke(revoked(&*store).await?);
+    let incoming = gate.incoming(tokio::net::TcpListener::from_std(listener)?);
+    let (nudge, watched) = (Arc::new(Notify::new()), Arc::clone(&store));
     let events = EventLogServer::new(EventService { store: Arc::clone(&store) })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let datastore = DatastoreServer::new(Service { store }).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    Server::builder()
-        .tls_config(identity.server_tls())?
+    let service = Service { store, nudge: Arc::clone(&nudge) };
+    let datastore = DatastoreServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let server = Server::builder()
+        .layer(gate.layer())
         .max_concurrent_streams(MAX_CALLS)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .add_service(InterceptedService::new(datastore, identity.guard()))
-        .add_service(InterceptedService::new(events, identity.guard()))
-        .serve_with_incoming_shutdown(incoming, drain)
-        .await?;
-    Ok(())
+        .add_service(datastore)
+        .add_service(events)
+        .serve_with_incoming_shutdown(incoming, drain);
+    tokio::select! {
+        served = server => Ok(served?),
+        () = watch_revoked(&*watched, &gate, &nudge) => Ok(()),
+    }
+}
+
+/// Keeps the gate up to date, also with what other datastores of the database were told. Never ends.
+async fn watch_revoked<S: Store>(store: &S, gate: &Gate, nudge: &Notify) {
+    loop {
+        // Either arm may be dropped.
+        tokio::select! {
+            () = nudge.notified() => {}
+            () = sleep(REVOKED_INTERVAL) => {}
+        }
+        // Where the database can't say, those that are known stay revoked.
+        if let Ok(names) = revoked(store).await {
+            gate.revoke(names);
+        }
+    }
+}
+
+async fn revoked<S: Store>(store: &S) -> StoreResult<BTreeSet<String>> {
+    Ok(store.list_revocations().await?.into_iter().map(|revocation| revocation.name).collect())
 }
 
 struct Service<S> {
     store: Arc<S>,
+    /// Somebody was revoked, or readmitted.
+    nudge: Arc<Notify>,
 }
 
 #[tonic::async_trait]
@@ -244,6 +285,41 @@ impl<S: Store> Datastore for Service<S> {
 
     async fn release_lease(&self, request: Request<ReleaseLeaseRequest>) -> Answer<ReleaseLeaseReply> {
         answer(self.store.release_lease(request.into_inner()).await.map(|()| ReleaseLeaseReply {}))
+    }
+
+    async fn put_join_token(&self, request: Request<JoinToken>) -> Answer<PutJoinTokenReply> {
+        answer(self.store.put_join_token(request.into_inner()).await.map(|()| PutJoinTokenReply {}))
+    }
+
+    async fn list_join_tokens(&self, _: Request<ListJoinTokensRequest>) -> Answer<JoinTokenList> {
+        let mut tokens = self.store.list_join_tokens().await.map_err(status)?;
+        tokens.iter_mut().for_each(|token| token.secret_sha256.clear());
+        Ok(Response::new(JoinTokenList { tokens }))
+    }
+
+    async fn revoke_join_token(
+        &self,
+        request: Request<RevokeJoinTokenRequest>,
+    ) -> Answer<RevokeJoinTokenReply> {
+        let revoked = self.store.revoke_join_token(&request.into_inner().id).await;
+        answer(revoked.map(|()| RevokeJoinTokenReply {}))
+    }
+
+    async fn redeem_join_token(
+        &self,
+        request: Request<RedeemJoinTokenRequest>,
+    ) -> Answer<RedeemJoinTokenReply> {
+        answer(self.store.redeem_join_token(request.into_inner()).await)
+    }
+
+    async fn change_revocation(&self, request: Request<Revocation>) -> Answer<ChangeRevocationReply> {
+        let changed = self.store.change_revocation(request.into_inner()).await;
+        self.nudge.notify_one();
+        answer(changed.map(|()| ChangeRevocationReply {}))
+    }
+
+    async fn list_revocations(&self, _: Request<ListRevocationsRequest>) -> Answer<RevocationList> {
+        answer(self.store.list_revocations().await.map(|revocations| RevocationList { revocations }))
     }
 }
 

@@ -8,6 +8,7 @@ mod builds;
 mod events;
 mod files;
 mod handlers;
+mod identity;
 mod leases;
 mod open;
 mod routes;
@@ -24,9 +25,10 @@ use futures_util::Stream;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
-    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, ListFilesReply,
-    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, ReleaseLeaseRequest,
-    RemoveMemberRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
+    ListFilesReply, ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest,
+    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation, Site,
+    StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;
@@ -162,6 +164,30 @@ impl Store for SqliteStore {
 
     async fn release_lease(&self, request: ReleaseLeaseRequest) -> StoreResult<()> {
         leases::release(self, &request).await
+    }
+
+    async fn put_join_token(&self, token: JoinToken) -> StoreResult<()> {
+        identity::put_token(self, &token, unix_time_ms()).await
+    }
+
+    async fn list_join_tokens(&self) -> StoreResult<Vec<JoinToken>> {
+        identity::tokens(&self.readers).await
+    }
+
+    async fn revoke_join_token(&self, id: &str) -> StoreResult<()> {
+        identity::revoke_token(&self.writer, id).await
+    }
+
+    async fn redeem_join_token(&self, request: RedeemJoinTokenRequest) -> StoreResult<RedeemJoinTokenReply> {
+        identity::redeem(self, &request, unix_time_ms()).await
+    }
+
+    async fn change_revocation(&self, wanted: Revocation) -> StoreResult<()> {
+        identity::change(&self.writer, &wanted, unix_time_ms()).await
+    }
+
+    async fn list_revocations(&self) -> StoreResult<Vec<Revocation>> {
+        identity::revocations(&self.readers).await
     }
 }
 

@@ -9,9 +9,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures_util::Stream;
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
-    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, ListFilesReply,
-    ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest, ReleaseLeaseRequest,
-    RemoveMemberRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
+    ListFilesReply, ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest,
+    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation, Site,
+    StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::postgres::PgDatabaseError;
 use thiserror::Error;
@@ -148,6 +149,30 @@ pub trait Store: Send + Sync + 'static {
     /// Ends a lease for good, as if its time were over, where this holder has it in this term; else nothing changes. Who
     /// wants it next need not wait.
     fn release_lease(&self, request: ReleaseLeaseRequest) -> impl Future<Output = StoreResult<()>> + Send;
+
+    /// Keeps a new join token, and forgets those that ended a week ago. Repeating it changes nothing.
+    ///
+    /// [`StoreError::Invalid`]: no token can be so; [`StoreError::TooMany`]: there are too many already.
+    fn put_join_token(&self, token: JoinToken) -> impl Future<Output = StoreResult<()>> + Send;
+
+    /// The join tokens that are kept, the newest first.
+    fn list_join_tokens(&self) -> impl Future<Output = StoreResult<Vec<JoinToken>>> + Send;
+
+    /// Nobody joins with this token any more. [`StoreError::NotFound`]: there is none. Repeating it changes nothing.
+    fn revoke_join_token(&self, id: &str) -> impl Future<Output = StoreResult<()>> + Send;
+
+    /// Takes one use of a join token for a name, or says why it opens nothing. A name that has joined with it before takes
+    /// none.
+    fn redeem_join_token(
+        &self,
+        request: RedeemJoinTokenRequest,
+    ) -> impl Future<Output = StoreResult<RedeemJoinTokenReply>> + Send;
+
+    /// Revokes a name, or readmits it. Repeating it changes nothing.
+    fn change_revocation(&self, wanted: Revocation) -> impl Future<Output = StoreResult<()>> + Send;
+
+    /// The names that are revoked, in order.
+    fn list_revocations(&self) -> impl Future<Output = StoreResult<Vec<Revocation>>> + Send;
 }
 
 /// How long an upload may last, in milliseconds: a week. A reservation that is older was left by a fileserver that never

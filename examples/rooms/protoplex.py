@@ -1,6 +1,6 @@
 """Membership of a Protoplex pool, for servers that own keys. Nothing beyond Python's standard library.
 
-    cluster = Cluster(["127.0.0.1:8050"], "protoplex-data/cluster")
+    cluster = Cluster(["127.0.0.1:8050"], "rooms-1")  # the folder that `protoplex enrol rooms-1` has made
     member = Member(cluster, "rooms", "127.0.0.1:3000", rooms)
     member.start()
     ...
@@ -31,7 +31,7 @@ from typing import Any, Iterator, Optional, Protocol, Sequence
 from urllib.parse import urlsplit
 
 # The name in every node's certificate, whatever address the node has.
-SERVER_NAME = "node.protoplex.internal"
+SERVER_NAME = "service.protoplex.internal"
 CONNECT_TIMEOUT_S = 1.0
 # A seed that takes the connection has so long to welcome a member.
 WELCOME_TIMEOUT_S = 3.0
@@ -63,20 +63,21 @@ class Keys(Protocol):
 
 
 class Cluster:
-    """Where the seeds are, and what to show them: `ca.pem`, with `token`, or with `cert.pem` and `key.pem`."""
+    """Where the seeds are, and how both know each other: by `ca.pem`, `cert.pem` and `key.pem`."""
 
-    def __init__(self, seeds: Sequence[str], credentials: str) -> None:
-        self.seeds = list(seeds)
-        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._tls.load_verify_locations(os.path.join(credentials, "ca.pem"))
-        certificate, key = (os.path.join(credentials, name) for name in ("cert.pem", "key.pem"))
-        if os.path.exists(certificate):
-            self._tls.load_cert_chain(certificate, key)
-        self._headers = {"Content-Type": "application/json"}
-        token = os.path.join(credentials, "token")
-        if os.path.exists(token):
-            with open(token, encoding="ascii") as file:
-                self._headers["Authorization"] = "Bearer " + file.read().strip()
+    def __init__(self, seeds: Sequence[str], credentials: str, *, renew_after_s: float = 8 * 3600) -> None:
+        """Certificates last a day (`seed.certificate_life_s`): they are renewed after a third of it."""
+        self.seeds, self.renew_after_s = list(seeds), renew_after_s
+        self._ca, self._certificate, self._key = (
+            os.path.join(credentials, name) for name in ("ca.pem", "cert.pem", "key.pem"))
+        self._tls()  # What is missing is told at once.
+
+    def _tls(self) -> ssl.SSLContext:
+        """With the certificate as it is now: another process may have renewed it."""
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls.load_verify_locations(self._ca)
+        tls.load_cert_chain(self._certificate, self._key)
+        return tls
 
     def connect(self, seed: str) -> http.client.HTTPConnection:
         """A connection to the seed at "host:port", whose certificate is this cluster's."""
@@ -86,12 +87,36 @@ class Cluster:
         connection = http.client.HTTPConnection(seed)
         # One that has ended is not opened again behind our back, without TLS.
         connection.auto_open = 0
-        connection.sock = self._tls.wrap_socket(raw, server_hostname=SERVER_NAME)
+        connection.sock = self._tls().wrap_socket(raw, server_hostname=SERVER_NAME)
         return connection
 
     def post(self, connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:
-        connection.request("POST", path, body, self._headers)
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
         return connection.getresponse()
+
+    def renew(self) -> bool:
+        """Has any seed make the next certificate for the same key, where it is time. True if there is a new one."""
+        if time.time() - os.stat(self._certificate).st_mtime < self.renew_after_s:
+            return False
+        for seed in self.seeds:
+            connection = None
+            try:
+                connection = self.connect(seed)
+                connection.sock.settimeout(WELCOME_TIMEOUT_S)
+                answer = self.post(connection, "/v1/certificate", b"")
+                text = answer.read().decode()
+                if answer.status != 200:
+                    raise Elsewhere(text)
+                with open(self._certificate + ".new", "w", encoding="ascii") as file:
+                    file.write(text)
+                os.replace(file.name, self._certificate)
+                return True
+            except (OSError, http.client.HTTPException, Elsewhere) as error:
+                log.info("%s: the certificate is not renewed: %s", seed, error)
+            finally:
+                if connection:
+                    connection.close()
+        return False
 
 
 class Elsewhere(Exception):
@@ -131,7 +156,7 @@ class Member:
 
     def start(self) -> None:
         """Joins, and stays a member until `leave`, whatever becomes of the seeds."""
-        for work in (self._stay, self._renew, self._act):
+        for work in (self._stay, self._renew, self._act, self._stay_known):
             threading.Thread(target=work, name=f"protoplex {work.__name__}", daemon=True).start()
 
     # ---- for requests ----
@@ -187,6 +212,13 @@ class Member:
         done.wait(2 * END_TIMEOUT_S)
         self._say({"leave": {}})
         self._hang_up()
+
+    def _stay_known(self) -> None:
+        """Keeps the certificate from expiring."""
+        while not self._left:
+            time.sleep(min(60.0, self._cluster.renew_after_s))
+            if self._cluster.renew():
+                log.info("the certificate is renewed")
 
     # ---- the link: one thread ----
 

@@ -273,8 +273,10 @@ def main() -> int:
     parser.add_argument("--listen", default="127.0.0.1:3000", metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument("--name", default="rooms", help="told in the field Room-Server of each answer")
     parser.add_argument("--seed", action="append", metavar="HOST:PORT", help="again for each seed; default: 127.0.0.1:8050")
-    parser.add_argument("--credentials", default="protoplex-data/cluster", metavar="DIR",
-                        help="with ca.pem, and token, or cert.pem and key.pem; default: %(default)s")
+    parser.add_argument("--credentials", default="rooms-1", metavar="DIR",
+                        help="with ca.pem, cert.pem and key.pem, as `protoplex enrol` makes it; default: %(default)s")
+    parser.add_argument("--renew-after", type=float, default=8 * 3600, metavar="SECONDS",
+                        help="how old the certificate may become; default: %(default)s")
     parser.add_argument("--pool", default="rooms", help="default: %(default)s")
     parser.add_argument("--store", default="rooms.sqlite", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--drain", type=float, default=3.0, metavar="SECONDS", help="default: %(default)s")
@@ -284,7 +286,7 @@ def main() -> int:
     host, _, port = options.listen.rpartition(":")
     rooms = Rooms(Store(options.store))
     server = Server((host, int(port)), options.name, rooms)
-    cluster = protoplex.Cluster(options.seed or ["127.0.0.1:8050"], options.credentials)
+    cluster = protoplex.Cluster(options.seed or ["127.0.0.1:8050"], options.credentials, renew_after_s=options.renew_after)
     server.member = protoplex.Member(cluster, options.pool, options.listen, rooms)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

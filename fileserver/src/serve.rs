@@ -13,7 +13,7 @@ use protoplex_runtime::context::{Context, Reconfigured};
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Builds, Follower, Link};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, Kind};
 use protoplex_wire::proto::Member;
 use tokio::time::{sleep, timeout};
 use tracing::error;
@@ -106,7 +106,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let tls = public::tls(&config.https, &config.certificate, &common.data)?;
     let tuning = Tuning::new(limits, tls, fronts);
 
-    let identity = Identity::open(&common.data.join("cluster"))?;
+    let identity = Identity::of_node(&common.data.join("cluster"), Kind::Fileserver, context.node())?;
     let who = Follower {
         node: context.node().to_owned(),
         child: context.index(),

@@ -12,7 +12,7 @@ use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::holder::{Fence, Lost};
-use protoplex_wire::identity::{Identity, IdentityError};
+use protoplex_wire::identity::{Identity, IdentityError, Kind};
 use protoplex_wire::proto::Member;
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -74,7 +74,7 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
     let config: Config = context.config().map_err(|_| LiveError::Parent("configuration"))?;
     let socket = context.listeners(PORT).pop().ok_or(LiveError::Parent("socket"))?;
     let common = context.common();
-    let identity = Identity::open(&common.data.join("cluster"))?;
+    let identity = Identity::of_node(&common.data.join("cluster"), Kind::Live, context.node())?;
     let member = Member {
         id: format!("{}:{}", context.node(), context.index()),
         pool: POOL.to_owned(),

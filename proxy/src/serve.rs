@@ -11,7 +11,7 @@ use protoplex_runtime::config::{Common, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, Kind};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -73,7 +73,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let log = AccessLog::open(&config.access_log, config.access_log_format, rotation)?;
     let common = context.common();
     let tuning = Tuning::new(limits, public::tls(&config.https, &config.certificate, &common.data)?, fronts);
-    let identity = Identity::open(&common.data.join("cluster"))?;
+    let identity = Identity::of_node(&common.data.join("cluster"), Kind::Proxy, context.node())?;
     let follower = Follower {
         node: context.node().to_owned(),
         child: context.index(),

@@ -15,7 +15,7 @@ use protoplex_seed::serve::{Start as SeedStart, serve};
 use protoplex_testkit::{nats, postgres};
 use protoplex_wire::cloud_event::{CloudEvent, EventData};
 use protoplex_wire::events::{Bus, Notice, Start, Subscriber, Subscription};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, Kind};
 use protoplex_wire::seeds::Seeds;
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
@@ -73,7 +73,8 @@ fn measure(keeper: Keeper) -> Result<(), Failure> {
         idle: Default::default(),
     };
     let nodes = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (trust, url) = (identity.clone(), postgres.as_ref().map(postgres::Server::database));
+    let trust = identity.issue(Kind::Datastore, "datastore-1")?;
+    let url = postgres.as_ref().map(postgres::Server::database);
     let file = data.path().join("protoplex.db");
     nodes.spawn(async move {
         let forever = std::future::pending();
@@ -89,7 +90,7 @@ fn measure(keeper: Keeper) -> Result<(), Failure> {
         }
         Ok::<_, Failure>(())
     });
-    let trust = identity.clone();
+    let trust = identity.issue(Kind::Seed, "seed-1")?;
     nodes.spawn(async move { serve(start, seed, &trust, |_| {}, std::future::pending()).await });
 
     let clients = Builder::new_current_thread().enable_all().build()?;

@@ -14,7 +14,7 @@ use futures_util::future::try_join_all;
 use protoplex_datastore::sqlite::SqliteStore;
 use protoplex_seed::ownership::Idle;
 use protoplex_seed::serve::{Start, serve};
-use protoplex_wire::identity::{Identity, TrustedChannel};
+use protoplex_wire::identity::{Identity, Kind, TrustedChannel};
 use protoplex_wire::proto::operator_client::OperatorClient;
 use protoplex_wire::proto::seed_client::SeedClient;
 use protoplex_wire::proto::{
@@ -38,6 +38,8 @@ const ASKERS: usize = 100;
 const WINDOW: usize = 64;
 const LEASE: Duration = Duration::from_secs(5);
 const POOL: &str = "rooms";
+/// What an operator may be under any name.
+const SIDE_CAR: &str = "backend";
 const DEADLINE: Duration = Duration::from_secs(120);
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -51,7 +53,8 @@ async fn main() -> Result<(), Failure> {
     let [datastore, seed] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0"));
     let (datastore, seed) = (datastore?, seed?);
     let (store_at, seed_at) = (datastore.local_addr()?.to_string(), seed.local_addr()?.to_string());
-    let (file, of_datastore) = (data.path().join("protoplex.db"), identity.clone());
+    let (file, of_datastore) =
+        (data.path().join("protoplex.db"), identity.issue(Kind::Datastore, "datastore-1")?);
     tokio::spawn(async move {
         let store = Arc::new(SqliteStore::open(&file).await?);
         protoplex_datastore::serve::serve(store, datastore, &of_datastore, std::future::pending()).await?;
@@ -68,7 +71,7 @@ async fn main() -> Result<(), Failure> {
         idle: Idle { default: Some(Duration::from_mins(10)), ..Idle::default() },
         events: Default::default(),
     };
-    let of_seed = identity.clone();
+    let of_seed = identity.issue(Kind::Seed, "seed-1")?;
     tokio::spawn(async move { serve(start, seed, &of_seed, |_| {}, std::future::pending()).await });
 
     let victim = join(&identity, &seed_at, "victim").await?;
@@ -94,7 +97,7 @@ async fn follow(identity: &Identity, seed: &str, hello: FollowHello) -> Result<(
 }
 
 fn proxy(number: usize) -> FollowHello {
-    FollowHello { node: format!("proxy-{number}"), ..FollowHello::default() }
+    FollowHello { node: format!("proxy-{number}"), kind: SIDE_CAR.to_owned(), ..FollowHello::default() }
 }
 
 /// A member that renews its lease until it is aborted, which breaks its link.
@@ -108,6 +111,7 @@ async fn join(identity: &Identity, seed: &str, name: &str) -> Result<JoinHandle<
     };
     let hello = FollowHello {
         node: name.to_owned(),
+        kind: SIDE_CAR.to_owned(),
         member: Some(member),
         incarnation: 1,
         attempt: 1,

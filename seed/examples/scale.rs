@@ -13,7 +13,7 @@ use protoplex_datastore::sqlite::SqliteStore;
 use protoplex_seed::ownership::{Action, Idle, Joining, Limits, Ownership, Question, Timing};
 use protoplex_seed::serve::{Start, serve};
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::identity::{Identity, TrustedChannel};
+use protoplex_wire::identity::{Identity, Kind, TrustedChannel};
 use protoplex_wire::owners::{Owner, Owners};
 use protoplex_wire::proto::seed_client::SeedClient;
 use protoplex_wire::proto::{
@@ -30,6 +30,8 @@ const KEYS: u32 = 1_000_000;
 const MEMBERS: u32 = 200;
 const CACHED: u32 = 250_000;
 const POOL: &str = "rooms";
+/// What an operator may be under any name.
+const SIDE_CAR: &str = "backend";
 /// Links that ask, and questions that each of them has on the way.
 const ASKERS: u32 = 4;
 const WINDOW: u32 = 512;
@@ -141,7 +143,8 @@ fn links() -> Result<(), Failure> {
         |name: &str| Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build();
 
     let nodes = runtime(NODE_THREADS)?;
-    let (file, of_datastore) = (data.path().join("protoplex.db"), identity.clone());
+    let (file, of_datastore) =
+        (data.path().join("protoplex.db"), identity.issue(Kind::Datastore, "datastore-1")?);
     nodes.spawn(async move {
         let store = Arc::new(SqliteStore::open(&file).await?);
         protoplex_datastore::serve::serve(store, datastore, &of_datastore, std::future::pending()).await?;
@@ -160,7 +163,7 @@ fn links() -> Result<(), Failure> {
         events: Default::default(),
         idle: Idle::default(),
     };
-    let of_seed = identity.clone();
+    let of_seed = identity.issue(Kind::Seed, "seed-1")?;
     seeds.spawn(async move { serve(start, seed, &of_seed, |_| {}, std::future::pending()).await });
 
     let result = Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -212,6 +215,7 @@ async fn join(client: &SeedClient<TrustedChannel>) -> Result<Vec<tokio::task::Ab
     for number in 0..2 {
         let hello = FollowHello {
             node: format!("live-{number}"),
+            kind: SIDE_CAR.to_owned(),
             member: Some(member(number)),
             incarnation: 1,
             attempt: 1,
@@ -244,7 +248,8 @@ async fn join(client: &SeedClient<TrustedChannel>) -> Result<Vec<tokio::task::Ab
 
 /// Asks for this asker's part of the keys, and waits for all answers.
 async fn ask_all(client: SeedClient<TrustedChannel>, asker: u32) -> Result<(), Failure> {
-    let hello = FollowHello { node: format!("proxy-{asker}"), ..FollowHello::default() };
+    let hello =
+        FollowHello { node: format!("proxy-{asker}"), kind: SIDE_CAR.to_owned(), ..FollowHello::default() };
     let (sender, mut replies) = follow(client, hello).await?;
     let mine = (0..LINK_KEYS).filter(|number| number % ASKERS == asker);
     let mut left = 0;

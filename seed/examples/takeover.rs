@@ -15,7 +15,7 @@ use protoplex_seed::role::Role;
 use protoplex_seed::serve::{Start, serve};
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::{Follower, Link};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, Kind};
 use protoplex_wire::join::{self, Standing};
 use protoplex_wire::proto::{JoinHello, Member, NodeState};
 use protoplex_wire::seeds::Seeds;
@@ -70,14 +70,19 @@ impl Cluster {
             events: Default::default(),
             idle: protoplex_seed::ownership::Idle::default(),
         };
-        let (kind, instance) = ("seed".to_owned(), node.clone());
+        let (kind, instance, name) = ("seed".to_owned(), node.clone(), node.clone());
         let hello = watch::Sender::new(JoinHello { node, kind, instance, reached, ..JoinHello::default() });
         let state = watch::Sender::new(NodeState::default());
         let standing = watch::Sender::new(Standing::new(BootTime::now()));
-        let joined =
-            join::hold(self.identity.clone(), self.seeds(), hello.subscribe(), state.subscribe(), standing);
+        let joined = join::hold(
+            self.identity.issue(Kind::Seed, &name)?,
+            self.seeds(),
+            hello.subscribe(),
+            state.subscribe(),
+            standing,
+        );
         let (tell, role) = watch::channel(Role::Waiting);
-        let (drain, identity) = (Arc::new(Notify::new()), self.identity.clone());
+        let (drain, identity) = (Arc::new(Notify::new()), self.identity.issue(Kind::Seed, &name)?);
         let draining = Arc::clone(&drain);
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.spawn(joined);
@@ -115,7 +120,7 @@ impl Cluster {
             zone: String::new(),
             instance: node.to_owned(),
         });
-        let (node, kind) = (node.to_owned(), "live".to_owned());
+        let (node, kind) = (node.to_owned(), "backend".to_owned());
         Ok(Link::open(
             &self.identity,
             self.seeds(),
@@ -149,11 +154,12 @@ fn main() -> Result<(), Failure> {
         identity: identity.clone(),
         data,
     };
+    let of_datastore = identity.issue(Kind::Datastore, "datastore-1")?;
     let store = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let file = cluster.data.path().join("protoplex.db");
     store.spawn(async move {
         let store = Arc::new(SqliteStore::open(&file).await?);
-        protoplex_datastore::serve::serve(store, listener, &identity, std::future::pending()).await?;
+        protoplex_datastore::serve::serve(store, listener, &of_datastore, std::future::pending()).await?;
         Ok::<_, Failure>(())
     });
     (0..SEEDS).try_for_each(|index| cluster.start(index))?;

@@ -414,6 +414,10 @@ impl Cluster {
         Ok(())
     }
 
+    pub(crate) fn has_node(&self, node: &str) -> bool {
+        self.nodes.has(node) || self.followers.has(node)
+    }
+
     pub(crate) fn node_state(&mut self, link: JoinId, state: NodeState, now: BootTime) {
         if let Some(turn) = self.nodes.told(link, state, now) {
             self.core.set_draining(turn.node, turn.draining);

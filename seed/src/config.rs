@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use protoplex_runtime::config::{Addresses, Common, Problems, connectable};
@@ -31,6 +32,8 @@ pub struct Raw {
     /// A key that nobody has asked for during this time, and some more, has no owner any more. Proxies ask again within it
     /// for what they use. 0: never.
     pub idle_ms: u64,
+    /// How long the certificates last that it issues to nodes and backends, which renew them.
+    pub certificate_life_s: u64,
     /// `[seed.pools.NAME]`: other times for some pools.
     pub pools: BTreeMap<String, RawPool>,
 }
@@ -51,6 +54,7 @@ impl Default for Raw {
             datastore: Addresses::default(),
             max_keys: 4_000_000,
             idle_ms: 10 * 60_000,
+            certificate_life_s: 24 * 3600,
             pools: BTreeMap::new(),
         }
     }
@@ -61,6 +65,9 @@ const MIN_IDLE_MS: u64 = 1_000;
 /// What fits into the answer that tells proxies: 49 days.
 const MAX_IDLE_MS: u64 = u32::MAX as u64;
 
+/// Certificates shorter than this would be over before they are renewed; years would make them as good as passwords.
+const CERTIFICATE_LIFE_S: RangeInclusive<u64> = 3..=366 * 24 * 3600;
+
 /// The section, checked.
 #[derive(Clone, Debug, Serialize)]
 pub struct Config {
@@ -70,10 +77,16 @@ pub struct Config {
     pub(crate) max_keys: usize,
     pub(crate) events: events::Config,
     idle_ms: u64,
+    certificate_life_s: u64,
     pools: BTreeMap<String, RawPool>,
 }
 
 impl Config {
+    /// How long certificates last that it issues.
+    pub(crate) fn certificate_life(&self) -> Duration {
+        Duration::from_secs(self.certificate_life_s)
+    }
+
     /// When keys are idle.
     pub(crate) fn idle(&self) -> Idle {
         let time = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
@@ -98,7 +111,12 @@ impl Config {
 impl Raw {
     /// Checks the section; what is wrong goes to `problems`. `datastore` is where this machine's datastore listens.
     pub fn resolve(self, datastore: SocketAddr, problems: &mut Problems) -> Config {
-        let Self { listen, address, datastore: told, max_keys, idle_ms, pools } = self;
+        let Self { listen, address, datastore: told, max_keys, idle_ms, certificate_life_s, pools } = self;
+        if !CERTIFICATE_LIFE_S.contains(&certificate_life_s) {
+            let (least, most) = (CERTIFICATE_LIFE_S.start(), CERTIFICATE_LIFE_S.end());
+            let key = "seed.certificate_life_s";
+            problems.add(key, format_args!("{certificate_life_s} is not from {least} to {most}"));
+        }
         let datastore =
             if told.is_empty() { vec![reached(datastore, listen, problems)] } else { told.into_vec() };
         for datastore in datastore.iter().filter(|datastore| !has_port(datastore)) {
@@ -121,7 +139,8 @@ impl Raw {
             }
             check_idle(&format!("{section}.idle_ms"), pool.idle_ms, problems);
         }
-        Config { listen, address, datastore, max_keys, events: events::Config::default(), idle_ms, pools }
+        let events = events::Config::default();
+        Config { listen, address, datastore, max_keys, events, idle_ms, certificate_life_s, pools }
     }
 }
 

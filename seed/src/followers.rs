@@ -68,6 +68,11 @@ impl Followers {
         self.links.insert(link, Follower { outgoing, since, node, zone, welcomed: false });
     }
 
+    /// Whether a follower of this node is here.
+    pub(crate) fn has(&self, node: &str) -> bool {
+        self.nodes.contains_key(node)
+    }
+
     fn remove(&mut self, link: LinkId) -> Option<Follower> {
         let follower = self.links.remove(&link)?;
         if let Entry::Occupied(mut siblings) = self.nodes.entry(Arc::clone(&follower.node)) {

@@ -15,6 +15,7 @@ pub mod serve;
 
 mod cluster;
 mod datastores;
+mod enrolment;
 mod followers;
 mod handover;
 mod hot_keys;

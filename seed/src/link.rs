@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use protoplex_wire::follow::MAX_KEY_BYTES;
+use protoplex_wire::gate::Peer;
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::seed_server::Seed;
 use protoplex_wire::proto::{
@@ -90,6 +91,7 @@ impl Links {
     /// Opens the link of a follower that says this, however it came, and answers what the follower is told.
     pub(crate) fn open(
         &self,
+        peer: Peer,
         requests: impl Requests<FollowRequest> + Send + 'static,
     ) -> Result<mpsc::Receiver<Result<FollowReply, Status>>, Status> {
         self.leading()?;
@@ -97,7 +99,7 @@ impl Links {
         let (messages, replies) = mpsc::channel(MAX_WAITING_MESSAGES);
         let (link, cluster) = (self.name_link(), self.cluster.clone());
         tokio::spawn(async move {
-            read_follower(link, requests, &cluster, messages).await;
+            read_follower(link, &peer, requests, &cluster, messages).await;
             drop(slot);
         });
         Ok(replies)
@@ -107,6 +109,12 @@ impl Links {
 fn slot(slots: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Status> {
     let full = |_| Status::resource_exhausted(format!("the seed has as many {what} as it may have"));
     Arc::clone(slots).try_acquire_owned().map_err(full)
+}
+
+/// Whose certificate was shown: the gate has looked at it.
+fn who<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let nobody = || Status::unauthenticated("no certificate of this cluster was shown");
+    request.extensions().get::<Peer>().cloned().ok_or_else(nobody)
 }
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -127,11 +135,13 @@ impl Seed for Links {
         if let Role::Understudy { .. } = &*self.role.borrow() {
             self.leading()?;
         }
+        let peer = who(&request)?;
         let slot = slot(&self.nodes, "nodes")?;
         let (replies, stream) = mpsc::channel(MAX_WAITING_SEEN);
         let (link, cluster, heartbeat) = (self.name_link(), self.cluster.clone(), self.timing.heartbeat);
         let mut ending = self.ending.clone();
-        let node = JoinLink { link, cluster, replies: replies.clone(), heartbeat, role: self.role.clone() };
+        let role = self.role.clone();
+        let node = JoinLink { link, cluster, replies: replies.clone(), heartbeat, role, peer };
         let directory = self.directory.clone();
         tokio::spawn(async move {
             let read = tokio::select! {
@@ -156,7 +166,8 @@ impl Seed for Links {
         &self,
         request: Request<Streaming<FollowRequest>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let replies = self.open(request.into_inner())?;
+        let peer = who(&request)?;
+        let replies = self.open(peer, request.into_inner())?;
         Ok(Response::new(Box::pin(ReceiverStream::new(replies))))
     }
 
@@ -180,6 +191,8 @@ struct JoinLink {
     replies: mpsc::Sender<Result<JoinReply, Status>>,
     heartbeat: Duration,
     role: watch::Receiver<Role>,
+    /// Whose certificate was shown.
+    peer: Peer,
 }
 
 impl JoinLink {
@@ -193,7 +206,7 @@ impl JoinLink {
         let Some(join_request::Message::Hello(hello)) = first else {
             return Err(Status::invalid_argument("a node's first message is its hello"));
         };
-        check_node(&hello)?;
+        self.check(&hello)?;
         let joined = cluster.ask(move |cluster, now| cluster.join(link, hello, now)).await;
         let joined = joined.ok_or_else(|| Status::unavailable("the seed is ending"))?;
         let term = joined.map_err(Status::failed_precondition)?;
@@ -219,7 +232,7 @@ impl JoinLink {
                     self.say(join_reply::Message::Seen(HeartbeatSeen { idle: self.is_idle() }))?;
                 }
                 Some(join_request::Message::Hello(hello)) => {
-                    check_node(&hello)?;
+                    self.check(&hello)?;
                     let anew = cluster.ask(move |cluster, _| cluster.rejoin(link, hello)).await;
                     if let Some(Err(why)) = anew {
                         return Err(Status::failed_precondition(why));
@@ -244,6 +257,11 @@ impl JoinLink {
         said.map_err(|_| Status::resource_exhausted("the node reads no answers"))
     }
 
+    fn check(&self, hello: &JoinHello) -> Result<(), Status> {
+        check_node(hello)?;
+        self.peer.check_node(&hello.node, &hello.kind).map_err(Status::permission_denied)
+    }
+
     fn is_idle(&self) -> bool {
         *self.role.borrow() == Role::Waiting
     }
@@ -261,11 +279,12 @@ fn check_node(hello: &JoinHello) -> Result<(), Status> {
 
 async fn read_follower(
     link: LinkId,
+    peer: &Peer,
     mut requests: impl Requests<FollowRequest>,
     cluster: &Handle,
     messages: mpsc::Sender<Result<FollowReply, Status>>,
 ) {
-    let (hello, keys) = match greet(&mut requests).await {
+    let (hello, keys) = match greet(peer, &mut requests).await {
         Ok(greeting) => greeting,
         Err(status) => return drop(messages.try_send(Err(status))),
     };
@@ -308,16 +327,21 @@ async fn read_follower(
 }
 
 /// The hello, and all that a member reports.
-async fn greet(requests: &mut impl Requests<FollowRequest>) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
+async fn greet(
+    peer: &Peer,
+    requests: &mut impl Requests<FollowRequest>,
+) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
     let first = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
     let Some(follow_request::Message::Hello(hello)) = first else {
         return Err(Status::invalid_argument("a follower's first message is its hello"));
     };
     check_name("node", &hello.node).map_err(invalid)?;
     short("zone", &hello.zone)?;
+    peer.check_node(&hello.node, &hello.kind).map_err(Status::permission_denied)?;
     let mut keys = Vec::new();
     let Some(member) = &hello.member else { return Ok((hello, keys)) };
     check_member(member)?;
+    peer.check_member(member).map_err(Status::permission_denied)?;
     if hello.capacity > MAX_CAPACITY {
         return Err(Status::invalid_argument(format!("a member's capacity is at most {MAX_CAPACITY}")));
     }

@@ -78,6 +78,11 @@ impl Nodes {
         turned.then_some(Turn { node: name, draining: node.state.draining, overloaded })
     }
 
+    /// Whether a node of this name is here.
+    pub(crate) fn has(&self, node: &str) -> bool {
+        self.by_name.contains_key(node)
+    }
+
     /// The node of a link, and whether it drains.
     pub(crate) fn of(&self, link: JoinId) -> Option<(&JoinHello, bool)> {
         let node = self.by_name.values().find(|node| node.link == link)?;

@@ -1,16 +1,18 @@
 //! The service of an operator's tools: handlers, deployments, explanations, the state of the cluster.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::pattern::HostPattern;
 use protoplex_wire::proto::operator_server::Operator;
 use protoplex_wire::proto::{
-    Build, ChangeHandlersRequest, ClusterStatus, DeployRequest, ExplainRequest, Explanation, Handler,
-    HandlerChanges, HandlerHistoryReply, HandlerHistoryRequest, HandlerList, HandlersAtReply,
-    HandlersAtRequest, HandlersChanged, HotKeyList, ListHandlersRequest, ListHotKeysRequest, PutBuildRequest,
-    StatusRequest, deploy_request, put_build_request,
+    Build, ChangeHandlersRequest, ChangeRevocationReply, ClusterStatus, CreateJoinTokenReply,
+    CreateJoinTokenRequest, DeployRequest, ExplainRequest, Explanation, Handler, HandlerChanges,
+    HandlerHistoryReply, HandlerHistoryRequest, HandlerList, HandlersAtReply, HandlersAtRequest,
+    HandlersChanged, HotKeyList, JoinTokenList, ListHandlersRequest, ListHotKeysRequest,
+    ListJoinTokensRequest, ListRevocationsRequest, PutBuildRequest, Revocation, RevocationList,
+    RevokeJoinTokenReply, RevokeJoinTokenRequest, StatusRequest, deploy_request, put_build_request,
 };
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -19,6 +21,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::cluster::{Cluster, Handle};
 use crate::datastores::{Datastores, call, limited};
+use crate::enrolment::Registrar;
 use crate::handlers::{self, HandlerError, Plan};
 use crate::leader::{fenced, load};
 use crate::role::Role;
@@ -40,13 +43,19 @@ pub(crate) struct Console {
     cluster: Handle,
     datastores: Arc<Datastores>,
     role: watch::Receiver<Role>,
+    registrar: Registrar,
     /// One change at a time: each is checked against the outcome of the last.
     changes: Arc<Mutex<()>>,
 }
 
 impl Console {
-    pub(crate) fn new(cluster: Handle, datastores: Arc<Datastores>, role: watch::Receiver<Role>) -> Self {
-        Self { cluster, datastores, role, changes: Arc::default() }
+    pub(crate) fn new(
+        cluster: Handle,
+        datastores: Arc<Datastores>,
+        role: watch::Receiver<Role>,
+        registrar: Registrar,
+    ) -> Self {
+        Self { cluster, datastores, role, registrar, changes: Arc::default() }
     }
 
     async fn ask<T: Send + 'static>(
@@ -249,6 +258,56 @@ impl Operator for Console {
     async fn list_hot_keys(&self, _: Request<ListHotKeysRequest>) -> Result<Response<HotKeyList>, Status> {
         Ok(Response::new(self.ask(|cluster, now| cluster.list_hot_keys(now)).await?))
     }
+
+    async fn create_join_token(
+        &self,
+        request: Request<CreateJoinTokenRequest>,
+    ) -> Result<Response<CreateJoinTokenReply>, Status> {
+        self.leading().await?;
+        Ok(Response::new(self.registrar.create_token(request.into_inner()).await?))
+    }
+
+    async fn list_join_tokens(
+        &self,
+        request: Request<ListJoinTokensRequest>,
+    ) -> Result<Response<JoinTokenList>, Status> {
+        self.leading().await?;
+        let mut datastore = self.datastores.client();
+        Ok(Response::new(call(datastore.list_join_tokens(limited(request.into_inner()))).await?))
+    }
+
+    async fn revoke_join_token(
+        &self,
+        request: Request<RevokeJoinTokenRequest>,
+    ) -> Result<Response<RevokeJoinTokenReply>, Status> {
+        self.leading().await?;
+        let mut datastore = self.datastores.client();
+        Ok(Response::new(call(datastore.revoke_join_token(limited(request.into_inner()))).await?))
+    }
+
+    async fn change_revocation(
+        &self,
+        request: Request<Revocation>,
+    ) -> Result<Response<ChangeRevocationReply>, Status> {
+        self.leading().await?;
+        self.registrar.change_revocation(request.into_inner()).await?;
+        Ok(Response::new(ChangeRevocationReply {}))
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<ListRevocationsRequest>,
+    ) -> Result<Response<RevocationList>, Status> {
+        self.leading().await?;
+        let mut datastore = self.datastores.client();
+        Ok(Response::new(call(datastore.list_revocations(limited(request.into_inner()))).await?))
+    }
+}
+
+/// The present time in Unix milliseconds, by the wall clock.
+pub(crate) fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Hands the assets on as they come, and the end only if the client has sent it: without it the datastore keeps nothing.
@@ -294,6 +353,7 @@ fn is_unclear(status: &Status) -> bool {
             | Code::FailedPrecondition
             | Code::ResourceExhausted
             | Code::Unauthenticated
+            | Code::PermissionDenied
             | Code::Unimplemented
     )
 }

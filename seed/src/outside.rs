@@ -22,21 +22,18 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use futures_util::StreamExt;
-use protoplex_wire::identity::Guard;
+use protoplex_wire::identity::{Kind, Peer};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::follow_reply::Message as Told;
 use protoplex_wire::proto::{FollowHello, FollowReply, Locate, follow_request, located};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
-use tonic::metadata::MetadataMap;
-use tonic::service::Interceptor;
-use tonic::{Extensions, Status};
+use tonic::Status;
 
 use self::message::{Asked, Registration, owned, said};
 use self::problem::Problem;
@@ -67,49 +64,32 @@ const NDJSON: &str = "application/x-ndjson";
 struct Outside {
     links: Arc<Links>,
     cluster: Handle,
-    guard: Guard,
     sessions: Sessions,
     bodies: Semaphore,
 }
 
-/// The routes, to be served beside gRPC.
-pub(crate) fn router(links: Arc<Links>, cluster: Handle, guard: Guard) -> Router {
+/// The routes, to be served beside gRPC, behind its gate.
+pub(crate) fn router(links: Arc<Links>, cluster: Handle) -> Router {
     let bodies = Semaphore::new(MAX_BODIES);
-    let outside = Arc::new(Outside { links, cluster, guard, sessions: Sessions::default(), bodies });
+    let outside = Arc::new(Outside { links, cluster, sessions: Sessions::default(), bodies });
     Router::new()
         .route("/v1/members", post(register))
         .route("/v1/members/{session}", post(take_in))
         .route("/v1/keys/{pool}/{*key}", get(owner).post(locate))
         .route("/v1/{*path}", any(unknown))
         .method_not_allowed_fallback(not_allowed)
-        .layer(from_fn_with_state(Arc::clone(&outside), admit))
         .with_state(outside)
-}
-
-// ---- who may ----
-
-/// The one check of who asks, for all of these routes.
-async fn admit(State(outside): State<Arc<Outside>>, request: Request, next: Next) -> Response {
-    match is_admitted(&outside.guard, request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(status) => {
-            let problem = Problem::of(&status, request.uri());
-            pass_over(request).await;
-            problem.into_response()
-        }
-    }
-}
-
-fn is_admitted(guard: &Guard, headers: &HeaderMap) -> Result<(), Status> {
-    let metadata = MetadataMap::from_headers(headers.clone());
-    let request = tonic::Request::from_parts(metadata, Extensions::default(), ());
-    guard.clone().call(request).map(drop)
 }
 
 // ---- members ----
 
-async fn register(State(outside): State<Arc<Outside>>, uri: Uri, request: Request) -> Response {
-    match begin(&outside, request).await {
+async fn register(
+    State(outside): State<Arc<Outside>>,
+    Extension(peer): Extension<Peer>,
+    uri: Uri,
+    request: Request,
+) -> Response {
+    match begin(&outside, peer, request).await {
         Ok(lines) => {
             let kind = [(header::CONTENT_TYPE, NDJSON), (header::CACHE_CONTROL, "no-store")];
             (kind, Body::from_stream(lines)).into_response()
@@ -119,12 +99,12 @@ async fn register(State(outside): State<Arc<Outside>>, uri: Uri, request: Reques
 }
 
 /// Opens a link for the member that is registered, and answers when it is welcomed.
-async fn begin(outside: &Outside, request: Request) -> Result<Lines, Problem> {
+async fn begin(outside: &Outside, peer: Peer, request: Request) -> Result<Lines, Problem> {
     let body = outside.read(request, MAX_REGISTRATION_BYTES).await?;
     let registration = Registration::read(&body).map_err(Problem::malformed)?;
     let (say, heard) = mpsc::channel(MAX_WAITING_SAID);
-    let (member, opening) = registration.opening();
-    let mut told = outside.links.open(session::requests(heard))?;
+    let (member, opening) = registration.opening(&peer);
+    let mut told = outside.links.open(peer, session::requests(heard))?;
     say_all(&say, opening).await;
     let welcome = answered(&mut told, |message| match message {
         Told::Welcome(welcome) => Some(welcome),
@@ -194,17 +174,23 @@ async fn owner(State(outside): State<Arc<Outside>>, named: Named, uri: Uri) -> R
     found.await.map_err(|problem: Problem| problem.at(&uri)).into_response()
 }
 
-async fn locate(State(outside): State<Arc<Outside>>, named: Named, uri: Uri, request: Request) -> Response {
+async fn locate(
+    State(outside): State<Arc<Outside>>,
+    Extension(peer): Extension<Peer>,
+    named: Named,
+    uri: Uri,
+    request: Request,
+) -> Response {
     let found = async {
         let (pool, key) = checked(named)?;
         let body = outside.read(request, MAX_QUESTION_BYTES).await?;
         let Asked { zone, refuted_epoch } = Asked::read(&body).map_err(Problem::malformed)?;
         let (say, heard) = mpsc::channel(MAX_WAITING_SAID);
         // A follower of its own, for as long as its one question takes.
-        let node = format!("ask-{:016x}", rand::random::<u64>());
-        let hello = FollowHello { node, kind: "outside".to_owned(), zone, ..FollowHello::default() };
+        let (node, kind) = (peer.node.clone(), Kind::Backend.name().to_owned());
+        let hello = FollowHello { node, kind, zone, ..FollowHello::default() };
         let question = Locate { id: 1, pool: pool.clone(), key: key.clone(), refuted_epoch };
-        let mut told = outside.links.open(session::requests(heard))?;
+        let mut told = outside.links.open(peer, session::requests(heard))?;
         say_all(&say, vec![follow_request::Message::Hello(hello), follow_request::Message::Locate(question)])
             .await;
         let result = answered(&mut told, |message| match message {

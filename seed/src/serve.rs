@@ -1,4 +1,4 @@
-//! Serves the seed to the other nodes: gRPC over TLS with the cluster's certificate, for those that have its token.
+//! Serves the seed to the other nodes: gRPC over mutual TLS.
 
 #[cfg(test)]
 mod tests;
@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use protoplex_runtime::context::Context;
 use protoplex_wire::events::MAX_MESSAGE_BYTES as MAX_EVENTS_MESSAGE_BYTES;
-use protoplex_wire::identity::Identity;
+use protoplex_wire::gate::Gate;
+use protoplex_wire::identity::{Identity, IdentityError};
+use protoplex_wire::proto::enrolment_server::EnrolmentServer;
 use protoplex_wire::proto::events_server::EventsServer;
 use protoplex_wire::proto::operator_server::OperatorServer;
 use protoplex_wire::proto::seed_server::SeedServer;
@@ -23,13 +25,12 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::cluster::{Cluster, Handle, MAX_ERRANDS, Myself};
 use crate::config::{self, Config};
 use crate::datastores::Datastores;
+use crate::enrolment::{self, Registrar};
 use crate::events::{self, EventBus, EventLogs, NatsError};
 use crate::handover::hand_over;
 use crate::leader::{self, Candidate};
@@ -65,7 +66,10 @@ pub enum RunError {
     /// NATS is configured, and can't be used so.
     #[error(transparent)]
     Nats(#[from] NatsError),
-    /// The datastore's address is none, the certificate is unusable, or the server failed.
+    /// The certificate is unusable.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The datastore's address is none, or the server failed.
     #[error("serving the seed: {0}")]
     Transport(#[from] tonic::transport::Error),
 }
@@ -95,7 +99,7 @@ pub struct Start {
 /// The seed node: serves until it has drained. Without its datastore it serves what it knows, and is not ready.
 pub async fn run(config: Config, identity: Identity, context: Context) -> Result<(), RunError> {
     let listener = context.listeners(config::SOCKET).pop().ok_or(RunError::NoSocket)?;
-    let idle = config.idle();
+    let (idle, certificate_life) = (config.idle(), config.certificate_life());
     let start = Start {
         idle,
         node: context.node().to_owned(),
@@ -112,7 +116,7 @@ pub async fn run(config: Config, identity: Identity, context: Context) -> Result
         context.detail("role", role.to_string());
         context.ready(role.is_ready());
     };
-    serve(start, listener, &identity, tell, drain.started()).await
+    serve(start, listener, &identity.issuing_for(certificate_life), tell, drain.started()).await
 }
 
 /// Serves until `drain` is ready, then hands the lead over where this seed has it; tells what it is at the beginning and
@@ -125,7 +129,8 @@ pub async fn serve(
     drain: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     listener.set_nonblocking(true)?;
-    let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let gate = Gate::new(identity)?;
+    let incoming = gate.incoming(tokio::net::TcpListener::from_std(listener)?);
     let datastores = Arc::new(Datastores::new(identity, &start.datastores)?);
     let timing = Timing::default();
     let (errands, errands_to_run) = tokio::sync::mpsc::channel(MAX_ERRANDS);
@@ -166,11 +171,14 @@ pub async fn serve(
         ending.subscribe(),
     );
     let links = Arc::new(links);
-    let outside = outside::router(Arc::clone(&links), cluster.clone(), identity.guard());
-    // What neither knows is a method that gRPC doesn't.
-    let routes = Routes::from(Routes::default().into_axum_router().merge(outside));
+    let outside = outside::router(Arc::clone(&links), cluster.clone());
     let seed = SeedServer::from_arc(links).max_decoding_message_size(MAX_LINK_MESSAGE_BYTES);
-    let console = Console::new(cluster.clone(), Arc::clone(&datastores), role.clone());
+    let registrar =
+        Registrar::new(identity, cluster.clone(), Arc::clone(&datastores), role.clone(), gate.clone());
+    tasks.spawn(registrar.clone().watch_revoked());
+    let (enrolment, over_http) =
+        (EnrolmentServer::new(registrar.clone()), enrolment::over_http(registrar.clone()));
+    let console = Console::new(cluster.clone(), Arc::clone(&datastores), role.clone(), registrar);
     let operator = OperatorServer::new(console).max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
     let standby = Standby { role: role.clone(), directory, address: start.address.clone(), nudge };
     let understudy = UnderstudyServer::new(standby);
@@ -183,17 +191,19 @@ pub async fn serve(
         ending.send_replace(true);
         cluster.tell(|cluster, _| cluster.followers.close_all(&Ending::Away("the seed is ending"))).await;
     };
+    let services = Routes::new(seed)
+        .add_service(operator)
+        .add_service(understudy)
+        .add_service(events)
+        .add_service(enrolment)
+        .into_axum_router();
     let server = Server::builder()
-        .tls_config(identity.server_tls())?
         // Of those who register from outside; gRPC is HTTP/2 alone.
         .accept_http1(true)
+        .layer(gate.layer())
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .add_routes(routes)
-        .add_service(InterceptedService::new(seed, identity.guard()))
-        .add_service(InterceptedService::new(operator, identity.guard()))
-        .add_service(InterceptedService::new(understudy, identity.guard()))
-        .add_service(InterceptedService::new(events, identity.guard()))
+        .add_routes(Routes::from(services.merge(over_http).merge(outside)))
         .serve_with_incoming_shutdown(incoming, ended);
     tokio::select! {
         served = server => served?,

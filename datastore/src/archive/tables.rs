@@ -254,6 +254,31 @@ pub(crate) static TABLES: &[Table] = &[
             column("event", Bytes),
         ],
     ),
+    table(
+        "join_tokens",
+        &["id"],
+        &[
+            column("id", Text),
+            column("secret_sha256", Bytes),
+            column("kind", Text),
+            column("pools", Text),
+            column("uses", Integer),
+            column("expires_at_ms", Integer),
+            column("created_at_ms", Integer),
+            column("created_by", Text),
+            column("revoked", Flag),
+        ],
+    ),
+    table(
+        "join_token_uses",
+        &["token", "node"],
+        &[column("token", Text), column("node", Text), column("used_at_ms", Integer)],
+    ),
+    table(
+        "revocations",
+        &["name"],
+        &[column("name", Text), column("operator", Text), column("at_ms", Integer)],
+    ),
 ];
 
 const HANDLER: &[Column] = &[

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use futures_util::stream;
 use protoplex_testkit::postgres::Server;
 use protoplex_wire::proto::{
-    AppendEventsRequest, Asset, ChangeHandlersRequest, DeadEvent, FindSiteReply, Handler, ListFilesRequest,
-    Member, NewEvent, PostponeEventsRequest, PutMemberRequest, PutSubscriptionRequest, ReadEventsRequest,
-    TakeLeaseRequest,
+    AppendEventsRequest, Asset, ChangeHandlersRequest, DeadEvent, FindSiteReply, Handler, JoinToken,
+    ListFilesRequest, Member, NewEvent, PostponeEventsRequest, PutMemberRequest, PutSubscriptionRequest,
+    ReadEventsRequest, RedeemJoinTokenRequest, Revocation, TakeLeaseRequest,
 };
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
@@ -93,6 +93,29 @@ async fn fill(store: &(impl Store + EventLog)) {
         let assets = vec![asset("/index.html", &[build; 3000]), asset("/ü", &[0, 255, 10, 13])];
         store.put_build("*.example.com", 0, stream::iter(assets)).await.unwrap();
     }
+    let token = JoinToken {
+        id: "t".to_owned(),
+        secret_sha256: vec![7; 32],
+        kind: "backend".to_owned(),
+        pools: vec!["rooms".to_owned(), "chat".to_owned()],
+        uses: 3,
+        expires_at_ms: i64::MAX,
+        created_by: "ann".to_owned(),
+        ..JoinToken::default()
+    };
+    store.put_join_token(token.clone()).await.unwrap();
+    store.revoke_join_token("t").await.unwrap();
+    let spare = JoinToken { id: "u".to_owned(), kind: "proxy".to_owned(), pools: Vec::new(), ..token };
+    store.put_join_token(spare).await.unwrap();
+    let joins = RedeemJoinTokenRequest {
+        id: "u".to_owned(),
+        secret_sha256: vec![7; 32],
+        kind: "proxy".to_owned(),
+        node: "proxy-7".to_owned(),
+    };
+    assert_eq!(store.redeem_join_token(joins).await.unwrap().kind, "proxy");
+    let gone = Revocation { name: "live-9".to_owned(), revoked: true, operator: "ann".to_owned(), at_ms: 0 };
+    store.change_revocation(gone).await.unwrap();
     let member = Member {
         id: "live-1:0".to_owned(),
         pool: "live".to_owned(),

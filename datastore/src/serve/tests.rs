@@ -1,10 +1,9 @@
 //! The datastore as other nodes meet it: real TLS, real gRPC, a real file.
 
-use std::fs;
 use std::net::SocketAddr;
 
 use futures_util::{StreamExt, stream};
-use protoplex_wire::identity::TrustedChannel;
+use protoplex_wire::identity::{Kind, TrustedChannel};
 use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::{BuildEnd, Handler, Member, StoredFile, TokenRefusal};
 use tempfile::TempDir;
@@ -17,7 +16,7 @@ use super::*;
 
 /// A datastore that serves, until it is told to drain.
 struct Node {
-    data: TempDir,
+    _data: TempDir,
     identity: Identity,
     address: SocketAddr,
     drain: Arc<Notify>,
@@ -33,14 +32,20 @@ impl Node {
         let address = listener.local_addr().unwrap();
         let drain = Arc::new(Notify::new());
         let served = tokio::spawn({
-            let (identity, drain) = (identity.clone(), Arc::clone(&drain));
+            let identity = identity.issue(Kind::Datastore, "datastore-1").unwrap();
+            let drain = Arc::clone(&drain);
             async move { serve(store, listener, &identity, drain.notified()).await }
         });
-        Self { data, identity, address, drain, served }
+        Self { _data: data, identity, address, drain, served }
     }
 
+    /// As a seed has it.
     fn client(&self) -> DatastoreClient<TrustedChannel> {
-        self.client_of(&self.identity)
+        self.client_as(Kind::Seed)
+    }
+
+    fn client_as(&self, kind: Kind) -> DatastoreClient<TrustedChannel> {
+        self.client_of(&self.identity.issue(kind, "n-1").unwrap())
     }
 
     fn client_of(&self, identity: &Identity) -> DatastoreClient<TrustedChannel> {
@@ -92,8 +97,8 @@ fn begin(token: &str, upload: &str) -> BeginUploadRequest {
 #[tokio::test]
 async fn an_upload_goes_its_way_over_the_wire() {
     let node = Node::start().await;
-    let mut client = node.client();
-    let token = client.create_token(token()).await.unwrap().into_inner().token;
+    let (mut client, mut tools) = (node.client_as(Kind::Fileserver), node.client_as(Kind::Operator));
+    let token = tools.create_token(token()).await.unwrap().into_inner().token;
     let begun = client.begin_upload(begin(&token, "u1")).await.unwrap().into_inner();
     assert_eq!((begun.refusal(), begun.max_bytes), (TokenRefusal::None, 5));
     client.abort_upload(AbortUploadRequest { upload: "u1".to_owned() }).await.unwrap();
@@ -125,7 +130,7 @@ async fn an_upload_goes_its_way_over_the_wire() {
     let place = FindSiteRequest { host: "example.com".to_owned(), path: "/a".to_owned() };
     let site = client.find_site(place).await.unwrap().into_inner().site.unwrap();
     assert_eq!(site.file, Some(found));
-    let page = client.list_files(ListFilesRequest::default()).await.unwrap().into_inner();
+    let page = tools.list_files(ListFilesRequest::default()).await.unwrap().into_inner();
     assert_eq!(page.sites, vec![site]);
 }
 
@@ -178,31 +183,59 @@ async fn errors_have_their_usual_codes() {
     assert_eq!((taken.code(), taken.message()), (Code::AlreadyExists, "handler \"a\" has / already"));
     let stale = client.change_handlers(change(1, other)).await.unwrap_err();
     assert_eq!(stale.code(), Code::FailedPrecondition);
+    let mut client = node.client_as(Kind::Fileserver);
     let unknown = client.mark_stored(MarkStoredRequest { reference: String::new() }).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     let broken = client.begin_upload(begin("px_x.y", "")).await.unwrap_err();
     assert_eq!(broken.code(), Code::InvalidArgument);
-    let token = client.create_token(token()).await.unwrap().into_inner().token;
+    let mut tools = node.client_as(Kind::Operator);
+    let token = tools.create_token(token()).await.unwrap().into_inner().token;
     client.abort_upload(AbortUploadRequest { upload: "u".to_owned() }).await.unwrap();
     let late = client.begin_upload(begin(&token, "u")).await.unwrap_err();
     assert_eq!(late.code(), Code::FailedPrecondition);
 }
 
 #[tokio::test]
-async fn only_the_cluster_token_opens_it() {
+async fn each_kind_may_call_what_is_its_own_and_nobody_anything_without_a_certificate() {
     let node = Node::start().await;
-    let theirs = tempfile::tempdir().unwrap();
-    let folder = theirs.path().join("cluster");
-    Identity::open_or_create(&folder).unwrap();
-    // Their token with our CA: the connection stands, and every call is refused, streams included.
-    fs::copy(node.data.path().join("cluster/ca.pem"), folder.join("ca.pem")).unwrap();
-    let mut client = node.client_of(&Identity::open(&folder).unwrap());
-    let one = client.load_routes(LoadRoutesRequest {}).await.unwrap_err();
-    assert_eq!(one.code(), Code::Unauthenticated);
-    let messages = stream::iter([host("*"), asset("/a", 1)]);
-    let stream = client.put_build(messages).await.unwrap_err();
-    assert_eq!(stream.code(), Code::Unauthenticated);
+    for kind in [Kind::Proxy, Kind::Live, Kind::Backend, Kind::Datastore, Kind::Operator, Kind::Fileserver] {
+        let mut client = node.client_as(kind);
+        let refused = client.load_routes(LoadRoutesRequest {}).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{kind}");
+        let name = if kind == Kind::Operator { "operator/n-1" } else { "n-1" };
+        let why = format!("{name} is a {kind}, and such may not call Datastore.LoadRoutes");
+        assert_eq!(refused.message(), why);
+        let messages = stream::iter([host("*"), asset("/a", 1)]);
+        let stream = client.put_build(messages).await.unwrap_err();
+        assert_eq!(stream.code(), Code::PermissionDenied, "streams included");
+    }
+    let refused = node.client_as(Kind::Proxy).create_token(token()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let peek = PeekLeaseRequest { name: "seed".to_owned() };
+    node.client_as(Kind::Backend).peek_lease(peek).await.unwrap();
     assert!(node.client().load_routes(LoadRoutesRequest {}).await.unwrap().into_inner().builds.is_empty());
+}
+
+#[tokio::test]
+async fn who_is_revoked_is_refused_and_its_connection_is_cut() {
+    let node = Node::start().await;
+    let (mut seed, mut proxy) = (node.client(), node.identity.issue(Kind::Proxy, "proxy-1").unwrap());
+    let mut other = node.client_as(Kind::Proxy);
+    let mut client = node.client_of(&proxy);
+    let peek = || PeekLeaseRequest { name: "seed".to_owned() };
+    client.peek_lease(peek()).await.unwrap();
+    let revoke = |revoked| Revocation { name: "proxy-1".to_owned(), revoked, ..Default::default() };
+    seed.change_revocation(revoke(true)).await.unwrap();
+    let refused = crate::store::contract::until("it is refused", async || {
+        client.peek_lease(peek()).await.err().filter(|status| status.code() == Code::PermissionDenied)
+    });
+    assert_eq!(refused.await.message(), "proxy-1 is revoked; an operator may readmit it");
+    // Another certificate of the same name is no better.
+    proxy = node.identity.issue(Kind::Proxy, "proxy-1").unwrap();
+    assert!(node.client_of(&proxy).peek_lease(peek()).await.is_err());
+    other.peek_lease(peek()).await.unwrap();
+    seed.change_revocation(revoke(false)).await.unwrap();
+    crate::store::contract::until("it is readmitted", async || client.peek_lease(peek()).await.ok()).await;
 }
 
 #[tokio::test]
@@ -308,7 +341,7 @@ async fn a_drain_answers_what_is_in_flight() {
     node.drain.notify_one();
     // A drained socket takes no new connection; what it has goes on.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while node.client_of(&node.identity).load_routes(LoadRoutesRequest {}).await.is_ok() {
+    while node.client().load_routes(LoadRoutesRequest {}).await.is_ok() {
         assert!(tokio::time::Instant::now() < deadline, "it still takes connections");
     }
     assert!(!node.served.is_finished());

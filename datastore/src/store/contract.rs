@@ -3,6 +3,7 @@
 pub(crate) mod builds;
 pub(crate) mod files;
 pub(crate) mod handlers;
+pub(crate) mod identity;
 pub(crate) mod leases;
 pub(crate) mod routes;
 pub(crate) mod uploads;
@@ -90,6 +91,11 @@ macro_rules! contract {
                 a_released_lease_is_anybodys_at_once
                 what_an_older_term_wants_changed_stays
                 senseless_leases_are_refused;
+            identity:
+                a_join_token_lets_in_whom_it_is_for
+                one_use_of_a_join_token_goes_to_exactly_one_of_many
+                what_no_join_token_can_be_is_refused
+                names_are_revoked_and_readmitted;
         }
     };
     (@tests $database:expr; $($part:ident: $($test:ident)+;)+) => {

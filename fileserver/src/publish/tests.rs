@@ -11,7 +11,8 @@ use protoplex_http::upstream::Settings;
 use protoplex_http::{AccessLog, Exchange, Fronts, Handler, Limits, Listener, Response};
 use protoplex_runtime::drain::{Drain, Trigger};
 use protoplex_wire::follow::Follower;
-use protoplex_wire::identity::{Identity, REGISTRATIONS_AUDIENCE};
+use protoplex_wire::gate::Gate;
+use protoplex_wire::identity::{Identity, Kind, REGISTRATIONS_AUDIENCE};
 use protoplex_wire::proto::seed_server::{Seed, SeedServer};
 use protoplex_wire::proto::{
     Asset, FetchBuildRequest, FollowReply, FollowRequest, FollowWelcome, JoinReply, JoinRequest, Located,
@@ -21,7 +22,6 @@ use serde_json::Value;
 use tokio::net::TcpListener as AsyncListener;
 use tokio::task::LocalSet;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Status, Streaming};
 
 use super::*;
@@ -157,11 +157,9 @@ fn run_until_drained(
 
         let listener = AsyncListener::bind("127.0.0.1:0").await.unwrap();
         let seed = listener.local_addr().unwrap().to_string();
-        let server = Server::builder()
-            .tls_config(identity.server_tls())
-            .unwrap()
-            .add_service(SeedServer::with_interceptor(StandInSeed { live: address }, identity.guard()));
-        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let gate = Gate::new(&identity.issue(Kind::Seed, "seed-1").unwrap()).unwrap();
+        let server = Server::builder().add_service(SeedServer::new(StandInSeed { live: address }));
+        tokio::spawn(server.serve_with_incoming(gate.incoming(listener)));
 
         let who = Follower {
             node: "fileserver-1".to_owned(),

@@ -21,7 +21,7 @@ use protoplex_http::upstream::{Pool, Settings};
 use protoplex_http::{AccessLog, Fronts, Limits, Listener};
 use protoplex_runtime::drain::{Drain, Tasks, Trigger};
 use protoplex_wire::follow::{Builds, Follower, Link};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, Kind};
 use protoplex_wire::proto::{
     self, BeginUploadRequest, CompleteUploadRequest, CreateTokenRequest, StoredFile,
 };
@@ -55,6 +55,8 @@ struct Bench {
     inflates: Inflates,
     bodies: Bodies,
     datastore: Client,
+    /// As an operator has it.
+    tools: Client,
     datastore_there: Rc<Cell<bool>>,
     s3: Option<FaultS3>,
     folder: TempDir,
@@ -78,7 +80,7 @@ impl Bench {
 
     async fn start(folder: TempDir, bodies: Bodies, source: Source, s3: Option<FaultS3>) -> Self {
         let identity = Identity::open_or_create(&folder.path().join("cluster")).unwrap();
-        let datastore = datastore(&folder, identity.clone()).await;
+        let (datastore, tools) = datastore(&folder, &identity).await;
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let who = Follower {
             node: "fileserver-1".into(),
@@ -128,6 +130,7 @@ impl Bench {
             inflates,
             bodies,
             datastore,
+            tools,
             datastore_there,
             s3,
             folder,
@@ -165,7 +168,7 @@ impl Bench {
             max_bytes: 1 << 30,
             ..Default::default()
         };
-        let token = datastore.create_token(token).await.unwrap().into_inner().token;
+        let token = self.tools.clone().create_token(token).await.unwrap().into_inner().token;
         let upload = format!("{:032x}", rand::random::<u128>());
         let (host, path) = ("example.com".to_owned(), path.to_owned());
         let begin = BeginUploadRequest {
@@ -217,17 +220,20 @@ impl Bench {
     }
 }
 
-async fn datastore(folder: &TempDir, identity: Identity) -> Client {
+/// As a fileserver has it, and as an operator does.
+async fn datastore(folder: &TempDir, identity: &Identity) -> (Client, Client) {
     let store = SqliteStore::open(&folder.path().join("protoplex.db")).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let client = Client::new(identity.channel(&address).unwrap());
+    let client = |identity: &Identity| Client::new(identity.channel(&address).unwrap());
+    let clients = (client(&identity.issue(Kind::Fileserver, "fileserver-1").unwrap()), client(identity));
+    let identity = identity.issue(Kind::Datastore, "datastore-1").unwrap();
     tokio::spawn(async move {
         protoplex_datastore::serve::serve(Arc::new(store), listener, &identity, std::future::pending())
             .await
             .unwrap();
     });
-    client
+    clients
 }
 
 struct Answered {

@@ -4,6 +4,7 @@ mod datastore;
 mod discovery;
 mod events;
 mod handler;
+mod identity;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub(crate) use datastore::{Datastore, DatastoreCommand, Migrate};
 pub(crate) use discovery::{Discover, Inspect, Request, Sort, Top};
 pub(crate) use events::{Emit, Subscribe, Subscriptions};
 pub(crate) use handler::{Apply, Handler, HandlerAdd, HandlerEdit, HandlerFields, Placement};
+pub(crate) use identity::{Enrol, JoinToken, JoinTokenCreate, Joining, Node, Operator, OperatorCreate};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,6 +72,10 @@ pub(crate) struct Common {
     /// [default: the one that runs in the data directory]
     #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',', env = "PROTOPLEX_SEED")]
     pub seed: Vec<String>,
+    /// Folder with an operator's or a server's credentials, from `operator create` or `enrol` [default: those of whoever
+    /// may read the data directory where the cluster began]
+    #[arg(long, global = true, value_name = "DIR", env = "PROTOPLEX_CREDENTIALS")]
+    pub credentials: Option<PathBuf>,
     /// Override one setting of the configuration, as in proxy.children=4; may be repeated
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = setting)]
     pub set: Vec<Setting>,
@@ -97,6 +103,21 @@ pub(crate) enum Command {
     Live(Parent),
     /// Register an HTTP server of your own as a member of a pool, and answer for its health
     Join(Join),
+    /// Make a cluster: its certificate authority and its secrets, in the data directory
+    ///
+    /// `up`, the first seed and the first datastore do so by themselves where there is none.
+    Init,
+    /// Tokens with which nodes, servers and people join the cluster
+    #[command(subcommand)]
+    JoinToken(JoinToken),
+    /// Who is refused, whatever certificate it has
+    #[command(subcommand)]
+    Node(Node),
+    /// Credentials of people
+    #[command(subcommand)]
+    Operator(Operator),
+    /// Credentials of a server of your own, in any language, for mutual TLS with the seed
+    Enrol(Enrol),
     /// What runs where, and how it is
     ///
     /// Where no seed can be reached: which nodes run on this data directory, by their own words, why there is no more, and
@@ -235,6 +256,8 @@ pub(crate) struct Single {
     /// Its name, unique in the cluster [default: the kind and "-1"]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
+    #[command(flatten)]
+    pub joining: Joining,
 }
 
 /// A node with children.
@@ -255,7 +278,8 @@ pub(crate) struct Join {
     /// The server, as in http://127.0.0.1:3000
     #[arg(long, value_name = "URL", value_parser = units::backend)]
     pub backend: Url,
-    /// Its name in the pool [default: POOL/HOST:PORT]; the same name gets the same keys back
+    /// Its name in the pool [default: POOL/HOST:PORT, with credentials that were enrolled NAME/HOST:PORT, with which it has to
+    /// begin]; the same name gets the same keys back
     #[arg(long)]
     pub id: Option<String>,
     /// Its zone; requests prefer owners in their own zone

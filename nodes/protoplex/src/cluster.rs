@@ -47,10 +47,13 @@ impl Cluster {
     /// Reads the identity in the data directory; nothing is connected yet.
     pub(crate) fn find(common: &Common) -> anyhow::Result<Self> {
         let settings = Settings::load(common)?;
-        let identity = Identity::open(&settings.data.join("cluster")).map_err(|error| match error {
+        let identity = own(common, &settings).map_err(|error| match error {
             IdentityError::Absent(_) => anyhow::Error::new(Unreachable(error.to_string())),
             other => other.into(),
         })?;
+        if let Some(expired) = identity.expired() {
+            return Err(expired.into());
+        }
         let seeds = settings.seed_addresses.clone();
         let seeds = if common.seed.is_empty() {
             // Its port may be one that the system chose.
@@ -89,7 +92,9 @@ impl Cluster {
                     answers.get_or_insert(seed);
                 }
                 // It says itself what is wrong when it is asked for something.
-                Ok(Err(status)) if status.code() == Code::Unauthenticated => {
+                Ok(Err(status))
+                    if [Code::Unauthenticated, Code::PermissionDenied].contains(&status.code()) =>
+                {
                     answers.get_or_insert(seed);
                 }
                 Ok(Err(_)) | Err(_) => search.unanswered(),
@@ -165,7 +170,8 @@ impl Cluster {
                 status.message()
             ))),
             Code::Unauthenticated => anyhow::Error::new(Unreachable(format!(
-                "the cluster at {} does not know this data directory's token; --data names the right one",
+                "the cluster at {} does not know this data directory's certificate; --data or --credentials names the \
+                 right one",
                 self.seed()
             ))),
             Code::InvalidArgument => Usage(status.message().to_owned()).into(),
@@ -175,9 +181,19 @@ impl Cluster {
     }
 }
 
-/// The cluster's identity, where this machine has it: its own nodes don't ask for it.
-pub(crate) fn identity(settings: &Settings) -> Option<Identity> {
-    Identity::open(&settings.data.join("cluster")).ok()
+/// The folder of the identity, in the data directory.
+pub(crate) const CLUSTER: &str = "cluster";
+
+/// Who gives the commands, where that is known: the nodes of this machine don't ask for it.
+pub(crate) fn identity(common: &Common, settings: &Settings) -> Option<Identity> {
+    own(common, settings).ok()
+}
+
+fn own(common: &Common, settings: &Settings) -> Result<Identity, IdentityError> {
+    match &common.credentials {
+        Some(folder) => Identity::credentials(folder),
+        None => Identity::open(&settings.data.join(CLUSTER)),
+    }
 }
 
 /// The address of the seed that runs in this data directory, if one does.

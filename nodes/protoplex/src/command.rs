@@ -158,7 +158,7 @@ pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyh
 /// Tells one target after the other, so that a mistake meets one at a time.
 pub(crate) async fn carry_out(common: &Common, verb: Verb, targets: &[Target]) -> anyhow::Result<Vec<Row>> {
     let settings = Settings::load(common)?;
-    let identity = cluster::identity(&settings);
+    let identity = cluster::identity(common, &settings);
     let nodes = Nodes::find(common).await?;
     let mut chosen = choose(&nodes, verb, targets);
     if verb == Verb::Start {

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protoplex_runtime::signals::StopSignals;
+use protoplex_wire::enrolment::keep_renewed;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::holder::Lost;
-use protoplex_wire::identity::{Identity, new_instance};
+use protoplex_wire::identity::{Identity, Kind, new_instance};
 use protoplex_wire::proto::Member;
 use protoplex_wire::seeds::Seeds;
 use reqwest::Url;
@@ -34,7 +35,10 @@ const MOVING_GRACE: Duration = Duration::from_millis(500);
 /// Runs the command until Ctrl-C or SIGTERM.
 pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
-    let backend = Backend::parse(&command).await?;
+    let own = cluster.identity().certificate().peer;
+    // Credentials are for one name: its members are known by it.
+    let enrolled = (own.kind == Kind::Backend).then_some(own.node);
+    let backend = Backend::parse(&command, enrolled.as_deref()).await?;
     let path = command.notify.as_ref();
     let notify = path.map(|path| command.backend.join(path)).transpose().context("bad --notify")?;
     let notify = notify.map(|url| Notify::new(url, backend.client.clone()));
@@ -48,8 +52,16 @@ pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
         notify,
         drain: command.drain,
         backend,
+        enrolled,
     };
-    LocalSet::new().run_until(sidecar.run()).await
+    let (identity, seeds) = (sidecar.identity.clone(), sidecar.seeds.clone());
+    let folder = common.credentials.clone().unwrap_or_default();
+    let renewed = keep_renewed(identity, &folder, seeds);
+    let local = LocalSet::new();
+    tokio::select! {
+        ended = local.run_until(sidecar.run()) => ended,
+        () = renewed => Ok(()),
+    }
 }
 
 struct Sidecar {
@@ -62,6 +74,8 @@ struct Sidecar {
     notify: Option<Notify>,
     drain: Duration,
     backend: Backend,
+    /// The name that its credentials are for; an operator's are for any.
+    enrolled: Option<String>,
 }
 
 impl Sidecar {
@@ -72,7 +86,7 @@ impl Sidecar {
                 () = self.until_healthy() => {}
                 _ = stop.next() => return Ok(()),
             }
-            let follower = Follower::of_backend(self.backend.member.clone());
+            let follower = self.follower();
             let link = Link::open(&self.identity, self.seeds.clone(), follower)?;
             link.set_capacity(self.capacity);
             let asked = self.give_up_by(&link);
@@ -139,6 +153,14 @@ impl Sidecar {
         match &self.notify {
             Some(notify) => notify.ask_for_all(link, self.drain).await,
             None => link.part_with_all(self.drain, |_, _| {}).await,
+        }
+    }
+
+    fn follower(&self) -> Follower {
+        let follower = Follower::of_backend(self.backend.member.clone());
+        match &self.enrolled {
+            Some(node) => Follower { node: node.clone(), ..follower },
+            None => follower,
         }
     }
 
@@ -242,7 +264,7 @@ struct Backend {
 }
 
 impl Backend {
-    async fn parse(command: &Join) -> anyhow::Result<Self> {
+    async fn parse(command: &Join, enrolled: Option<&str>) -> anyhow::Result<Self> {
         let url = &command.backend;
         let (host, port) = (url.host_str().context("the backend has no host")?, url.port().unwrap_or(80));
         let host = host.trim_matches(['[', ']']);
@@ -255,7 +277,10 @@ impl Backend {
             return Err(Usage("--health is a path of the backend itself, as in /healthz".to_owned()).into());
         }
         let member = Member {
-            id: command.id.clone().unwrap_or_else(|| format!("{}/{host}:{port}", command.pool)),
+            id: command
+                .id
+                .clone()
+                .unwrap_or_else(|| format!("{}/{host}:{port}", enrolled.unwrap_or(&command.pool))),
             pool: command.pool.clone(),
             address: address.to_string(),
             zone: command.zone.clone().unwrap_or_default(),

@@ -10,17 +10,20 @@ mod demo;
 mod deploy;
 mod discover;
 mod emit;
+mod enrol;
 mod files;
 mod handler;
 mod hot_keys;
 mod inspect;
 mod join;
+mod join_token;
 mod man;
 mod meta;
 mod node;
 mod nodes;
 mod output;
 mod request;
+mod revoke;
 mod route;
 mod rpc;
 mod settings;
@@ -88,6 +91,11 @@ fn run(cli: Cli, succession: Option<Succession>) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => man::completions(shell)?,
         Command::Man { folder } => man::write(&folder)?,
         Command::Join(command) => wait(join::run(&common, command))?,
+        Command::Init => enrol::init(&common)?,
+        Command::JoinToken(command) => wait(join_token::run(&common, command))?,
+        Command::Node(command) => wait(revoke::run(&common, command))?,
+        Command::Operator(command) => wait(enrol::operator(&common, command))?,
+        Command::Enrol(command) => wait(enrol::run(&common, command))?,
         Command::Status => wait(status::run(&common))?,
         Command::HotKeys => wait(hot_keys::run(&common))?,
         Command::Start { targets } => return wait(command::run(&common, Verb::Start, &targets)),

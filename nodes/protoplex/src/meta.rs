@@ -27,7 +27,8 @@ impl Meta {
         }
         let identity =
             identity.context("its meta port wants a certificate of the cluster, which isn't here")?;
-        let (certificate, key) = identity.node_pem();
+        let pem = identity.pem();
+        let (certificate, key) = &*pem;
         let client = client
             .tls_certs_only([Certificate::from_pem(identity.ca_pem().as_bytes())?])
             .identity(reqwest::Identity::from_pem(format!("{certificate}\n{key}").as_bytes())?)

@@ -12,13 +12,16 @@ use protoplex_runtime::signals;
 use protoplex_runtime::solo;
 use protoplex_runtime::upgrade::Succession;
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::identity::Identity;
+use protoplex_wire::enrolment::{self, keep_renewed};
+use protoplex_wire::identity::{self, Identity};
 use protoplex_wire::join::{self, Standing};
 use protoplex_wire::proto::JoinHello;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use crate::cli::{Common, Single};
+use crate::cluster::CLUSTER;
+use crate::enrol;
 use crate::settings::Settings;
 
 /// The kinds of node that there are.
@@ -40,6 +43,17 @@ impl Kind {
             Self::Proxy => "proxy",
             Self::Fileserver => "fileserver",
             Self::Live => "live",
+        }
+    }
+
+    /// As in certificates.
+    fn of_wire(self) -> identity::Kind {
+        match self {
+            Self::Seed => identity::Kind::Seed,
+            Self::Datastore => identity::Kind::Datastore,
+            Self::Proxy => identity::Kind::Proxy,
+            Self::Fileserver => identity::Kind::Fileserver,
+            Self::Live => identity::Kind::Live,
         }
     }
 
@@ -106,6 +120,8 @@ pub(crate) fn run(
         let hellos = watch::Sender::new(hello(&running.borrow_and_update()));
         let standing = watch::Sender::new(Standing::new(BootTime::now()));
         bound.watch_seeds(standing.subscribe());
+        let own = enrolment::node_credentials(&settings.data.join(CLUSTER), &told.node);
+        let renewed = keep_renewed(identity.clone(), &own, told.seeds());
         let joined = join::hold(identity.clone(), told.seeds(), hellos.subscribe(), state, standing);
         let telling = async {
             while running.changed().await.is_ok() {
@@ -116,6 +132,7 @@ pub(crate) fn run(
         };
         tokio::select! {
             () = telling => Ok(ExitCode::FAILURE),
+            () = renewed => Ok(ExitCode::FAILURE),
             code = serve(kind, bound, reload, &settings, &told, identity) => Ok(code),
             Err(error) = joined => Err(anyhow::anyhow!("seed_address {:?} can't be used: {error}", told.seeds)),
         }
@@ -134,7 +151,8 @@ fn prepare(
         Some(succession) => spec.succeed(succession)?,
         None => spec.bind()?,
     };
-    let identity = identity(kind, &settings)?;
+    let folder = settings.data.join(CLUSTER);
+    let identity = enrol::of_node(&folder, kind.of_wire(), &told.node, &node.joining, &told.seeds())?;
     bound.trust(&identity)?;
     Ok(Prepared { settings, told, bound, identity })
 }
@@ -188,15 +206,6 @@ async fn serve(
         }
         Kind::Proxy | Kind::Live => bound.run(reload).await,
     }
-}
-
-/// The seed and the datastore make the cluster's identity where there is none yet; the others need it there.
-fn identity(kind: Kind, settings: &Settings) -> anyhow::Result<Identity> {
-    let folder = settings.data.join("cluster");
-    Ok(match kind {
-        Kind::Seed | Kind::Datastore => Identity::open_or_create(&folder)?,
-        Kind::Proxy | Kind::Fileserver | Kind::Live => Identity::open(&folder)?,
-    })
 }
 
 /// Parents only watch their children; the nodes of one process use every core.

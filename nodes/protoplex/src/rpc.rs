@@ -82,7 +82,7 @@ impl Caller {
 
 /// Of the operator, for nodes of other machines.
 pub(crate) fn identity(common: &Common) -> anyhow::Result<Option<Identity>> {
-    Ok(cluster::identity(&Settings::load(common)?))
+    Ok(cluster::identity(common, &Settings::load(common)?))
 }
 
 /// The innermost cause says it in the fewest words.

@@ -61,6 +61,9 @@ struct Mercure<'a> {
 pub(crate) fn live(common: &Common, command: TokenLive) -> anyhow::Result<()> {
     let TokenLive { publish, subscribe, expires } = command;
     let cluster = Cluster::find(common)?;
+    if !cluster.identity().knows_live_key() {
+        anyhow::bail!("these credentials have no live.key: use those of an operator");
+    }
     let expires_at_ms = unix_ms(SystemTime::now()) + millis(expires);
     let mercure = Mercure { publish: &publish, subscribe: &subscribe };
     let claims = Claims { mercure, exp: expires_at_ms / 1000 };

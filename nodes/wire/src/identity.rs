@@ -1,140 +1,216 @@
-//! The cluster's identity on disk: its CA, the certificate that its nodes serve with, its token and its live key.
+//! Who a process is in its cluster: a certificate of the cluster's own authority, and the secrets that go with its kind.
+//!
+//! The folder `DATA/cluster` has, on the machine where the cluster began, the authority's key: processes there make their
+//! certificates themselves. Elsewhere a node has joined with a token ([`crate::enrolment`]), and each has its own in
+//! `nodes/NODE`. What a server of the user's own has, or a person, is a folder of the same files ([`Identity::credentials`]).
+//!
+//! | file | who has it |
+//! | --- | --- |
+//! | `ca.pem` | everybody |
+//! | `ca.key` | seeds |
+//! | `secret` | nodes but datastores |
+//! | `live.key` | seeds, fileservers, live nodes, operators |
+//! | `cert.pem`, `key.pem` | the one whose they are |
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+mod authority;
+mod certificate;
+mod credential;
+mod dial;
+mod error;
+mod files;
+mod tls;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
-use thiserror::Error;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, ServerTlsConfig};
-use tonic::{Request, Status};
+use rcgen::{KeyPair, PublicKeyData};
+use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
+use tonic::transport::Channel;
+
+pub use self::authority::is_public_key;
+pub use self::certificate::{Certificate, Fingerprint, Kind, Peer, fingerprint};
+pub(crate) use self::dial::Dial;
+pub use self::error::IdentityError;
+pub(crate) use self::tls::{authority_der, channel, provider};
+
+use self::authority::Authority;
+use self::credential::{Credential, OWN_LIFE, Source};
+use self::files::{private_folder, read, read_if_there, secret, write_new, write_private};
+use self::tls::{client_config, no_authority};
+use crate::proto::Credentials;
 
 /// The name that every node's certificate carries, whatever address the node listens on.
 pub const SERVER_NAME: &str = "node.protoplex.internal";
+/// The name by which seeds and datastores are known to those who connect to them. No other kind has it.
+pub const SERVICE_NAME: &str = "service.protoplex.internal";
 /// Whom a node's token is for that registers with a live node, or invalidates there.
 pub const REGISTRATIONS_AUDIENCE: &str = "protoplex:live:registrations";
-/// Bytes of randomness in the cluster token and in the live key.
-const SECRET_BYTES: usize = 32;
+/// How an operator is called who has the authority's key at hand.
+pub const LOCAL_OPERATOR: &str = "local";
 /// Bytes of randomness that tell processes of one name apart.
 const INSTANCE_BYTES: usize = 16;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A peer that doesn't answer a ping within [`KEEP_ALIVE_TIMEOUT`] is gone, whatever TCP still believes.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Clocks of other machines may be behind by so much: certificates begin before they are made.
+const BACKDATED: Duration = Duration::from_mins(10);
+/// How long the certificates of people last, who have to renew them themselves.
+const OPERATOR_LIFE: Duration = Duration::from_hours(30 * 24);
 
-/// A channel to another node that carries the cluster token with every call.
-pub type TrustedChannel = InterceptedService<Channel, Authorize>;
+const CA: &str = "ca.pem";
+const CA_KEY: &str = "ca.key";
+const SECRET: &str = "secret";
+const LIVE_KEY: &str = "live.key";
+const CERTIFICATE: &str = "cert.pem";
+const KEY: &str = "key.pem";
+/// What the nodes of a machine that has joined are below.
+const NODES: &str = "nodes";
+/// Of an earlier version.
+const OLD_TOKEN: &str = "token";
 
-/// Why the identity could not be read or made.
-#[derive(Debug, Error)]
-pub enum IdentityError {
-    /// A file of the identity is missing, unreadable or can't be written.
-    #[error("{path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// There is no identity in the folder.
-    #[error(
-        "no cluster identity in {0}: start the cluster there first, or copy its `cluster` folder to this machine"
-    )]
-    Absent(PathBuf),
-    /// The certificates could not be made.
-    #[error("cannot make the cluster's certificates: {0}")]
-    Certificate(#[from] rcgen::Error),
-    /// A secret's file holds something else.
-    #[error("{0}: not a token of this cluster; remove the `cluster` folder to have a new identity made")]
-    Malformed(PathBuf),
-}
+/// A channel to another node, over mutual TLS.
+pub type TrustedChannel = Channel;
 
-/// Who this cluster is. Everything in it is secret but the CA's certificate.
+/// Who this process is. Everything in it is secret but the authority's certificate.
 #[derive(Clone)]
 pub struct Identity {
     inner: Arc<Inner>,
 }
 
+#[derive(Clone)]
 struct Inner {
     ca: String,
-    node: String,
-    node_key: String,
-    token: String,
+    fingerprint: Fingerprint,
+    authority: Option<Arc<Authority>>,
+    authority_key: Option<String>,
+    credential: Arc<Credential>,
+    secret: Option<String>,
+    /// Random where it isn't known.
+    node_key: Vec<u8>,
     live_key: Vec<u8>,
+    knows_live_key: bool,
+    client: Arc<ClientConfig>,
+    /// Of certificates that it issues.
+    life: Duration,
 }
 
 impl Identity {
-    /// Reads the identity in `folder` (`DATA/cluster`), or makes one where the folder doesn't exist.
-    ///
-    /// The folder appears whole or not at all, so a crash here leaves nothing half-made.
+    /// Reads the identity in `folder` (`DATA/cluster`), or makes a cluster's where the folder doesn't exist. As
+    /// [`Self::open`].
     pub fn open_or_create(folder: &Path) -> Result<Self, IdentityError> {
         if !folder.exists() {
-            create(folder)?;
+            authority::create(folder)?;
         }
         Self::open(folder)
     }
 
-    /// Reads the identity in `folder`.
+    /// Makes a cluster's identity in a folder that isn't there.
+    pub fn create(folder: &Path) -> Result<Self, IdentityError> {
+        if folder.exists() || !authority::create(folder)? {
+            return Err(IdentityError::Exists(folder.to_owned()));
+        }
+        Self::open(folder)
+    }
+
+    /// That of an operator who has the authority's key in `folder` (`DATA/cluster`).
     pub fn open(folder: &Path) -> Result<Self, IdentityError> {
-        if !folder.exists() {
-            return Err(IdentityError::Absent(folder.to_owned()));
-        }
-        let text = |name: &str| -> Result<String, IdentityError> {
-            let path = folder.join(name);
-            fs::read_to_string(&path).map_err(|source| IdentityError::File { path, source })
+        let shared = Shared::read(folder)?;
+        let Some(authority) = &shared.authority else {
+            return Err(IdentityError::NoOperator(folder.to_owned()));
         };
-        let token = text("token")?.trim().to_owned();
-        let live_key = URL_SAFE_NO_PAD
-            .decode(text("live.key")?.trim())
-            .map_err(|_| IdentityError::Malformed(folder.join("live.key")))?;
-        if authorization(&token).is_none() || token.is_empty() {
-            return Err(IdentityError::Malformed(folder.join("token")));
+        let peer = shared.peer(Kind::Operator, LOCAL_OPERATOR);
+        let key = Box::new(KeyPair::generate()?);
+        let source = Source::Authority { authority: Arc::clone(authority), peer, key };
+        shared.identity(source)
+    }
+
+    /// That of a node of the data directory whose folder `cluster` this is: made here where the authority's key is, else
+    /// what it got when it joined.
+    pub fn of_node(folder: &Path, kind: Kind, node: &str) -> Result<Self, IdentityError> {
+        let shared = Shared::read(folder)?;
+        if let Some(authority) = &shared.authority {
+            let (peer, key) = (shared.peer(kind, node), Box::new(KeyPair::generate()?));
+            let source = Source::Authority { authority: Arc::clone(authority), peer, key };
+            return shared.identity(source);
         }
-        let inner = Inner {
-            ca: text("ca.pem")?,
-            node: text("node.pem")?,
-            node_key: text("node.key")?,
-            token,
-            live_key,
+        let own = node_folder(folder, node);
+        if !own.join(CERTIFICATE).exists() {
+            return Err(IdentityError::NotJoined(folder.to_owned(), node.to_owned()));
+        }
+        let identity = shared.identity(files_of(&own))?;
+        let peer = identity.certificate().peer;
+        if peer.kind != kind {
+            return Err(IdentityError::WrongKind(own, peer.node, peer.kind));
+        }
+        Ok(identity)
+    }
+
+    /// What `protoplex enrol` or `protoplex operator create` has written to a folder.
+    pub fn credentials(folder: &Path) -> Result<Self, IdentityError> {
+        Shared::read(folder)?.identity(files_of(folder))
+    }
+
+    /// The same cluster's, of somebody else. Only where the authority's key is.
+    pub fn issue(&self, kind: Kind, node: &str) -> Result<Self, IdentityError> {
+        let Some(authority) = &self.inner.authority else {
+            return Err(IdentityError::NoAuthority(PathBuf::from(CA_KEY)));
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let peer = Peer { kind, node: node.to_owned(), pools: Vec::new(), cluster: self.cluster() };
+        let key = Box::new(KeyPair::generate()?);
+        let source = Source::Authority { authority: Arc::clone(authority), peer, key };
+        let credential = Arc::new(Credential::load(source)?);
+        let client = client_config(&self.inner.ca, &credential)?;
+        Ok(Self { inner: Arc::new(Inner { credential, client, ..(*self.inner).clone() }) })
     }
 
-    /// How a node of this cluster serves its gRPC port.
-    pub fn server_tls(&self) -> ServerTlsConfig {
-        let (certificate, key) = self.node_pem();
-        ServerTlsConfig::new().identity(tonic::transport::Identity::from_pem(certificate, key))
+    /// Signs a certificate for somebody of this cluster who has the key of this point, with what its kind gets besides.
+    /// It lasts for `life`, or as long as those of its kind do. Nothing where the authority's key isn't here.
+    #[must_use]
+    pub fn sign(
+        &self,
+        peer: &Peer,
+        public_key: &[u8],
+        life: Option<Duration>,
+    ) -> Option<Result<Credentials, IdentityError>> {
+        let authority = self.inner.authority.as_ref()?;
+        let usual = if peer.kind == Kind::Operator { OPERATOR_LIFE } else { self.inner.life };
+        let life = life.unwrap_or(usual);
+        let expires_at_ms = unix_ms(SystemTime::now() + life);
+        let keyed = matches!(peer.kind, Kind::Seed | Kind::Fileserver | Kind::Live);
+        let inner = &self.inner;
+        let given = |given: bool, text: &Option<String>| match (given, text) {
+            (true, Some(text)) => text.clone(),
+            _ => String::new(),
+        };
+        let live_key = URL_SAFE_NO_PAD.encode(&inner.live_key);
+        Some(authority.issue(peer, public_key, life).map_err(Into::into).map(|certificate| Credentials {
+            certificate,
+            authority: inner.ca.clone(),
+            kind: peer.kind.name().to_owned(),
+            expires_at_ms,
+            secret: given(keyed || peer.kind == Kind::Proxy, &inner.secret),
+            live_key: given(keyed || peer.kind == Kind::Operator, &Some(live_key)),
+            authority_key: given(peer.kind == Kind::Seed, &inner.authority_key),
+        }))
     }
 
-    /// Refuses every call that doesn't carry the cluster token.
-    pub fn guard(&self) -> Guard {
-        Guard { expected: format!("Bearer {}", self.inner.token).into() }
+    /// The same, whose certificates for others last for this long.
+    #[must_use]
+    pub fn issuing_for(&self, life: Duration) -> Self {
+        Self { inner: Arc::new(Inner { life, ..(*self.inner).clone() }) }
     }
 
-    /// A channel to the node at `address` ("host:port"), which connects when it is first used and again whenever it
-    /// broke, accepts only this cluster's CA, and carries the cluster token.
+    /// A channel to the seed or datastore at `address` ("host:port"), which connects when it is first used and again
+    /// whenever it broke, accepts only this cluster's authority, and shows this process's certificate.
     pub fn channel(&self, address: &str) -> Result<TrustedChannel, tonic::transport::Error> {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(self.ca_pem()))
-            .domain_name(SERVER_NAME);
-        let channel = Endpoint::from_shared(format!("https://{address}"))?
-            .tls_config(tls)?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
-            .connect_lazy();
-        // `open` made sure that the token is a valid header value.
-        Ok(InterceptedService::new(channel, Authorize { value: authorization(&self.inner.token) }))
+        let credential = Some(Arc::clone(&self.inner.credential));
+        channel(Dial { address: address.to_owned(), tls: Arc::clone(&self.inner.client), credential })
+    }
+
+    /// How a node of this cluster serves gRPC, and HTTP/1.1 beside it. Who shows no certificate is let in, and told so.
+    pub(crate) fn server_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
+        tls::server_config(&self.inner.ca, &self.inner.credential)
     }
 
     /// The certificate of the cluster's own authority, as PEM.
@@ -142,9 +218,50 @@ impl Identity {
         &self.inner.ca
     }
 
-    /// The certificate that all nodes have, by which they and the cluster's operators know each other, and its key, as PEM.
-    pub fn node_pem(&self) -> (&str, &str) {
-        (&self.inner.node, &self.inner.node_key)
+    /// SHA-256 of that certificate.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.inner.fingerprint
+    }
+
+    /// How the cluster is called in certificates.
+    pub fn cluster(&self) -> String {
+        certificate::cluster(&self.inner.fingerprint)
+    }
+
+    /// The certificate that this process shows now, with its authority's behind it, and its key, as PEM.
+    pub fn pem(&self) -> Arc<(String, String)> {
+        self.inner.credential.pem()
+    }
+
+    /// The same, for TLS.
+    pub fn certified(&self) -> Arc<CertifiedKey> {
+        self.inner.credential.certified()
+    }
+
+    /// What that certificate says.
+    pub fn certificate(&self) -> Certificate {
+        self.inner.credential.certificate()
+    }
+
+    /// Whether it is over.
+    pub fn expired(&self) -> Option<IdentityError> {
+        self.inner.credential.expired()
+    }
+
+    /// When its certificate is to be replaced, a random moment around two thirds of its life; nothing where this process
+    /// makes them itself.
+    pub(crate) fn renewal_due(&self, earlier: f64) -> Option<SystemTime> {
+        self.inner.authority.is_none().then(|| credential::renewal(&self.certificate(), earlier))
+    }
+
+    /// Looks for the next certificate now.
+    pub(crate) fn refresh(&self) -> Result<(), IdentityError> {
+        self.inner.credential.refresh()
+    }
+
+    /// Whether it can issue certificates.
+    pub fn has_authority(&self) -> bool {
+        self.inner.authority.is_some()
     }
 
     /// The HS256 key of the JWTs that publish and subscribe at live nodes. Apps have it too, where they publish.
@@ -152,11 +269,158 @@ impl Identity {
         &self.inner.live_key
     }
 
-    /// The HS256 key of the short-lived JWTs by which nodes know each other where there is no TLS between them. Only who
-    /// has the cluster token has it, and nothing that is signed with it gives the token away.
-    pub fn node_key(&self) -> Vec<u8> {
-        format!("protoplex node {}", self.inner.token).into_bytes()
+    /// Whether that is the cluster's. Kinds that need none aren't told it, and have a random one.
+    pub fn knows_live_key(&self) -> bool {
+        self.inner.knows_live_key
     }
+
+    /// The HS256 key of the short-lived JWTs by which nodes know each other where there is no TLS between them. Only who
+    /// has the cluster's secret has it, and nothing that is signed with it gives the secret away.
+    pub fn node_key(&self) -> Vec<u8> {
+        self.inner.node_key.clone()
+    }
+}
+
+/// [`Identity::node_key`] of a node of the data directory whose folder `cluster` this is.
+pub fn node_key(folder: &Path) -> Result<Vec<u8>, IdentityError> {
+    Ok(derived(&Shared::read(folder)?.secret.unwrap_or_else(secret)))
+}
+
+fn derived(secret: &str) -> Vec<u8> {
+    format!("protoplex node {secret}").into_bytes()
+}
+
+/// What is the same for all of one folder.
+struct Shared {
+    folder: PathBuf,
+    ca: String,
+    fingerprint: Fingerprint,
+    authority: Option<Arc<Authority>>,
+    authority_key: Option<String>,
+    secret: Option<String>,
+    live_key: Option<Vec<u8>>,
+}
+
+impl Shared {
+    fn read(folder: &Path) -> Result<Self, IdentityError> {
+        if !folder.join(CA).exists() {
+            return Err(IdentityError::Absent(folder.to_owned()));
+        }
+        let ca = read(&folder.join(CA))?;
+        let der = authority_der(&ca).ok_or_else(|| no_authority(&folder.join(CA)))?;
+        let authority_key = read_if_there(&folder.join(CA_KEY))?;
+        let authority = authority_key.as_deref().map(|key| Authority::new(ca.clone(), key)).transpose()?;
+        if authority.is_some() {
+            authority::migrate(folder)?;
+        }
+        let decode = |text: String| {
+            let path = folder.join(LIVE_KEY);
+            let decoded = URL_SAFE_NO_PAD.decode(text.trim());
+            decoded.map_err(|_| IdentityError::Malformed(path, "is no key in base64url".to_owned()))
+        };
+        Ok(Self {
+            folder: folder.to_owned(),
+            fingerprint: fingerprint(&der),
+            ca,
+            authority: authority.map(Arc::new),
+            authority_key,
+            secret: read_if_there(&folder.join(SECRET))?.map(|text| text.trim().to_owned()),
+            live_key: read_if_there(&folder.join(LIVE_KEY))?.map(decode).transpose()?,
+        })
+    }
+
+    fn peer(&self, kind: Kind, node: &str) -> Peer {
+        let cluster = certificate::cluster(&self.fingerprint);
+        Peer { cluster, kind, node: node.to_owned(), pools: Vec::new() }
+    }
+
+    fn identity(self, source: Source) -> Result<Identity, IdentityError> {
+        let credential = Arc::new(Credential::load(source)?);
+        let of = credential.certificate().peer;
+        if of.cluster != certificate::cluster(&self.fingerprint) {
+            let reason = format!("is not the authority of the certificate of {}", of.name());
+            return Err(IdentityError::Malformed(self.folder.join(CA), reason));
+        }
+        let client = client_config(&self.ca, &credential)?;
+        let node_key = derived(&self.secret.clone().unwrap_or_else(secret));
+        let knows_live_key = self.live_key.is_some();
+        let live_key = self.live_key.unwrap_or_else(|| secret().into_bytes());
+        let Self { ca, fingerprint, authority, authority_key, secret, .. } = self;
+        let inner = Inner {
+            ca,
+            fingerprint,
+            authority,
+            authority_key,
+            credential,
+            secret,
+            node_key,
+            live_key,
+            knows_live_key,
+            client,
+            life: OWN_LIFE,
+        };
+        Ok(Identity { inner: Arc::new(inner) })
+    }
+}
+
+/// Where a node that has joined has its certificate.
+pub(crate) fn node_folder(folder: &Path, node: &str) -> PathBuf {
+    folder.join(NODES).join(node)
+}
+
+fn files_of(folder: &Path) -> Source {
+    Source::Files { certificate: folder.join(CERTIFICATE), key: folder.join(KEY) }
+}
+
+/// The key of a folder of credentials, made where there is none: as PEM, and its public half.
+pub(crate) fn own_key(folder: &Path) -> Result<(String, Vec<u8>), IdentityError> {
+    private_folder(folder)?;
+    let path = folder.join(KEY);
+    if !path.exists() {
+        write_new(&path, &KeyPair::generate()?.serialize_pem())?;
+    }
+    let pem = read(&path)?;
+    let point = KeyPair::from_pem(&pem)?.der_bytes().to_vec();
+    Ok((pem, point))
+}
+
+/// Writes what a seed has issued: what all of a cluster share to `shared`, and the certificate, last, to `own`.
+pub fn keep(shared: &Path, own: &Path, issued: &Credentials) -> Result<(), IdentityError> {
+    private_folder(shared)?;
+    private_folder(own)?;
+    let texts = [
+        (SECRET, &issued.secret),
+        (LIVE_KEY, &issued.live_key),
+        (CA, &issued.authority),
+        (CA_KEY, &issued.authority_key),
+    ];
+    for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+        let path = shared.join(name);
+        if read_if_there(&path)?.as_ref() != Some(text) {
+            write_private(&path, text)?;
+        }
+    }
+    write_private(&own.join(CERTIFICATE), &issued.certificate)
+}
+
+/// Makes credentials in a folder that has none, where the authority's key is at hand.
+pub fn make_credentials(
+    identity: &Identity,
+    folder: &Path,
+    peer: &Peer,
+    life: Duration,
+) -> Result<Credentials, IdentityError> {
+    if folder.join(CERTIFICATE).exists() {
+        return Err(IdentityError::Exists(folder.join(CERTIFICATE)));
+    }
+    let (_, point) = own_key(folder)?;
+    let issued = identity.sign(peer, &point, Some(life));
+    let mut issued = issued.ok_or_else(|| IdentityError::NoAuthority(PathBuf::from("this folder")))??;
+    if peer.kind == Kind::Operator {
+        issued.secret.clear();
+    }
+    keep(folder, folder, &issued)?;
+    Ok(issued)
 }
 
 /// A new id for a process, or for a data directory: see `instance` of [`crate::proto::Member`].
@@ -165,178 +429,10 @@ pub fn new_instance() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; INSTANCE_BYTES]>())
 }
 
-/// Adds the cluster token to each call.
-#[derive(Clone)]
-pub struct Authorize {
-    value: Option<MetadataValue<Ascii>>,
-}
-
-impl Interceptor for Authorize {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = self.value.clone() {
-            request.metadata_mut().insert("authorization", value);
-        }
-        Ok(request)
-    }
-}
-
-/// Lets only those calls through that carry the cluster token.
-#[derive(Clone)]
-pub struct Guard {
-    expected: Arc<str>,
-}
-
-impl Interceptor for Guard {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let presented = request.metadata().get("authorization").map_or(&b""[..], |value| value.as_bytes());
-        if constant_time_eq(presented, self.expected.as_bytes()) {
-            Ok(request)
-        } else {
-            Err(Status::unauthenticated("the cluster token is missing or is another cluster's"))
-        }
-    }
-}
-
-/// Compares without telling by its duration where two equally long texts differ.
-fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
-}
-
-fn authorization(token: &str) -> Option<MetadataValue<Ascii>> {
-    let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().ok()?;
-    value.set_sensitive(true);
-    Some(value)
-}
-
-fn create(folder: &Path) -> Result<(), IdentityError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |source| IdentityError::File { path, source }
-    };
-    let making = folder.with_extension(format!("new-{}", std::process::id()));
-    match fs::remove_dir_all(&making) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&making)(error)),
-        _ => {}
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&making).map_err(at(&making))?;
-
-    let certificates = Certificates::make()?;
-    let files = [
-        ("ca.pem", certificates.ca),
-        ("ca.key", certificates.ca_key),
-        ("node.pem", certificates.node),
-        ("node.key", certificates.node_key),
-        ("token", secret()),
-        ("live.key", secret()),
-    ];
-    for (name, text) in files {
-        let path = making.join(name);
-        write_private(&path, &text).map_err(at(&path))?;
-    }
-    match fs::rename(&making, folder) {
-        // Another process that was started at the same time was first: then its is the cluster's.
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) =>
-        {
-            fs::remove_dir_all(&making).map_err(at(&making))
-        }
-        made => made.map_err(at(folder)),
-    }
-}
-
-struct Certificates {
-    ca: String,
-    ca_key: String,
-    node: String,
-    node_key: String,
-}
-
-impl Certificates {
-    fn make() -> Result<Self, rcgen::Error> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "Protoplex cluster CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, SERVER_NAME);
-        let node = params.signed_by(&key, &ca)?;
-        Ok(Self {
-            ca: ca.pem(),
-            ca_key: ca.key().serialize_pem(),
-            node: node.pem(),
-            node_key: key.serialize_pem(),
-        })
-    }
-}
-
-fn secret() -> String {
-    URL_SAFE_NO_PAD.encode(rand::random::<[u8; SECRET_BYTES]>())
-}
-
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+fn unix_ms(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn is_made_once_private_and_read_back() {
-        let data = tempfile::tempdir().unwrap();
-        let folder = data.path().join("cluster");
-        let made = Identity::open_or_create(&folder).unwrap();
-        let read = Identity::open_or_create(&folder).unwrap();
-        assert_eq!(made.inner.token, read.inner.token);
-        assert_eq!(made.live_key(), read.live_key());
-        assert_eq!(made.live_key().len(), SECRET_BYTES);
-        assert_eq!(made.node_key(), read.node_key());
-        assert_ne!(made.node_key(), made.live_key());
-        for entry in fs::read_dir(&folder).unwrap() {
-            let mode = entry.unwrap().metadata().unwrap().permissions().mode();
-            assert_eq!(mode & 0o077, 0, "readable by others");
-        }
-    }
-
-    #[test]
-    fn who_comes_second_takes_what_the_first_has_made() {
-        let data = tempfile::tempdir().unwrap();
-        let folder = data.path().join("cluster");
-        let first = Identity::open_or_create(&folder).unwrap();
-        // As if the folder had not been there when it was looked for.
-        create(&folder).unwrap();
-        assert_eq!(Identity::open(&folder).unwrap().inner.token, first.inner.token);
-        assert_eq!(fs::read_dir(data.path()).unwrap().count(), 1, "nothing is left of the second");
-    }
-
-    #[test]
-    fn absent_says_what_to_do() {
-        let data = tempfile::tempdir().unwrap();
-        let error = Identity::open(&data.path().join("cluster")).err().unwrap().to_string();
-        assert!(error.contains("start the cluster there first"), "{error}");
-    }
-
-    #[test]
-    fn guard_lets_only_the_token_through() {
-        let data = tempfile::tempdir().unwrap();
-        let identity = Identity::open_or_create(&data.path().join("cluster")).unwrap();
-        let call = |value: Option<&str>| {
-            let mut request = Request::new(());
-            if let Some(value) = value {
-                request.metadata_mut().insert("authorization", value.parse().unwrap());
-            }
-            identity.guard().call(request).is_ok()
-        };
-        assert!(call(Some(&format!("Bearer {}", identity.inner.token))));
-        assert!(!call(None));
-        assert!(!call(Some("Bearer ")));
-        assert!(!call(Some(&format!("Bearer {}x", identity.inner.token))));
-    }
-}
+mod tests;

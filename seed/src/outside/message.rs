@@ -3,7 +3,7 @@
 use protoplex_runtime::config::wording::plain;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::Follower;
-use protoplex_wire::identity::new_instance;
+use protoplex_wire::identity::{Kind, Peer, new_instance};
 use protoplex_wire::proto::follow_reply::Message as Told;
 use protoplex_wire::proto::follow_request::Message as Said;
 use protoplex_wire::proto::{
@@ -70,13 +70,15 @@ impl Registration {
         parse(body)
     }
 
-    /// Who joins, and what its link begins with.
-    pub(super) fn opening(self) -> (Member, Vec<Said>) {
+    /// Who joins, and what its link begins with. A backend's members are known by its name; an operator's by any.
+    pub(super) fn opening(self, peer: &Peer) -> (Member, Vec<Said>) {
         let Self { pool, address, id, zone, instance, owned, .. } = self;
-        let id = id.unwrap_or_else(|| format!("{pool}/{address}"));
+        let enrolled = (peer.kind == Kind::Backend).then_some(&peer.node);
+        let id = id.unwrap_or_else(|| format!("{}/{address}", enrolled.unwrap_or(&pool)));
         let instance = instance.unwrap_or_else(new_instance);
         let Follower { node, child, kind, zone, member } =
             Follower::of_backend(Member { id, pool, address, zone, instance });
+        let node = enrolled.cloned().unwrap_or(node);
         // Whoever sends one hello after the other needs no numbers: they grow by themselves.
         let now = BootTime::now().nanos();
         let hello = FollowHello {

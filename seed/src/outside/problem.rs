@@ -27,11 +27,6 @@ impl Problem {
         Self { status, detail: detail.into(), retry_after: None, leader: None, location: None }
     }
 
-    /// What the link has refused, for a request to this address.
-    pub(super) fn of(status: &Status, uri: &Uri) -> Self {
-        Self::refused(status).at(uri)
-    }
-
     fn refused(status: &Status) -> Self {
         let leader = Redirect::of(status);
         let code = match status.code() {

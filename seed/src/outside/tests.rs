@@ -1,5 +1,6 @@
 //! What the JSON of the link means, and what is refused of it.
 
+use protoplex_wire::identity::{Kind, Peer};
 use protoplex_wire::proto::follow_reply::Message as Told;
 use protoplex_wire::proto::follow_request::Message as Said;
 use protoplex_wire::proto::{
@@ -9,6 +10,11 @@ use protoplex_wire::seeds::Redirect;
 use serde_json::{Value, json};
 
 use super::message::{Registration, closed, said, told};
+
+fn peer(kind: Kind) -> Peer {
+    let (cluster, node) = ("c".to_owned(), "ada".to_owned());
+    Peer { cluster, kind, node, pools: vec!["rooms".to_owned()] }
+}
 
 fn line(message: Told) -> Value {
     let line = told(message).unwrap();
@@ -23,7 +29,7 @@ fn a_registration_becomes_the_hello_of_a_backend() {
         "incarnation": 7, "attempt": 9, "owned": [{"key": "room:1", "epoch": 1_099_511_627_777_u64}],
     });
     let registration = Registration::read(body.to_string().as_bytes()).unwrap();
-    let (member, opening) = registration.opening();
+    let (member, opening) = registration.opening(&peer(Kind::Operator));
     assert_eq!((&*member.id, &*member.instance), ("rooms/127.0.0.1:3000", "Abc_1"));
     let [Said::Hello(hello), Said::Owned(owned)] = &*opening else { panic!("{opening:?}") };
     let FollowHello { node, kind, zone, incarnation, attempt, capacity, yields, .. } = hello;
@@ -34,8 +40,20 @@ fn a_registration_becomes_the_hello_of_a_backend() {
 }
 
 #[test]
+fn a_backend_is_known_by_the_name_of_its_certificate() {
+    let registration = Registration::read(br#"{"pool":"rooms","address":"127.0.0.1:3000"}"#).unwrap();
+    let (member, opening) = registration.opening(&peer(Kind::Backend));
+    assert_eq!(member.id, "ada/127.0.0.1:3000");
+    assert!(matches!(&opening[0], Said::Hello(FollowHello { node, .. }) if node == "ada"), "{opening:?}");
+}
+
+#[test]
 fn what_a_registration_leaves_out_grows_by_itself() {
-    let read = || Registration::read(br#"{"pool":"rooms","address":"127.0.0.1:3000"}"#).unwrap().opening();
+    let read = || {
+        Registration::read(br#"{"pool":"rooms","address":"127.0.0.1:3000"}"#)
+            .unwrap()
+            .opening(&peer(Kind::Operator))
+    };
     let ((first, one), (second, other)) = (read(), read());
     assert_ne!(first.instance, second.instance);
     let number = |opening: &[Said]| match opening {

@@ -16,7 +16,7 @@ use http::StatusCode;
 use protoplex_datastore::sqlite::SqliteStore;
 use protoplex_http::{Body, BodyError, Request, Response, Scheme};
 use protoplex_runtime::drain::{Drain, Tasks, Trigger};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, Kind};
 use protoplex_wire::proto::{CreateTokenRequest, FindSiteRequest, ListFilesRequest, Site};
 use serde_json::Value;
 use tokio::task::LocalSet;
@@ -40,6 +40,8 @@ pub(super) struct Machine {
     folder: tempfile::TempDir,
     pub(super) staging: PathBuf,
     pub(super) datastore: Client,
+    /// As an operator has it.
+    tools: Client,
     /// Whether children can reach the datastore.
     pub(super) datastore_there: Rc<Cell<bool>>,
 }
@@ -90,13 +92,16 @@ impl Machine {
         let store = SqliteStore::open(&folder.path().join("protoplex.db")).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let datastore = Client::new(identity.channel(&address).unwrap());
+        let client = |identity: &Identity| Client::new(identity.channel(&address).unwrap());
+        let fileserver = identity.issue(Kind::Fileserver, "fileserver-1").unwrap();
+        let (datastore, tools) = (client(&fileserver), client(&identity));
+        let identity = identity.issue(Kind::Datastore, "datastore-1").unwrap();
         tokio::spawn(async move {
             let never = std::future::pending();
             protoplex_datastore::serve::serve(Arc::new(store), listener, &identity, never).await.unwrap();
         });
         let staging = folder.path().join("staging");
-        Self { folder, staging, datastore, datastore_there: Rc::new(Cell::new(true)) }
+        Self { folder, staging, datastore, tools, datastore_there: Rc::new(Cell::new(true)) }
     }
 
     pub(super) fn files(&self) -> PathBuf {
@@ -148,7 +153,7 @@ impl Machine {
             uses: terms.uses,
             expires_at_ms: terms.expires_at_ms,
         };
-        self.datastore.clone().create_token(request).await.unwrap().into_inner().token
+        self.tools.clone().create_token(request).await.unwrap().into_inner().token
     }
 
     /// What the listing shows under a path.
@@ -162,7 +167,7 @@ impl Machine {
     }
 
     pub(super) async fn listed(&self) -> usize {
-        self.datastore.clone().list_files(ListFilesRequest::default()).await.unwrap().into_inner().sites.len()
+        self.tools.clone().list_files(ListFilesRequest::default()).await.unwrap().into_inner().sites.len()
     }
 
     /// The raw bytes of a content, as the storage has it.

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use prost::Message as _;
-use protoplex_wire::identity::Identity;
+use protoplex_wire::gate::Gate;
+use protoplex_wire::identity::{Identity, Kind};
 use protoplex_wire::proto::seed_server::{Seed as Service, SeedServer};
 use protoplex_wire::proto::{
     Asset, Assigned, FetchBuildRequest, FollowReply, FollowRequest, FollowWelcome, JoinReply, JoinRequest,
@@ -14,7 +15,7 @@ use protoplex_wire::proto::{
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -40,12 +41,10 @@ impl Seed {
     pub(super) async fn serve(&self, identity: &Identity) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let connections = TcpListenerStream::new(listener);
+        let gate = Gate::new(&identity.issue(Kind::Seed, "seed-1").unwrap()).unwrap();
         let server = tonic::transport::Server::builder()
-            .tls_config(identity.server_tls())
-            .unwrap()
-            .add_service(SeedServer::with_interceptor(self.clone(), identity.guard()))
-            .serve_with_incoming(connections);
+            .add_service(SeedServer::new(self.clone()))
+            .serve_with_incoming(gate.incoming(listener));
         tokio::spawn(server);
         address
     }

@@ -53,7 +53,7 @@ struct Child {
 
 /// All that run, by name. One that doesn't answer is told without what only it knows.
 pub(super) async fn nodes(common: &Common) -> anyhow::Result<Vec<NodeReport>> {
-    let identity = cluster::identity(&Settings::load(common)?);
+    let identity = cluster::identity(common, &Settings::load(common)?);
     let found = nodes::local(common)?;
     let asked = found.into_iter().map(async |(node, found)| {
         let page = ask(&found, identity.as_ref()).await;

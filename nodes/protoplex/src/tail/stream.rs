@@ -86,7 +86,7 @@ impl Stream {
             level: command.level,
             lines: command.lines,
             follow: !command.no_follow,
-            identity: cluster::identity(&Settings::load(common)?),
+            identity: cluster::identity(common, &Settings::load(common)?),
             since: String::new(),
             is_known: false,
             told,

@@ -16,6 +16,7 @@ mod fair_share;
 mod faults;
 mod first_page;
 mod handlers;
+mod identity;
 mod keyed_requests;
 mod large_upload;
 mod logs;

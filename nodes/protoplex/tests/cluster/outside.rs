@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,30 +20,32 @@ use serde_json::{Value, json};
 use crate::keyed_requests::{Killed, add_rooms};
 use crate::{get, start};
 
-/// How a seed is asked: curl's arguments for it, the cluster's identity among them.
+/// By what name seeds are known, whatever their address.
+const SEED: &str = "https://service.protoplex.internal";
+
+/// How a seed is asked: curl's arguments for it, credentials among them.
 #[derive(Clone)]
 pub(crate) struct Seed {
     arguments: Vec<String>,
 }
 
 impl Seed {
+    /// As a server called "m".
     pub(crate) fn of(cluster: &Cluster) -> Self {
-        Self::at(&address(cluster), &cluster.data().join("cluster"))
+        let seed = address(cluster);
+        Self::at(&seed, &enrolled(|arguments| cluster.json(arguments), &seed, cluster.folder(), "m"))
     }
 
-    pub(crate) fn at(address: &str, identity: &std::path::Path) -> Self {
-        let token = std::fs::read_to_string(identity.join("token")).unwrap();
-        let ca = identity.join("ca.pem").display().to_string();
-        let mut seed = Self { arguments: Vec::new() };
-        for argument in ["--cacert", &ca, "--connect-to", &format!("::{address}"), "-H"] {
-            seed.arguments.push(argument.to_owned());
+    pub(crate) fn at(address: &str, credentials: &Path) -> Self {
+        let mut seed = Self { arguments: vec!["--connect-to".to_owned(), format!("::{address}")] };
+        for (flag, file) in [("--cacert", "ca.pem"), ("--cert", "cert.pem"), ("--key", "key.pem")] {
+            seed.arguments.extend([flag.to_owned(), credentials.join(file).display().to_string()]);
         }
-        seed.arguments.push(format!("Authorization: Bearer {}", token.trim()));
         seed
     }
 
     pub(crate) fn ask(&self, path: &str, more: &[&str]) -> Answer {
-        let url = format!("https://node.protoplex.internal{path}");
+        let url = format!("{SEED}{path}");
         let own = self.arguments.iter().map(String::as_str);
         curl(own.chain(more.iter().copied()).chain([&*url]).collect::<Vec<_>>())
     }
@@ -67,6 +70,25 @@ impl Seed {
     }
 }
 
+/// Credentials of a server of this name, for the pool `rooms`: `ca.pem`, `cert.pem`, `key.pem`.
+pub(crate) fn enrolled(
+    operator: impl Fn(&[&str]) -> Value,
+    seed: &str,
+    folder: &Path,
+    name: &str,
+) -> PathBuf {
+    let token = operator(&["join-token", "create", "--kind", "backend", "--pool", "rooms"]);
+    let credentials = folder.join(format!("credentials-{name}"));
+    let enrolled = Command::new(env!("CARGO_BIN_EXE_protoplex"))
+        .args(["--seed", seed, "enrol", "--node", name, "--token", token["token"].as_str().unwrap()])
+        .arg(&credentials)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+    credentials
+}
+
 /// Where the seed of a cluster listens.
 pub(crate) fn address(cluster: &Cluster) -> String {
     let listens = cluster.node("seed-1")["listens"].clone();
@@ -89,7 +111,7 @@ impl Member {
             .args(["-sS", "-N", "--noproxy", "*", "--max-time", "300"])
             .args(&seed.arguments)
             .args(more)
-            .args(["-d", &registration.to_string(), "https://node.protoplex.internal/v1/members"])
+            .args(["-d", &registration.to_string(), &format!("{SEED}/v1/members")])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -194,7 +216,7 @@ fn a_member_by_http_is_told_what_it_owns_and_says_what_it_gives_up() {
     let (old_session, mut back) = (member.session.clone(), registration("m"));
     drop(member);
     back["owned"] = json!([{"key": "a/b/c d", "epoch": epoch}, {"key": "never", "epoch": 1}]);
-    let member = Member::register(&seed, &back, &["--http1.1", "--no-alpn"]);
+    let member = Member::register(&seed, &back, &["--http1.1"]);
     assert_eq!(seed.owner("a%2Fb/c%20d"), Some(("m".to_owned(), epoch)));
     assert_eq!(seed.post(&format!("/v1/members/{old_session}"), "{\"leave\":{}}").status, 404);
 
@@ -288,28 +310,27 @@ fn row_what_is_no_registration_is_refused_with_a_sentence_and_disturbs_nobody() 
     }
     check("nobody has it", &seed.ask("/v1/keys/rooms/a", &[]), 404, "nobody owns \"a\" in pool rooms");
     check("another method", &seed.ask("/v1/members", &["-X", "DELETE"]), 405, "does not take DELETE");
-    for (token, text) in [("Authorization: Bearer other", "another cluster's"), ("Authorization:", "missing")]
-    {
-        let answer = seed
-            .clone()
-            .without_token()
-            .ask("/v1/members", &["-H", token, "-d", &registration("m").to_string()]);
-        check(token, &answer, 401, text);
-        assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
-    }
+    let registration = registration("m").to_string();
+    let answer = seed.clone().without_certificate().ask("/v1/members", &["-d", &registration]);
+    check("no certificate", &answer, 401, "no certificate of this cluster was shown");
+    check(
+        "another's name",
+        &seed.post("/v1/members", &with("id", "other".into())),
+        403,
+        "it is \"m\" or begins",
+    );
+    check("another pool", &seed.post("/v1/members", &with("pool", "chat".into())), 403, "for rooms");
 
     // A body that never comes whole leaves nothing behind, and the member is what it was.
     let mut cut = Command::new("openssl")
         .args(["s_client", "-quiet", "-connect", &address(&cluster)])
+        .args(["-cert", &seed.file("cert.pem"), "-key", &seed.file("key.pem")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let token = seed.arguments.last().unwrap();
-    let head = format!(
-        "POST /v1/members HTTP/1.1\r\nHost: seed\r\n{token}\r\nContent-Length: 100\r\n\r\n{{\"pool\":"
-    );
+    let head = "POST /v1/members HTTP/1.1\r\nHost: seed\r\nContent-Length: 100\r\n\r\n{\"pool\":";
     cut.stdin.take().unwrap().write_all(head.as_bytes()).unwrap();
     let mut answer = String::new();
     let _ = cut.stdout.take().unwrap().read_to_string(&mut answer);
@@ -322,9 +343,15 @@ fn row_what_is_no_registration_is_refused_with_a_sentence_and_disturbs_nobody() 
 }
 
 impl Seed {
-    fn without_token(mut self) -> Self {
-        self.arguments.truncate(self.arguments.len() - 2);
+    /// With the authority alone.
+    fn without_certificate(mut self) -> Self {
+        self.arguments.truncate(4);
         self
+    }
+
+    /// Of its credentials.
+    fn file(&self, name: &str) -> String {
+        self.arguments.iter().find(|argument| argument.ends_with(name)).unwrap().clone()
     }
 }
 

@@ -19,7 +19,7 @@ use protoplex_testkit::until;
 use rustix::process::Signal;
 
 use crate::keyed_requests::{Killed, add_rooms};
-use crate::outside::{Seed, address};
+use crate::outside::{Seed, address, enrolled};
 use crate::{get, start};
 
 /// Of a member.
@@ -35,19 +35,21 @@ struct RoomServer {
 
 impl RoomServer {
     fn start(cluster: &Cluster, name: &'static str) -> Self {
-        Self::start_at(&address(cluster), &cluster.data().join("cluster"), cluster.folder(), name)
+        let (seed, folder) = (address(cluster), cluster.folder());
+        let credentials = enrolled(|arguments| cluster.json(arguments), &seed, folder, name);
+        Self::start_at(&seed, &credentials, folder, name)
     }
 
     /// One that knows this seed.
-    fn start_at(seed: &str, identity: &Path, folder: &Path, name: &'static str) -> Self {
+    fn start_at(seed: &str, credentials: &Path, folder: &Path, name: &'static str) -> Self {
         let port = Port::take();
         let example = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/rooms/rooms.py");
         let log = File::create(folder.join(format!("{name}.log"))).unwrap();
         let mut command = Command::new("python3");
         // No folder of compiled modules beside the sources.
         command.arg("-B").arg(example).args(["--listen", &port.address(), "--name", name]);
-        command.args(["--seed", seed, "--drain", "2"]);
-        command.arg("--credentials").arg(identity).arg("--store").arg(folder.join("rooms.sqlite"));
+        command.args(["--seed", seed, "--drain", "2", "--renew-after", "2"]);
+        command.arg("--credentials").arg(credentials).arg("--store").arg(folder.join("rooms.sqlite"));
         let process = Killed(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         Self { name, port, process }
     }
@@ -229,8 +231,11 @@ fn a_server_that_was_stopped_beyond_its_lease_serves_and_writes_nothing_of_what_
 fn a_seed_that_is_killed_and_comes_back_finds_every_room_at_its_epoch() {
     let cluster = start();
     let _servers = ["a", "b"].map(|name| RoomServer::start(&cluster, name));
+    let certificate = || std::fs::read(cluster.folder().join("credentials-a/cert.pem")).unwrap();
+    let first = certificate();
     add_rooms(&cluster, 2);
     let before = open_all(cluster.http());
+    until("it has renewed its certificate", || (certificate() != first).then_some(()));
     let term = cluster.json(&["status"])["term"].as_u64().unwrap();
     signal(u32::try_from(cluster.node("seed-1")["pid"].as_u64().unwrap()).unwrap(), Signal::KILL);
     until("the seed leads again, and knows who owns what", || {
@@ -253,7 +258,9 @@ fn a_server_that_knows_an_understudy_finds_the_leader_and_keeps_its_rooms_over_a
     let leader = machines.leader();
     let understudy = (1..=SEEDS).map(|index| format!("seed-{index}")).find(|seed| *seed != leader).unwrap();
     let (leads, stands_by) = (machines.port(&leader), machines.port(&understudy));
-    let asked = Seed::at(&stands_by, &machines.identity()).ask("/v1/keys/rooms/a%2Fb?c", &[]);
+    let operator = |arguments: &[&str]| machines.json(arguments);
+    let credentials = enrolled(operator, &leads, machines.folder(), "a");
+    let asked = Seed::at(&stands_by, &credentials).ask("/v1/keys/rooms/a%2Fb?c", &[]);
     assert_eq!(asked.status, 307, "{asked:?}");
     assert_eq!(asked.header("location"), Some(&*format!("https://{leads}/v1/keys/rooms/a%2Fb?c")));
     assert_eq!(asked.json()["leader"], leads);
@@ -270,7 +277,7 @@ fn a_server_that_knows_an_understudy_finds_the_leader_and_keeps_its_rooms_over_a
         "rooms",
     ];
     machines.json(&handler);
-    let _server = RoomServer::start_at(&stands_by, &machines.identity(), machines.folder(), "a");
+    let _server = RoomServer::start_at(&stands_by, &credentials, machines.folder(), "a");
     let http = format!("http://{}", machines.http());
     let before = open_all(&http);
     assert_eq!(machines.stop(&leader), Some(0));
@@ -279,7 +286,7 @@ fn a_server_that_knows_an_understudy_finds_the_leader_and_keeps_its_rooms_over_a
     }
     let next = machines.leader();
     assert_ne!(next, leader);
-    let seed = Seed::at(&machines.port(&next), &machines.identity());
+    let seed = Seed::at(&machines.port(&next), &credentials);
     for (room, known) in &before {
         let owner = until("its owner has said so", || seed.owner(&format!("room:{room}")));
         assert_eq!(owner.1, known.epoch, "room {room}");

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use protoplex_wire::identity::{Identity, SERVER_NAME};
+use protoplex_wire::identity::{Certificate, Identity, Kind, SERVER_NAME};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
@@ -108,9 +109,6 @@ impl TlsSettings {
             .allow_unauthenticated()
             .build()
             .map_err(|error| wrong("meta.tls.client_ca", &error))?;
-        let (certificate, key) = identity.node_pem();
-        let cluster =
-            certified("the cluster's certificate", certificate.as_bytes(), key.as_bytes(), &provider)?;
         let own = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => {
                 let what = "meta.tls.certificate";
@@ -123,7 +121,7 @@ impl TlsSettings {
             .with_safe_default_protocol_versions()
             .map_err(|error| wrong("meta.tls", &error))?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(Shown { cluster, own }));
+            .with_cert_resolver(Arc::new(Shown { cluster: identity.clone(), own }));
         Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(config)), members, files })
     }
 }
@@ -141,9 +139,14 @@ impl Tls {
     /// Who has shown these, of which it is known already that they count.
     fn caller(&self, certificates: Option<&[CertificateDer<'_>]>) -> Caller {
         let Some((own, above)) = certificates.and_then(<[_]>::split_first) else { return Caller::Stranger };
-        match self.members.verify_client_cert(own, above, UnixTime::now()) {
-            Ok(_) => Caller::Member,
-            Err(_) => Caller::Reader,
+        if self.members.verify_client_cert(own, above, UnixTime::now()).is_err() {
+            return Caller::Reader;
+        }
+        // Of the cluster's own only operators command nodes, and servers of the user's own are told nothing.
+        match Certificate::parse(own).map(|certificate| certificate.peer.kind) {
+            Some(Kind::Operator) => Caller::Member,
+            Some(kind) if kind.is_node() => Caller::Reader,
+            _ => Caller::Stranger,
         }
     }
 }
@@ -181,16 +184,21 @@ fn certified(
 }
 
 /// Which certificate is shown to whom.
-#[derive(Debug)]
 struct Shown {
-    cluster: Arc<CertifiedKey>,
+    cluster: Identity,
     own: Option<Arc<CertifiedKey>>,
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shown")
+    }
 }
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let own = self.own.as_ref().filter(|_| hello.server_name() != Some(SERVER_NAME));
-        Some(Arc::clone(own.unwrap_or(&self.cluster)))
+        Some(own.map_or_else(|| self.cluster.certified(), Arc::clone))
     }
 }
 
@@ -201,9 +209,9 @@ pub(crate) enum Caller {
     Plain,
     /// It has shown no certificate.
     Stranger,
-    /// It has shown one of an authority that counts for readers.
+    /// It has shown one of an authority that counts for readers, or that of a node.
     Reader,
-    /// It has shown one of the cluster.
+    /// It has shown one of an operator of the cluster.
     Member,
 }
 

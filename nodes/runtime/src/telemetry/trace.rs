@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity;
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
@@ -142,9 +142,9 @@ pub fn start(settings: &Settings, node: &str, child: u32, secret: &[u8]) -> Resu
 /// The same for a child of a node, which finds the cluster's secret in the data directory.
 pub(crate) fn start_child(common: &Common, child: u32) -> Result<(), TelemetryError> {
     let Some(collector) = &common.trace.otlp else { return Ok(()) };
-    let identity = Identity::open(&common.data.join("cluster"))
+    let key = identity::node_key(&common.data.join("cluster"))
         .map_err(|error| TelemetryError::Trace { collector: collector.clone(), reason: error.to_string() })?;
-    start(&common.trace, &common.node, child, &identity.node_key())
+    start(&common.trace, &common.node, child, &key)
 }
 
 /// Where this process's spans go, if anywhere.

@@ -17,7 +17,7 @@ use protoplex_runtime::signals;
 use protoplex_runtime::solo;
 use protoplex_runtime::telemetry::{self, Settings};
 use protoplex_runtime::upgrade::{self, Succession};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, Kind};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -93,6 +93,7 @@ fn bound(file: &str, succession: Option<&Succession>) -> Result<(u32, Bound), St
     };
     let mut bound = bound.map_err(|error| error.to_string())?;
     let identity = Identity::open_or_create(&cluster).map_err(|error| error.to_string())?;
+    let identity = identity.issue(Kind::Proxy, "fixture-1").map_err(|error| error.to_string())?;
     bound.trust(&identity).map_err(|error| error.to_string())?;
     Ok((children, bound))
 }

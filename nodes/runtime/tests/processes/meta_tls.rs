@@ -47,12 +47,19 @@ fn certificate(folder: &Path) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
+/// Writes the certificate and the key of an operator of this cluster, which is made where it isn't there.
+fn operator(cluster: &Path) {
+    let pem = Identity::open_or_create(cluster).unwrap().pem();
+    std::fs::write(cluster.join("node.pem"), &pem.0).unwrap();
+    std::fs::write(cluster.join("node.key"), &pem.1).unwrap();
+}
+
 #[test]
 fn row_a_meta_port_that_others_reach_wants_a_certificate_or_the_token() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     for name in ["scrapers", "strangers"] {
-        Identity::open_or_create(&folder.path().join(name)).unwrap();
+        operator(&folder.path().join(name));
     }
     certificate(folder.path());
     let node = Node::start(&Arguments {
@@ -63,6 +70,7 @@ fn row_a_meta_port_that_others_reach_wants_a_certificate_or_the_token() {
         }),
         ..Arguments::default()
     });
+    operator(&node.data().join("cluster"));
     let ours = |name: &str| node.data().join("cluster").join(name).display().to_string();
     let with = |certificate: String, key: String| {
         ["--cacert".to_owned(), ours("ca.pem"), "--cert".to_owned(), certificate, "--key".to_owned(), key]
@@ -120,6 +128,7 @@ fn certificate_and_token_are_renewed_by_a_reload() {
         ..Arguments::default()
     };
     let node = Node::start(&arguments);
+    operator(&node.data().join("cluster"));
     let identity = |name: &str| node.data().join("cluster").join(name).display().to_string();
     let member =
         ["--cacert", &identity("ca.pem"), "--cert", &identity("node.pem"), "--key", &identity("node.key")]

@@ -79,7 +79,8 @@ pub(super) async fn keep_open(shared: Rc<Shared>) {
 
 /// Does the seed say what its operator has to change, so that trying again alone may not help?
 pub(crate) fn is_refusal(status: &Status) -> bool {
-    let own_fault = [Code::InvalidArgument, Code::Unauthenticated, Code::ResourceExhausted];
+    let own_fault =
+        [Code::InvalidArgument, Code::Unauthenticated, Code::PermissionDenied, Code::ResourceExhausted];
     status.code() == Code::FailedPrecondition || own_fault.contains(&status.code())
 }
 

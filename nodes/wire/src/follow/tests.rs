@@ -8,11 +8,13 @@ use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
+use crate::gate::Gate;
+use crate::identity::Kind;
 use crate::proto::seed_server::{Seed, SeedServer};
 use crate::proto::{
     Assigned, Directory, FollowHello, FollowReply, FollowWelcome, Invalidate, JoinReply, JoinRequest, Locate,
@@ -161,9 +163,9 @@ impl Rig {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (sender, opened) = mpsc::channel(1);
-        let service = SeedServer::with_interceptor(Stage { opened: sender }, identity.guard());
-        let server = Server::builder().tls_config(identity.server_tls()).unwrap().add_service(service);
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let gate = Gate::new(&identity.issue(Kind::Seed, "seed-1").unwrap()).unwrap();
+        let server = Server::builder().add_service(SeedServer::new(Stage { opened: sender }));
+        tokio::spawn(server.serve_with_incoming(gate.incoming(listener)));
 
         let [node, kind, zone] = ["live-1", "live", "a"].map(ToOwned::to_owned);
         let member = member.then(|| Member {

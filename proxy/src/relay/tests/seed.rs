@@ -1,11 +1,12 @@
-//! A seed whose answers a test dictates, on the real wire: TLS, cluster token and the ordered stream.
+//! A seed whose answers a test dictates, on the real wire: mutual TLS and the ordered stream.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use protoplex_wire::identity::Identity;
+use protoplex_wire::gate::Gate;
+use protoplex_wire::identity::{Identity, Kind};
 use protoplex_wire::proto::seed_server::{Seed, SeedServer};
 use protoplex_wire::proto::{
     Asset, FetchBuildRequest, FollowReply, FollowRequest, FollowWelcome, JoinReply, JoinRequest, Locate,
@@ -13,7 +14,6 @@ use protoplex_wire::proto::{
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
@@ -73,9 +73,9 @@ impl Script {
 pub(super) async fn start(identity: &Identity, script: Script) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = SeedServer::with_interceptor(script, identity.guard());
-    let server = Server::builder().tls_config(identity.server_tls()).unwrap().add_service(service);
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let gate = Gate::new(&identity.issue(Kind::Seed, "seed-1").unwrap()).unwrap();
+    let server = Server::builder().add_service(SeedServer::new(script));
+    tokio::spawn(server.serve_with_incoming(gate.incoming(listener)));
     address
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::cloud_event::{CloudEvent, EventData};
 use protoplex_wire::events::{Notice, Start, Subscription};
+use protoplex_wire::identity::Kind;
 use protoplex_wire::join::Standing;
 use protoplex_wire::proto::operator_client::OperatorClient;
 use protoplex_wire::proto::{
@@ -374,7 +375,7 @@ pub(super) async fn the_cluster_tells_what_happens(keeper: Keeper) {
     let address = rig.seed_address.to_string();
     let standing = watch::Sender::new(Standing::new(BootTime::now()));
     let joined = protoplex_wire::join::hold(
-        rig.identity.clone(),
+        rig.identity.issue(Kind::Proxy, "proxy-1").unwrap(),
         Seeds::only(vec![address.clone()]),
         hello.subscribe(),
         state.subscribe(),

@@ -9,7 +9,7 @@ use protoplex_datastore::sqlite::SqliteStore;
 use protoplex_testkit::{nats, postgres};
 use protoplex_wire::cloud_event::{CloudEvent, EventData};
 use protoplex_wire::events::{Bus, Notice, PublishError, Start, Subscriber, Subscription};
-use protoplex_wire::identity::Identity;
+use protoplex_wire::identity::{Identity, Kind};
 use protoplex_wire::proto::{EventDelivery, KeptEvent};
 use protoplex_wire::seeds::Seeds;
 use tempfile::TempDir;
@@ -77,7 +77,8 @@ impl Rig {
         change(&mut raw);
 
         let listener = bind(datastore_address).await;
-        let (file, trust) = (data.path().join("protoplex.db"), identity.clone());
+        let (file, trust) =
+            (data.path().join("protoplex.db"), identity.issue(Kind::Datastore, "datastore-1").unwrap());
         let url = postgres.as_ref().map(|server| server.database());
         let datastore = process(async move {
             let forever = std::future::pending();
@@ -131,7 +132,7 @@ impl Rig {
             events: self.config.clone(),
             idle: Default::default(),
         };
-        let identity = self.identity.clone();
+        let identity = self.identity.issue(Kind::Seed, "seed-1").unwrap();
         self.seed = Some(process(async move {
             serve::serve(start, listener, &identity, |_| {}, std::future::pending()).await.unwrap();
         }));

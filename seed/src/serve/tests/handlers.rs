@@ -1,7 +1,7 @@
 //! Handlers and builds: refused with reasons, stored before they are acknowledged, pushed to those that follow.
 
 use futures_util::stream;
-use protoplex_wire::proto::datastore_client::DatastoreClient;
+use protoplex_wire::identity::Kind;
 use protoplex_wire::proto::{
     Asset, BuildEnd, ChangeHandlersRequest, DeployHeader, DeployRequest, Directory, ExplainRequest, Handler,
     HandlerChanges, HandlerHistoryRequest, HandlersAtRequest, JoinHello, JoinRequest, ListHandlersRequest,
@@ -152,7 +152,7 @@ async fn a_change_that_another_seed_made_is_heard_of_by_the_next_one() {
     let mut operator = rig.operator();
     operator.change_handlers(adding(handler("a", "/a/{room}"))).await.unwrap();
     // As a call whose answer was lost leaves it.
-    let mut datastore = DatastoreClient::new(rig.identity.channel(&rig.datastore.to_string()).unwrap());
+    let mut datastore = rig.datastore();
     let behind =
         ChangeHandlersRequest { base: 2, put: vec![handler("b", "/b/{room}")], ..Default::default() };
     datastore.change_handlers(behind).await.unwrap();
@@ -220,7 +220,8 @@ async fn nodes_that_join_are_shown_until_they_part() {
     let _datastore = rig.start_datastore().await;
     let seed = rig.start_seed().await;
     leads(&seed).await;
-    let mut client = SeedClient::new(rig.identity.channel(&rig.seed.to_string()).unwrap());
+    let proxy = rig.identity.issue(Kind::Proxy, "proxy-1").unwrap();
+    let mut client = SeedClient::new(proxy.channel(&rig.seed.to_string()).unwrap());
     let (say, said) = mpsc::channel(4);
     let [node, kind, instance] = ["proxy-1", "proxy", "a"].map(ToOwned::to_owned);
     let hello = JoinHello { node, kind, instance, ..JoinHello::default() };

@@ -7,8 +7,9 @@ use std::time::Duration;
 use protoplex_datastore::sqlite::SqliteStore;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::{Follower, Link};
-use protoplex_wire::identity::{Identity, TrustedChannel};
+use protoplex_wire::identity::{Identity, Kind, TrustedChannel};
 use protoplex_wire::join::{self, Standing};
+use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::operator_client::OperatorClient;
 use protoplex_wire::proto::{
     ClusterStatus, Handler, HandlerChanges, JoinHello, Member, NodeState, Placement, StatusRequest,
@@ -83,7 +84,8 @@ impl Rig {
 
     pub(super) async fn start_datastore(&self) -> Process {
         let listener = bind(self.datastore).await;
-        let (file, identity) = (self.data.path().join("protoplex.db"), self.identity.clone());
+        let file = self.data.path().join("protoplex.db");
+        let identity = self.identity.issue(Kind::Datastore, "datastore-1").unwrap();
         process(|drain, _| async move {
             let store = Arc::new(SqliteStore::open(&file).await.unwrap());
             let served =
@@ -107,8 +109,8 @@ impl Rig {
     async fn start(&self, index: usize, joins: bool) -> Process {
         let address = self.seeds()[index];
         let listener = bind(address).await;
-        let identity = self.identity.clone();
         let node = format!("seed-{}", index + 1);
+        let identity = self.identity.issue(Kind::Seed, &node).unwrap();
         let start = Start {
             node: node.clone(),
             instance: "i".to_owned(),
@@ -149,6 +151,12 @@ impl Rig {
         [self.seed, self.others[0], self.others[1]]
     }
 
+    /// The datastore, as this seed has it.
+    pub(super) fn datastore(&self) -> DatastoreClient<TrustedChannel> {
+        let seed = self.identity.issue(Kind::Seed, "seed-1").unwrap();
+        DatastoreClient::new(seed.channel(&self.datastore.to_string()).unwrap())
+    }
+
     pub(super) fn operator(&self) -> OperatorClient<TrustedChannel> {
         self.operator_of(self.seed)
     }
@@ -185,9 +193,10 @@ impl Rig {
             zone: String::new(),
             instance: instance.to_owned(),
         });
+        let identity = self.identity.issue(Kind::Live, node).unwrap();
         let (node, kind) = (node.to_owned(), "live".to_owned());
         let who = Follower { node, child: 0, kind, zone: String::new(), member };
-        Link::open(&self.identity, seeds, who).unwrap()
+        Link::open(&identity, seeds, who).unwrap()
     }
 }
 

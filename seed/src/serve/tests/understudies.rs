@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use protoplex_wire::follow::{Link, SEED_LEASE};
-use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::understudy_client::UnderstudyClient;
 use protoplex_wire::proto::{
     LeaderRequest, ListHandlersRequest, PeekLeaseRequest, ReleaseLeaseRequest, StatusRequest,
@@ -186,8 +185,7 @@ async fn a_leader_whose_row_is_anothers_changes_nothing_and_learns_it() {
         let asker = trio.follow("proxy-1", false);
         until("it follows", async || asker.connected().then_some(())).await;
         // As if it had been stopped for longer than its row lasts: the datastore has granted a newer term meanwhile.
-        let channel = trio.rig.identity.channel(&trio.rig.datastore.to_string()).unwrap();
-        let mut datastore = DatastoreClient::new(channel);
+        let mut datastore = trio.rig.datastore();
         let name = SEED_LEASE.to_owned();
         let row = datastore.peek_lease(PeekLeaseRequest { name: name.clone() }).await.unwrap().into_inner();
         let release = ReleaseLeaseRequest { name: name.clone(), holder: row.holder, term: row.term };

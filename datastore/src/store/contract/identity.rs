@@ -1,0 +1,113 @@
+//! Join tokens, and names that are revoked.
+
+use protoplex_wire::proto::{JoinRefusal, JoinToken, RedeemJoinTokenRequest, Revocation};
+use tokio::task::JoinSet;
+
+use super::Database;
+use crate::store::{Store, StoreError, unix_time_ms};
+
+fn token(id: &str, kind: &str) -> JoinToken {
+    JoinToken {
+        id: id.to_owned(),
+        secret_sha256: vec![1; 32],
+        kind: kind.to_owned(),
+        expires_at_ms: unix_time_ms() + 60_000,
+        created_by: "ann".to_owned(),
+        ..JoinToken::default()
+    }
+}
+
+fn redeem(id: &str, kind: &str, node: &str) -> RedeemJoinTokenRequest {
+    let [id, kind, node] = [id, kind, node].map(ToOwned::to_owned);
+    RedeemJoinTokenRequest { id, secret_sha256: vec![1; 32], kind, node }
+}
+
+pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database) {
+    let store = database.open().await;
+    let one = JoinToken { uses: 1, ..token("one", "proxy") };
+    store.put_join_token(one.clone()).await.unwrap();
+    store.put_join_token(one).await.unwrap();
+    let rooms = JoinToken { pools: vec!["rooms".to_owned(), "b".to_owned()], ..token("rooms", "backend") };
+    store.put_join_token(rooms).await.unwrap();
+    store.put_join_token(JoinToken { expires_at_ms: 1, ..token("old", "live") }).await.unwrap();
+    let now = unix_time_ms();
+    store.put_join_token(JoinToken { expires_at_ms: now, ..token("over", "live") }).await.unwrap();
+    drop(store);
+    let store = database.open().await;
+    let ask = async |request| {
+        let reply = store.redeem_join_token(request).await.unwrap();
+        (reply.refusal(), reply.kind)
+    };
+    assert_eq!(ask(redeem("none", "proxy", "a")).await, (JoinRefusal::Unknown, String::new()));
+    let forged = RedeemJoinTokenRequest { secret_sha256: vec![2; 32], ..redeem("one", "proxy", "a") };
+    assert_eq!(ask(forged).await.0, JoinRefusal::Unknown);
+    assert_eq!(ask(redeem("over", "live", "a")).await.0, JoinRefusal::Expired);
+    assert_eq!(ask(redeem("one", "live", "a")).await.0, JoinRefusal::WrongKind);
+    assert_eq!(ask(redeem("one", "proxy", "a")).await, (JoinRefusal::None, "proxy".to_owned()));
+    assert_eq!(ask(redeem("one", "proxy", "a")).await.0, JoinRefusal::None, "the same name, once more");
+    assert_eq!(ask(redeem("one", "proxy", "b")).await.0, JoinRefusal::UsedUp);
+    let reply = store.redeem_join_token(redeem("rooms", "backend", "c")).await.unwrap();
+    assert_eq!(reply.pools, ["rooms", "b"]);
+
+    let listed = store.list_join_tokens().await.unwrap();
+    let told: Vec<_> = listed.iter().map(|it| (it.id.as_str(), it.uses_taken, it.revoked)).collect();
+    assert_eq!(told.len(), 3, "what ended long ago is forgotten: {told:?}");
+    assert!(told.contains(&("one", 1, false)) && told.contains(&("over", 0, false)));
+    assert!(listed.iter().all(|it| it.created_by == "ann" && it.created_at_ms > 0));
+    store.revoke_join_token("rooms").await.unwrap();
+    store.revoke_join_token("rooms").await.unwrap();
+    assert_eq!(ask(redeem("rooms", "backend", "c")).await.0, JoinRefusal::Revoked);
+    assert!(matches!(store.revoke_join_token("none").await, Err(StoreError::NotFound(_))));
+}
+
+pub(crate) async fn one_use_of_a_join_token_goes_to_exactly_one_of_many(database: &impl Database) {
+    let store = database.open().await;
+    store.put_join_token(JoinToken { uses: 1, ..token("one", "proxy") }).await.unwrap();
+    let mut all = JoinSet::new();
+    for index in 0..8 {
+        let store = store.clone();
+        all.spawn(
+            async move { store.redeem_join_token(redeem("one", "proxy", &format!("proxy-{index}"))).await },
+        );
+    }
+    let replies = all.join_all().await;
+    let joined = replies.iter().filter(|it| it.as_ref().unwrap().refusal() == JoinRefusal::None);
+    assert_eq!(joined.count(), 1);
+}
+
+pub(crate) async fn what_no_join_token_can_be_is_refused(database: &impl Database) {
+    let store = database.open().await;
+    let pool = |pool: &str| vec![pool.to_owned()];
+    for none in [
+        token("", "proxy"),
+        token("a", "king"),
+        token("a", "backend"),
+        JoinToken { pools: pool("no name"), ..token("a", "backend") },
+        JoinToken { pools: pool("rooms"), ..token("a", "proxy") },
+        JoinToken { secret_sha256: vec![1], ..token("a", "proxy") },
+    ] {
+        let refused = store.put_join_token(none.clone()).await;
+        assert!(matches!(refused, Err(StoreError::Invalid(_))), "{none:?}: {refused:?}");
+    }
+    let nobody = store.redeem_join_token(redeem("a", "", "")).await;
+    assert!(matches!(nobody, Err(StoreError::Invalid(_))));
+}
+
+pub(crate) async fn names_are_revoked_and_readmitted(database: &impl Database) {
+    let store = database.open().await;
+    let change = async |name: &str, revoked| {
+        let wanted = Revocation { name: name.to_owned(), revoked, operator: "ann".to_owned(), at_ms: 0 };
+        store.change_revocation(wanted).await
+    };
+    for name in ["proxy-1", "operator/ada", "proxy-1"] {
+        change(name, true).await.unwrap();
+    }
+    let names = async || -> Vec<String> {
+        store.list_revocations().await.unwrap().into_iter().map(|it| it.name).collect()
+    };
+    assert_eq!(names().await, ["operator/ada", "proxy-1"]);
+    change("proxy-1", false).await.unwrap();
+    change("proxy-1", false).await.unwrap();
+    assert_eq!(names().await, ["operator/ada"]);
+    assert!(matches!(change("", true).await, Err(StoreError::Invalid(_))));
+}

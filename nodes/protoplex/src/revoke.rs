@@ -1,0 +1,41 @@
+//! `protoplex node revoke|readmit|revoked`: who is refused whatever certificate it has.
+
+use protoplex_wire::proto::{ListRevocationsRequest, Revocation};
+use serde_json::json;
+
+use crate::cli::{Common, Node};
+use crate::cluster::Cluster;
+use crate::command::operator;
+use crate::output::{columns, print};
+use crate::units::show_time;
+
+/// Runs the command.
+pub(crate) async fn run(common: &Common, command: Node) -> anyhow::Result<()> {
+    match command {
+        Node::Revoke { node } => change(common, &node, true).await,
+        Node::Readmit { node } => change(common, &node, false).await,
+        Node::Revoked => list(common).await,
+    }
+}
+
+/// Revokes a name, or readmits it.
+pub(crate) async fn change(common: &Common, name: &str, revoked: bool) -> anyhow::Result<()> {
+    let cluster = Cluster::find(common)?;
+    let wanted = Revocation { name: name.to_owned(), revoked, operator: operator(), at_ms: 0 };
+    cluster.answer(cluster.operator().await?.change_revocation(wanted)).await?;
+    let text = if revoked { "is refused from now on" } else { "may be in the cluster again" };
+    Ok(print(common.json, &json!({ "name": name, "revoked": revoked }), |_| format!("{name} {text}"))?)
+}
+
+async fn list(common: &Common) -> anyhow::Result<()> {
+    let cluster = Cluster::find(common)?;
+    let mut seed = cluster.operator().await?;
+    let listed = cluster.answer(seed.list_revocations(ListRevocationsRequest {})).await?.revocations;
+    let told: Vec<_> = listed
+        .iter()
+        .map(|it| json!({ "name": it.name, "operator": it.operator, "at_ms": it.at_ms }))
+        .collect();
+    let rows: Vec<_> =
+        listed.iter().map(|it| [it.name.clone(), show_time(it.at_ms), it.operator.clone()]).collect();
+    Ok(print(common.json, &told, |_| columns(&rows))?)
+}

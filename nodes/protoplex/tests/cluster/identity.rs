@@ -1,0 +1,390 @@
+//! Who is in the cluster: machines that join with a token, certificates that are renewed, and those that count no more.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use protoplex_testkit::cluster::{Cluster, signal};
+use protoplex_testkit::curl::curl;
+use protoplex_testkit::ports::Port;
+use protoplex_testkit::until;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::{plan, start};
+
+/// A process of another machine, killed when this is dropped.
+struct Elsewhere {
+    process: Child,
+    output: PathBuf,
+}
+
+impl Elsewhere {
+    /// Runs the binary in a folder of its own, with what it says in a file.
+    fn start(folder: &Path, name: &str, arguments: &[&str]) -> Self {
+        let output = folder.join(format!("{name}.out"));
+        let file = File::create(&output).unwrap();
+        let process = Command::new(env!("CARGO_BIN_EXE_protoplex"))
+            .args(arguments)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        Self { process, output }
+    }
+
+    fn says(&self) -> String {
+        fs::read_to_string(&self.output).unwrap()
+    }
+
+    fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn seed(cluster: &Cluster) -> String {
+    cluster.json(&["status"])["seeds"][0]["address"].as_str().unwrap().to_owned()
+}
+
+fn join_token(cluster: &Cluster, flags: &[&str]) -> String {
+    let created = cluster.json(&[&["join-token", "create"], flags].concat());
+    created["token"].as_str().unwrap().to_owned()
+}
+
+/// A command of somebody who is not on the machine of the cluster.
+fn stranger(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
+    command.args(arguments).current_dir(folder).output().unwrap()
+}
+
+fn error_of(output: &Output) -> String {
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A proxy on a machine of its own.
+struct Proxy {
+    arguments: Vec<String>,
+    data: PathBuf,
+    http: Port,
+    _meta: Port,
+}
+
+impl Proxy {
+    fn new(cluster: &Cluster, seed: &str) -> Self {
+        let (data, http, meta) = (cluster.folder().join("m2"), Port::take(), Port::take());
+        let public = format!("proxy.http=[\"{}\"]", http.address());
+        let meta_address = format!("meta.proxy={}", meta.address());
+        let arguments = [
+            "--data",
+            data.to_str().unwrap(),
+            "--seed",
+            seed,
+            "proxy",
+            "--node",
+            "proxy-2",
+            "--children",
+            "1",
+            "--set",
+            &public,
+            "--set",
+            "proxy.https=[]",
+            "--set",
+            &meta_address,
+        ];
+        Self { arguments: arguments.map(str::to_owned).into(), data, http, _meta: meta }
+    }
+
+    fn start(&self, cluster: &Cluster, more: &[&str]) -> Elsewhere {
+        let arguments: Vec<_> =
+            self.arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        Elsewhere::start(cluster.folder(), "proxy-2", &arguments)
+    }
+
+    fn certificate(&self) -> String {
+        fs::read_to_string(self.data.join("cluster/nodes/proxy-2/cert.pem")).unwrap_or_default()
+    }
+
+    /// A request for a key that nobody has asked for yet.
+    fn publish(&self, token: &str, topic: &str) -> u16 {
+        let url = format!("http://{}/.well-known/mercure", self.http.address());
+        let bearer = format!("Authorization: Bearer {token}");
+        let (topic, data) = (format!("topic={topic}"), "data=x");
+        curl(["-H", &bearer, "-d", &topic, "-d", data, "--max-time", "20", &url]).status
+    }
+
+    fn is_up(&self) -> Option<()> {
+        let url = format!("http://{}/", self.http.address());
+        (curl(["--max-time", "5", &url]).status == 200).then_some(())
+    }
+}
+
+#[test]
+fn another_machine_joins_with_a_token_and_needs_none_when_it_is_started_again() {
+    let cluster = start();
+    let proxy = Proxy::new(&cluster, &seed(&cluster));
+    let alone = proxy.start(&cluster, &[]);
+    until("without a token it ends", || alone.says().contains("join one with --seed").then_some(()));
+    drop(alone);
+    let token = join_token(&cluster, &["--kind", "proxy"]);
+    let file = cluster.folder().join("token");
+    fs::write(&file, &token).unwrap();
+    let running = proxy.start(&cluster, &["--join-file", file.to_str().unwrap()]);
+    until(&format!("it serves: {}", running.says()), || proxy.is_up());
+    assert_eq!(cluster.node("proxy-2")["kind"], "proxy");
+    for secret in ["ca.key", "live.key"] {
+        assert!(!proxy.data.join("cluster").join(secret).exists(), "a proxy gets no {secret}");
+    }
+    running.kill();
+    let again = proxy.start(&cluster, &[]);
+    until(&format!("it serves again: {}", again.says()), || proxy.is_up());
+
+    // Whoever comes under a name that is taken is refused, and takes no use of its token.
+    let token = join_token(&cluster, &["--kind", "live"]);
+    let data = cluster.folder().join("m3");
+    let arguments = [
+        "--data",
+        data.to_str().unwrap(),
+        "--seed",
+        &seed(&cluster),
+        "live",
+        "--node",
+        "live-1",
+        "--join",
+        &token,
+    ];
+    let refused = error_of(&stranger(cluster.folder(), &arguments));
+    assert!(refused.contains("the name \"live-1\" is taken by one that is here"), "{refused}");
+    let listed = cluster.json(&["join-token", "list"]);
+    let used: Vec<_> = listed.as_array().unwrap().iter().map(|it| it["uses_taken"].as_u64()).collect();
+    assert!(used.contains(&Some(0)) && used.contains(&Some(1)), "{listed}");
+    // Its data directory is no operator's.
+    let refused = error_of(&stranger(
+        cluster.folder(),
+        &["--data", proxy.data.to_str().unwrap(), "--seed", &seed(&cluster), "status"],
+    ));
+    assert!(refused.contains("--credentials DIR"), "{refused}");
+}
+
+#[test]
+fn certificates_are_renewed_under_load_without_a_failed_request() {
+    let cluster = plan().set("seed.certificate_life_s=6").start();
+    let proxy = Proxy::new(&cluster, &seed(&cluster));
+    let token = join_token(&cluster, &["--kind", "proxy"]);
+    let running = proxy.start(&cluster, &["--join", &token]);
+    until(&format!("it serves: {}", running.says()), || proxy.is_up());
+    let publisher = cluster.json(&["token", "live", "--publish", "*"])["token"].as_str().unwrap().to_owned();
+    let (mut seen, mut number) = (vec![proxy.certificate()], 0);
+    until("three certificates later", || {
+        number += 1;
+        assert_eq!(proxy.publish(&publisher, &format!("t{number}")), 200, "{}", running.says());
+        let now = proxy.certificate();
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+        (seen.len() > 3).then_some(())
+    });
+    // By now the first one is over: whoever connects anew does so with a later one.
+    let pid = cluster.node("seed-1")["pid"].as_u64().unwrap();
+    signal(u32::try_from(pid).unwrap(), Signal::KILL);
+    until("another seed runs", || {
+        let status: Value = serde_json::from_slice(&cluster.run(&["--json", "status"]).stdout).ok()?;
+        let nodes = status["nodes"].as_array()?.clone();
+        nodes.iter().find(|node| node["node"] == "proxy-2")?;
+        (nodes.iter().find(|node| node["node"] == "seed-1")?["pid"].as_u64()? != pid).then_some(())
+    });
+    until("new keys have owners again", || (proxy.publish(&publisher, "after") == 200).then_some(()));
+}
+
+#[test]
+fn row_a_token_that_opens_nothing_says_why() {
+    let cluster = start();
+    let seed = seed(&cluster);
+    let folder = cluster.folder();
+    let enrol =
+        |name: &str, token: &str| stranger(folder, &["--seed", &seed, "enrol", name, "--token", token]);
+    let backend = ["--kind", "backend", "--pool", "rooms"];
+    let good = join_token(&cluster, &backend);
+    assert!(enrol("first", &good).status.success());
+    let [revoked, short] =
+        [&[][..], &["--expires", "1s"]].map(|more| join_token(&cluster, &[&backend[..], more].concat()));
+    let id = revoked.strip_prefix("pxj_").unwrap().split('.').next().unwrap();
+    // Ids may begin with a hyphen.
+    assert_eq!(cluster.json(&["join-token", "revoke", "--", id])["revoked"], true);
+    let listed = cluster.json(&["join-token", "list"]);
+    let ends =
+        listed.as_array().unwrap().iter().map(|it| it["expires_at_ms"].as_u64().unwrap()).min().unwrap();
+    until("the short one is over", || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        (now > u128::from(ends)).then_some(())
+    });
+    let proxy = join_token(&cluster, &["--kind", "proxy"]);
+    let other = start();
+    let foreign = join_token(&other, &backend);
+    let ours = good.rsplit_once('.').unwrap().1;
+    let unknown = format!("{}.{ours}", foreign.rsplit_once('.').unwrap().0);
+    for (token, says) in [
+        (good.as_str(), "is used up: it was for one name"),
+        (&revoked, "was revoked: ask for another one"),
+        (&short, "s ago: ask for another one"),
+        (&proxy, "is for a proxy, not for a backend"),
+        (&foreign, "the seed is of another cluster than the token"),
+        (&unknown, "is unknown here, or its secret is wrong"),
+        ("nonsense", "this is no join token"),
+        (&good[..good.len() - 4], "this is no join token"),
+    ] {
+        let said = error_of(&enrol("second", token));
+        assert!(said.contains(says), "{says} in {said}");
+        assert!(!said.contains(token.split('.').nth(1).unwrap_or("\0")), "no secret is told: {said}");
+    }
+    for (flags, says) in [
+        (&["--kind", "backend"][..], "name at least one"),
+        (&["--kind", "proxy", "--pool", "rooms"], "name none"),
+        (&["--kind", "king"], "is no kind"),
+    ] {
+        let said = error_of(&cluster.run(&[&["join-token", "create"], flags].concat()));
+        assert!(said.contains(says), "{says} in {said}");
+    }
+}
+
+#[test]
+fn a_server_that_has_enrolled_is_a_member_of_its_pools_and_nothing_else_until_it_is_revoked() {
+    let cluster = start();
+    let seed = seed(&cluster);
+    let folder = cluster.folder();
+    let token = join_token(&cluster, &["--kind", "backend", "--pool", "rooms"]);
+    let enrolled = stranger(folder, &["--seed", &seed, "--json", "enrol", "rooms-1", "--token", &token]);
+    assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+    let told: Value = serde_json::from_slice(&enrolled.stdout).unwrap();
+    assert_eq!((told["name"].as_str(), told["kind"].as_str()), (Some("rooms-1"), Some("backend")));
+    let of_it = ["--credentials", "rooms-1", "--seed", &seed];
+
+    let refused = error_of(&stranger(folder, &[&of_it[..], &["status"]].concat()));
+    assert!(refused.contains("rooms-1 is a backend, and such may not call Operator.Status"), "{refused}");
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let backend = format!("http://{}", server.local_addr().unwrap());
+    let join = |pool: &'static str, more: &[&str]| {
+        let arguments = [&of_it[..], &["join", "--pool", pool, "--backend", &backend], more].concat();
+        Elsewhere::start(folder, pool, &arguments)
+    };
+    let wrong = join("chat", &[]);
+    until("its pool is refused", || {
+        let why = "it may not be a member of pool \"chat\": its certificate is for rooms";
+        wrong.says().contains(why).then_some(())
+    });
+    drop(wrong);
+    let wrong = join("rooms", &["--id", "rooms-2"]);
+    until("its name is refused", || {
+        wrong.says().contains("by its certificate it is \"rooms-1\"").then_some(())
+    });
+    drop(wrong);
+    let right = join("rooms", &[]);
+    until("it is a member", || right.says().contains("is a member of pool rooms").then_some(()));
+
+    cluster.json(&["node", "revoke", "rooms-1"]);
+    until("it is refused", || {
+        right.says().contains("rooms-1 is revoked; an operator may readmit it").then_some(())
+    });
+    assert_eq!(cluster.json(&["node", "revoked"])[0]["name"], "rooms-1");
+    let refused = error_of(&stranger(folder, &["--seed", &seed, "enrol", "rooms-1", "--renew"]));
+    assert!(refused.contains("rooms-1 is revoked"), "{refused}");
+    let another = join_token(&cluster, &["--kind", "backend", "--pool", "rooms"]);
+    let refused = error_of(&stranger(folder, &["--seed", &seed, "enrol", "rooms-1", "--token", &another]));
+    assert!(refused.contains("rooms-1 is revoked"), "{refused}");
+    let before = right.says().matches("is a member of pool rooms").count();
+    cluster.json(&["node", "readmit", "rooms-1"]);
+    until("it is a member again", || {
+        (right.says().matches("is a member of pool rooms").count() > before).then_some(())
+    });
+    let renewed = stranger(folder, &["--seed", &seed, "enrol", "rooms-1", "--renew"]);
+    assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+}
+
+#[test]
+fn people_have_credentials_of_their_own() {
+    let cluster = start();
+    let seed = seed(&cluster);
+    let folder = cluster.folder();
+    cluster.json(&["operator", "create", "ada"]);
+    let of_ada = ["--credentials", "ada-credentials", "--seed", &seed];
+    let ada = |command: &[&str]| stranger(folder, &[&of_ada[..], command].concat());
+    assert!(ada(&["status"]).status.success());
+    assert!(ada(&["token", "live", "--publish", "news"]).status.success());
+    let again = error_of(&cluster.run(&["operator", "create", "ada"]));
+    assert!(again.contains("is there already"), "{again}");
+    let token = join_token(&cluster, &["--kind", "operator"]);
+    let enrolled = stranger(folder, &["--seed", &seed, "operator", "enrol", "eve", "--token", &token]);
+    assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+    cluster.json(&["operator", "revoke", "ada"]);
+    let refused = error_of(&ada(&["status"]));
+    assert!(refused.contains("operator/ada is revoked; an operator may readmit it"), "{refused}");
+    let eve = stranger(folder, &["--credentials", "eve", "--seed", &seed, "operator", "readmit", "ada"]);
+    assert!(eve.status.success(), "{}", String::from_utf8_lossy(&eve.stderr));
+    assert!(ada(&["status"]).status.success());
+}
+
+#[test]
+fn init_makes_a_cluster_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = stranger(folder.path(), &["--data", "d", "init"]);
+    assert!(made.status.success());
+    assert!(String::from_utf8_lossy(&made.stdout).contains("join-token create"));
+    let key = fs::read_to_string(folder.path().join("d/cluster/ca.key")).unwrap();
+    let again = stranger(folder.path(), &["--data", "d", "init"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(error_of(&again).contains("is there already: nothing was changed"));
+    assert_eq!(fs::read_to_string(folder.path().join("d/cluster/ca.key")).unwrap(), key);
+}
+
+const RENEW: &str = "
+import http.client, ssl, sys
+host, port = sys.argv[1].rsplit(':', 1)
+context = ssl.create_default_context(cafile='b/ca.pem')
+context.load_cert_chain('b/cert.pem', 'b/key.pem')
+class Named(http.client.HTTPSConnection):
+    def connect(self):
+        http.client.HTTPConnection.connect(self)
+        self.sock = context.wrap_socket(self.sock, server_hostname='service.protoplex.internal')
+def ask(path):
+    connection = Named(host, int(port), timeout=20)
+    connection.request('POST', path, body=b'')
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+status, chain = ask('/v1/certificate')
+assert status == 200, (status, chain)
+assert chain != open('b/cert.pem').read()
+open('b/cert.pem', 'w').write(chain)
+context.load_cert_chain('b/cert.pem', 'b/key.pem')
+assert ask('/v1/certificate')[0] == 200
+status, problem = ask('/protoplex.v1.Operator/Status')
+assert status == 403 and 'may not call Operator.Status' in problem, (status, problem)
+context = ssl.create_default_context(cafile='b/ca.pem')
+status, problem = ask('/v1/certificate')
+assert status == 401 and 'no certificate of this cluster' in problem, (status, problem)
+print('renewed')
+";
+
+#[test]
+fn pythons_standard_library_renews_its_certificate_by_itself() {
+    let cluster = start();
+    let token = join_token(&cluster, &["--kind", "backend", "--pool", "rooms"]);
+    let seed = seed(&cluster);
+    let enrolled = stranger(cluster.folder(), &["--seed", &seed, "enrol", "b", "--token", &token]);
+    assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+    let python =
+        Command::new("python3").args(["-c", RENEW, &seed]).current_dir(cluster.folder()).output().unwrap();
+    assert!(python.status.success(), "{}", String::from_utf8_lossy(&python.stderr));
+}

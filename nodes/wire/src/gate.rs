@@ -1,0 +1,263 @@
+//! The gate of a gRPC port: mutual TLS, then who may call what.
+//!
+//! Whoever comes is let in with a certificate of the cluster or with none, and each call is looked at by itself: by the
+//! kind that the certificate names ([`crate::permissions`]), and by the names that are revoked, whose connections are cut.
+//! A certificate's end is looked at in the handshake: a connection that stands goes on.
+
+mod guard;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+use tracing::{debug, warn};
+
+pub use self::guard::{GuardLayer, Guarded};
+pub use crate::identity::Peer;
+use crate::identity::{Certificate, Identity, IdentityError};
+
+/// Handshakes under way at once; whoever comes then waits in the socket.
+const MAX_HANDSHAKES: usize = 512;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that may wait for the server.
+const MAX_WAITING: usize = 64;
+/// After the system had no connection to give for want of something.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// See the module. Clones are the same gate.
+#[derive(Clone)]
+pub struct Gate {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    tls: TlsAcceptor,
+    cluster: String,
+    handshakes: Arc<Semaphore>,
+    state: Mutex<State>,
+    next: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    revoked: Arc<BTreeSet<String>>,
+    /// Of whom each connection is, and how it is cut.
+    connections: HashMap<u64, (String, oneshot::Sender<()>)>,
+}
+
+impl Gate {
+    /// Of a seed or a datastore.
+    ///
+    /// # Errors
+    /// Its identity is of no use for TLS.
+    pub fn new(identity: &Identity) -> Result<Self, IdentityError> {
+        let shared = Shared {
+            tls: TlsAcceptor::from(identity.server_config()?),
+            cluster: identity.cluster(),
+            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            state: Mutex::default(),
+            next: AtomicU64::new(0),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Connections whose handshake is done, for as long as somebody takes them.
+    pub fn incoming(&self, listener: TcpListener) -> ReceiverStream<io::Result<Arrived>> {
+        let (arrived, incoming) = mpsc::channel(MAX_WAITING);
+        let gate = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = gate.accept(listener, &arrived) => {}
+                // Dropping the rest ends the handshakes that are under way.
+                () = arrived.closed() => {}
+            }
+        });
+        ReceiverStream::new(incoming)
+    }
+
+    async fn accept(&self, listener: TcpListener, arrived: &mpsc::Sender<io::Result<Arrived>>) {
+        let (mut handshakes, mut fails) = (JoinSet::new(), false);
+        loop {
+            while handshakes.try_join_next().is_some() {}
+            let Ok(slot) = Arc::clone(&self.shared.handshakes).acquire_owned().await else { return };
+            let (stream, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    if !std::mem::replace(&mut fails, true) {
+                        warn!(%error, "a gRPC port can't accept connections, trying again");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            fails = false;
+            let (gate, arrived) = (self.clone(), arrived.clone());
+            handshakes.spawn(async move {
+                let greeted = timeout(HANDSHAKE_TIMEOUT, gate.greet(stream)).await;
+                drop(slot);
+                match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                    // Where nobody takes it the server has ended.
+                    Ok(stream) => drop(arrived.send(Ok(stream)).await),
+                    Err(error) => debug!(%address, %error, "a TLS handshake failed"),
+                }
+            });
+        }
+    }
+
+    async fn greet(&self, stream: TcpStream) -> io::Result<Arrived> {
+        stream.set_nodelay(true)?;
+        let stream = self.shared.tls.accept(stream).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        // One of an earlier version says nothing of its owner, who is nobody, then.
+        let shown = shown.and_then(|own| Certificate::parse(own)).map(Arc::new);
+        let shown = shown.filter(|certificate| certificate.peer.cluster == self.shared.cluster);
+        let (cut, is_cut) = oneshot::channel();
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let entry = Entry { shared: Arc::clone(&self.shared), id };
+        if let Some(certificate) = &shown {
+            self.shared.state().connections.insert(id, (certificate.peer.name(), cut));
+        }
+        Ok(Arrived {
+            stream,
+            is_cut: shown.is_some().then_some(is_cut),
+            _entry: entry,
+            shown: Arrival(shown),
+        })
+    }
+
+    /// Refuses these names ([`Peer::name`]), and no others, from here on; connections of theirs are cut.
+    pub fn revoke(&self, names: BTreeSet<String>) {
+        let mut state = self.shared.state();
+        if *state.revoked == names {
+            return;
+        }
+        let cut: Vec<_> = state
+            .connections
+            .iter()
+            .filter(|(_, (name, _))| names.contains(name))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in cut {
+            if let Some((name, cut)) = state.connections.remove(&id) {
+                warn!(name, "a connection is cut: its certificate is revoked");
+                // It may have ended just now.
+                let _ = cut.send(());
+            }
+        }
+        state.revoked = Arc::new(names);
+    }
+
+    /// Whether this name is revoked.
+    #[must_use]
+    pub fn is_revoked(&self, name: &str) -> bool {
+        self.shared.state().revoked.contains(name)
+    }
+
+    /// Looks at each call, for `tonic::transport::Server::layer`.
+    #[must_use]
+    pub fn layer(&self) -> GuardLayer {
+        GuardLayer::new(self.clone())
+    }
+}
+
+impl Shared {
+    /// What is in it is whole at any time.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who has come, in the extensions of each request of a connection.
+#[derive(Clone, Debug)]
+pub struct Arrival(Option<Arc<Certificate>>);
+
+/// A connection whose handshake is done.
+pub struct Arrived {
+    stream: TlsStream<TcpStream>,
+    /// Ready once it is; of those who can be revoked.
+    is_cut: Option<oneshot::Receiver<()>>,
+    shown: Arrival,
+    _entry: Entry,
+}
+
+/// A connection's row, for as long as it is there.
+struct Entry {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.shared.state().connections.remove(&self.id);
+    }
+}
+
+impl Connected for Arrived {
+    type ConnectInfo = Arrival;
+
+    fn connect_info(&self) -> Arrival {
+        self.shown.clone()
+    }
+}
+
+impl AsyncRead for Arrived {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(is_cut) = &mut self.is_cut
+            && Pin::new(is_cut).poll(context).is_ready()
+        {
+            self.is_cut = None;
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Arrived {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

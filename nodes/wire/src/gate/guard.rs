@@ -1,0 +1,128 @@
+//! Looks at each call of a gRPC port before it is answered.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response, StatusCode};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{Arrival, Gate};
+use crate::identity::Certificate;
+use crate::permissions::{Access, access};
+
+/// Puts a [`Guarded`] around all services of a port.
+#[derive(Clone)]
+pub struct GuardLayer {
+    gate: Gate,
+}
+
+impl GuardLayer {
+    pub(super) fn new(gate: Gate) -> Self {
+        Self { gate }
+    }
+}
+
+impl<S> Layer<S> for GuardLayer {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { gate: self.gate.clone(), inner }
+    }
+}
+
+/// Passes on what its caller may call, with its [`Peer`](super::Peer) and its `Arc<Certificate>` among the request's
+/// extensions.
+#[derive(Clone)]
+pub struct Guarded<S> {
+    gate: Gate,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let shown = request.extensions().get::<Arrival>().and_then(|arrival| arrival.0.clone());
+        match check(&self.gate, request.uri().path(), shown.as_deref()) {
+            Ok(()) => {
+                if let Some(certificate) = shown {
+                    request.extensions_mut().insert(certificate.peer.clone());
+                    request.extensions_mut().insert::<Arc<Certificate>>(certificate);
+                }
+                Box::pin(self.inner.call(request))
+            }
+            Err(refusal) => {
+                let is_grpc = request
+                    .headers()
+                    .get(CONTENT_TYPE)
+                    .is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"));
+                let answer = if is_grpc { refusal.into_http() } else { problem(&refusal) };
+                Box::pin(std::future::ready(Ok(answer)))
+            }
+        }
+    }
+}
+
+/// Whether whoever shows this may call the method of this path.
+pub(super) fn check(gate: &Gate, path: &str, shown: Option<&Certificate>) -> Result<(), Status> {
+    let wanted = access(path);
+    if wanted == Some(Access::Anybody) {
+        return Ok(());
+    }
+    let Some(Certificate { peer, .. }) = shown else {
+        return Err(Status::unauthenticated(
+            "no certificate of this cluster was shown: join with a token, or name your credentials",
+        ));
+    };
+    let name = peer.name();
+    if gate.is_revoked(&name) {
+        let readmit = "an operator may readmit it";
+        return Err(Status::permission_denied(format!("{name} is revoked; {readmit}")));
+    }
+    let Some(wanted) = wanted else {
+        return Err(Status::unimplemented(format!("there is no method {path}")));
+    };
+    if wanted.includes(peer.kind) {
+        return Ok(());
+    }
+    let method = path.rsplit(['/', '.']).take(2).collect::<Vec<_>>();
+    let method =
+        if path.starts_with("/protoplex.") { method.into_iter().rev().collect() } else { vec![path] };
+    let method = method.join(".");
+    Err(Status::permission_denied(format!("{name} is a {}, and such may not call {method}", peer.kind)))
+}
+
+/// The same for who speaks plain HTTP (RFC 9457).
+fn problem(refusal: &Status) -> Response<Body> {
+    let status = match refusal.code() {
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        _ => StatusCode::NOT_FOUND,
+    };
+    let problem = serde_json::json!({
+        "title": status.canonical_reason(),
+        "status": status.as_u16(),
+        "detail": refusal.message(),
+    });
+    let mut answer = Response::new(Body::new(problem.to_string()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    answer
+}

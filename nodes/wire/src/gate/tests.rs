@@ -1,0 +1,161 @@
+//! Whom a gate lets do what, over real TLS.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use tonic::transport::Server;
+use tonic::{Code, Request, Response, Status};
+
+use super::*;
+use crate::identity::{Kind, TrustedChannel};
+use crate::proto::understudy_client::UnderstudyClient;
+use crate::proto::understudy_server::{Understudy, UnderstudyServer};
+use crate::proto::{LeaderReply, LeaderRequest, TakeOverRequest};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+struct Stage {
+    identity: Identity,
+    address: String,
+    gate: Gate,
+    _data: tempfile::TempDir,
+}
+
+/// Answers who has asked.
+struct Mirror;
+
+#[tonic::async_trait]
+impl Understudy for Mirror {
+    async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderReply>, Status> {
+        let peer = request.extensions().get::<Peer>().unwrap();
+        Ok(Response::new(LeaderReply { address: peer.name(), ..LeaderReply::default() }))
+    }
+
+    async fn take_over(&self, _: Request<TakeOverRequest>) -> Result<Response<LeaderReply>, Status> {
+        // Never answered.
+        std::future::pending().await
+    }
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let identity = Identity::open_or_create(&data.path().join("cluster")).unwrap();
+        let gate = Gate::new(&identity.issue(Kind::Seed, "seed-1").unwrap()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = Server::builder().layer(gate.layer()).add_service(UnderstudyServer::new(Mirror));
+        tokio::spawn(server.serve_with_incoming(gate.incoming(listener)));
+        Self { identity, address, gate, _data: data }
+    }
+
+    fn of(&self, identity: &Identity) -> UnderstudyClient<TrustedChannel> {
+        UnderstudyClient::new(identity.channel(&self.address).unwrap())
+    }
+
+    fn client(&self, kind: Kind, node: &str) -> UnderstudyClient<TrustedChannel> {
+        self.of(&self.identity.issue(kind, node).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_call_is_its_callers_and_only_what_its_kind_may() {
+    let stage = Stage::new().await;
+    for (kind, name) in [(Kind::Proxy, "n"), (Kind::Operator, "operator/n"), (Kind::Backend, "n")] {
+        let reply = stage.client(kind, "n").leader(LeaderRequest {}).await.unwrap();
+        assert_eq!(reply.into_inner().address, name);
+        let refused = stage.client(kind, "n").take_over(TakeOverRequest { term: 1 }).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        let why = format!("{name} is a {kind}, and such may not call Understudy.TakeOver");
+        assert_eq!(refused.message(), why);
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_revoked_is_cut_at_once() {
+    let stage = Stage::new().await;
+    let mut seed = stage.client(Kind::Seed, "seed-2");
+    seed.leader(LeaderRequest {}).await.unwrap();
+    let hanging = tokio::spawn({
+        let mut seed = seed.clone();
+        async move { seed.take_over(TakeOverRequest { term: 1 }).await }
+    });
+    let mut other = stage.client(Kind::Proxy, "proxy-1");
+    other.leader(LeaderRequest {}).await.unwrap();
+    stage.gate.revoke(["seed-2".to_owned()].into());
+    assert!(timeout(DEADLINE, hanging).await.unwrap().unwrap().is_err(), "what was under way is over");
+    let refused = seed.leader(LeaderRequest {}).await;
+    let refused = match refused {
+        // The cut may be heard only now.
+        Err(status) if status.code() != Code::PermissionDenied => seed.leader(LeaderRequest {}).await,
+        refused => refused,
+    };
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.message(), "seed-2 is revoked; an operator may readmit it");
+    other.leader(LeaderRequest {}).await.unwrap();
+    stage.gate.revoke(BTreeSet::new());
+    seed.leader(LeaderRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_cluster_is_trusted_in_neither_direction() {
+    let (ours, theirs) = (Stage::new().await, Stage::new().await);
+    let proxy = theirs.identity.issue(Kind::Proxy, "proxy-1").unwrap();
+    // It does not trust our seed.
+    let error = ours.of(&proxy).leader(LeaderRequest {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+    assert!(error.message().contains("certificate"), "{error:?}");
+    // Our seed does not trust it, even if it doesn't look whom it speaks to.
+    let data = tempfile::tempdir().unwrap();
+    let own = data.path().join("own");
+    let (_, point) = crate::identity::own_key(&own).unwrap();
+    let signed = theirs.identity.sign(&proxy.certificate().peer, &point, None).unwrap().unwrap();
+    let mixed = crate::proto::Credentials { authority: ours.identity.ca_pem().to_owned(), ..signed };
+    crate::identity::keep(&own, &own, &mixed).unwrap();
+    let refused = Identity::credentials(&own).err().unwrap().to_string();
+    assert!(refused.contains("is not the authority of the certificate of proxy-1"), "{refused}");
+    ours.client(Kind::Proxy, "proxy-1").leader(LeaderRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_not_shown() {
+    let stage = Stage::new().await;
+    let data = tempfile::tempdir().unwrap();
+    let peer = stage.identity.issue(Kind::Backend, "rooms-1").unwrap().certificate().peer;
+    crate::identity::make_credentials(&stage.identity, data.path(), &peer, Duration::ZERO).unwrap();
+    let late = Identity::credentials(data.path()).unwrap();
+    let error = stage.of(&late).leader(LeaderRequest {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(error.message().starts_with("the certificate of rooms-1 has expired"), "{error:?}");
+}
+
+#[tokio::test]
+async fn who_is_no_seed_can_not_be_taken_for_one() {
+    let stage = Stage::new().await;
+    let proxy = stage.identity.issue(Kind::Proxy, "proxy-1").unwrap();
+    let gate = Gate::new(&proxy).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = Server::builder().add_service(UnderstudyServer::new(Mirror));
+    tokio::spawn(server.serve_with_incoming(gate.incoming(listener)));
+    let mut client = UnderstudyClient::new(stage.identity.channel(&address).unwrap());
+    let error = client.leader(LeaderRequest {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+}
+
+#[tokio::test]
+async fn silence_and_plain_text_keep_nobody_out() {
+    let stage = Stage::new().await;
+    let mut silent = Vec::new();
+    for _ in 0..32 {
+        silent.push(TcpStream::connect(&stage.address).await.unwrap());
+    }
+    let mut plain = TcpStream::connect(&stage.address).await.unwrap();
+    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    stage.client(Kind::Proxy, "proxy-1").leader(LeaderRequest {}).await.unwrap();
+    let mut said = Vec::new();
+    // A TLS alert at most, then the end.
+    let _ = timeout(DEADLINE, plain.read_to_end(&mut said)).await.unwrap();
+    assert!(said.len() <= 7, "{said:?}");
+}

@@ -1,0 +1,135 @@
+//! The cluster's own certificate authority: made once, and the issuer of every certificate in the cluster.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SignatureAlgorithm,
+};
+
+use super::certificate::{Kind, Peer};
+use super::files::{AT_ONCE, at, private_folder, secret, write_new, write_private};
+use super::{BACKDATED, CA, CA_KEY, IdentityError, LIVE_KEY, OLD_TOKEN, SECRET, SERVER_NAME, SERVICE_NAME};
+
+/// How long the authority lasts.
+const LIFE: Duration = Duration::from_hours(10 * 365 * 24);
+/// Bytes of a P-256 public key as an uncompressed point.
+const POINT_BYTES: usize = 65;
+
+/// Has the key of the cluster's authority.
+pub(crate) struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// Of its key, and the certificate that others know it by.
+    pub(crate) fn new(pem: String, key: &str) -> Result<Self, rcgen::Error> {
+        Ok(Self { pem, issuer: Issuer::new(params(), KeyPair::from_pem(key)?) })
+    }
+
+    /// A certificate for the owner of a key (an uncompressed point), as PEM with the authority's own behind it.
+    pub(crate) fn issue(
+        &self,
+        peer: &Peer,
+        public_key: &[u8],
+        life: Duration,
+    ) -> Result<String, rcgen::Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, peer.node.as_str());
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        for name in peer.names() {
+            params.subject_alt_names.push(SanType::URI(name.as_str().try_into()?));
+        }
+        // So nobody who isn't one can be taken for a seed by those who connect to it.
+        let servers = match peer.kind {
+            Kind::Seed | Kind::Datastore => &[SERVER_NAME, SERVICE_NAME][..],
+            kind if kind.is_node() => &[SERVER_NAME],
+            _ => &[],
+        };
+        for name in servers {
+            params.subject_alt_names.push(SanType::DnsName((*name).try_into()?));
+        }
+        if !servers.is_empty() {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        let now = SystemTime::now();
+        params.not_before = (now - BACKDATED).into();
+        params.not_after = (now + life).into();
+        let issued = params.signed_by(&Point(public_key), &self.issuer)?;
+        Ok(format!("{}{}", issued.pem(), self.pem))
+    }
+}
+
+/// A public key that came from elsewhere.
+struct Point<'a>(&'a [u8]);
+
+impl PublicKeyData for Point<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+/// Whether these bytes may be a public key. A point that isn't on the curve is of no use to whoever sends it.
+#[must_use]
+pub fn is_public_key(bytes: &[u8]) -> bool {
+    bytes.len() == POINT_BYTES && bytes[0] == 4
+}
+
+fn params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "Protoplex cluster CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+/// Makes an authority and the cluster's shared secrets. The folder appears whole or not at all, so a crash here leaves
+/// nothing half-made. False where another process was first.
+pub(crate) fn create(folder: &Path) -> Result<bool, IdentityError> {
+    let making = folder.with_extension(format!("new-{}", std::process::id()));
+    match fs::remove_dir_all(&making) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&making)(error)),
+        _ => {}
+    }
+    private_folder(&making)?;
+    let mut params = params();
+    let now = SystemTime::now();
+    params.not_before = (now - BACKDATED).into();
+    params.not_after = (now + LIFE).into();
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let files =
+        [(CA, ca.pem()), (CA_KEY, ca.key().serialize_pem()), (SECRET, secret()), (LIVE_KEY, secret())];
+    for (name, text) in files {
+        write_new(&making.join(name), &text)?;
+    }
+    match fs::rename(&making, folder) {
+        // Another process that was started at the same time was first: then its is the cluster's.
+        Err(error) if AT_ONCE.contains(&error.kind()) => {
+            fs::remove_dir_all(&making).map_err(at(&making))?;
+            Ok(false)
+        }
+        made => made.map(|()| true).map_err(at(folder)),
+    }
+}
+
+/// Brings the folder of an earlier version to what this one needs: shared keys were made of a token that all nodes had.
+/// What the earlier version needs stays, in case it is gone back to.
+pub(crate) fn migrate(folder: &Path) -> Result<(), IdentityError> {
+    let (secret, token) = (folder.join(SECRET), folder.join(OLD_TOKEN));
+    if secret.exists() || !token.exists() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(&token).map_err(at(&token))?;
+    write_private(&secret, text.trim())
+}

@@ -1,0 +1,65 @@
+//! What can be wrong with an identity, each with what to do.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::Kind;
+
+/// Why the identity could not be read or made.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// A file of the identity is missing, unreadable or can't be written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// There is no identity in the folder.
+    #[error(
+        "no cluster identity in {0}: start the cluster there first, or join one with --seed HOST:PORT and --join TOKEN \
+         (`protoplex join-token create` makes one)"
+    )]
+    Absent(PathBuf),
+    /// The machine has joined a cluster, but not this node.
+    #[error(
+        "{1} has no certificate in {0}: join with --join TOKEN, which `protoplex join-token create` makes for its kind"
+    )]
+    NotJoined(PathBuf, String),
+    /// The machine has joined a cluster as nodes; its operators are elsewhere.
+    #[error(
+        "{0} is that of nodes which have joined a cluster: name an operator's credentials with --credentials DIR \
+         (`protoplex operator create NAME` makes some where the cluster began)"
+    )]
+    NoOperator(PathBuf),
+    /// It has ended.
+    #[error(
+        "the certificate of {name} has expired {ago_s} s ago: join anew with --join TOKEN, or enrol anew (`protoplex \
+         enrol`)"
+    )]
+    Expired {
+        /// Whose it is.
+        name: String,
+        /// How long it is over.
+        ago_s: u64,
+    },
+    /// It is somebody else's.
+    #[error("{0} holds the certificate of {1}, a {2}: give this node another name, or remove that folder")]
+    WrongKind(PathBuf, String, Kind),
+    /// The certificates could not be made.
+    #[error("cannot make the cluster's certificates: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// A file holds something else.
+    #[error("{0}: {1}")]
+    Malformed(PathBuf, String),
+    /// There is an identity already.
+    #[error("{0} is there already: nothing was changed")]
+    Exists(PathBuf),
+    /// The authority's key is where the cluster began.
+    #[error(
+        "{0} has no ca.key: run this where the cluster began, or enrol with a token (`protoplex join-token create`)"
+    )]
+    NoAuthority(PathBuf),
+}

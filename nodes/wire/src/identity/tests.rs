@@ -1,0 +1,163 @@
+//! Identities on real files.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::files::SECRET_BYTES;
+use super::*;
+
+struct Folder {
+    data: tempfile::TempDir,
+}
+
+impl Folder {
+    fn new() -> Self {
+        Self { data: tempfile::tempdir().unwrap() }
+    }
+
+    fn cluster(&self) -> PathBuf {
+        self.data.path().join("cluster")
+    }
+}
+
+#[test]
+fn is_made_once_private_and_read_back() {
+    let data = Folder::new();
+    let made = Identity::open_or_create(&data.cluster()).unwrap();
+    let read = Identity::open_or_create(&data.cluster()).unwrap();
+    assert_eq!(made.fingerprint(), read.fingerprint());
+    assert_eq!(made.live_key(), read.live_key());
+    assert_eq!(made.live_key().len(), SECRET_BYTES);
+    assert!(made.knows_live_key());
+    assert_eq!(made.node_key(), read.node_key());
+    assert_eq!(made.node_key(), node_key(&data.cluster()).unwrap());
+    assert_ne!(made.node_key(), made.live_key());
+    for entry in fs::read_dir(data.cluster()).unwrap() {
+        let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "readable by others");
+    }
+    assert!(matches!(Identity::create(&data.cluster()), Err(IdentityError::Exists(_))));
+}
+
+#[test]
+fn who_comes_second_takes_what_the_first_has_made() {
+    let data = Folder::new();
+    let first = Identity::open_or_create(&data.cluster()).unwrap();
+    // As if the folder had not been there when it was looked for.
+    assert!(!authority::create(&data.cluster()).unwrap());
+    assert_eq!(Identity::open(&data.cluster()).unwrap().fingerprint(), first.fingerprint());
+    assert_eq!(fs::read_dir(data.data.path()).unwrap().count(), 1, "nothing is left of the second");
+}
+
+#[test]
+fn absent_says_what_to_do() {
+    let error = Identity::open(&Folder::new().cluster()).err().unwrap().to_string();
+    assert!(error.contains("start the cluster there first"), "{error}");
+    assert!(error.contains("--join TOKEN"), "{error}");
+}
+
+#[test]
+fn a_folder_of_an_earlier_version_goes_on_with_its_keys() {
+    let data = Folder::new();
+    let made = Identity::open_or_create(&data.cluster()).unwrap();
+    let secret = fs::read_to_string(data.cluster().join(SECRET)).unwrap();
+    // Then all nodes had one token and one certificate, from which nodes made the same key.
+    fs::rename(data.cluster().join(SECRET), data.cluster().join(OLD_TOKEN)).unwrap();
+    let read = Identity::of_node(&data.cluster(), Kind::Live, "live-1").unwrap();
+    assert_eq!(read.node_key(), made.node_key());
+    assert_eq!(fs::read_to_string(data.cluster().join(SECRET)).unwrap(), secret);
+    assert!(data.cluster().join(OLD_TOKEN).exists(), "the earlier version may come back");
+}
+
+#[test]
+fn certificates_say_who_it_is() {
+    let data = Folder::new();
+    let operator = Identity::open_or_create(&data.cluster()).unwrap();
+    let of = operator.certificate();
+    assert_eq!((of.peer.kind, of.peer.node.as_str()), (Kind::Operator, LOCAL_OPERATOR));
+    assert_eq!(of.peer.cluster, operator.cluster());
+    let node = Identity::of_node(&data.cluster(), Kind::Proxy, "proxy-1").unwrap().certificate();
+    assert_eq!((node.peer.kind, node.peer.node.as_str()), (Kind::Proxy, "proxy-1"));
+    assert!(is_public_key(&node.public_key));
+    let left = node.not_after.duration_since(SystemTime::now()).unwrap();
+    assert!(left > Duration::from_hours(23) && left <= Duration::from_hours(24), "{left:?}");
+    let due = credential::renewal(&node, 0.0).duration_since(SystemTime::now()).unwrap();
+    assert!(due > Duration::from_hours(15) && due < Duration::from_hours(17), "{due:?}");
+    assert!(credential::renewal(&node, 1.0) < credential::renewal(&node, 0.0));
+}
+
+/// What a seed issues to somebody else.
+fn issue(identity: &Identity, kind: Kind, node: &str, folder: &Path, life: Duration) -> Credentials {
+    let (_, point) = own_key(folder).unwrap();
+    let peer = Peer { cluster: identity.cluster(), kind, node: node.to_owned(), pools: Vec::new() };
+    identity.sign(&peer, &point, Some(life)).unwrap().unwrap()
+}
+
+#[test]
+fn who_joins_gets_what_its_kind_needs_and_no_more() {
+    let data = Folder::new();
+    let identity = Identity::open_or_create(&data.cluster()).unwrap();
+    for (kind, secret, live_key, authority) in [
+        (Kind::Seed, true, true, true),
+        (Kind::Fileserver, true, true, false),
+        (Kind::Live, true, true, false),
+        (Kind::Proxy, true, false, false),
+        (Kind::Datastore, false, false, false),
+        (Kind::Operator, false, true, false),
+        (Kind::Backend, false, false, false),
+    ] {
+        let issued = issue(&identity, kind, "n", &data.data.path().join(kind.name()), Duration::from_secs(9));
+        let has = [&issued.secret, &issued.live_key, &issued.authority_key].map(|text| !text.is_empty());
+        assert_eq!(has, [secret, live_key, authority], "{kind}");
+    }
+}
+
+#[test]
+fn a_machine_that_has_joined_is_its_nodes_alone() {
+    let first = Folder::new();
+    let identity = Identity::open_or_create(&first.cluster()).unwrap();
+    let second = Folder::new();
+    let cluster = second.cluster();
+    let own = node_folder(&cluster, "live-1");
+    let absent = Identity::of_node(&cluster, Kind::Live, "live-1").err().unwrap();
+    assert!(matches!(absent, IdentityError::Absent(_)));
+    let issued = issue(&identity, Kind::Live, "live-1", &own, Duration::from_secs(60));
+    keep(&cluster, &own, &issued).unwrap();
+    let live = Identity::of_node(&cluster, Kind::Live, "live-1").unwrap();
+    assert_eq!((live.node_key(), live.live_key()), (identity.node_key(), identity.live_key()));
+    assert!(live.expired().is_none() && !live.has_authority());
+    assert!(live.issue(Kind::Seed, "seed-9").is_err());
+
+    let error = |result: Result<Identity, IdentityError>| result.err().unwrap().to_string();
+    let other = error(Identity::of_node(&cluster, Kind::Live, "live-2"));
+    assert!(other.starts_with("live-2 has no certificate in ") && other.contains("--join TOKEN"), "{other}");
+    let wrong = error(Identity::of_node(&cluster, Kind::Proxy, "live-1"));
+    assert!(wrong.contains("holds the certificate of live-1, a live"), "{wrong}");
+    let operator = error(Identity::open(&cluster));
+    assert!(operator.contains("--credentials DIR"), "{operator}");
+
+    // Another cluster's authority beside it.
+    let third = Folder::new();
+    Identity::open_or_create(&third.cluster()).unwrap();
+    fs::copy(third.cluster().join(CA), cluster.join(CA)).unwrap();
+    let foreign = error(Identity::of_node(&cluster, Kind::Live, "live-1"));
+    assert!(foreign.contains("is not the authority of the certificate of live-1"), "{foreign}");
+}
+
+#[test]
+fn the_next_certificate_is_shown_as_soon_as_it_is_there_and_an_expired_one_says_so() {
+    let data = Folder::new();
+    let identity = Identity::open_or_create(&data.cluster()).unwrap();
+    let folder = data.data.path().join("credentials");
+    let issued = issue(&identity, Kind::Backend, "rooms-1", &folder, Duration::ZERO);
+    keep(&folder, &folder, &issued).unwrap();
+    let backend = Identity::credentials(&folder).unwrap();
+    let error = backend.expired().unwrap().to_string();
+    assert!(error.starts_with("the certificate of rooms-1 has expired "), "{error}");
+    assert!(error.contains("enrol anew"), "{error}");
+    let next = issue(&identity, Kind::Backend, "rooms-1", &folder, Duration::from_secs(60));
+    keep(&folder, &folder, &next).unwrap();
+    backend.refresh().unwrap();
+    assert!(backend.expired().is_none());
+    assert_eq!(backend.pem().0, next.certificate);
+}

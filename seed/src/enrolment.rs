@@ -1,0 +1,237 @@
+//! Who gets a certificate, and who is refused although it has one.
+//!
+//! A join token is taken by the seed that leads alone, which knows who is there. A certificate is renewed by any seed, for
+//! the name and the key of the one that is shown, so that it needs neither the datastore nor a leader.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::post;
+use axum::{Extension, Router};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use protoplex_wire::gate::Gate;
+use protoplex_wire::identity::{Certificate, Identity, Kind, Peer, is_public_key};
+use protoplex_wire::join_token::{JoinToken, parse_presented};
+use protoplex_wire::pattern::check_name;
+use protoplex_wire::proto::enrolment_server::Enrolment;
+use protoplex_wire::proto::{
+    CreateJoinTokenReply, CreateJoinTokenRequest, Credentials, EnrolRequest, JoinRefusal,
+    ListRevocationsRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, RenewRequest, Revocation,
+};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tonic::{Request, Response, Status};
+
+use crate::cluster::Handle;
+use crate::datastores::{Datastores, call, limited};
+use crate::operator::unix_ms;
+use crate::role::Role;
+
+/// How often it is looked who is revoked.
+const REVOKED_INTERVAL: Duration = Duration::from_secs(1);
+const PEM_CHAIN: &str = "application/pem-certificate-chain";
+/// Longest life of a join token.
+const MAX_TOKEN_LIFE_S: u32 = 366 * 24 * 3600;
+
+/// Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Registrar {
+    identity: Identity,
+    cluster: Handle,
+    datastores: Arc<Datastores>,
+    role: watch::Receiver<Role>,
+    gate: Gate,
+}
+
+impl Registrar {
+    pub(crate) fn new(
+        identity: &Identity,
+        cluster: Handle,
+        datastores: Arc<Datastores>,
+        role: watch::Receiver<Role>,
+        gate: Gate,
+    ) -> Self {
+        Self { identity: identity.clone(), cluster, datastores, role, gate }
+    }
+
+    /// Keeps the gate up to date with the datastore. Never ends.
+    pub(crate) async fn watch_revoked(self) {
+        loop {
+            // Where the datastore can't say, those that are known stay revoked.
+            if let Err(status) = self.look().await {
+                tracing::debug!(reason = status.message(), "who is revoked is not known anew");
+            }
+            sleep(REVOKED_INTERVAL).await;
+        }
+    }
+
+    async fn look(&self) -> Result<(), Status> {
+        let mut datastore = self.datastores.client();
+        let listed = call(datastore.list_revocations(limited(ListRevocationsRequest {}))).await?;
+        let names = listed.revocations.into_iter().map(|revocation| revocation.name);
+        self.gate.revoke(names.collect::<BTreeSet<_>>());
+        Ok(())
+    }
+
+    /// Revokes a name, or readmits it: from when this returns on this seed goes by it, the others within a second.
+    pub(crate) async fn change_revocation(&self, wanted: Revocation) -> Result<(), Status> {
+        let (name, revoked, who) = (wanted.name.clone(), wanted.revoked, wanted.operator.clone());
+        call(self.datastores.client().change_revocation(limited(wanted))).await?;
+        tracing::warn!(name, revoked, operator = who, "who may be in the cluster has changed");
+        self.look().await
+    }
+
+    /// Makes a join token, of which the datastore keeps a digest.
+    pub(crate) async fn create_token(
+        &self,
+        wanted: CreateJoinTokenRequest,
+    ) -> Result<CreateJoinTokenReply, Status> {
+        let CreateJoinTokenRequest { kind, pools, uses, life_s, operator } = wanted;
+        if !(1..=MAX_TOKEN_LIFE_S).contains(&life_s) {
+            return Err(Status::invalid_argument(format!(
+                "a join token lives for 1 s to {MAX_TOKEN_LIFE_S} s, a year"
+            )));
+        }
+        if !self.identity.has_authority() {
+            return Err(no_authority());
+        }
+        let token = JoinToken::draw(self.identity.fingerprint());
+        let expires_at_ms = unix_ms().saturating_add(i64::from(life_s) * 1000);
+        let kept = protoplex_wire::proto::JoinToken {
+            id: token.id().to_owned(),
+            secret_sha256: token.secret_sha256().to_vec(),
+            kind,
+            pools,
+            uses,
+            expires_at_ms,
+            created_by: operator,
+            ..Default::default()
+        };
+        tracing::info!(id = kept.id, kind = kept.kind, operator = kept.created_by, "a join token is made");
+        call(self.datastores.client().put_join_token(limited(kept))).await?;
+        Ok(CreateJoinTokenReply { token: token.to_string(), id: token.id().to_owned(), expires_at_ms })
+    }
+
+    /// Refuses a name that somebody who is here has.
+    async fn check_free(&self, node: &str) -> Result<(), Status> {
+        let wanted = node.to_owned();
+        let taken = self.cluster.ask(move |cluster, _| cluster.has_node(&wanted)).await;
+        match taken {
+            Some(false) => Ok(()),
+            Some(true) => Err(Status::already_exists(format!(
+                "the name {node:?} is taken by one that is here: give this one another name, or drain that one first"
+            ))),
+            None => Err(Status::unavailable("the seed is ending")),
+        }
+    }
+
+    fn sign(&self, peer: &Peer, public_key: &[u8]) -> Result<Credentials, Status> {
+        let issued = self.identity.sign(peer, public_key, None).ok_or_else(no_authority)?;
+        issued.map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+fn no_authority() -> Status {
+    Status::failed_precondition("this seed has no ca.key: have it join with a token for a seed")
+}
+
+/// `POST /v1/certificate` for who speaks plain HTTP: a new certificate for the name and the key of the one that is shown, as
+/// PEM with the authority's behind it (RFC 8555 section 9.1).
+pub(crate) fn over_http(registrar: Registrar) -> Router {
+    let renew = async |State(registrar): State<Registrar>, Extension(shown): Extension<Arc<Certificate>>| {
+        match registrar.sign(&shown.peer, &shown.public_key) {
+            Ok(issued) => ([(CONTENT_TYPE, PEM_CHAIN)], issued.certificate).into_response(),
+            Err(status) => (StatusCode::SERVICE_UNAVAILABLE, status.message().to_owned()).into_response(),
+        }
+    };
+    Router::new().route("/v1/certificate", post(renew)).with_state(registrar)
+}
+
+#[tonic::async_trait]
+impl Enrolment for Registrar {
+    async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<Credentials>, Status> {
+        if let Some(refusal) = self.role.borrow().refusal() {
+            return Err(refusal);
+        }
+        let EnrolRequest { token, kind, node, public_key } = request.into_inner();
+        check_name("node", &node).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if !is_public_key(&public_key) {
+            return Err(Status::invalid_argument("the public key is no uncompressed point of P-256"));
+        }
+        let (id, digest) =
+            parse_presented(&token).ok_or_else(|| Status::unauthenticated("this is no join token"))?;
+        self.check_free(&node).await?;
+        // An operator's name and a node's are two.
+        let subject = if kind == Kind::Operator.name() { format!("{kind}/{node}") } else { node.clone() };
+        if self.gate.is_revoked(&subject) {
+            return Err(Status::permission_denied(format!(
+                "{subject} is revoked; an operator may readmit it"
+            )));
+        }
+        let redeem = RedeemJoinTokenRequest {
+            id: id.to_owned(),
+            secret_sha256: digest.to_vec(),
+            kind: kind.clone(),
+            node: subject,
+        };
+        let redeemed = call(self.datastores.client().redeem_join_token(limited(redeem))).await?;
+        if let Some(refusal) = refusal(id, &kind, &redeemed) {
+            tracing::warn!(id, node, kind, reason = refusal.message(), "a join token was refused");
+            return Err(refusal);
+        }
+        let kind: Kind = redeemed.kind.parse().map_err(Status::internal)?;
+        let peer = Peer { cluster: self.identity.cluster(), kind, node, pools: redeemed.pools };
+        let issued = self.sign(&peer, &public_key)?;
+        tracing::info!(id, name = peer.name(), kind = peer.kind.name(), "enrolled with a join token");
+        Ok(Response::new(issued))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Credentials>, Status> {
+        let shown = request.extensions().get::<Arc<Certificate>>();
+        let shown =
+            shown.ok_or_else(|| Status::unauthenticated("no certificate of this cluster was shown"))?;
+        let issued = self.sign(&shown.peer, &shown.public_key)?;
+        tracing::debug!(name = shown.peer.name(), "a certificate is renewed");
+        // Its owner has them.
+        let known = Credentials {
+            secret: String::new(),
+            live_key: String::new(),
+            authority_key: String::new(),
+            ..issued
+        };
+        Ok(Response::new(known))
+    }
+}
+
+/// What whoever has come with a token is told, where it opens nothing.
+fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<Status> {
+    let another = "ask for another one (`protoplex join-token create`)";
+    match redeemed.refusal() {
+        JoinRefusal::None => None,
+        JoinRefusal::Unknown => Some(Status::unauthenticated(format!(
+            "the join token {id} is unknown here, or its secret is wrong: {another}"
+        ))),
+        JoinRefusal::Revoked => {
+            Some(Status::unauthenticated(format!("the join token {id} was revoked: {another}")))
+        }
+        JoinRefusal::Expired => {
+            let ago_s = (unix_ms() - redeemed.expires_at_ms).max(0) / 1000;
+            Some(Status::unauthenticated(format!("the join token {id} has expired {ago_s} s ago: {another}")))
+        }
+        JoinRefusal::WrongKind => Some(Status::permission_denied(format!(
+            "the join token {id} is for a {}, not for a {wanted}",
+            redeemed.kind
+        ))),
+        JoinRefusal::UsedUp => Some(Status::unauthenticated(format!(
+            "the join token {id} is used up: it was for {}; {another}",
+            match redeemed.uses {
+                1 => "one name".to_owned(),
+                many => format!("{many} names"),
+            }
+        ))),
+    }
+}
