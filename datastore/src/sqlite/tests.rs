@@ -163,7 +163,7 @@ async fn a_newer_schema_is_refused() {
     store.close().await;
     let before = fs::read(database.file()).unwrap();
     let error = database.refusal().await;
-    assert!(matches!(error, OpenError::Newer { found: 9999, known: 5, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Newer { found: 9999, known: 6, .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("protoplex.db: its schema is version 9999"), "{text}");
     assert!(text.contains("Start the newer version"), "{text}");
@@ -175,6 +175,9 @@ async fn a_member_of_the_first_schema_is_kept_and_is_of_no_known_instance() {
     let database = Sqlite::new();
     let store = database.open().await;
     for statement in [
+        "DROP TABLE join_token_uses",
+        "DROP TABLE join_tokens",
+        "DROP TABLE revocations",
         "DROP TABLE event_log",
         "DROP TABLE event_head",
         "DROP TABLE event_keys",
@@ -203,6 +206,9 @@ async fn handlers_of_an_earlier_schema_are_kept_and_their_history_begins() {
     let database = Sqlite::new();
     let store = database.open().await;
     for statement in [
+        "DROP TABLE join_token_uses",
+        "DROP TABLE join_tokens",
+        "DROP TABLE revocations",
         "DROP TABLE event_log",
         "DROP TABLE event_head",
         "DROP TABLE event_keys",

@@ -5,10 +5,12 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
@@ -17,6 +19,9 @@ use tower_service::Service;
 
 use super::SERVICE_NAME;
 use super::credential::Credential;
+
+/// From the first packet to the end of the handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to one address, for a channel.
 #[derive(Clone)]
@@ -43,10 +48,17 @@ impl Service<Uri> for Dial {
             if let Some(expired) = credential.and_then(|credential| credential.expired()) {
                 return Err(io::Error::other(expired));
             }
-            let stream = TcpStream::connect(&address).await?;
-            stream.set_nodelay(true)?;
-            let name = ServerName::try_from(SERVICE_NAME).map_err(io::Error::other)?;
-            Ok(TokioIo::new(TlsConnector::from(tls).connect(name, stream).await?))
+            let connected = async {
+                let stream = TcpStream::connect(&address).await?;
+                stream.set_nodelay(true)?;
+                let name = ServerName::try_from(SERVICE_NAME).map_err(io::Error::other)?;
+                TlsConnector::from(tls).connect(name, stream).await
+            };
+            let silent = |_| {
+                let why = format!("it did not speak TLS within {} s", CONNECT_TIMEOUT.as_secs());
+                io::Error::new(io::ErrorKind::TimedOut, why)
+            };
+            Ok(TokioIo::new(timeout(CONNECT_TIMEOUT, connected).await.map_err(silent).flatten()?))
         })
     }
 }

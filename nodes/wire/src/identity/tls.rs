@@ -17,7 +17,6 @@ use super::credential::Credential;
 use super::dial::Dial;
 use super::{CA, IdentityError};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A peer that doesn't answer a ping within [`KEEP_ALIVE_TIMEOUT`] is gone, whatever TCP still believes.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,7 +25,6 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) fn channel(dial: Dial) -> Result<Channel, tonic::transport::Error> {
     // TLS is the connector's.
     let endpoint = Endpoint::from_shared(format!("http://{}", dial.address))?
-        .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);

@@ -193,8 +193,9 @@ impl Rig {
             zone: String::new(),
             instance: instance.to_owned(),
         });
-        let identity = self.identity.issue(Kind::Live, node).unwrap();
-        let (node, kind) = (node.to_owned(), "live".to_owned());
+        let kind = if node.starts_with("fileserver") { Kind::Fileserver } else { Kind::Live };
+        let identity = self.identity.issue(kind, node).unwrap();
+        let (node, kind) = (node.to_owned(), kind.name().to_owned());
         let who = Follower { node, child: 0, kind, zone: String::new(), member };
         Link::open(&identity, seeds, who).unwrap()
     }
