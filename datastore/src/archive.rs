@@ -27,9 +27,9 @@ use crate::builds::MAX_ASSET_BYTES;
 use crate::postgres::{PgArchive, Target};
 use crate::sqlite::SqliteArchive;
 use crate::store::unix_time_ms;
-use flow::{Put, put_all, take_all};
+use flow::{Put, go_ahead, put_all, take_all};
 use lines::{FORMAT, Head, Item};
-use numbers::{moved_ahead, slack};
+use numbers::{LeasesAsTaken, moved_ahead, slack};
 use tables::{Table, Value};
 
 pub use error::ArchiveError;
@@ -86,6 +86,8 @@ pub(crate) trait Archive: Send {
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
     /// Marks the database: nobody is to open it any more.
     fn mark_moved(&mut self, to: &str) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// When it was marked, Unix time.
+    fn moved_at_ms(&mut self) -> impl Future<Output = Result<i64, sqlx::Error>> + Send;
     /// Takes the mark away, if there is one.
     fn unmark_moved(&mut self) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
     /// Makes what was done last. All else ends with the connection.
@@ -107,6 +109,22 @@ impl Database {
     /// That of a server.
     pub fn server(target: Target) -> Self {
         Self::Server(Box::new(target))
+    }
+
+    /// The version of its schema; 0 where there is none.
+    async fn version(&self) -> Result<i64, ArchiveError> {
+        match self {
+            Self::File(file) => SqliteArchive::version(file).await,
+            Self::Server(target) => PgArchive::version(target).await,
+        }
+    }
+
+    /// An error where there is nothing yet: what has no name that was meant is not to be made.
+    async fn there(&self) -> Result<(), ArchiveError> {
+        match self.version().await? {
+            0 => Err(ArchiveError::Missing(self.to_string())),
+            _ => Ok(()),
+        }
     }
 
     /// As of one moment, while others use it.
@@ -160,6 +178,7 @@ pub async fn export(
     mut out: impl Write,
     passed: impl Fn(),
 ) -> Result<Summary, ArchiveError> {
+    database.there().await?;
     let mut opened = database.shared().await?;
     let head = Head {
         protoplex_datastore: FORMAT,
@@ -191,11 +210,16 @@ pub async fn import(
     let mut line = Vec::new();
     read_line(&mut input, &mut line, 1)?;
     let head = lines::parse_head(&line).map_err(|reason| ArchiveError::Malformed { line: 1, reason })?;
-    if head.protoplex_datastore != FORMAT {
+    if head.protoplex_datastore > FORMAT {
         return Err(ArchiveError::Newer(head.protoplex_datastore));
+    }
+    if head.protoplex_datastore < FORMAT {
+        let reason = format!("there is no format {}", head.protoplex_datastore);
+        return Err(ArchiveError::Malformed { line: 1, reason });
     }
     let slack = slack(head.taken_at_ms, unix_time_ms());
     let mut opened = database.alone(replace).await?;
+    let mut leases = LeasesAsTaken::default();
     let (sink, items) = mpsc::channel(ROWS_IN_FLIGHT);
     let read = async {
         for number in 2.. {
@@ -204,6 +228,7 @@ pub async fn import(
             }
             let malformed = |reason| ArchiveError::Malformed { line: number, reason };
             let item = lines::parse(&line).map_err(malformed)?;
+            leases.see(&item).map_err(malformed)?;
             // Whoever takes no more of them says why.
             if sink.send(moved_ahead(item, slack)).await.is_err() {
                 break;
@@ -230,6 +255,7 @@ pub async fn migrate(
     if from.to_string() == to.to_string() {
         return Err(ArchiveError::Same(to.to_string()));
     }
+    from.there().await?;
     let (mut source, mut destination) = (from.alone(false).await?, to.alone(replace).await?);
     let (sink, mut taken) = mpsc::channel(ROWS_IN_FLIGHT);
     let (forward, items) = mpsc::channel(ROWS_IN_FLIGHT);
@@ -253,24 +279,34 @@ pub async fn migrate(
     Ok(summary)
 }
 
-/// Has datastores open a database again that was moved away, as it was then. Answers where to it was moved, if it was.
+/// Has datastores open a database again that was moved away, as it was then; but terms and counters go on behind what the
+/// other one may have given. Answers where to it was moved, if it was.
 pub async fn reopen(database: &Database) -> Result<Option<String>, ArchiveError> {
-    match database {
-        Database::File(file) => SqliteArchive::reopen(file).await,
-        Database::Server(target) => PgArchive::reopen(target).await,
+    database.there().await?;
+    let to = match database {
+        Database::File(file) => SqliteArchive::moved_to(file).await?,
+        Database::Server(target) => PgArchive::moved_to(target).await?,
+    };
+    if to.is_some() {
+        let mut opened = database.alone(true).await?;
+        either!(&mut opened, archive => reopen_with(archive).await)?;
+        opened.commit().await?;
     }
+    Ok(to)
+}
+
+async fn reopen_with(archive: &mut impl Archive) -> Result<(), ArchiveError> {
+    let slack = slack(archive.moved_at_ms().await?, unix_time_ms());
+    go_ahead(archive, slack).await?;
+    Ok(archive.unmark_moved().await?)
 }
 
 /// Brings a database to the present schema, as the start of a datastore would. Answers its version before and after; 0
 /// where there was none.
 pub async fn upgrade(database: &Database) -> Result<[i64; 2], ArchiveError> {
-    let version = async || match database {
-        Database::File(file) => SqliteArchive::version(file).await,
-        Database::Server(target) => PgArchive::version(target).await,
-    };
-    let before = version().await?;
+    let before = database.version().await?;
     drop(database.alone(false).await?);
-    Ok([before, version().await?])
+    Ok([before, database.version().await?])
 }
 
 /// Reads one line into `line`; false at the end.

@@ -11,7 +11,7 @@ use crate::{postgres, sqlite};
 #[derive(Debug, Error)]
 pub enum ArchiveError {
     /// The archive can't be read or written.
-    #[error("the archive: {0}")]
+    #[error("the archive can't be read or written")]
     Io(#[from] io::Error),
     /// A line of the archive is wrong.
     #[error("line {line}: {reason}")]
@@ -43,6 +43,9 @@ pub enum ArchiveError {
     /// A datastore runs on it.
     #[error("{0} is in use: stop the datastores that run on it first (protoplex drain datastore-1)")]
     InUse(String),
+    /// There is none.
+    #[error("there is no database at {0}: is --data right?")]
+    Missing(String),
     /// It is moved to itself.
     #[error("{0} is where everything is already")]
     Same(String),
@@ -66,6 +69,6 @@ pub enum ArchiveError {
     #[error(transparent)]
     Server(#[from] postgres::OpenError),
     /// A database failed.
-    #[error("the database failed: {0}")]
+    #[error("the database failed")]
     Database(#[from] sqlx::Error),
 }

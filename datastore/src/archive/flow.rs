@@ -4,7 +4,7 @@ use futures_util::TryStreamExt;
 use tokio::sync::mpsc;
 
 use super::lines::Item;
-use super::numbers::Leases;
+use super::numbers::{Leases, term_ahead};
 use super::tables::{LEASES, TABLE_VERSION, TABLES, Table, Value};
 use super::tally::Tally;
 use super::{Archive, ArchiveError, Summary};
@@ -90,6 +90,21 @@ pub(super) async fn put_all(
         Some(table) => Err(ArchiveError::Damaged(table.name.to_owned())),
         None => Ok(there),
     }
+}
+
+/// Has terms and counters go on behind others that were given elsewhere.
+pub(super) async fn go_ahead(archive: &mut impl Archive, slack: i64) -> Result<(), ArchiveError> {
+    for table in TABLES.iter().filter(|table| table.counter.is_some()) {
+        let last = archive.last(table).await?;
+        archive.go_on(table, last.saturating_add(slack)).await?;
+    }
+    if let Some(table) = Table::named(LEASES) {
+        let mut leases: Vec<_> = archive.rows(table).try_collect().await?;
+        leases.iter_mut().for_each(|lease| term_ahead(lease, slack));
+        archive.clear(table).await?;
+        archive.insert(table, leases).await?;
+    }
+    Ok(())
 }
 
 /// What a database holds before anything is put into it.

@@ -10,6 +10,7 @@ use super::open;
 use super::reach;
 use crate::archive::tables::{Column, Kind, TABLES, Table, Value};
 use crate::archive::{Archive, ArchiveError, MOVED, UNMARK};
+use crate::store::unix_time_ms;
 
 /// A connection in a transaction.
 pub(crate) struct PgArchive {
@@ -33,6 +34,7 @@ impl PgArchive {
             found => return Err(ArchiveError::Older { database: target.to_string(), found, needed }),
         }
         let mut connection = connect(target).await?;
+        open::refuse_moved(target, &mut connection).await?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         sqlx::query(begin).execute(&mut connection).await?;
         Ok(Self { connection })
@@ -67,12 +69,9 @@ impl PgArchive {
         Ok(version.fetch_one(&mut connection).await?)
     }
 
-    /// See [`crate::archive::reopen`].
-    pub(crate) async fn reopen(target: &Target) -> Result<Option<String>, ArchiveError> {
-        let mut connection = connect(target).await?;
-        let Some(to) = open::moved_to(&mut connection).await? else { return Ok(None) };
-        sqlx::query(UNMARK).execute(&mut connection).await?;
-        Ok(Some(to))
+    /// Where to it was moved, if it was.
+    pub(crate) async fn moved_to(target: &Target) -> Result<Option<String>, ArchiveError> {
+        Ok(open::moved_to(&mut connect(target).await?).await?)
     }
 }
 
@@ -159,10 +158,18 @@ impl Archive for PgArchive {
     }
 
     async fn mark_moved(&mut self, to: &str) -> Result<(), sqlx::Error> {
-        let table = format!("CREATE TABLE {MOVED} (destination TEXT NOT NULL)");
-        sqlx::query(AssertSqlSafe(table)).execute(&mut self.connection).await?;
-        let insert = format!("INSERT INTO {MOVED} VALUES ($1)");
-        sqlx::query(AssertSqlSafe(insert)).bind(to).execute(&mut self.connection).await.map(drop)
+        let columns = "(destination TEXT NOT NULL, moved_at_ms BIGINT NOT NULL)";
+        sqlx::query(AssertSqlSafe(format!("CREATE TABLE {MOVED} {columns}")))
+            .execute(&mut self.connection)
+            .await?;
+        let insert = format!("INSERT INTO {MOVED} VALUES ($1, $2)");
+        let insert = sqlx::query(AssertSqlSafe(insert)).bind(to).bind(unix_time_ms());
+        insert.execute(&mut self.connection).await.map(drop)
+    }
+
+    async fn moved_at_ms(&mut self) -> Result<i64, sqlx::Error> {
+        let at = format!("SELECT moved_at_ms FROM {MOVED}");
+        sqlx::query_scalar(AssertSqlSafe(at)).fetch_one(&mut self.connection).await
     }
 
     async fn unmark_moved(&mut self) -> Result<(), sqlx::Error> {

@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Row, Sqlite, SqliteConnection};
 use super::open;
 use crate::archive::tables::{Kind, Table, Value};
 use crate::archive::{Archive, ArchiveError, MOVED, UNMARK};
+use crate::store::unix_time_ms;
 
 /// A connection in a transaction.
 pub(crate) struct SqliteArchive {
@@ -33,6 +34,7 @@ impl SqliteArchive {
             found if found == needed => {}
             found => return Err(ArchiveError::Older { database: file.display().to_string(), found, needed }),
         }
+        open::refuse_moved(file).await?;
         let mut connection = reader(file).await?;
         sqlx::query("BEGIN").execute(&mut connection).await?;
         Ok(Self { connection: Connection::Reading(connection), _lock: None })
@@ -70,13 +72,9 @@ impl SqliteArchive {
         Ok(version.fetch_one(&mut connection).await?)
     }
 
-    /// See [`crate::archive::reopen`].
-    pub(crate) async fn reopen(file: &Path) -> Result<Option<String>, ArchiveError> {
-        let Some(to) = open::moved_to(file).await? else { return Ok(None) };
-        let options = SqliteConnectOptions::new().filename(file);
-        let mut connection = options.connect().await?;
-        sqlx::query(UNMARK).execute(&mut connection).await?;
-        Ok(Some(to))
+    /// Where to it was moved, if it was.
+    pub(crate) async fn moved_to(file: &Path) -> Result<Option<String>, ArchiveError> {
+        Ok(open::moved_to(file).await?)
     }
 
     fn connection(&mut self) -> &mut SqliteConnection {
@@ -138,10 +136,18 @@ impl Archive for SqliteArchive {
     }
 
     async fn mark_moved(&mut self, to: &str) -> Result<(), sqlx::Error> {
-        let table = format!("CREATE TABLE {MOVED} (destination TEXT NOT NULL) STRICT");
-        sqlx::query(AssertSqlSafe(table)).execute(self.connection()).await?;
-        let insert = format!("INSERT INTO {MOVED} VALUES (?)");
-        sqlx::query(AssertSqlSafe(insert)).bind(to).execute(self.connection()).await.map(drop)
+        let columns = "(destination TEXT NOT NULL, moved_at_ms INTEGER NOT NULL)";
+        sqlx::query(AssertSqlSafe(format!("CREATE TABLE {MOVED} {columns} STRICT")))
+            .execute(self.connection())
+            .await?;
+        let insert = format!("INSERT INTO {MOVED} VALUES (?, ?)");
+        let insert = sqlx::query(AssertSqlSafe(insert)).bind(to).bind(unix_time_ms());
+        insert.execute(self.connection()).await.map(drop)
+    }
+
+    async fn moved_at_ms(&mut self) -> Result<i64, sqlx::Error> {
+        let at = format!("SELECT moved_at_ms FROM {MOVED}");
+        sqlx::query_scalar(AssertSqlSafe(at)).fetch_one(self.connection()).await
     }
 
     async fn unmark_moved(&mut self) -> Result<(), sqlx::Error> {
