@@ -40,6 +40,8 @@ pub struct Health {
 struct Out {
     time: Duration,
     until: Instant,
+    /// A request tries whether it is well again. What else fails was sent before it was out, and says nothing new.
+    is_tried: bool,
 }
 
 impl Health {
@@ -51,7 +53,7 @@ impl Health {
     /// It is sent a request: of one that is out this is the one that tries, and no other follows it at once.
     pub(crate) fn chosen(&self, now: Instant) {
         if let Some(out) = self.out.get() {
-            self.out.set(Some(Out { until: now + TRIAL, ..out }));
+            self.out.set(Some(Out { until: now + TRIAL, is_tried: true, ..out }));
         }
     }
 
@@ -67,6 +69,10 @@ impl Health {
 
     fn is_out(&self) -> bool {
         self.out.get().is_some()
+    }
+
+    fn is_tried(&self) -> bool {
+        self.out.get().is_some_and(|out| out.is_tried)
     }
 
     /// For how long it would be out now.
@@ -86,6 +92,9 @@ pub(crate) fn failed(members: &[Rc<Member>], member: &Member, now: Instant) -> O
     let health = &member.health;
     health.failures.set(health.failures.get().saturating_add(1));
     let was_out = health.is_out();
+    if was_out && !health.is_tried() {
+        return None;
+    }
     if !was_out {
         let out = members.iter().filter(|other| other.health.is_out()).count();
         if health.failures.get() < FAILURES || (out + 1) * 2 > members.len() {
@@ -93,7 +102,7 @@ pub(crate) fn failed(members: &[Rc<Member>], member: &Member, now: Instant) -> O
         }
     }
     let time = health.sentence(now);
-    health.out.set(Some(Out { time, until: now + time }));
+    health.out.set(Some(Out { time, until: now + time, is_tried: false }));
     (!was_out).then_some(time)
 }
 
@@ -141,6 +150,17 @@ mod tests {
         let back = now + PROBATION * 3;
         health.answered(back);
         assert_eq!(fail(&members, 0, FAILURES, back + PROBATION), Some(OUT));
+    }
+
+    #[test]
+    fn requests_that_were_under_way_when_it_went_out_make_that_no_longer() {
+        let (members, now) = (pool(4), Instant::now());
+        assert_eq!(fail(&members, 0, 40, now), Some(OUT));
+        let health = &members[0].health;
+        assert!(health.admits(now + OUT));
+        health.chosen(now + OUT);
+        fail(&members, 0, 40, now + OUT);
+        assert!(!health.admits(now + OUT * 3 - Duration::from_millis(1)) && health.admits(now + OUT * 3));
     }
 
     #[test]

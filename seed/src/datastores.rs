@@ -85,6 +85,11 @@ pub(crate) async fn call_within<T>(
     patience: Duration,
     answer: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Status> {
-    let late = |_| Status::deadline_exceeded("the datastore does not answer");
-    Ok(timeout(patience, answer).await.map_err(late)??.into_inner())
+    let late = || Status::deadline_exceeded("the datastore does not answer");
+    match timeout(patience, answer).await {
+        // So tonic says that the time is over which the request had.
+        Ok(Err(status)) if status.code() == Code::Cancelled => Err(late()),
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(late()),
+    }
 }

@@ -44,17 +44,25 @@ pub(crate) struct Candidate {
     pub(crate) ending: watch::Receiver<bool>,
 }
 
+/// What became of one.
+enum Turn {
+    /// The next one is due then.
+    Next(Duration),
+    /// The cluster's task is gone: so is the seed.
+    Ending,
+}
+
 impl Candidate {
     /// Takes and keeps the row until it is ending. Without a datastore it tries for ever.
     pub(crate) async fn lead(mut self) {
         let mut complaint = String::new();
         while !*self.ending.borrow() {
             let wait = match self.turn().await {
-                Ok(wait) => {
+                Ok(Turn::Next(wait)) => {
                     complaint.clear();
                     wait
                 }
-                Err(status) if status.code() == Code::Cancelled => return,
+                Ok(Turn::Ending) => return,
                 Err(status) if self.datastores.give_up(&status) => Duration::ZERO,
                 Err(status) => {
                     if complaint != status.message() {
@@ -81,11 +89,11 @@ impl Candidate {
         tracing::warn!(datastore, reason = status.message(), "{what}; trying again");
     }
 
-    /// One renewal, or one attempt to begin a term; answers when the next is due.
-    async fn turn(&self) -> Result<Duration, Status> {
+    /// One renewal, or one attempt to begin a term.
+    async fn turn(&self) -> Result<Turn, Status> {
         let cluster = &self.cluster;
         let leads = cluster.ask(|cluster, _| (cluster.core.leads(), cluster.core.recovering())).await;
-        let (term, recovering) = leads.ok_or_else(|| Status::cancelled("the seed is ending"))?;
+        let Some((term, recovering)) = leads else { return Ok(Turn::Ending) };
         let fresh = term.is_none();
         let ttl = if fresh || recovering { RECOVERY_TTL } else { TTL };
         let request = TakeLeaseRequest {
@@ -100,7 +108,7 @@ impl Candidate {
         // Nine tenths, as members count: this clock may run slower than the datastore's.
         let until = sent_at + ttl * 9 / 10;
         if !reply.granted {
-            return Ok(self.refused(reply).await);
+            return Ok(Turn::Next(self.refused(reply).await));
         }
         let term = reply.term;
         let datastores = self.datastores.addresses();
@@ -118,11 +126,11 @@ impl Candidate {
                 cluster.core.lead_renewed(term, until, now)
             };
             if cluster.ask(renew).await != Some(true) {
-                return Ok(Duration::ZERO);
+                return Ok(Turn::Next(Duration::ZERO));
             }
         }
         // Counted as the lease is: an answer that took long, from a datastore that only just started, leaves little of it.
-        Ok((sent_at + ttl / 3).since(BootTime::now()))
+        Ok(Turn::Next((sent_at + ttl / 3).since(BootTime::now())))
     }
 
     /// Another seed leads, or this one's term is over; answers when to ask again.

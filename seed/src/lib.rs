@@ -1,6 +1,6 @@
 //! The seed: who is a member, which key is whose, where requests go, which app build is current.
 //!
-//! [`serve`] takes the links of all nodes and hands what they say to one task, the [`cluster`], which no lock and no
+//! [`serve`] takes the links of all nodes, and of servers of any language from [`outside`], and hands what they say to one task, the [`cluster`], which no lock and no
 //! wait ever stops. [`ownership`] is its pure core; [`handlers`] are the rules for handlers, [`routes`] those that there
 //! are, and the builds, [`nodes`] those that have joined; the [`followers`] are told what comes of it. What has to last is the datastore's, and [`leader`] keeps the row
 //! there that makes this seed the one that leads, while any others are
@@ -23,6 +23,7 @@ mod leader;
 mod link;
 mod nodes;
 mod operator;
+mod outside;
 pub mod ownership;
 mod routes;
 mod snapshot;

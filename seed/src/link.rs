@@ -15,8 +15,8 @@ use protoplex_wire::proto::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::{Cluster, Directory, Handle};
@@ -80,12 +80,29 @@ impl Links {
     }
 
     /// Refuses at once what only a seed that leads can do.
-    fn leading(&self) -> Result<(), Status> {
+    pub(crate) fn leading(&self) -> Result<(), Status> {
         self.role.borrow().refusal().map_or(Ok(()), Err)
     }
 
     fn name_link(&self) -> LinkId {
         self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Opens the link of a follower that says this, and has shown that certificate, however it came, and answers what the follower is told.
+    pub(crate) fn open(
+        &self,
+        peer: Peer,
+        requests: impl Requests<FollowRequest> + Send + 'static,
+    ) -> Result<mpsc::Receiver<Result<FollowReply, Status>>, Status> {
+        self.leading()?;
+        let slot = slot(&self.followers, "followers")?;
+        let (messages, replies) = mpsc::channel(MAX_WAITING_MESSAGES);
+        let (link, cluster) = (self.name_link(), self.cluster.clone());
+        tokio::spawn(async move {
+            read_follower(link, &peer, requests, &cluster, messages).await;
+            drop(slot);
+        });
+        Ok(replies)
     }
 }
 
@@ -101,6 +118,10 @@ fn who<T>(request: &Request<T>) -> Result<Peer, Status> {
 }
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What comes on a link, in its order.
+pub(crate) trait Requests<T>: Stream<Item = Result<T, Status>> + Unpin {}
+impl<T, S: Stream<Item = Result<T, Status>> + Unpin> Requests<T> for S {}
 
 #[tonic::async_trait]
 impl Seed for Links {
@@ -145,16 +166,9 @@ impl Seed for Links {
         &self,
         request: Request<Streaming<FollowRequest>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        self.leading()?;
         let peer = who(&request)?;
-        let slot = slot(&self.followers, "followers")?;
-        let (messages, stream) = mpsc::channel(MAX_WAITING_MESSAGES);
-        let (link, cluster) = (self.name_link(), self.cluster.clone());
-        tokio::spawn(async move {
-            read_follower(link, &peer, request.into_inner(), &cluster, messages).await;
-            drop(slot);
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        let replies = self.open(peer, request.into_inner())?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(replies))))
     }
 
     type FetchBuildStream = Streaming<Asset>;
@@ -266,7 +280,7 @@ fn check_node(hello: &JoinHello) -> Result<(), Status> {
 async fn read_follower(
     link: LinkId,
     peer: &Peer,
-    mut requests: Streaming<FollowRequest>,
+    mut requests: impl Requests<FollowRequest>,
     cluster: &Handle,
     messages: mpsc::Sender<Result<FollowReply, Status>>,
 ) {
@@ -295,10 +309,10 @@ async fn read_follower(
     cluster.tell(opened).await;
     loop {
         let message = tokio::select! {
-            request = requests.message() => match request {
-                Ok(Some(FollowRequest { message: Some(message) })) => message,
-                Ok(Some(FollowRequest { message: None })) => continue,
-                Ok(None) | Err(_) => break,
+            request = requests.next() => match request {
+                Some(Ok(FollowRequest { message: Some(message) })) => message,
+                Some(Ok(FollowRequest { message: None })) => continue,
+                None | Some(Err(_)) => break,
             },
             _ = &mut ended => break,
         };
@@ -315,7 +329,7 @@ async fn read_follower(
 /// The hello, and all that a member reports.
 async fn greet(
     peer: &Peer,
-    requests: &mut Streaming<FollowRequest>,
+    requests: &mut impl Requests<FollowRequest>,
 ) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
     let first = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
     let Some(follow_request::Message::Hello(hello)) = first else {
@@ -415,7 +429,8 @@ async fn hand_over(
     Ok(())
 }
 
-fn is_key(key: &str) -> bool {
+/// May it be a key?
+pub(crate) fn is_key(key: &str) -> bool {
     (1..=MAX_KEY_BYTES).contains(&key.len())
 }
 
@@ -428,7 +443,7 @@ fn invalid(error: impl ToString) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-async fn next<T>(requests: &mut Streaming<T>, patience: Duration) -> Result<Option<T>, Status> {
+async fn next<T>(requests: &mut impl Requests<T>, patience: Duration) -> Result<Option<T>, Status> {
     let silent = |_| Status::deadline_exceeded(format!("nothing came for {} s", patience.as_secs()));
-    timeout(patience, requests.message()).await.map_err(silent)?
+    timeout(patience, requests.next()).await.map_err(silent)?.transpose()
 }

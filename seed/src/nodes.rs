@@ -48,8 +48,10 @@ impl Nodes {
                  another name with --node"
             ));
         }
-        let node =
-            Node { link, hello, state: NodeState::default(), joined: now, seen: now, overloaded: false };
+        // It is as it was until it says otherwise: whoever was told of a turn hears of the next one.
+        let before = self.by_name.remove(&name);
+        let (state, overloaded) = before.map(|node| (node.state, node.overloaded)).unwrap_or_default();
+        let node = Node { link, hello, state, joined: now, seen: now, overloaded };
         self.by_name.insert(name, node);
         Ok(())
     }
@@ -159,6 +161,12 @@ mod tests {
         assert_eq!(told(8.0, 4), Some(true));
         assert_eq!(told(6.1, 4), None);
         assert_eq!(told(5.9, 4), Some(false));
+        assert_eq!(told(8.0, 4), Some(true));
+        // Its next link comes before the end of the old one is noticed.
+        nodes.join(2, JoinHello { node: "live-1".to_owned(), ..JoinHello::default() }, now).unwrap();
+        assert_eq!(nodes.left(1), None);
+        let calm = NodeState { load: 0.1, processors: 4, ..NodeState::default() };
+        assert_eq!(nodes.told(2, calm, now).map(|turn| turn.overloaded), Some(false));
     }
 
     #[test]

@@ -36,6 +36,7 @@ use crate::handover::hand_over;
 use crate::leader::{self, Candidate};
 use crate::link::Links;
 use crate::operator::Console;
+use crate::outside;
 use crate::ownership::{Ending, Idle, Limits, Ownership, PARTS, Timing};
 use crate::role::Role;
 use crate::snapshot::{self, Writer};
@@ -169,12 +170,14 @@ pub async fn serve(
         directory.clone(),
         ending.subscribe(),
     );
-    let seed = SeedServer::new(links).max_decoding_message_size(MAX_LINK_MESSAGE_BYTES);
     let registrar =
         Registrar::new(identity, cluster.clone(), Arc::clone(&datastores), role.clone(), gate.clone());
     tasks.spawn(registrar.clone().watch_revoked());
-    let (enrolment, over_http) =
-        (EnrolmentServer::new(registrar.clone()), enrolment::over_http(registrar.clone()));
+    let enrolment = EnrolmentServer::new(registrar.clone());
+    let links = Arc::new(links);
+    let outside = outside::router(Arc::clone(&links), cluster.clone());
+    let over_http = enrolment::over_http(registrar.clone()).merge(outside);
+    let seed = SeedServer::from_arc(links).max_decoding_message_size(MAX_LINK_MESSAGE_BYTES);
     let console = Console::new(cluster.clone(), Arc::clone(&datastores), role.clone(), registrar);
     let operator = OperatorServer::new(console).max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
     let standby = Standby { role: role.clone(), directory, address: start.address.clone(), nudge };
@@ -195,6 +198,7 @@ pub async fn serve(
         .add_service(enrolment)
         .into_axum_router();
     let server = Server::builder()
+        // Of those who register from outside; gRPC is HTTP/2 alone.
         .accept_http1(true)
         .layer(gate.layer())
         .http2_keepalive_interval(Some(KEEP_ALIVE))

@@ -286,10 +286,10 @@ pub(crate) struct Join {
     #[arg(long)]
     pub zone: Option<String>,
     /// Ask this path for its health instead of only connecting; any answer below 500 is healthy
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = units::path)]
     pub health: Option<String>,
     /// Time between two health checks
-    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = units::interval)]
     pub interval: Duration,
     /// Its share of the pool's keys: one of 2 gets twice the keys of one of 1
     #[arg(long, value_name = "SHARES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -298,6 +298,10 @@ pub(crate) struct Join {
     /// memory
     #[arg(long)]
     pub movable: bool,
+    /// POST to this path of the server when keys go: {"yield": …} asks for keys, which are given up where it answers 2xx, and
+    /// {"revoked": …} and {"lease_lost": {}} tell what is lost (docs/registration.md). Implies --movable
+    #[arg(long, value_name = "PATH")]
+    pub notify: Option<String>,
     /// At its end, give the keys up bit by bit over this time
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = units::duration)]
     pub drain: Duration,

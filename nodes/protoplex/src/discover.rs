@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use protoplex_wire::proto::PoolStatus;
 use serde::Serialize;
 
-use crate::cli::{Common, Discover};
+use crate::cli::{Common, Discover, Usage};
 use crate::nodes::{Found, Nodes};
 use crate::output::{columns, print, tell};
 
@@ -56,6 +56,11 @@ struct Member {
 /// Runs the command.
 pub(crate) async fn run(common: &Common, command: Discover) -> anyhow::Result<()> {
     let report = Report::new(Nodes::find(common).await?, &command.kinds);
+    if let Some(slip) = command.kinds.iter().find(|kind| !report.has(kind)) {
+        let there = Report::new(Nodes::find(common).await?, &[]);
+        let names: Vec<_> = there.names().collect();
+        return Err(Usage(format!("there is no {slip:?}; there are {}", names.join(", "))).into());
+    }
     print(common.json, &report, |report| text(report, &command))?;
     if let Some(error) = report.seed_error.filter(|_| !common.json) {
         tell(&format!("protoplex: only nodes of this data directory are known: {error}"));
@@ -79,27 +84,34 @@ impl Report {
             }
             Kind { kind, count: instances.len(), versions, instances }
         };
+        let pools = nodes.pools.iter().filter(|pool| is_wanted(&pool.name));
         Self {
             kinds: kinds.into_iter().map(kind).collect(),
             seed_error: nodes.without_seed().map(|error| format!("{error:#}")),
-            pools: nodes.pools.into_iter().filter(|pool| is_wanted(&pool.name)).filter_map(joined).collect(),
+            pools: pools.filter_map(|pool| joined(&nodes, pool)).collect(),
         }
+    }
+
+    /// Of the kinds of node, and of the pools that others have joined.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let pools = self.pools.iter().map(|pool| pool.pool.as_str());
+        self.kinds.iter().map(|kind| kind.kind.as_str()).chain(pools)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names().any(|known| known == name)
     }
 }
 
-/// The members that are no node's child.
-fn joined(pool: PoolStatus) -> Option<Pool> {
-    let members = pool.members.into_iter().filter_map(|status| status.member);
-    // `join` makes up POOL/HOST:PORT, nodes NODE:CHILD.
-    let is_child = |id: &str| {
-        id.rsplit_once(':')
-            .is_some_and(|(node, child)| !node.contains(['/', ':']) && child.parse::<u32>().is_ok())
-    };
+/// The members that are no node's child: those are called NODE:CHILD.
+fn joined(nodes: &Nodes, pool: &PoolStatus) -> Option<Pool> {
+    let is_child = |id: &str| id.rsplit_once(':').is_some_and(|(node, _)| nodes.has(node));
+    let members = pool.members.iter().filter_map(|status| status.member.clone());
     let members: Vec<_> = members
         .filter(|member| !is_child(&member.id))
         .map(|member| Member { member: member.id, address: member.address })
         .collect();
-    (!members.is_empty()).then_some(Pool { pool: pool.name, count: members.len(), members })
+    (!members.is_empty()).then(|| Pool { pool: pool.name.clone(), count: members.len(), members })
 }
 
 fn text(report: &Report, command: &Discover) -> String {

@@ -43,12 +43,18 @@ struct Param {
 pub(crate) async fn run(common: &Common, command: Inspect) -> anyhow::Result<()> {
     let nodes = Nodes::find(common).await?;
     let identity = identity(common)?;
-    let mut interfaces = Vec::new();
+    let (mut interfaces, mut failure) = (Vec::new(), None);
     for node in nodes.alike(&command.node)? {
         let caller = Caller::of(node, identity.as_ref(), Client::builder().timeout(ANSWER_TIMEOUT))?;
-        interfaces.push(serde_json::from_value::<Interface>(caller.call("inspect", "", None).await?)?);
+        match caller.call("inspect", "", None).await {
+            Ok(answer) => interfaces.push(serde_json::from_value::<Interface>(answer)?),
+            Err(error) => drop(failure.get_or_insert(error)),
+        }
     }
-    Ok(print(common.json, &interfaces, |all| all.iter().map(text).collect::<Vec<_>>().join("\n"))?)
+    if !interfaces.is_empty() {
+        print(common.json, &interfaces, |all| all.iter().map(text).collect::<Vec<_>>().join("\n"))?;
+    }
+    failure.map_or(Ok(()), Err)
 }
 
 fn text(interface: &Interface) -> String {

@@ -1,5 +1,7 @@
 //! `protoplex join`: the side-car of a user's HTTP server. It holds the server's membership while the server is healthy.
 
+mod notify;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -7,8 +9,8 @@ use anyhow::Context;
 use protoplex_runtime::signals::StopSignals;
 use protoplex_wire::enrolment::keep_renewed;
 use protoplex_wire::follow::{Follower, Link};
+use protoplex_wire::holder::Lost;
 use protoplex_wire::identity::{Identity, Kind, new_instance};
-use protoplex_wire::pattern::MAX_NAME_BYTES;
 use protoplex_wire::proto::Member;
 use protoplex_wire::seeds::Seeds;
 use reqwest::Url;
@@ -18,9 +20,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::cli::{Common, Join};
+use crate::cli::{Common, Join, Usage};
 use crate::cluster::Cluster;
 use crate::output;
+use crate::rpc::why;
+use notify::{Key, Notify};
 
 /// Checks in a row that must fail before the server is taken out.
 const FAILURES_TO_LEAVE: u32 = 2;
@@ -35,6 +39,9 @@ pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
     // Credentials are for one name: its members are known by it.
     let enrolled = (own.kind == Kind::Backend).then_some(own.node);
     let backend = Backend::parse(&command, enrolled.as_deref()).await?;
+    let path = command.notify.as_ref();
+    let notify = path.map(|path| command.backend.join(path)).transpose().context("bad --notify")?;
+    let notify = notify.map(|url| Notify::new(url, backend.client.clone()));
     let sidecar = Sidecar {
         identity: cluster.identity().clone(),
         seeds: cluster.seeds().clone(),
@@ -42,6 +49,7 @@ pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
         json: common.json,
         capacity: command.capacity,
         movable: command.movable,
+        notify,
         drain: command.drain,
         backend,
         enrolled,
@@ -63,6 +71,7 @@ struct Sidecar {
     json: bool,
     capacity: u32,
     movable: bool,
+    notify: Option<Notify>,
     drain: Duration,
     backend: Backend,
     /// The name that its credentials are for; an operator's are for any.
@@ -77,49 +86,73 @@ impl Sidecar {
                 () = self.until_healthy() => {}
                 _ = stop.next() => return Ok(()),
             }
-            let link = Link::open(&self.identity, self.seeds.clone(), self.follower())?;
+            let follower = Follower::of_backend(self.backend.member.clone(), self.enrolled.as_deref());
+            let link = Link::open(&self.identity, self.seeds.clone(), follower)?;
             link.set_capacity(self.capacity);
-            let moving = self.give_up_by(&link);
+            let asked = self.give_up_by(&link);
             let reason = tokio::select! {
-                reason = self.while_healthy(&link, moving) => reason,
+                reason = self.while_healthy(&link, asked) => reason,
                 _ = stop.next() => {
                     tokio::select! {
-                        () = link.part_with_all(self.drain, |_, _| {}) => {}
+                        () = self.part_with_all(&link) => {}
                         // Whoever asks twice is in a hurry.
                         _ = stop.next() => {}
                     }
-                    link.leave().await;
-                    self.say("left", "");
+                    self.part(&link, "").await;
                     return Ok(());
                 }
             };
-            link.leave().await;
-            self.say("left", &reason);
+            self.part(&link, &reason).await;
         }
     }
 
-    /// Idle keys are given up at once. Those that move come out here, where they may.
-    fn give_up_by(&self, link: &Link) -> UnboundedReceiver<(String, u64)> {
-        let (tell_moving, moving) = unbounded_channel();
-        if self.movable {
+    /// Leaves, and says so where it was a member.
+    async fn part(&self, link: &Link, reason: &str) {
+        let was_member = *link.connection().borrow();
+        link.leave().await;
+        if was_member {
+            self.say("left", reason);
+        }
+    }
+
+    /// Idle keys are given up at once, unless the server is to be asked. Those that move come out here, where they may; so
+    /// do all that it is asked for.
+    fn give_up_by(&self, link: &Link) -> UnboundedReceiver<Asked> {
+        let (tell_asked, asked) = unbounded_channel();
+        let has_say = self.notify.is_some();
+        if self.movable || has_say {
             link.yield_by(move |wanted| {
-                if !wanted.idle {
-                    let _ = tell_moving.send((wanted.key.to_owned(), wanted.epoch));
+                if has_say || !wanted.idle {
+                    let key = Key { key: wanted.key.to_owned(), epoch: wanted.epoch };
+                    let _ = tell_asked.send(Asked { key, idle: wanted.idle });
                 }
-                wanted.idle
+                // What it has to be asked about may be given up later.
+                wanted.idle && !has_say
             });
         }
-        moving
+        asked
     }
 
-    fn follower(&self) -> Follower {
-        let member = &self.backend.member;
-        Follower {
-            node: self.enrolled.clone().unwrap_or_else(|| node_name(&member.instance, &member.id)),
-            child: 0,
-            kind: "backend".to_owned(),
-            zone: member.zone.clone(),
-            member: Some(member.clone()),
+    /// Gives up what was asked for, once nothing of it should be under way at the server any more.
+    fn give_up(&self, link: &Link, asked: Vec<Asked>) {
+        let (link, notify) = (link.clone(), self.notify.clone());
+        spawn_local(async move {
+            let (idle, moving): (Vec<_>, Vec<_>) = asked.into_iter().partition(|asked| asked.idle);
+            let keys = |asked: Vec<Asked>| asked.into_iter().map(|asked| asked.key).collect::<Vec<_>>();
+            if let Some(notify) = notify {
+                notify.ask_for(&link, keys(moving), false).await;
+                notify.ask_for(&link, keys(idle), true).await;
+            } else {
+                sleep(MOVING_GRACE).await;
+                link.release(keys(moving).into_iter().map(|Key { key, epoch }| (key, epoch)));
+            }
+        });
+    }
+
+    async fn part_with_all(&self, link: &Link) {
+        match &self.notify {
+            Some(notify) => notify.ask_for_all(link, self.drain).await,
+            None => link.part_with_all(self.drain, |_, _| {}).await,
         }
     }
 
@@ -140,7 +173,8 @@ impl Sidecar {
     }
 
     /// Ends when the server is no longer healthy, with the reason.
-    async fn while_healthy(&self, link: &Link, mut moving: UnboundedReceiver<(String, u64)>) -> String {
+    async fn while_healthy(&self, link: &Link, mut asked: UnboundedReceiver<Asked>) -> String {
+        let (mut lost, notify) = (link.lost_keys(), self.notify.as_ref());
         let (mut connection, mut refusal) = (link.connection(), link.refusal());
         let mut ticks = interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -148,15 +182,14 @@ impl Sidecar {
         loop {
             // Every arm is cancel-safe.
             tokio::select! {
-                Some(first) = moving.recv() => {
-                    let mut keys = vec![first];
-                    keys.extend(std::iter::from_fn(|| moving.try_recv().ok()));
-                    let link = link.clone();
-                    spawn_local(async move {
-                        sleep(MOVING_GRACE).await;
-                        link.release(keys);
-                    });
+                Some(first) = asked.recv() => {
+                    let mut all = vec![first];
+                    all.extend(std::iter::from_fn(|| asked.try_recv().ok()));
+                    self.give_up(link, all);
                 }
+                Some(lost) = next(&mut lost) => if let Some(notify) = notify.cloned() {
+                    spawn_local(async move { notify.tell_lost(lost).await });
+                },
                 _ = ticks.tick() => match self.backend.check().await {
                     Ok(()) => failures = 0,
                     Err(reason) => {
@@ -201,6 +234,20 @@ impl Sidecar {
     }
 }
 
+/// A key that the seed asks for.
+struct Asked {
+    key: Key,
+    idle: bool,
+}
+
+/// Cancel-safe.
+async fn next(lost: &mut Option<UnboundedReceiver<Lost>>) -> Option<Lost> {
+    match lost {
+        Some(lost) => lost.recv().await,
+        None => None,
+    }
+}
+
 struct Backend {
     member: Member,
     address: SocketAddr,
@@ -218,6 +265,9 @@ impl Backend {
         let address = address.with_context(|| format!("the host {host:?} of the backend has no address"))?;
         let health =
             command.health.as_ref().map(|path| url.join(path)).transpose().context("bad --health")?;
+        if health.as_ref().is_some_and(|health| health.origin() != url.origin()) {
+            return Err(Usage("--health is a path of the backend itself, as in /healthz".to_owned()).into());
+        }
         let member = Member {
             id: command
                 .id
@@ -246,15 +296,7 @@ impl Backend {
                 Err(format!("its health is {}", answer.status()))
             }
             Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(why(&error)),
         }
     }
-}
-
-/// A side-car counts as a node of its own, which no other is taken for: "rooms/127.0.0.1:3000" →
-/// "join-0f3a9c24-rooms-127-0-0-1-3000".
-fn node_name(instance: &str, member: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    let name: String = format!("{instance:.8}-{member}").chars().map(plain).collect();
-    format!("join-{name}").chars().take(MAX_NAME_BYTES).collect()
 }

@@ -113,6 +113,11 @@ impl Nodes {
         self.found.iter().map(|(node, found)| (node.as_str(), found))
     }
 
+    /// Whether there is a node of this name.
+    pub(crate) fn has(&self, node: &str) -> bool {
+        self.found.contains_key(node)
+    }
+
     /// The node of this name; the error names those that there are.
     pub(crate) fn named(&self, node: &str) -> anyhow::Result<&Found> {
         if let Some(found) = self.found.get(node) {

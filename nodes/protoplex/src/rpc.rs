@@ -39,6 +39,10 @@ impl Caller {
         Ok(Self { node: node.to_owned(), found: found.clone(), meta })
     }
 
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Whether it still reaches that node.
     pub(crate) fn is_for(&self, found: &Found) -> bool {
         self.found.meta == found.meta && self.found.is_local == found.is_local
@@ -82,7 +86,7 @@ pub(crate) fn identity(common: &Common) -> anyhow::Result<Option<Identity>> {
 }
 
 /// The innermost cause says it in the fewest words.
-fn why(error: &reqwest::Error) -> String {
+pub(crate) fn why(error: &reqwest::Error) -> String {
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     causes.last().map(ToString::to_string).unwrap_or_default()
 }

@@ -35,6 +35,9 @@ struct SeedReport {
     ready: bool,
 }
 
+/// A node says how it is each second. One that says nothing for so long stands still, or its network does.
+const SILENT_AFTER: Duration = Duration::from_secs(4);
+
 /// What can be told where no seed can be reached.
 #[derive(Serialize)]
 struct WithoutSeed {
@@ -104,11 +107,8 @@ impl MemberReport {
     /// What makes it other than the rest.
     fn in_words(&self) -> String {
         let moving = format!("{} are to be moved to it", plural(self.moving_in as usize, "key"));
-        let all = [
-            (self.draining, "draining"),
-            (self.overloaded, "overloaded: others get new keys"),
-            (self.moving_in > 0, &moving),
-        ];
+        let all =
+            [(self.draining, "draining"), (self.overloaded, "overloaded"), (self.moving_in > 0, &moving)];
         all.into_iter().filter(|(is, _)| *is).map(|(_, words)| words).collect::<Vec<_>>().join(", ")
     }
 }
@@ -216,7 +216,8 @@ fn text(report: &Report) -> String {
         report.term,
         plural(report.keys as usize, "key")
     ));
-    let understudies = report.seeds.iter().filter(|seed| !seed.leading).map(|seed| {
+    let others = report.seeds.iter().filter(|seed| !seed.leading && seed.address != report.seed);
+    let understudies = others.map(|seed| {
         let state = if seed.ready { "could take over" } else { "can't take over" };
         [format!("Understudy {}", seed.node), seed.address.clone(), state.to_owned()]
     });
@@ -287,7 +288,7 @@ impl From<NodeStatus> for NodeReport {
             pid: hello.pid,
             ready: state.ready,
             draining: state.draining,
-            answers: true,
+            answers: Duration::from_millis(status.seen_ms_ago) < SILENT_AFTER,
             meta: hello.meta,
             listens: hello.listens,
             file_limit: state.file_limit,

@@ -2,7 +2,7 @@
 
 mod addresses;
 mod layers;
-mod wording;
+pub mod wording;
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};

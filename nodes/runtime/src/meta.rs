@@ -33,6 +33,8 @@ use door::{Caller, Door};
 pub(crate) use access::Access;
 pub use door::{MetaTlsError, TlsSettings};
 pub use guard::Tokens;
+pub(crate) use rpc::PassingLevel;
+pub use rpc::is_command_method;
 
 /// The media type of Prometheus's text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";

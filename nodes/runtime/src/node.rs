@@ -18,7 +18,7 @@ use crate::children::Children;
 use crate::commands::Reloader;
 use crate::control::Report;
 use crate::drain::{Drained, Trigger};
-use crate::meta::Access;
+use crate::meta::{Access, PassingLevel};
 use crate::running::{Address, META, Running};
 use crate::seeds::{self, SeedPage};
 use crate::solo::Solo;
@@ -43,6 +43,7 @@ pub(crate) struct Node {
     was_ready: AtomicBool,
     reloader: Reloader,
     reload: Mutex<Option<ReloadStatus>>,
+    passing_level: Mutex<Option<PassingLevel>>,
     upgrades: Upgrades,
 }
 
@@ -137,7 +138,13 @@ impl Node {
             was_ready: AtomicBool::new(was_ready),
             reloader,
             reload: Mutex::new(None),
+            passing_level: Mutex::new(None),
         }
+    }
+
+    /// The log's level that is for a while only, where it has one.
+    pub(crate) fn passing_level(&self) -> MutexGuard<'_, Option<PassingLevel>> {
+        self.passing_level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn body(&self) -> &Body {

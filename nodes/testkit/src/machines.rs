@@ -147,6 +147,11 @@ impl Machines {
         self.ports["http"].address()
     }
 
+    /// The folder with the cluster's identity, for what is no node.
+    pub fn identity(&self) -> PathBuf {
+        self.data(EDGE).join("cluster")
+    }
+
     fn data(&self, machine: &str) -> PathBuf {
         self.folder.path().join(machine)
     }

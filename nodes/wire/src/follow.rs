@@ -25,6 +25,7 @@ use crate::holder::{Fence, Holder, Lost};
 use crate::identity::{Identity, TrustedChannel};
 use crate::owners::{Age, Owner, Owners};
 pub use crate::pattern::MAX_KEY_BYTES;
+use crate::pattern::MAX_NAME_BYTES;
 use crate::proto::datastore_client::DatastoreClient;
 use crate::proto::seed_client::SeedClient;
 use crate::proto::{
@@ -62,6 +63,22 @@ pub struct Follower {
     pub zone: String,
     /// Where it is a member of a pool.
     pub member: Option<Member>,
+}
+
+impl Follower {
+    /// A user's own server, or whoever speaks for it. It counts as a node of its own, which no other is taken for:
+    /// "rooms/127.0.0.1:3000" → "join-0f3a9c24-rooms-127-0-0-1-3000"; or that which it has `enrolled` as.
+    #[must_use]
+    pub fn of_backend(member: Member, enrolled: Option<&str>) -> Self {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        let name = format!("{:.8}-{}", member.instance, member.id);
+        let name = name.chars().map(plain);
+        let node = match enrolled {
+            Some(node) => node.to_owned(),
+            None => "join-".chars().chain(name).take(MAX_NAME_BYTES).collect(),
+        };
+        Self { node, child: 0, kind: "backend".to_owned(), zone: member.zone.clone(), member: Some(member) }
+    }
 }
 
 /// Why there is no owner for a key at the moment.

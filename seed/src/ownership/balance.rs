@@ -99,8 +99,14 @@ impl Ownership {
         let wanting = self.members.indices(|slot| slot.wanted > 0);
         self.unbalanced = !wanting.is_empty();
         for index in wanting {
+            let donors = self.donors(index);
             let slot = &self.members[index];
             let ready = slot.is_live() && slot.link.is_some() && now >= slot.wanted_from;
+            if ready && donors.is_empty() {
+                // Nobody has too many, or nobody who may be asked for them: new keys will level it out.
+                self.members.change(index, |slot| slot.wanted = 0);
+                continue;
+            }
             let pool = &slot.member.pool;
             if !ready || !self.takes_keys(slot) || slot.overloaded || moves.0.contains_key(pool) {
                 continue;
@@ -113,7 +119,7 @@ impl Ownership {
                 left: batch.min(slot.wanted),
                 taken: 0,
                 only_cold: now < slot.joined + self.timing.settling * 5 / 2,
-                donors: self.donors(index),
+                donors,
             };
             moves.0.insert(pool.clone(), moves_of_pool);
         }

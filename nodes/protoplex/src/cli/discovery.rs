@@ -32,12 +32,13 @@ Examples:
   protoplex request proxy-1.ping '{\"payload\": [1, 2]}'
   protoplex request live.change_loglevel '{\"level\": \"debug\", \"for_s\": 60}'
   protoplex request proxy.ping -N 10000 -C 8           a benchmark, all proxies in turns
-  echo '{\"prefixes\": [\"process_\"]}' | protoplex request seed.metrics")]
+  echo '{\"prefixes\": [\"process_\"]}' | protoplex request seed.metrics -")]
 pub(crate) struct Request {
-    /// The node (proxy-1), or a kind of node (proxy) of which any one answers, and the method; `inspect` tells which there are
+    /// The node (proxy-1) and the method; `inspect` tells which there are. Of a kind of node (proxy) any one is asked, and all
+    /// are commanded
     #[arg(value_name = "NODE.METHOD", value_parser = units::method)]
     pub method: Method,
-    /// An object of JSON; - or nothing for what standard input has
+    /// An object of JSON; - for what standard input has
     #[arg(value_name = "JSON")]
     pub arguments: Option<String>,
     /// Call so often, and tell how long that took instead of the answers
@@ -51,7 +52,7 @@ pub(crate) struct Request {
     #[arg(long, value_name = "ID", value_parser = units::trace_id)]
     pub trace_id: Option<String>,
     /// How long an answer may take
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::interval)]
     pub timeout: Duration,
 }
 

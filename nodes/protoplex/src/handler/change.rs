@@ -1,15 +1,20 @@
 //! `protoplex handler add|edit|remove|enable|disable`: one handler at a time. What is so already is no change.
 
+use std::time::Duration;
+
+use protoplex_seed::handlers::check;
+use protoplex_wire::backoff::Backoff;
 use protoplex_wire::proto::{self, HandlerChanges, HandlerList};
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
 use super::{named, now, send};
-use crate::cli::{Common, HandlerAdd, HandlerEdit, HandlerFields};
-use crate::cluster::{Cluster, Outdated};
+use crate::cli::{Common, HandlerAdd, HandlerEdit, HandlerFields, Usage};
+use crate::cluster::{Cluster, Outdated, Unreachable};
 use crate::output::print;
 
-/// How often a change is made anew where somebody else was faster.
-const TRIES: usize = 5;
+/// How long a change is made anew where somebody else was faster.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Serialize)]
 struct Changed<'a> {
@@ -92,12 +97,18 @@ async fn change(
     decide: impl Fn(&HandlerList) -> anyhow::Result<HandlerChanges>,
     words: Words,
 ) -> anyhow::Result<()> {
-    let mut tries = 1;
+    let (mut backoff, end) = (Backoff::default(), Instant::now() + PATIENCE);
     let done = loop {
         let list = now(cluster).await?;
-        match send(cluster, HandlerChanges { base: list.version, ..decide(&list)? }).await {
-            Err(error) if error.is::<Outdated>() && tries < TRIES => tries += 1,
-            done => break done?,
+        let changes = decide(&list)?;
+        for handler in changes.add.iter().chain(&changes.replace) {
+            check(handler.clone()).map_err(|error| Usage(error.to_string()))?;
+        }
+        // What is made of a handler as it was must be of the last one. The rest stands by itself.
+        let base = if changes.replace.is_empty() { 0 } else { list.version };
+        match send(cluster, HandlerChanges { base, ..changes }).await {
+            Err(error) if error.is::<Outdated>() && Instant::now() < end => sleep(backoff.next_delay()).await,
+            done => break done.map_err(unmade)?,
         }
     };
     let changed =
@@ -109,6 +120,14 @@ async fn change(
         }
     })?;
     Ok(())
+}
+
+/// Where it is not known whether it was made, that is said.
+fn unmade(error: anyhow::Error) -> anyhow::Error {
+    if error.is::<Unreachable>() {
+        return error.context("whether the handler was changed is not known (run it again to see)");
+    }
+    error
 }
 
 fn replacing(handler: proto::Handler) -> HandlerChanges {

@@ -71,6 +71,11 @@ pub(super) async fn run(
 }
 
 impl Report {
+    /// In words, where not all calls were answered.
+    pub(super) fn failure(&self) -> Option<String> {
+        (self.failed > 0).then(|| format!("{} of {} calls failed", self.failed, self.calls))
+    }
+
     fn new(
         mut times: Vec<Duration>,
         failed: u64,

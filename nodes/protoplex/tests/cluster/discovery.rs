@@ -101,6 +101,13 @@ fn row_an_unknown_method_field_or_node_is_answered_with_what_there_is() {
         (&["inspect", "nobody"], "there is no node \"nobody\""),
         (&["top", "nobody"], "there is no node \"nobody\""),
         (&["top", "--interval", "1ms"], "from 100ms to 1h"),
+        (&["request", "proxy-1.ping", "--timeout", "0s"], "from 100ms to 1h"),
+        (&["discover", "prxoy"], "there is no \"prxoy\"; there are datastore, "),
+        (&["join", "--pool", "p", "--backend", "http://127.0.0.1:1", "--interval", "0s"], "from 100ms to 1h"),
+        (
+            &["join", "--pool", "p", "--backend", "http://127.0.0.1:1", "--health", "//127.0.0.1:2/x"],
+            "a path of the backend itself",
+        ),
     ];
     for (arguments, why) in table {
         let output = cluster.command(arguments).stdin(Stdio::null()).output().unwrap();
@@ -127,7 +134,7 @@ fn row_an_unknown_method_field_or_node_is_answered_with_what_there_is() {
 fn a_request_is_traced_measured_and_carried_out() {
     let cluster = start();
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-    let mut asking = cluster.command(&["request", "live.ping", "--trace-id", trace]);
+    let mut asking = cluster.command(&["request", "live.ping", "-", "--trace-id", trace]);
     let mut asking = asking.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     asking.stdin.take().unwrap().write_all(b"{\"payload\": \"from standard input\"}\n").unwrap();
     let (text, _) = told(&asking.wait_with_output().unwrap());

@@ -194,3 +194,27 @@ fn a_killed_live_child_gets_its_keys_back_and_subscribers_come_again() {
     let after: Vec<_> = (0..10).map(|n| owner(&cluster, &format!("again-{n}"))).collect();
     assert_eq!(after, before);
 }
+
+#[test]
+fn row_a_datastore_that_stands_still_for_a_while_ends_no_lead_for_good() {
+    let cluster = start();
+    let datastore = u32::try_from(cluster.node("datastore-1")["pid"].as_u64().unwrap()).unwrap();
+    let term = || -> Option<u64> {
+        let status: serde_json::Value =
+            serde_json::from_slice(&cluster.run(&["--json", "status"]).stdout).ok()?;
+        (status["leading"] == true && status["recovering"] == false).then(|| status["term"].as_u64())?
+    };
+    let mut before = until("the seed leads", term);
+    for _ in 0..3 {
+        signal(datastore, Signal::STOP);
+        until("the lead is over", || {
+            let status: serde_json::Value =
+                serde_json::from_slice(&cluster.run(&["--json", "status"]).stdout).ok()?;
+            (status["leading"] == false).then_some(())
+        });
+        signal(datastore, Signal::CONT);
+        before = until("the seed leads anew", || term().filter(|term| *term > before));
+    }
+    let added = cluster.run(&["handler", "add", "x", "--path", "/x/{x}", "--key", "{x}", "--pool", "x"]);
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+}

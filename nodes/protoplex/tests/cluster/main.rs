@@ -21,6 +21,8 @@ mod keyed_requests;
 mod large_upload;
 mod logs;
 mod moving_keys;
+mod outside;
+mod outside_rooms;
 mod privileges;
 mod running;
 mod s3;

@@ -197,9 +197,14 @@ pub(super) fn remove(table: &mut DeTable<'_>, offset: usize) -> bool {
     here.is_some_and(|name| table.remove(&name).is_some())
 }
 
+const STDIN: &str = "/dev/stdin";
+
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
+    // Where that is a socket it can't be opened once more.
+    let source: Box<dyn Read> =
+        if path == Path::new(STDIN) { Box::new(io::stdin()) } else { Box::new(File::open(path)?) };
+    source.take(FILE_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > FILE_BYTES {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB"));
     }

@@ -1,10 +1,11 @@
-//! Says what serde says in the words of who wrote the file.
+//! Says what serde says in the words of who wrote the text.
 
 /// A suggestion has to be at least so near, where 1 is the same.
 const SIMILAR: f64 = 0.6;
 
-/// The message of a deserializer for the reader of a configuration file.
-pub(super) fn plain(message: &str) -> String {
+/// The message of a deserializer for whoever wrote what it has read: a configuration, or a request.
+#[must_use]
+pub fn plain(message: &str) -> String {
     unknown(message, "unknown field ", "key")
         .or_else(|| unknown(message, "unknown variant ", "value"))
         .or_else(|| {

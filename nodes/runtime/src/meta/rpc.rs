@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
@@ -28,6 +29,11 @@ pub(super) const MAX_ARGUMENTS_BYTES: usize = 1 << 20;
 pub(super) fn only_reads(path: &str) -> bool {
     let method = path.strip_prefix(PATH).and_then(|name| named(name).ok());
     method.is_some_and(|method| !method.is_command)
+}
+
+/// Whether a method of this name changes something; of one that there is not, no.
+pub fn is_command_method(name: &str) -> bool {
+    named(name).is_ok_and(|method| method.is_command)
 }
 
 /// Whom the caller means: on another machine another node may have this address.
@@ -112,24 +118,46 @@ fn description(node: &Node) -> Value {
     })
 }
 
-/// For a while only, if that is wanted: then it is as it was, unless somebody has changed it meanwhile.
+/// For a while only, if that is wanted: then it is as it was before all that is for a while, unless somebody has changed it
+/// otherwise.
 fn change_log_level(
     node: &Arc<Node>,
     level: &str,
     period: Option<Duration>,
 ) -> Result<Outcome, CommandError> {
-    let before = telemetry::level();
+    let mut passing = node.passing_level();
+    let now = telemetry::level();
+    let before = passing.take().filter(|passing| Some(&passing.level) == now.as_ref());
+    let before = before.map(|passing| passing.before.clone()).or(now);
     let outcome = node.set_log_level(level)?;
     if let (Some(period), Some(before)) = (period, before) {
         let (node, level) = (Arc::clone(node), level.to_owned());
-        tokio::spawn(async move {
+        let timer = tokio::spawn(async move {
             sleep(period).await;
-            if telemetry::level().as_ref() == Some(&level) && node.set_log_level(&before).is_ok() {
-                info!(level = before, "logs as before");
+            if let Some(passing) = node.passing_level().take()
+                && telemetry::level().as_ref() == Some(&passing.level)
+                && node.set_log_level(&passing.before).is_ok()
+            {
+                info!(became = passing.before, "logs as before");
             }
         });
+        *passing = Some(PassingLevel { level, before, timer: timer.abort_handle() });
     }
     Ok(outcome)
+}
+
+/// A level that is for a while only.
+#[derive(Debug)]
+pub(crate) struct PassingLevel {
+    level: String,
+    before: String,
+    timer: AbortHandle,
+}
+
+impl Drop for PassingLevel {
+    fn drop(&mut self) {
+        self.timer.abort();
+    }
 }
 
 /// The trace that the caller names (W3C Trace Context, section 3.2), if it is one.
