@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 use std::process::{ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,6 +13,7 @@ use protoplex_wire::proto::EventDelivery;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::signal;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::cli::{Common, Subscribe, Usage};
@@ -35,7 +38,12 @@ pub(crate) async fn run(common: &Common, command: Subscribe) -> anyhow::Result<E
         name: group.or(durable).unwrap_or_default(),
         exclusive,
         start: from,
-        window: if exec.is_some() { 1 } else { WINDOW },
+        // No more than are wanted: what is given back has been out all the same.
+        window: match count {
+            _ if exec.is_some() => 1,
+            Some(count) => u32::try_from(count).unwrap_or(WINDOW).clamp(1, WINDOW),
+            None => WINDOW,
+        },
     };
     // Told here, where the seed would tell it later.
     for pattern in &subscription.patterns {
@@ -63,6 +71,7 @@ async fn follow(
     exec: Option<&str>,
     count: Option<u64>,
 ) -> anyhow::Result<()> {
+    let printer = Printer::start();
     let mut done = 0;
     while count.is_none_or(|count| done < count) {
         let notice = subscriber.next().await.map_err(|status| cluster.explain_bus(*status))?;
@@ -85,8 +94,11 @@ async fn follow(
                 subscriber.nack(&delivery, RETRY).await;
                 continue;
             }
-        } else if !show(common, &delivery)? {
-            return Ok(());
+        } else {
+            let line = if common.json { json(&delivery) } else { text(&delivery) };
+            if !printer.print(line).await? {
+                return Ok(());
+            }
         }
         subscriber.ack(&delivery).await;
         done += 1;
@@ -94,13 +106,33 @@ async fn follow(
     Ok(())
 }
 
-/// `false` where nobody reads it.
-fn show(common: &Common, delivery: &EventDelivery) -> io::Result<bool> {
-    let line = if common.json { json(delivery) } else { text(delivery) };
-    let mut out = io::stdout().lock();
-    match out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        written => written.map(|()| true),
+/// A thread that writes to standard output: whoever reads it slowly holds up neither the link nor Ctrl-C. It ends with the
+/// process.
+struct Printer {
+    lines: mpsc::Sender<(String, oneshot::Sender<io::Result<()>>)>,
+}
+
+impl Printer {
+    fn start() -> Self {
+        let (lines, to_print) = mpsc::channel::<(String, oneshot::Sender<_>)>();
+        thread::spawn(move || {
+            for (line, printed) in to_print {
+                let mut out = io::stdout().lock();
+                let written = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
+                let _ = printed.send(written);
+            }
+        });
+        Self { lines }
+    }
+
+    /// `false` where nobody reads it.
+    async fn print(&self, line: String) -> io::Result<bool> {
+        let (printed, is_printed) = oneshot::channel();
+        let _ = self.lines.send((line, printed));
+        match is_printed.await.map_err(io::Error::other).flatten() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            written => written.map(|()| true),
+        }
     }
 }
 

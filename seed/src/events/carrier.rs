@@ -189,6 +189,11 @@ pub(crate) trait Carrier: Send + Sync + 'static {
         events: Vec<Outgoing>,
     ) -> impl Future<Output = Result<Vec<KeptEvent>, CarrierError>> + Send;
 
+    /// How long the JSON of an event may be, beside the limit for all.
+    fn max_event_bytes(&self) -> usize {
+        usize::MAX
+    }
+
     /// Takes a subscriber up. Events come in the order of their positions, but for those that come again; those of a
     /// name go to one of its subscribers each, and the position of the name lasts.
     fn subscribe(&self, interest: Interest) -> impl Future<Output = Result<Membership, CarrierError>> + Send;
@@ -222,6 +227,13 @@ impl Carrier for AnyCarrier {
         match self {
             Self::Kept(kept) => kept.publish(events).await,
             Self::Nats(nats) => nats.publish(events).await,
+        }
+    }
+
+    fn max_event_bytes(&self) -> usize {
+        match self {
+            Self::Kept(kept) => kept.max_event_bytes(),
+            Self::Nats(nats) => nats.max_event_bytes(),
         }
     }
 

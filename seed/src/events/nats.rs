@@ -7,7 +7,8 @@
 mod connect;
 mod member;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -49,6 +50,8 @@ const MAX_OUT: i64 = 8192;
 const FORGET_AFTER: Duration = Duration::from_secs(30);
 /// Beside the event itself a message has subject and headers.
 const MAX_HEAD_BYTES: usize = 4096;
+/// What of that NATS counts as payload: the header with the message's id.
+const MAX_HEADER_BYTES: usize = 128;
 
 /// Events carried by NATS.
 pub(crate) struct Nats {
@@ -59,6 +62,9 @@ pub(crate) struct Nats {
     seen_to: Mutex<Option<u64>>,
     /// Grows when a subscription is removed here.
     removals: watch::Sender<u64>,
+    /// Of which subscription which position was given back how often by who had not come to it: JetStream counts that as a
+    /// delivery, and it is no attempt.
+    excused: std::sync::Mutex<HashMap<(String, u64), u32>>,
 }
 
 impl Nats {
@@ -72,7 +78,12 @@ impl Nats {
             datastore,
             seen_to: Mutex::new(None),
             removals: watch::Sender::new(0),
+            excused: std::sync::Mutex::default(),
         }))
+    }
+
+    fn excused(&self) -> MutexGuard<'_, HashMap<(String, u64), u32>> {
+        self.excused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often it was connected; nothing while it isn't.
@@ -222,6 +233,14 @@ impl Carrier for Arc<Nats> {
             }
         }
         Ok(kept)
+    }
+
+    fn max_event_bytes(&self) -> usize {
+        match self.context.client().server_info().max_payload {
+            // It has not been there yet.
+            0 => usize::MAX,
+            most => most.saturating_sub(MAX_HEADER_BYTES),
+        }
     }
 
     async fn subscribe(&self, interest: Interest) -> Result<Membership, CarrierError> {

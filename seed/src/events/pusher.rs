@@ -16,6 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+const STUCK: &str = "due events are larger than NATS takes (max_payload), and wait until it does";
 
 /// Publishes for as long as this future runs, while this seed leads. What is published and not dropped, for the seed dies
 /// in between, is published again, and known by its source and id.
@@ -26,8 +27,13 @@ pub(crate) async fn push(datastore: EventLogs, carrier: impl Carrier, mut leads:
             return;
         }
         let pause = match turn(&datastore, &carrier).await {
-            Ok(taken) => {
-                complaint.clear();
+            Ok(Turn { taken, stuck }) => {
+                if stuck == 0 {
+                    complaint.clear();
+                } else if complaint != STUCK {
+                    tracing::error!(stuck, "{STUCK}");
+                    complaint = STUCK.to_owned();
+                }
                 if taken < BATCH as usize { LOOK_EVERY } else { Duration::ZERO }
             }
             Err(error) => {
@@ -43,11 +49,21 @@ pub(crate) async fn push(datastore: EventLogs, carrier: impl Carrier, mut leads:
     }
 }
 
-/// How many were due.
-async fn turn(datastore: &EventLogs, carrier: &impl Carrier) -> Result<usize, CarrierError> {
+struct Turn {
+    /// How many were published.
+    taken: usize,
+    /// How many can't be, and stay.
+    stuck: usize,
+}
+
+async fn turn(datastore: &EventLogs, carrier: &impl Carrier) -> Result<Turn, CarrierError> {
     let due = call(datastore.client().due_events(DueEventsRequest { limit: BATCH })).await?.events;
+    // The carrier's limit may be another one than when it was asked first. The others don't wait for these.
+    let most = carrier.max_event_bytes();
+    let (due, stuck): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.event.len() <= most);
+    let stuck = stuck.len();
     if due.is_empty() {
-        return Ok(0);
+        return Ok(Turn { taken: 0, stuck });
     }
     let (numbers, events): (Vec<_>, Vec<_>) =
         due.into_iter().map(|DueEvent { number, event }| (number, event)).unzip();
@@ -62,9 +78,9 @@ async fn turn(datastore: &EventLogs, carrier: &impl Carrier) -> Result<usize, Ca
     if !events.is_empty() {
         carrier.publish(events).await?;
     }
-    let count = numbers.len();
+    let taken = numbers.len();
     call(datastore.client().drop_due(DropDueRequest { numbers })).await?;
-    Ok(count)
+    Ok(Turn { taken, stuck })
 }
 
 async fn call<T>(answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {

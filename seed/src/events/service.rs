@@ -70,6 +70,11 @@ impl EventBus {
         if Duration::from_millis(delay_ms) > MAX_DELAY {
             return Err(Status::invalid_argument("an event is delayed for a year at most"));
         }
+        let most = self.carrier.max_event_bytes();
+        if events.iter().any(|event| event.json.len() > most) {
+            let reason = format!("NATS takes no event as large as that: {most} bytes at most (max_payload)");
+            return Err(Status::resource_exhausted(reason));
+        }
         let new = |event: Outgoing| NewEvent { key: event.key.to_vec(), event: event.json };
         let request = PostponeEventsRequest { events: events.into_iter().map(new).collect(), delay_ms };
         let mut datastore = self.datastore.client();

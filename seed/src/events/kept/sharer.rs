@@ -130,12 +130,16 @@ impl Sharer {
                     let _ = to_self.send(Call::Leave(member)).await;
                 });
             }
-            Call::Answer(_, Answer::Ack(positions)) => {
+            Call::Answer(member, Answer::Ack(positions)) => {
+                if let Some(last) = positions.iter().max() {
+                    self.sharing.answered(member, *last, now);
+                }
                 positions.into_iter().for_each(|position| self.sharing.ack(position));
             }
             // Who is alone, and has no deadline, has nobody else to leave it to.
             Call::Answer(_, Answer::Nack(position, _)) if self.name.is_empty() => self.sharing.ack(position),
             Call::Answer(member, Answer::Nack(position, delay)) => {
+                self.sharing.answered(member, position, now);
                 self.sharing.nack(member, position, now + delay);
             }
             Call::Leave(member) => self.leave(member, seats, now),

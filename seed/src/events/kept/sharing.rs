@@ -69,6 +69,10 @@ enum Place {
 struct Member {
     window: usize,
     out: BTreeSet<u64>,
+    /// Up to which event it has answered, and when it did so last.
+    answered: Option<(u64, BootTime)>,
+    /// When it last let the time of an event pass that counts as an attempt.
+    late: Option<BootTime>,
 }
 
 /// An event for a member.
@@ -133,7 +137,7 @@ impl Sharing {
 
     /// A member comes, who may have so many events out.
     pub(super) fn join(&mut self, member: MemberId, window: usize) {
-        self.members.insert(member, Member { window, out: BTreeSet::new() });
+        self.members.insert(member, Member { window, out: BTreeSet::new(), answered: None, late: None });
     }
 
     /// A member leaves. What it had is for others, at once. Only the first of it counts as an attempt: that one it may
@@ -147,6 +151,14 @@ impl Sharing {
                 pending.attempts -= 1;
             }
             self.give_back(position, now);
+        }
+    }
+
+    /// A member has answered this event, so it is at work: what it has behind that one waits its turn.
+    pub(super) fn answered(&mut self, member: MemberId, position: u64, now: BootTime) {
+        if let Some(member) = self.members.get_mut(&member) {
+            let last = member.answered.map_or(position, |(last, _)| last.max(position));
+            (member.answered, member.late) = (Some((last, now)), None);
         }
     }
 
@@ -165,12 +177,47 @@ impl Sharing {
         }
     }
 
-    /// Takes back what members have let time out.
+    /// Takes back what members have let time out. Of those who take one event after the other the rest has only waited for
+    /// its turn: it has more time while they go on, and when they stand still only the first of it counts as an attempt.
     pub(super) fn expire(&mut self, now: BootTime) {
         while let Some(&(deadline, position)) = self.deadlines.first()
             && deadline <= now
         {
-            self.give_back(position, now);
+            match self.turn_ends(position).filter(|end| *end > now) {
+                Some(end) => self.put_off(position, end),
+                None => {
+                    self.blame(position, now);
+                    self.give_back(position, now);
+                }
+            }
+        }
+    }
+
+    /// Until when an event may be out that its member has not come to yet, as it seems.
+    fn turn_ends(&self, position: u64) -> Option<BootTime> {
+        let Place::Out(member, _) = self.pending.get(&position)?.place else { return None };
+        let (last, at) = self.members.get(&member)?.answered?;
+        (position > last).then_some(at + self.terms.ack_timeout?)
+    }
+
+    fn put_off(&mut self, position: u64, deadline: BootTime) {
+        let Some(Pending { place: Place::Out(_, before), .. }) = self.pending.get_mut(&position) else {
+            return;
+        };
+        self.deadlines.remove(&(*before, position));
+        *before = deadline;
+        self.deadlines.insert((deadline, position));
+    }
+
+    /// The time of an event that is out has passed: an attempt, unless its member stands still at an earlier one.
+    fn blame(&mut self, position: u64, now: BootTime) {
+        let Some(pending) = self.pending.get_mut(&position) else { return };
+        let (Place::Out(member, _), Some(timeout)) = (pending.place, self.terms.ack_timeout) else { return };
+        let Some(member) = self.members.get_mut(&member) else { return };
+        match member.late {
+            // What was given out with the one that counts.
+            Some(late) if now < late + timeout / 2 => pending.attempts -= 1,
+            _ => member.late = Some(now),
         }
     }
 

@@ -24,6 +24,8 @@ const BURY_AGAIN: Duration = Duration::from_secs(1);
 /// What a subscriber leaves is for others so much later: JetStream needs a moment to forget whom it was on its way to, and
 /// what it gives to somebody who is gone waits for the whole ack timeout.
 const GIVE_BACK_AFTER: Duration = Duration::from_millis(100);
+/// Events that were given back untried, of all subscriptions: beyond that they count as attempts.
+const MAX_EXCUSED: usize = 65_536;
 /// How often it is looked whether the connection is another one.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Of those looks, one in so many also asks whether events were dropped before they were delivered.
@@ -132,6 +134,8 @@ impl Member {
                 }
             }
         }
+        // The first it may have failed of; the rest it had not come to.
+        let tried = self.out.keys().next().copied();
         let mut left: Vec<Message> = self.out.into_values().filter_map(|(message, _)| message).collect();
         while let Some(Some(Ok(message))) = next(&mut batch).now_or_never() {
             left.push(message);
@@ -139,6 +143,14 @@ impl Member {
         // First the question goes: else what is given back would be its answer.
         drop(batch);
         for message in left.into_iter().filter(|_| !self.interest.name.is_empty()) {
+            let position = message.info().map(|info| info.stream_sequence).ok();
+            if let Some(position) = position.filter(|position| Some(*position) != tried) {
+                let mut excused = self.nats.excused();
+                if excused.len() >= MAX_EXCUSED {
+                    excused.clear();
+                }
+                *excused.entry((self.interest.name.clone(), position)).or_default() += 1;
+            }
             let _ = message.ack_with(AckKind::Nak(Some(GIVE_BACK_AFTER))).await;
         }
     }
@@ -165,7 +177,9 @@ impl Member {
     async fn deliver(&mut self, message: Message) -> bool {
         let Ok(info) = message.info() else { return true };
         let (position, kept_at_ms) = (info.stream_sequence, millis(info.published));
-        let attempt = u32::try_from(info.delivered).unwrap_or(1);
+        let delivered = u32::try_from(info.delivered).unwrap_or(1);
+        let excused = self.nats.excused().get(&(self.interest.name.clone(), position)).copied();
+        let attempt = delivered.saturating_sub(excused.unwrap_or_default()).max(1);
         let topic = self.nats.topic(&message.subject);
         let is_wanted = topic.is_some_and(|topic| self.interest.patterns.iter().any(|it| it.matches(topic)));
         self.position = self.position.max(position);
@@ -194,6 +208,7 @@ impl Member {
         match answer {
             Answer::Ack(positions) => {
                 for position in positions {
+                    self.nats.excused().remove(&(self.interest.name.clone(), position));
                     if let Some((Some(message), _)) = self.out.remove(&position) {
                         let _ = message.ack().await;
                     }

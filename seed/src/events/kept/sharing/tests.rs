@@ -44,6 +44,39 @@ fn a_member_has_at_most_its_window() {
 }
 
 #[test]
+fn who_takes_one_after_the_other_is_not_hurried_and_who_stands_still_is_blamed_for_one() {
+    let mut sharing = sharing(10, 4);
+    assert_eq!(offers(&mut sharing, at(0)).len(), 4);
+    // It answers one each 20 s: what is behind waits its turn.
+    for (position, now) in [(1, 20), (2, 40), (3, 60)] {
+        sharing.expire(at(now - 1));
+        assert_eq!(offers(&mut sharing, at(now - 1)), [], "{now}");
+        sharing.answered(1, position, at(now));
+        sharing.ack(position);
+    }
+    sharing.expire(at(89));
+    assert_eq!(offers(&mut sharing, at(89)), []);
+    sharing.expire(at(90));
+    assert_eq!(offers(&mut sharing, at(90)), [(1, 4, 2)], "it stands still");
+
+    let mut sharing = self::sharing(10, 3);
+    for round in 1..=2 {
+        let given = offers(&mut sharing, at(30 * (round - 1)));
+        assert_eq!(given, [(1, 1, round as u32), (1, 2, 1), (1, 3, 1)], "only the first is an attempt");
+        sharing.expire(at(30 * round));
+    }
+    // Who answers out of order has its time for each.
+    sharing.leave(1, at(60));
+    sharing.join(2, 10);
+    offers(&mut sharing, at(60));
+    sharing.answered(2, 3, at(80));
+    sharing.ack(3);
+    sharing.expire(at(90));
+    assert_eq!(offers(&mut sharing, at(90)), [(2, 2, 1)]);
+    assert_eq!(sharing.next_dead().map(|(record, attempts)| (record.position, attempts)), Some((1, 3)));
+}
+
+#[test]
 fn members_share_and_inherit() {
     let mut sharing = sharing(10, 0);
     sharing.join(2, 10);
