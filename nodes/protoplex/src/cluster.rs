@@ -155,15 +155,12 @@ impl Cluster {
         }
     }
 
-    /// As [`Self::explain`], for calls of which the seed itself may say that what they need is away: NATS, say.
-    pub(crate) fn explain_bus(&self, status: Status) -> anyhow::Error {
-        let is_told = status.code() == Code::Unavailable && std::error::Error::source(&status).is_none();
-        if is_told { Unreachable(status.message().to_owned()).into() } else { self.explain(status) }
-    }
-
     /// Says in the operator's words what a call failed of.
     pub(crate) fn explain(&self, status: Status) -> anyhow::Error {
+        // What has no cause on the way here the seed has said itself: that it does not lead, or that NATS is away.
+        let is_told = std::error::Error::source(&status).is_none();
         match status.code() {
+            Code::Unavailable if is_told => Unreachable(status.message().to_owned()).into(),
             Code::Unavailable | Code::DeadlineExceeded => anyhow::Error::new(Unreachable(format!(
                 "no seed answers at {}: is the cluster up? ({})",
                 self.seed(),

@@ -161,7 +161,7 @@ async fn publish(
 ) -> anyhow::Result<Vec<Row>> {
     let kept = bus.publish(&events, delay, patience).await.map_err(|error| match error {
         PublishError::Event(error) => misuse(error),
-        PublishError::Refused(status) => cluster.explain_bus(*status),
+        PublishError::Refused(status) => cluster.explain(*status),
     })?;
     let row = |(event, kept): (CloudEvent, KeptEvent)| Row {
         id: event.id().to_owned(),

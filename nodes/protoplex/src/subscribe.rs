@@ -53,7 +53,7 @@ pub(crate) async fn run(common: &Common, command: Subscribe) -> anyhow::Result<E
         protoplex_wire::events::check_name(&subscription.name).map_err(Usage)?;
     }
     let mut subscriber = cluster.bus().await?.subscribe(subscription);
-    subscriber.connect(Instant::now() + PATIENCE).await.map_err(|status| cluster.explain_bus(*status))?;
+    subscriber.connect(Instant::now() + PATIENCE).await.map_err(|status| cluster.explain(*status))?;
     let follow = follow(common, &cluster, &mut subscriber, exec.as_deref(), count);
     tokio::select! {
         followed = follow => followed?,
@@ -74,7 +74,7 @@ async fn follow(
     let printer = Printer::start();
     let mut done = 0;
     while count.is_none_or(|count| done < count) {
-        let notice = subscriber.next().await.map_err(|status| cluster.explain_bus(*status))?;
+        let notice = subscriber.next().await.map_err(|status| cluster.explain(*status))?;
         let delivery = match notice {
             Notice::Event(delivery) => delivery,
             Notice::Lost(lost) => {

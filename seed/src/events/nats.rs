@@ -347,6 +347,10 @@ fn unpublished(error: &context::PublishError) -> CarrierError {
         PublishErrorKind::MaxAckPending => {
             CarrierError::Full("too many events wait for NATS: publish more slowly".to_owned())
         }
+        PublishErrorKind::TimedOut => CarrierError::Away(format!(
+            "NATS did not say in time that it keeps the events ({error}), and may do so all the same: where they are \
+             published again, then by the same id"
+        )),
         _ => CarrierError::Away(format!("NATS did not keep the events: {error}; try again")),
     }
 }

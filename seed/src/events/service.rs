@@ -22,7 +22,9 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::carrier::{Answer, AnyCarrier, Carrier, EventLogs, Interest, Membership, Outgoing, Start, Told};
+use super::carrier::{
+    Answer, AnyCarrier, Carrier, CarrierError, EventLogs, Interest, Membership, Outgoing, Start, Told,
+};
 use crate::role::Role;
 
 /// Subscribers of one seed.
@@ -127,7 +129,11 @@ impl Events for EventBus {
         let kept = if delay_ms > 0 {
             self.postpone(events, delay_ms).await?
         } else {
-            let late = |_| Status::unavailable("the events were not kept in time; try again");
+            let late = |_| {
+                Status::unavailable(
+                    "the events were not kept in time, but may be later: where they are published again, then by the same id",
+                )
+            };
             timeout(PUBLISH_TIMEOUT, self.carrier.publish(events)).await.map_err(late)??
         };
         Ok(Response::new(PublishReply { kept }))
@@ -193,7 +199,14 @@ impl Events for EventBus {
         &self,
         request: Request<ListDeadEventsRequest>,
     ) -> Result<Response<DeadEventList>, Status> {
-        Ok(Response::new(call(self.datastore.client().list_buried(request.into_inner())).await?))
+        let request = request.into_inner();
+        self.not_led()?;
+        check_name(&request.subscription).map_err(Status::invalid_argument)?;
+        let known = self.carrier.subscriptions().await?.subscriptions;
+        if !known.iter().any(|subscription| subscription.name == request.subscription) {
+            return Err(CarrierError::Unknown(request.subscription).into());
+        }
+        Ok(Response::new(call(self.datastore.client().list_buried(request)).await?))
     }
 }
 

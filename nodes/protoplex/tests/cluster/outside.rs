@@ -355,6 +355,33 @@ impl Seed {
     }
 }
 
+#[test]
+fn row_what_grpc_can_not_read_and_methods_that_are_unknown_are_refused_and_harm_nobody() {
+    let cluster = start();
+    let seed = Seed::of(&cluster);
+    let member = Member::register(&seed, &registration("m"), &[]);
+    let frame = |length: u32, message: &[u8]| [&[0][..], &length.to_be_bytes(), message].concat();
+    let whole = |message: &[u8]| frame(message.len().try_into().unwrap(), message);
+    for (method, message, code, text) in [
+        ("Understudy/Leader", whole(b"\xff\xff\xff\xff\xff"), "13", "decode"),
+        ("Understudy/Leader", frame(u32::MAX, b"x"), "11", "too%20large"),
+        ("Understudy/Leader", vec![7; 5], "13", "compression%20flag"),
+        ("Seed/Reboot", whole(b""), "12", "there%20is%20no%20method"),
+        ("Operator/Status", whole(b""), "7", "may%20not%20call%20Operator.Status"),
+    ] {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&message).unwrap();
+        let body = format!("@{}", file.path().display());
+        let of_grpc = ["--http2", "-H", "content-type: application/grpc", "-H", "te: trailers"];
+        let answer =
+            seed.ask(&format!("/protoplex.v1.{method}"), &[&of_grpc[..], &["--data-binary", &body]].concat());
+        assert_eq!(answer.header("grpc-status"), Some(code), "{method}: {answer:?}");
+        assert!(answer.header("grpc-message").unwrap().contains(text), "{method}: {answer:?}");
+    }
+    assert_eq!(member.say(&[json!({"renew": {"sequence": 77_777}})]).status, 204);
+    while member.told("renewed")["sequence"] != 77_777 {}
+}
+
 /// A server in Python that gives up what its side-car asks for, denies it from then on, and tells all that it was asked.
 const NOTIFIED: &str = r#"
 import json, sys
