@@ -133,7 +133,8 @@ class Member:
     def __init__(self, cluster: Cluster, pool: str, address: str, keys: Keys, *, id: Optional[str] = None,
                  zone: str = "", capacity: int = 1) -> None:
         self._cluster, self._keys = cluster, keys
-        self._who = {"pool": pool, "id": id or f"{pool}/{address}", "address": address, "zone": zone,
+        # Left out, the id is the name that the certificate is for, and the address.
+        self._who = {"pool": pool, **({"id": id} if id else {}), "address": address, "zone": zone,
                      "capacity": capacity, "movable": True, "instance": os.urandom(16).hex()}
         # Guards what follows; told whenever that changes.
         self._changed = threading.Condition()

@@ -240,7 +240,8 @@ fn row_what_is_no_registration_is_refused_with_a_sentence_and_disturbs_nobody() 
     let seed = Seed::of(&cluster);
     let member = Member::register(&seed, &registration("m"), &[]);
     let with = |field: &str, value: Value| {
-        let mut registration = registration("other");
+        let mut registration = registration("m/other");
+        registration["instance"] = "other".into();
         registration[field] = value;
         registration.to_string()
     };
