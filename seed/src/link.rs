@@ -229,7 +229,8 @@ impl JoinLink {
             match request.message {
                 Some(join_request::Message::State(state)) => {
                     cluster.tell(move |cluster, now| cluster.node_state(link, state, now)).await;
-                    self.say(join_reply::Message::Seen(HeartbeatSeen { idle: self.is_idle() }))?;
+                    let (idle, term) = (self.is_idle(), self.term());
+                    self.say(join_reply::Message::Seen(HeartbeatSeen { idle, term }))?;
                 }
                 Some(join_request::Message::Hello(hello)) => {
                     self.check(&hello)?;
@@ -264,6 +265,10 @@ impl JoinLink {
 
     fn is_idle(&self) -> bool {
         *self.role.borrow() == Role::Waiting
+    }
+
+    fn term(&self) -> u64 {
+        if let Role::Leading(term) = *self.role.borrow() { term } else { 0 }
     }
 }
 

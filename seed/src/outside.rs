@@ -27,6 +27,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Json, Router};
 use futures_util::StreamExt;
+use protoplex_wire::gate::pass_over;
 use protoplex_wire::identity::{Kind, Peer};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::follow_reply::Message as Told;
@@ -52,8 +53,6 @@ const MAX_BODIES: usize = 32;
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same of one that nobody wants.
-const UNWANTED_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the seed may take to welcome a member, its row in the datastore included, or to find an owner.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that may wait for the cluster's task.
@@ -222,7 +221,7 @@ fn checked(named: Named) -> Result<(String, String), Problem> {
 // ---- what else comes ----
 
 async fn unknown(uri: Uri, request: Request) -> Response {
-    pass_over(request).await;
+    pass_over(request.into_body()).await;
     let detail = format!(
         "there is nothing at {}: POST /v1/members, POST /v1/members/SESSION, GET or POST /v1/keys/POOL/KEY",
         uri.path()
@@ -231,14 +230,9 @@ async fn unknown(uri: Uri, request: Request) -> Response {
 }
 
 async fn not_allowed(method: Method, uri: Uri, request: Request) -> Response {
-    pass_over(request).await;
+    pass_over(request.into_body()).await;
     let detail = format!("{} does not take {method}", uri.path());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).into_response()
-}
-
-/// Reads a little of what nobody wants: some clients see no answer that comes while they send.
-async fn pass_over(request: Request) {
-    let _ = timeout(UNWANTED_TIMEOUT, whole(request.into_body(), MAX_QUESTION_BYTES)).await;
 }
 
 impl Outside {

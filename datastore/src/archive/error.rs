@@ -41,7 +41,9 @@ pub enum ArchiveError {
         found: String,
     },
     /// A datastore runs on it.
-    #[error("{0} is in use: stop the datastores that run on it first (protoplex drain datastore-1)")]
+    #[error(
+        "{0} is in use: stop the datastores that run on it first (protoplex drain datastore-1; under `up`, end `up`)"
+    )]
     InUse(String),
     /// There is none.
     #[error("there is no database at {0}: is --data right?")]

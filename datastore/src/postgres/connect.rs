@@ -38,8 +38,8 @@ pub struct Target {
 pub enum TargetError {
     /// It is another kind of database, or no URL.
     #[error(
-        "names no kind of database that Protoplex knows: write postgres://USER@HOST/DATABASE, or leave it out for a \
-         file in the data directory"
+        "names no kind of database that Protoplex knows: write postgres://USER@HOST/DATABASE; the SQLite file in the \
+         data directory has no URL"
     )]
     Scheme,
     /// It can't be read.
@@ -162,8 +162,8 @@ mod tests {
     fn what_names_no_database_is_refused() {
         let table = [
             ("mysql://app@host/edge", "write postgres://"),
-            ("sqlite:edge.db", "leave it out"),
-            ("edge.db", "leave it out"),
+            ("sqlite:edge.db", "has no URL"),
+            ("edge.db", "has no URL"),
             ("postgres://app:hush@host:port/edge", "invalid port number"),
             ("postgres://app@host", "names no database"),
             ("postgres://app@host/edge?sslmod=require", "unknown parameter \"sslmod\""),

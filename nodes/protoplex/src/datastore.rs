@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write, stderr, stdin, stdout};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protoplex_datastore::archive::{self, ArchiveError, Database, Summary};
 use protoplex_datastore::{postgres, postgres::Target};
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 use crate::cli::{Common, DatastoreCommand, Migrate, Usage};
 use crate::cluster::Unreachable;
@@ -95,7 +95,8 @@ async fn migrate(
     let destination = match &*to {
         FILE => protoplex_datastore::config::database_file(&settings.data),
         url => Database::server(
-            Target::parse(url, password.as_deref()).map_err(|error| Usage(format!("--to {error}")))?,
+            Target::parse(url, password.as_deref())
+                .map_err(|error| Usage(format!("--to {error}; or sqlite, which is that file")))?,
         ),
     };
     let bar = bar("moved");
@@ -117,9 +118,9 @@ async fn migrate(
 async fn export(database: &Database, out: Destination) -> anyhow::Result<Summary> {
     let bar = bar("exported");
     let exported = match out.is_gzip() {
-        false => archive::export(database, BufWriter::new(&out), || bar.inc(1)).await,
+        false => archive::export(database, BufWriter::new(out.out()), || bar.inc(1)).await,
         true => {
-            let mut encoder = GzEncoder::new(BufWriter::new(&out), Compression::default());
+            let mut encoder = GzEncoder::new(BufWriter::new(out.out()), Compression::default());
             let exported = archive::export(database, &mut encoder, || bar.inc(1)).await;
             exported.and_then(|summary| Ok(encoder.finish()?.flush().map(|()| summary)?))
         }
@@ -150,9 +151,14 @@ fn report(common: &Common, done: &str, from: &str, to: &str, tables: Summary) ->
     Ok(print(common.json, &report, text)?)
 }
 
-/// Where an archive is written: it has its name only once it is whole.
-struct Destination {
-    file: Option<(File, PathBuf, PathBuf)>,
+/// Where an archive is written.
+enum Destination {
+    /// Standard output.
+    Standard,
+    /// Something that is there and no file, a pipe say.
+    Straight(File),
+    /// A file: it has its name only once it is whole.
+    Whole(NamedTempFile, PathBuf),
 }
 
 impl Destination {
@@ -162,53 +168,43 @@ impl Destination {
                 let advice = "an archive is for a file or a pipe: name a FILE, or pipe it to another command";
                 return Err(Usage(advice.to_owned()).into());
             }
-            return Ok(Self { file: None });
+            return Ok(Self::Standard);
         }
-        let mut part = name.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        // It holds digests of secrets, and names.
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let file = options.open(&part).with_context(|| format!("can't write {}", part.display()))?;
-        Ok(Self { file: Some((file, part, name.to_owned())) })
+        let unwritable = || format!("can't write {}", name.display());
+        match fs::metadata(name) {
+            Ok(there) if !there.is_file() => {
+                let file = OpenOptions::new().write(true).open(name).with_context(unwritable)?;
+                return Ok(Self::Straight(file));
+            }
+            // Through a link: it stays one.
+            Ok(_) => Self::beside(fs::canonicalize(name).with_context(unwritable)?),
+            Err(_) => Self::beside(name.to_owned()),
+        }
+        .with_context(unwritable)
+    }
+
+    /// It holds digests of secrets, and names: it is its owner's alone, as tempfile makes files.
+    fn beside(name: PathBuf) -> io::Result<Self> {
+        let folder = name.parent().filter(|folder| !folder.as_os_str().is_empty());
+        Ok(Self::Whole(NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?, name))
     }
 
     fn is_gzip(&self) -> bool {
-        self.file
-            .as_ref()
-            .is_some_and(|(_, _, name)| name.extension().is_some_and(|extension| extension == "gz"))
+        matches!(self, Self::Whole(_, name) if name.extension().is_some_and(|extension| extension == "gz"))
     }
 
     /// On the disk, under its name.
-    fn keep(mut self) -> anyhow::Result<()> {
-        let Some((file, part, name)) = self.file.take() else { return Ok(()) };
-        let kept = file.sync_all().and_then(|()| fs::rename(&part, &name));
-        kept.with_context(|| format!("can't write {}", name.display()))
-    }
-}
-
-impl Drop for Destination {
-    fn drop(&mut self) {
-        if let Some((_, part, _)) = &self.file {
-            // What is left of one that failed is of no use, and in nobody's way.
-            let _ = fs::remove_file(part);
-        }
-    }
-}
-
-impl Write for &Destination {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.file {
-            Some((file, ..)) => (&mut &*file).write(bytes),
-            None => stdout().write(bytes),
-        }
+    fn keep(self) -> anyhow::Result<()> {
+        let Self::Whole(part, name) = self else { return Ok(()) };
+        let kept = part.as_file().sync_all().and_then(|()| Ok(part.persist(&name)?));
+        kept.map(drop).with_context(|| format!("can't write {}", name.display()))
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        match &self.file {
-            Some((file, ..)) => (&mut &*file).flush(),
-            None => stdout().flush(),
+    fn out(&self) -> Box<dyn Write + '_> {
+        match self {
+            Self::Standard => Box::new(stdout()),
+            Self::Straight(file) => Box::new(file),
+            Self::Whole(part, _) => Box::new(part.as_file()),
         }
     }
 }

@@ -55,9 +55,13 @@ struct Member {
 
 /// Runs the command.
 pub(crate) async fn run(common: &Common, command: Discover) -> anyhow::Result<()> {
-    let report = Report::new(Nodes::find(common).await?, &command.kinds);
+    let nodes = Nodes::find(common).await?;
+    let report = Report::new(&nodes, &command.kinds);
     if let Some(slip) = command.kinds.iter().find(|kind| !report.has(kind)) {
-        let there = Report::new(Nodes::find(common).await?, &[]);
+        if nodes.without_seed().is_some() {
+            return Err(nodes.unknown(slip));
+        }
+        let there = Report::new(&nodes, &[]);
         let names: Vec<_> = there.names().collect();
         return Err(Usage(format!("there is no {slip:?}; there are {}", names.join(", "))).into());
     }
@@ -69,7 +73,7 @@ pub(crate) async fn run(common: &Common, command: Discover) -> anyhow::Result<()
 }
 
 impl Report {
-    fn new(nodes: Nodes, wanted: &[String]) -> Self {
+    fn new(nodes: &Nodes, wanted: &[String]) -> Self {
         let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
         let mut kinds: BTreeMap<String, Vec<Instance>> = BTreeMap::new();
         for (node, found) in nodes.all().filter(|(_, found)| is_wanted(&found.kind)) {
@@ -88,7 +92,7 @@ impl Report {
         Self {
             kinds: kinds.into_iter().map(kind).collect(),
             seed_error: nodes.without_seed().map(|error| format!("{error:#}")),
-            pools: pools.filter_map(|pool| joined(&nodes, pool)).collect(),
+            pools: pools.filter_map(|pool| joined(nodes, pool)).collect(),
         }
     }
 

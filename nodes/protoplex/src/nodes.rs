@@ -126,7 +126,8 @@ impl Nodes {
         Err(self.unknown(node))
     }
 
-    fn unknown(&self, node: &str) -> anyhow::Error {
+    /// The error that names those that there are.
+    pub(crate) fn unknown(&self, node: &str) -> anyhow::Error {
         if let Some(error) = &self.without_seed {
             return anyhow::anyhow!(
                 "{node} does not run here, and whether it runs elsewhere can't be told: {error}"

@@ -28,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-pub use self::guard::{GuardLayer, Guarded};
+pub use self::guard::{GuardLayer, Guarded, pass_over};
 pub use crate::identity::Peer;
 use crate::identity::{Certificate, Identity, IdentityError};
 

@@ -215,7 +215,11 @@ impl Link {
     fn told(&mut self, message: Option<join_reply::Message>) {
         match message {
             Some(join_reply::Message::Seen(seen)) => {
-                self.standing.send_if_modified(|standing| standing.turn(true, seen.idle));
+                self.standing.send_if_modified(|standing| {
+                    let leads_anew = seen.term > standing.term;
+                    standing.term = standing.term.max(seen.term);
+                    standing.turn(true, seen.idle) || leads_anew
+                });
             }
             Some(join_reply::Message::Directory(Directory { seeds, .. })) => {
                 if self.search.told(seeds.clone())

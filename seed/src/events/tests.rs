@@ -13,6 +13,8 @@ macro_rules! contract {
             a_repeated_event_is_published_once
             a_name_goes_on_where_it_was
             a_group_shares_its_events
+            who_is_slow_is_not_hurried
+            what_nobody_came_to_is_no_attempt
             what_a_lost_member_had_is_for_others
             what_is_not_answered_in_time_is_for_others
             an_event_that_fails_again_and_again_is_put_aside

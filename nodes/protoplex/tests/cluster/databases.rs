@@ -1,6 +1,9 @@
-//! A cluster whose structured data is in a real PostgreSQL server, which goes away.
+//! A cluster's structured data in a real PostgreSQL server, which goes away, and its ways from one database to another.
 
-use std::fs;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::{fs, thread};
 
 use protoplex_testkit::cluster::Cluster;
 use protoplex_testkit::ports::Port;
@@ -96,11 +99,7 @@ fn row_a_url_of_no_database_is_refused_with_its_line() {
     ];
     for (line, why) in table {
         fs::write(&file, format!("[datastore]\n{line}\n")).unwrap();
-        let checked = std::process::Command::new(env!("CARGO_BIN_EXE_protoplex"))
-            .arg("check")
-            .arg(&file)
-            .output()
-            .unwrap();
+        let checked = Command::new(env!("CARGO_BIN_EXE_protoplex")).arg("check").arg(&file).output().unwrap();
         let told = String::from_utf8_lossy(&checked.stderr);
         assert_eq!(checked.status.code(), Some(2), "{told}");
         assert!(told.contains(why) && !told.contains("hush"), "{told}");
@@ -173,4 +172,38 @@ fn a_cluster_moves_from_its_file_to_postgresql_and_back() {
     cluster.start();
     assert!(is_served(&cluster, "/files/of-the-file"));
     assert_eq!(get(&format!("{}/files/of-postgresql", cluster.http()), &[]).status, 404);
+}
+
+#[test]
+fn an_export_leaves_links_and_pipes_what_they_are() {
+    let cluster = plan().start();
+    let folder = cluster.folder();
+    let [file, link, pipe] = ["edge.jsonl", "link", "pipe"].map(|name| folder.join(name));
+    let export = |to: &Path| cluster.json(&["datastore", "export", to.to_str().unwrap()]);
+
+    fs::write(&file, "an older one").unwrap();
+    symlink(&file, &link).unwrap();
+    let exported = export(&link);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    let in_file = around(&fs::read_to_string(&file).unwrap(), &exported);
+
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (came, exported) = thread::scope(|scope| {
+        let reader = scope.spawn(|| fs::read_to_string(&pipe).unwrap());
+        let exported = export(&pipe);
+        (reader.join().unwrap(), exported)
+    });
+    assert_eq!(around(&came, &exported), in_file);
+    assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+
+    let refused = cluster.run(&["datastore", "export", folder.to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("can't write"), "{told}");
+}
+
+/// An archive's lines that are no rows.
+fn around(archive: &str, exported: &serde_json::Value) -> usize {
+    let rows = exported["rows"].as_u64().unwrap() as usize;
+    assert!(rows > 5, "{archive}");
+    archive.lines().count() - rows
 }

@@ -10,7 +10,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::time::timeout;
 use tonic::body::Body;
-use tonic::codegen::{Body as _, Bytes};
+use tonic::codegen::{self, Bytes};
 use tonic::{Code, Status};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -82,7 +82,7 @@ where
                     .is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"));
                 let answer = if is_grpc { refusal.into_http() } else { problem(&refusal) };
                 Box::pin(async move {
-                    let _ = timeout(UNWANTED_TIMEOUT, pass_over(request.into_body())).await;
+                    pass_over(request.into_body()).await;
                     Ok(answer)
                 })
             }
@@ -90,15 +90,18 @@ where
     }
 }
 
-/// Reads a little of what nobody wants: some clients (curl) see no answer that comes while they send.
-async fn pass_over(mut body: Body) {
-    let mut read = 0;
-    while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        read += frame.data_ref().map_or(0, Bytes::len);
-        if read > MAX_UNWANTED_BYTES {
-            return;
+/// Reads a little of a body that nobody wants: some clients (curl) see no answer that comes while they send.
+pub async fn pass_over(mut body: impl codegen::Body<Data = Bytes> + Unpin) {
+    let read = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+            read += frame.data_ref().map_or(0, Bytes::len);
+            if read > MAX_UNWANTED_BYTES {
+                return;
+            }
         }
-    }
+    };
+    let _ = timeout(UNWANTED_TIMEOUT, read).await;
 }
 
 /// Whether whoever shows this may call the method of this path.

@@ -41,6 +41,10 @@ pub(super) struct Member {
     out: BTreeMap<u64, (Option<Message>, Instant)>,
     /// Of one without a name: all up to here was delivered.
     position: u64,
+    /// Up to which event it has answered, and when it did so last.
+    answered: Option<(u64, Instant)>,
+    /// When JetStream was told last that what waits its turn is not forgotten.
+    put_off: Instant,
 }
 
 /// A consumer, and the connection that it was found on.
@@ -52,7 +56,8 @@ struct Source {
 impl Member {
     pub(super) fn new(nats: Arc<Nats>, interest: Interest, seat: Seat, position: u64) -> Self {
         let Seat { told, answers } = seat;
-        Self { nats, interest, told, answers, out: BTreeMap::new(), position }
+        let (answered, put_off) = (None, Instant::now());
+        Self { nats, interest, told, answers, out: BTreeMap::new(), position, answered, put_off }
     }
 
     fn is_named(&self) -> bool {
@@ -117,10 +122,15 @@ impl Member {
                 Ok(()) = removals.changed(), if self.is_named() => (batch, source) = (None, None),
                 () = wait_until(deadline) => {
                     let now = Instant::now();
-                    self.out.retain(|_, (_, deadline)| *deadline > now);
+                    // It stands still at the first, and has not come to the rest.
+                    let tried = self.tried();
+                    let late: Vec<_> =
+                        self.out.extract_if(.., |_, (_, deadline)| *deadline <= now).map(|(at, _)| at).collect();
+                    late.into_iter().filter(|at| Some(*at) != tried).for_each(|at| self.excuse(at));
                 }
                 _ = looks.tick() => {
                     look += 1;
+                    self.put_off().await;
                     // What was asked on a connection that is lost is not answered.
                     if source.as_ref().is_some_and(|source| self.nats.connection() != Some(source.connection)) {
                         (batch, source) = (None, None);
@@ -135,8 +145,9 @@ impl Member {
             }
         }
         // The first it may have failed of; the rest it had not come to.
-        let tried = self.out.keys().next().copied();
-        let mut left: Vec<Message> = self.out.into_values().filter_map(|(message, _)| message).collect();
+        let tried = self.tried();
+        let mut left: Vec<Message> =
+            std::mem::take(&mut self.out).into_values().filter_map(|(message, _)| message).collect();
         while let Some(Some(Ok(message))) = next(&mut batch).now_or_never() {
             left.push(message);
         }
@@ -145,13 +156,57 @@ impl Member {
         for message in left.into_iter().filter(|_| !self.interest.name.is_empty()) {
             let position = message.info().map(|info| info.stream_sequence).ok();
             if let Some(position) = position.filter(|position| Some(*position) != tried) {
-                let mut excused = self.nats.excused();
-                if excused.len() >= MAX_EXCUSED {
-                    excused.clear();
-                }
-                *excused.entry((self.interest.name.clone(), position)).or_default() += 1;
+                self.excuse(position);
             }
             let _ = message.ack_with(AckKind::Nak(Some(GIVE_BACK_AFTER))).await;
+        }
+    }
+
+    fn answered(&mut self, position: u64) {
+        let last = self.answered.map_or(position, |(last, _)| last.max(position));
+        self.answered = Some((last, Instant::now()));
+        let mut excused = self.nats.excused();
+        if !excused.is_empty() {
+            excused.remove(&(self.interest.name.clone(), position));
+        }
+    }
+
+    /// How often it was out and not come to.
+    fn excused(&self, position: u64) -> u32 {
+        self.nats.excused().get(&(self.interest.name.clone(), position)).copied().unwrap_or_default()
+    }
+
+    /// What it is at, as it seems.
+    fn tried(&self) -> Option<u64> {
+        self.out.keys().next().copied()
+    }
+
+    /// JetStream counts one delivery too many of this event.
+    fn excuse(&self, position: u64) {
+        if !self.is_named() {
+            return;
+        }
+        let mut excused = self.nats.excused();
+        if excused.len() >= MAX_EXCUSED {
+            excused.clear();
+        }
+        *excused.entry((self.interest.name.clone(), position)).or_default() += 1;
+    }
+
+    /// Gives what waits its turn more time, where the subscriber goes on: as [`super::super::kept`] does.
+    async fn put_off(&mut self) {
+        let (timeout, now) = (self.nats.config.ack_timeout(), Instant::now());
+        let Some((last, at)) = self.answered.filter(|_| self.is_named()) else { return };
+        if now > at + timeout || now < self.put_off + timeout / 4 {
+            return;
+        }
+        self.put_off = now;
+        for (message, deadline) in self.out.range_mut(last + 1..).map(|(_, waits)| waits) {
+            if let Some(message) = message
+                && message.ack_with(AckKind::Progress).await.is_ok()
+            {
+                *deadline = now + timeout;
+            }
         }
     }
 
@@ -177,9 +232,8 @@ impl Member {
     async fn deliver(&mut self, message: Message) -> bool {
         let Ok(info) = message.info() else { return true };
         let (position, kept_at_ms) = (info.stream_sequence, millis(info.published));
-        let delivered = u32::try_from(info.delivered).unwrap_or(1);
-        let excused = self.nats.excused().get(&(self.interest.name.clone(), position)).copied();
-        let attempt = delivered.saturating_sub(excused.unwrap_or_default()).max(1);
+        let attempt = u32::try_from(info.delivered).unwrap_or(1);
+        let attempt = if attempt > 1 { attempt - self.excused(position).min(attempt - 1) } else { attempt };
         let topic = self.nats.topic(&message.subject);
         let is_wanted = topic.is_some_and(|topic| self.interest.patterns.iter().any(|it| it.matches(topic)));
         self.position = self.position.max(position);
@@ -207,14 +261,17 @@ impl Member {
     async fn answer(&mut self, answer: Answer) {
         match answer {
             Answer::Ack(positions) => {
+                if let Some(last) = positions.iter().max() {
+                    self.answered(*last);
+                }
                 for position in positions {
-                    self.nats.excused().remove(&(self.interest.name.clone(), position));
                     if let Some((Some(message), _)) = self.out.remove(&position) {
                         let _ = message.ack().await;
                     }
                 }
             }
             Answer::Nack(position, delay) => {
+                self.answered(position);
                 if let Some((Some(message), _)) = self.out.remove(&position) {
                     let _ = message.ack_with(AckKind::Nak(Some(delay))).await;
                 }
