@@ -3,6 +3,7 @@
 
     protoplex up
     protoplex handler add rooms --path '/room/{room}/{*rest}' --key 'room:{room}' --pool rooms
+    protoplex enrol rooms-1 --token "$(protoplex join-token create --kind backend --pool rooms)"
     ./rooms.py --listen 127.0.0.1:3000 --name a &
     ./rooms.py --listen 127.0.0.1:3001 --name b &
     curl -d hello http://localhost:8080/room/42/messages     # say something
@@ -176,7 +177,9 @@ class Handler(BaseHTTPRequestHandler):
         self._serve(int(length))
 
     def _serve(self, length: Optional[int]) -> None:
-        key, epoch = self.headers.get("Protoplex-Key", ""), self.headers.get("Protoplex-Epoch", "")
+        # UTF-8, which http.server takes for Latin-1.
+        key = self.headers.get("Protoplex-Key", "").encode("latin-1").decode(errors="replace")
+        epoch = self.headers.get("Protoplex-Epoch", "")
         if not key or not epoch.isdecimal():
             self.close_connection = True
             return self._answer(400, {"error": "this server is reached through Protoplex"})

@@ -11,6 +11,7 @@ use protoplex_http::upstream::{Pool, SendError};
 use protoplex_http::{Body, BodyError, Request};
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_wire::follow::{Link, LocateError};
+use protoplex_wire::identity::LIVE_POOL;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -18,7 +19,6 @@ use crate::credential::Credentials;
 use crate::progress::{Event, Invalidation, Notice, Notices};
 use crate::registrations::shard;
 
-const POOL: &str = "live";
 const PROTOPLEX_KEY: HeaderName = HeaderName::from_static("protoplex-key");
 const PROTOPLEX_EPOCH: HeaderName = HeaderName::from_static("protoplex-epoch");
 
@@ -162,7 +162,7 @@ impl Publisher {
         credential: &str,
         body: Bytes,
     ) -> Result<StatusCode, PublishError> {
-        let owner = self.link.locate(POOL, key).await?;
+        let owner = self.link.locate(LIVE_POOL, key).await?;
         let request: Request = http::Request::post(target)
             .header(HOST, owner.address.to_string())
             .header(AUTHORIZATION, credential)
@@ -173,7 +173,7 @@ impl Publisher {
         let response = self.pool.send(owner.address, request).await?;
         let status = response.status();
         if status == StatusCode::MISDIRECTED_REQUEST {
-            self.link.refute(POOL, key, owner.epoch);
+            self.link.refute(LIVE_POOL, key, owner.epoch);
         }
         response.into_body().collect(MAX_ANSWER_BYTES).await?;
         Ok(status)

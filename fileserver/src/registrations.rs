@@ -19,6 +19,7 @@ use protoplex_http::upstream::{Pool, SendError};
 use protoplex_http::{Body, Request};
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_wire::follow::{Link, LocateError};
+use protoplex_wire::identity::LIVE_POOL;
 use protoplex_wire::owners::Owner;
 use tokio::time::{sleep, timeout};
 
@@ -27,8 +28,6 @@ use shard::{Asked, Shard};
 
 use crate::credential::Credentials;
 
-/// The pool whose members own the shards.
-const POOL: &str = "live";
 /// Where a live child takes registrations.
 const PATH: &str = "/.well-known/protoplex/registrations";
 const PROTOCOL: &str = "protoplex-registrations";
@@ -154,7 +153,7 @@ impl Way {
     }
 
     async fn connect_once(&self, key: &str) -> Result<(Owner, Upgraded), RegistrationError> {
-        let owner = self.link.locate(POOL, key).await?;
+        let owner = self.link.locate(LIVE_POOL, key).await?;
         let request: Request = http::Request::get(PATH)
             .header(HOST, owner.address.to_string())
             .header(AUTHORIZATION, self.credentials.node()?)
@@ -166,7 +165,7 @@ impl Way {
         let answer = self.pool.send(owner.address, request).await?;
         let status = answer.status();
         if status == StatusCode::MISDIRECTED_REQUEST {
-            self.link.refute(POOL, key, owner.epoch);
+            self.link.refute(LIVE_POOL, key, owner.epoch);
         }
         let stream = of_answer(answer).ok_or(RegistrationError::Status(status))?;
         Ok((owner, stream))
@@ -176,7 +175,7 @@ impl Way {
     async fn moved(&self, key: &str, owner: &Owner) {
         loop {
             sleep(OWNER_INTERVAL).await;
-            if !matches!(self.link.locate(POOL, key).await, Ok(now) if now.epoch == owner.epoch) {
+            if !matches!(self.link.locate(LIVE_POOL, key).await, Ok(now) if now.epoch == owner.epoch) {
                 return;
             }
         }

@@ -13,7 +13,7 @@ use protoplex_runtime::context::{Context, Reconfigured};
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Builds, Follower, Link};
-use protoplex_wire::identity::{Identity, Kind};
+use protoplex_wire::identity::{FILES_POOL, Identity, Kind};
 use protoplex_wire::proto::Member;
 use tokio::time::{sleep, timeout};
 use tracing::error;
@@ -39,8 +39,6 @@ const KIND: &str = "fileserver";
 /// What a child goes by as soon as it is told: where it listens is its parent's business.
 const ADOPTED: [&str; 8] =
     ["http", "https", "children", "certificate", "proxy_protocol", "trusted_proxies", "limits", "upstream"];
-/// The pool that children are members of.
-const POOL: &str = "files";
 /// The name of a child's own socket.
 const OWN: &str = "files";
 /// How long a child that starts accepts nothing for want of its app builds.
@@ -182,7 +180,7 @@ fn own(context: &Context, fronts: &Fronts) -> Result<(Vec<Listener>, Member), Se
     let address = own.first().ok_or_else(|| io::Error::other("the parent gave no socket"))?.local_addr()?;
     let member = Member {
         id: format!("{}:{}", context.node(), context.index()),
-        pool: POOL.to_owned(),
+        pool: FILES_POOL.to_owned(),
         address: address.to_string(),
         zone: context.common().zone.clone(),
         instance: context.instance().to_owned(),

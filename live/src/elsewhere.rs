@@ -9,13 +9,14 @@ use http::{Method, StatusCode, Uri};
 use protoplex_http::upstream::{Pool, Settings};
 use protoplex_http::{Body, Request, Response};
 use protoplex_wire::follow::{Link, LocateError};
+use protoplex_wire::identity::LIVE_POOL;
 use thiserror::Error;
 
 use crate::channel::{Since, Update};
 use crate::config::Config;
 use crate::frame;
 use crate::mercure::{EARLIEST, LAST_EVENT_ID, PATH};
-use crate::{POOL, PROTOPLEX_EPOCH, PROTOPLEX_KEY};
+use crate::{PROTOPLEX_EPOCH, PROTOPLEX_KEY};
 
 /// How often an owner is asked for one request: the known one, then the one that the seed names anew.
 const OWNERS_ASKED: usize = 2;
@@ -141,7 +142,7 @@ impl Elsewhere {
     ) -> Result<Response, ElsewhereError> {
         let unreachable = |error: &dyn std::fmt::Display| ElsewhereError::Unreachable(error.to_string());
         for _ in 0..OWNERS_ASKED {
-            let owner = self.link.locate(POOL, topic).await.map_err(ElsewhereError::NoOwner)?;
+            let owner = self.link.locate(LIVE_POOL, topic).await.map_err(ElsewhereError::NoOwner)?;
             let mut request = request();
             let headers = request.headers_mut();
             let value =
@@ -156,7 +157,7 @@ impl Elsewhere {
                 self.upstream.send(owner.address, request).await.map_err(|error| unreachable(&error))?;
             match answer.status() {
                 StatusCode::OK => return Ok(answer),
-                StatusCode::MISDIRECTED_REQUEST => self.link.refute(POOL, topic, owner.epoch),
+                StatusCode::MISDIRECTED_REQUEST => self.link.refute(LIVE_POOL, topic, owner.epoch),
                 status => return Err(ElsewhereError::Refused(status)),
             }
         }

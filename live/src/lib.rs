@@ -29,8 +29,6 @@ use http::HeaderName;
 pub use config::{Config, Raw, RawHistory};
 pub use serve::{LiveError, child, spec};
 
-/// The pool whose members the children of live nodes are.
-pub const POOL: &str = "live";
 /// The key that a proxy routed a request by.
 const PROTOPLEX_KEY: HeaderName = HeaderName::from_static("protoplex-key");
 /// The epoch at which the proxy knows its owner.

@@ -12,14 +12,13 @@ use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::holder::{Fence, Lost};
-use protoplex_wire::identity::{Identity, IdentityError, Kind};
+use protoplex_wire::identity::{Identity, IdentityError, Kind, LIVE_POOL};
 use protoplex_wire::proto::Member;
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
-use crate::POOL;
 use crate::config::Config;
 use crate::request::Live;
 use crate::tenure::End;
@@ -77,7 +76,7 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
     let identity = Identity::of_node(&common.data.join("cluster"), Kind::Live, context.node())?;
     let member = Member {
         id: format!("{}:{}", context.node(), context.index()),
-        pool: POOL.to_owned(),
+        pool: LIVE_POOL.to_owned(),
         address: socket.local_addr()?.to_string(),
         zone: common.zone.clone(),
         instance: context.instance().to_owned(),

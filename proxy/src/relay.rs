@@ -139,7 +139,7 @@ impl Relay {
         key: &str,
         mut head: RequestHead,
         body: Body,
-        exchange: &Exchange,
+        exchange: &Rc<Exchange>,
     ) -> Result<Answer, Refusal> {
         let pool = &*handler.pool.name;
         self.hot_keys.borrow_mut().note(pool, key);
@@ -158,7 +158,9 @@ impl Relay {
                 }
                 Ok(answer) => {
                     replay.settle();
-                    exchange.hold(self.link.employ(pool, key));
+                    let recalled = Rc::downgrade(exchange);
+                    let moved = move || recalled.upgrade().into_iter().for_each(|exchange| exchange.recall());
+                    exchange.hold(self.link.employ(pool, key, &owner, moved));
                     return Ok(answer);
                 }
                 Err(error) if is_unreachable(&error.kind) => {

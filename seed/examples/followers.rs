@@ -118,12 +118,13 @@ async fn join(identity: &Identity, seed: &str, name: &str) -> Result<JoinHandle<
         ..FollowHello::default()
     };
     let (sender, mut replies) = loop {
-        let (sender, mut replies) = follow(identity, seed, hello.clone()).await?;
         // Until the seed leads.
-        match replies.message().await {
-            Ok(Some(_)) => break (sender, replies),
-            _ => sleep(Duration::from_millis(100)).await,
+        if let Ok((sender, mut replies)) = follow(identity, seed, hello.clone()).await
+            && let Ok(Some(_)) = replies.message().await
+        {
+            break (sender, replies);
         }
+        sleep(Duration::from_millis(100)).await;
     };
     Ok(tokio::spawn(async move {
         let mut renewals = tokio::time::interval(Duration::from_secs(1));

@@ -222,12 +222,13 @@ async fn join(client: &SeedClient<TrustedChannel>) -> Result<Vec<tokio::task::Ab
             ..FollowHello::default()
         };
         let (sender, mut replies) = loop {
-            let (sender, mut replies) = follow(client.clone(), hello.clone()).await?;
             // Until the seed leads.
-            match replies.message().await {
-                Ok(Some(_)) => break (sender, replies),
-                _ => tokio::time::sleep(Duration::from_millis(100)).await,
+            if let Ok((sender, mut replies)) = follow(client.clone(), hello.clone()).await
+                && let Ok(Some(_)) = replies.message().await
+            {
+                break (sender, replies);
             }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let renewing = async move {
             for sequence in 1.. {

@@ -298,7 +298,7 @@ async fn read_follower(
     let opened = move |cluster: &mut Cluster, now| {
         let FollowHello { node, zone, since, member, incarnation, attempt, capacity, yields, .. } = hello;
         // By the time that it is now: a process that was stopped for a while must not welcome anybody.
-        cluster.core.tick(now);
+        cluster.core.advance(now);
         if let Some(status) = cluster.refusal() {
             return drop(outgoing.messages.try_send(Err(status)));
         }
@@ -321,7 +321,11 @@ async fn read_follower(
             },
             _ = &mut ended => break,
         };
-        if let Err(why) = hand_over(link, message, cluster).await {
+        let handed_over = match check_pools(peer, &message) {
+            Ok(()) => hand_over(link, message, cluster).await.map_err(str::to_owned),
+            Err(why) => Err(why),
+        };
+        if let Err(why) = handed_over {
             tracing::warn!(link, why, "a follower's link is closed");
             let why = Ending::Refused(why.into());
             cluster.tell(move |cluster, _| cluster.followers.close(link, &why)).await;
@@ -372,8 +376,10 @@ fn check_member(member: &Member) -> Result<(), Status> {
     if member.id.is_empty() {
         return Err(Status::invalid_argument("a member has an id"));
     }
-    if member.address.parse::<std::net::SocketAddr>().is_err() {
-        return Err(Status::invalid_argument(format!("address {:?}: write IP and port", member.address)));
+    let address = member.address.parse::<std::net::SocketAddr>();
+    if !address.is_ok_and(|address| address.port() != 0 && !address.ip().is_unspecified()) {
+        let detail = format!("address {:?}: write the IP and port at which proxies reach it", member.address);
+        return Err(Status::invalid_argument(detail));
     }
     short("member id", &member.id)?;
     check_instance(&member.instance)?;
@@ -385,6 +391,15 @@ fn check_instance(instance: &str) -> Result<(), Status> {
         return Err(Status::invalid_argument("nodes and members name their instance"));
     }
     short("instance", instance)
+}
+
+/// Whether whoever sends this may speak of the pools that it is about.
+fn check_pools(peer: &Peer, message: &follow_request::Message) -> Result<(), String> {
+    match message {
+        follow_request::Message::Locate(it) => peer.check_pool(&it.pool),
+        follow_request::Message::HotKeys(it) => it.keys.iter().try_for_each(|hot| peer.check_pool(&hot.pool)),
+        _ => Ok(()),
+    }
 }
 
 /// Gives one message to the cluster, or says what is wrong with it.
@@ -405,7 +420,7 @@ async fn hand_over(
             let asked = move |cluster: &mut Cluster, now| {
                 let zone = cluster.followers.zone(link).to_owned();
                 let (id, refuted_epoch) = (it.id, it.refuted_epoch);
-                cluster.core.tick(now);
+                cluster.core.advance(now);
                 if cluster.core.leads().is_none() {
                     // Whoever leads next is asked again.
                     return;

@@ -10,6 +10,7 @@
 //!
 //! No rule stands here: what comes is turned into the messages of [`crate::link`], and takes their way.
 
+mod bodies;
 mod message;
 mod problem;
 mod session;
@@ -26,16 +27,16 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Json, Router};
-use futures_util::StreamExt;
 use protoplex_wire::gate::pass_over;
 use protoplex_wire::identity::{Kind, Peer};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::follow_reply::Message as Told;
 use protoplex_wire::proto::{FollowHello, FollowReply, Locate, follow_request, located};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Status;
 
+use self::bodies::Bodies;
 use self::message::{Asked, Registration, owned, said};
 use self::problem::Problem;
 use self::session::{Lines, Sessions, say_all};
@@ -48,11 +49,6 @@ const MAX_REGISTRATION_BYTES: usize = 8 << 20;
 const MAX_SAID_BYTES: usize = 2 << 20;
 /// A question.
 const MAX_QUESTION_BYTES: usize = 64 << 10;
-/// So many bodies are read at once; others wait for so long.
-const MAX_BODIES: usize = 32;
-const BODY_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a body may take.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the seed may take to welcome a member, its row in the datastore included, or to find an owner.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that may wait for the cluster's task.
@@ -64,20 +60,19 @@ struct Outside {
     links: Arc<Links>,
     cluster: Handle,
     sessions: Sessions,
-    bodies: Semaphore,
+    bodies: Bodies,
 }
 
 /// The routes, to be served beside gRPC, behind its gate.
 pub(crate) fn router(links: Arc<Links>, cluster: Handle) -> Router {
-    let bodies = Semaphore::new(MAX_BODIES);
-    let outside = Arc::new(Outside { links, cluster, sessions: Sessions::default(), bodies });
+    let outside = Outside { links, cluster, sessions: Sessions::default(), bodies: Bodies::default() };
     Router::new()
         .route("/v1/members", post(register))
         .route("/v1/members/{session}", post(take_in))
         .route("/v1/keys/{pool}/{*key}", get(owner).post(locate))
         .route("/v1/{*path}", any(unknown))
         .method_not_allowed_fallback(not_allowed)
-        .with_state(outside)
+        .with_state(Arc::new(outside))
 }
 
 // ---- members ----
@@ -99,10 +94,11 @@ async fn register(
 
 /// Opens a link for the member that is registered, and answers when it is welcomed.
 async fn begin(outside: &Outside, peer: Peer, request: Request) -> Result<Lines, Problem> {
-    let body = outside.read(request, MAX_REGISTRATION_BYTES).await?;
+    let body = outside.bodies.read(&peer.name(), request, MAX_REGISTRATION_BYTES).await?;
     let registration = Registration::read(&body).map_err(Problem::malformed)?;
     let (say, heard) = mpsc::channel(MAX_WAITING_SAID);
     let (member, opening) = registration.opening(&peer);
+    let name = peer.name();
     let mut told = outside.links.open(peer, session::requests(heard))?;
     say_all(&say, opening).await;
     let welcome = answered(&mut told, |message| match message {
@@ -110,7 +106,7 @@ async fn begin(outside: &Outside, peer: Peer, request: Request) -> Result<Lines,
         _ => None,
     });
     let welcome = welcome.await?;
-    let session = outside.sessions.open(say);
+    let session = outside.sessions.open(name, say);
     let first = message::welcome(session.id(), &member, &welcome);
     Ok(Lines::new(first, told, session))
 }
@@ -134,14 +130,16 @@ async fn answered<T>(
 
 async fn take_in(
     State(outside): State<Arc<Outside>>,
+    Extension(peer): Extension<Peer>,
     Path(session): Path<String>,
     uri: Uri,
     request: Request,
 ) -> Response {
     let taken = async {
-        let body = outside.read(request, MAX_SAID_BYTES).await?;
+        let name = peer.name();
+        let body = outside.bodies.read(&name, request, MAX_SAID_BYTES).await?;
         // First: that a link has ended is the more useful answer.
-        let say = outside.sessions.find(&session).ok_or_else(Problem::no_session)?;
+        let say = outside.sessions.find(&name, &session).ok_or_else(Problem::no_session)?;
         let messages = said(&body).map_err(Problem::malformed)?;
         if say_all(&say, messages).await { Ok(StatusCode::NO_CONTENT) } else { Err(Problem::no_session()) }
     };
@@ -152,10 +150,15 @@ async fn take_in(
 
 type Named = Result<Path<(String, String)>, PathRejection>;
 
-async fn owner(State(outside): State<Arc<Outside>>, named: Named, uri: Uri) -> Response {
+async fn owner(
+    State(outside): State<Arc<Outside>>,
+    Extension(peer): Extension<Peer>,
+    named: Named,
+    uri: Uri,
+) -> Response {
     let found = async {
         outside.links.leading()?;
-        let (pool, key) = checked(named)?;
+        let (pool, key) = checked(&peer, named)?;
         let explained = {
             let (pool, key) = (pool.clone(), key.clone());
             outside.cluster.ask(move |cluster, _| cluster.core.explain(&pool, &key, "")).await
@@ -181,8 +184,8 @@ async fn locate(
     request: Request,
 ) -> Response {
     let found = async {
-        let (pool, key) = checked(named)?;
-        let body = outside.read(request, MAX_QUESTION_BYTES).await?;
+        let (pool, key) = checked(&peer, named)?;
+        let body = outside.bodies.read(&peer.name(), request, MAX_QUESTION_BYTES).await?;
         let Asked { zone, refuted_epoch } = Asked::read(&body).map_err(Problem::malformed)?;
         let (say, heard) = mpsc::channel(MAX_WAITING_SAID);
         // A follower of its own, for as long as its one question takes.
@@ -207,14 +210,15 @@ async fn locate(
     found.await.map_err(|problem: Problem| problem.at(&uri)).into_response()
 }
 
-/// Pool and key of the path, percent-decoded.
-fn checked(named: Named) -> Result<(String, String), Problem> {
+/// Pool and key of the path, percent-decoded, where whoever asks may know of them.
+fn checked(peer: &Peer, named: Named) -> Result<(String, String), Problem> {
     let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
     let Path((pool, key)) = named.map_err(|rejection| bad(rejection.body_text()))?;
     check_name("pool", &pool).map_err(|error| bad(error.to_string()))?;
     if !is_key(&key) {
         return Err(bad(format!("a key has 1 to {} bytes", protoplex_wire::follow::MAX_KEY_BYTES)));
     }
+    peer.check_pool(&pool).map_err(|why| Problem::new(StatusCode::FORBIDDEN, why))?;
     Ok((pool, key))
 }
 
@@ -233,38 +237,4 @@ async fn not_allowed(method: Method, uri: Uri, request: Request) -> Response {
     pass_over(request.into_body()).await;
     let detail = format!("{} does not take {method}", uri.path());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).into_response()
-}
-
-impl Outside {
-    /// A whole body of at most so many bytes.
-    async fn read(&self, request: Request, max: usize) -> Result<Vec<u8>, Problem> {
-        let busy = |_| Status::unavailable("the seed reads as many bodies as it can");
-        let _place = timeout(BODY_PATIENCE, self.bodies.acquire()).await.map_err(busy)?;
-        match timeout(BODY_TIMEOUT, whole(request.into_body(), max)).await {
-            Ok(read) => read,
-            Err(_) => {
-                let detail = format!("the body took longer than {} s", BODY_TIMEOUT.as_secs());
-                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail))
-            }
-        }
-    }
-}
-
-/// A whole body. One that is too long is read on for as much again, so that its sender hears why it is not taken.
-async fn whole(body: Body, max: usize) -> Result<Vec<u8>, Problem> {
-    let (mut frames, mut whole, mut length) = (body.into_data_stream(), Vec::new(), 0);
-    while let Some(frame) = frames.next().await {
-        let broken = |error| Problem::malformed(format!("the body is broken: {error}"));
-        let frame = frame.map_err(broken)?;
-        length += frame.len();
-        if length <= max {
-            whole.extend_from_slice(&frame);
-        } else if length > 2 * max {
-            break;
-        }
-    }
-    if length <= max {
-        return Ok(whole);
-    }
-    Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {max} bytes")))
 }

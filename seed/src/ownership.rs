@@ -256,7 +256,16 @@ impl Ownership {
     /// Grows, and never repeats over terms: for epochs of keys and for revisions of rows.
     fn next_epoch(&mut self) -> u64 {
         self.counter += 1;
-        (self.term << EPOCH_COUNTER_BITS) + self.counter
+        self.last_epoch()
+    }
+
+    fn last_epoch(&self) -> u64 {
+        self.first_epoch() + self.counter
+    }
+
+    /// Of this term; all epochs of earlier ones are less, and none is this.
+    fn first_epoch(&self) -> u64 {
+        self.term << EPOCH_COUNTER_BITS
     }
 
     fn send(&mut self, link: LinkId, message: Message) {

@@ -109,6 +109,24 @@ impl Draining {
         self.times.set(Times::new(limits));
     }
 
+    /// When something that lasts is to end, as it was drawn before. It is asked to at once where it is recalled.
+    pub(crate) fn part(
+        &self,
+        kind: Kind,
+        drawn: &mut Option<Parting>,
+        recalled: Option<Instant>,
+    ) -> Option<Parting> {
+        if drawn.is_none() {
+            *drawn = self.parting(kind);
+        }
+        if let Some(since) = recalled
+            && drawn.is_none_or(|drawn| drawn.at > since)
+        {
+            *drawn = Some(Parting { at: since, until: since + self.time(kind) });
+        }
+        *drawn
+    }
+
     /// When something that lasts is to end; drawn anew each time. `None` before the drain.
     pub(crate) fn parting(&self, kind: Kind) -> Option<Parting> {
         let (since, time) = (self.since()?, self.time(kind));
@@ -146,7 +164,7 @@ impl Deref for Draining {
     }
 }
 
-/// What became of something in a drain.
+/// What became of something in a drain, or of what was recalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     RequestsFinished,
@@ -317,6 +335,11 @@ impl Lasting {
     /// What became of it.
     pub(crate) fn became(&self, what: What) {
         let tally = &self.ledger.tally;
+        if tally.at_start.get().is_none() {
+            let (_, what) = What::ALL[what as usize];
+            counter!("protoplex_http_recalled_total", "what" => what).increment(1);
+            return;
+        }
         tally.add(what, 1);
         let mut connections = tally.connections.borrow_mut();
         if let Some(borne) = self.connection.and_then(|connection| connections.get_mut(&connection))

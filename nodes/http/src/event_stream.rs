@@ -1,6 +1,8 @@
-//! Event streams that are relayed: where their events end, and their end in good order when the process drains.
+//! Event streams that are relayed: where their events end, and their end in good order when the process drains, or their
+//! exchange is recalled.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) fn attend<S>(
     answer: &mut Answer,
     server: &Server<S>,
-    exchange: &Exchange,
+    exchange: &Rc<Exchange>,
     bearer: impl FnOnce() -> Option<Bearer>,
 ) {
     if exchange.head.method != Method::GET {
@@ -44,6 +46,7 @@ pub(crate) fn attend<S>(
     answer.body = Body::wrap(EventStream {
         flight: Some(flight),
         events: Events::default(),
+        exchange: Rc::clone(exchange),
         drain: server.drain.clone(),
         parting: None,
         deadline: Deadline::default(),
@@ -63,8 +66,9 @@ struct EventStream {
     /// Gone once we have ended it.
     flight: Option<Box<Flight>>,
     events: Events,
+    exchange: Rc<Exchange>,
     drain: Draining,
-    /// Drawn when the drain starts.
+    /// Drawn when the drain starts, or the exchange is recalled.
     parting: Option<Parting>,
     deadline: Deadline,
     lasting: Lasting,
@@ -82,7 +86,7 @@ impl EventStream {
     fn cut(&mut self) -> BodyError {
         self.flight = None;
         self.lasting.became(What::EventStreamsCut);
-        BodyError::Other("the process ends, and the stream is within an event".to_owned())
+        BodyError::Other("the stream was to end, and is within an event".to_owned())
     }
 }
 
@@ -96,10 +100,9 @@ impl http_body::Body for EventStream {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         loop {
-            if this.parting.is_none() {
-                this.parting = this.drain.parting(Kind::EventStream);
-            }
-            let parts = this.parting.is_some_and(|parting| parting.at <= clock::now());
+            let recalled = this.exchange.recalled(cx);
+            let parting = this.drain.part(Kind::EventStream, &mut this.parting, recalled);
+            let parts = parting.is_some_and(|parting| parting.at <= clock::now());
             if parts && this.flight.is_some() && this.events.are_whole() {
                 return Poll::Ready(Some(Ok(this.part())));
             }
@@ -115,7 +118,7 @@ impl http_body::Body for EventStream {
                     Err(trailers) => trailers,
                 })));
             }
-            let until = match this.parting {
+            let until = match parting {
                 None => clock::recent() + IDLE,
                 Some(parting) if parts => parting.until,
                 Some(parting) => parting.at,

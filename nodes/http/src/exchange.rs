@@ -9,6 +9,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::rc::Rc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
@@ -146,6 +147,9 @@ pub struct Exchange {
     upgrade_requested: bool,
     tunnel: Cell<Option<Tunnel>>,
     held: Cell<Option<Box<dyn Any>>>,
+    recalled: Cell<Option<Instant>>,
+    /// Of what lasts of it.
+    waker: RefCell<Option<Waker>>,
 }
 
 /// What runs on the connection once it has been upgraded.
@@ -245,6 +249,27 @@ impl Exchange {
         self.held.set(Some(Box::new(value)));
     }
 
+    /// Asks what lasts of it, a tunnel or a stream of events, to end as in a drain.
+    pub fn recall(&self) {
+        self.recalled.set(self.recalled.get().or_else(|| Some(Instant::now())));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Since when that is asked, if it is; where it is not, the task is woken when it is.
+    pub(crate) fn recalled(&self, cx: &Context<'_>) -> Option<Instant> {
+        let recalled = self.recalled.get();
+        if recalled.is_none() {
+            let mut waker = self.waker.borrow_mut();
+            match &mut *waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *waker = Some(cx.waker().clone()),
+            }
+        }
+        recalled
+    }
+
     /// The request as the `http` crate has it.
     pub fn request(&self, body: Body) -> Request {
         Request::from_parts(self.head.to_parts(), body)
@@ -275,6 +300,8 @@ impl Exchange {
             interim: RefCell::default(),
             tunnel: Cell::default(),
             held: Cell::default(),
+            recalled: Cell::default(),
+            waker: RefCell::default(),
         }
     }
 

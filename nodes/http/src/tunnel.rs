@@ -1,5 +1,5 @@
 //! A client's connection and an upstream's after a 101, relayed to each other: bytes both ways, and in a drain the end of a
-//! WebSocket by its own rules.
+//! WebSocket by its own rules. Where its exchange is recalled it ends likewise, and at once.
 //!
 //! | in a drain | a WebSocket | anything else |
 //! | --- | --- | --- |
@@ -36,7 +36,7 @@ pub(crate) struct Relay {
     up: Way,
     idle_timeout: Duration,
     deadline: Deadline,
-    /// Drawn when the drain starts.
+    /// Drawn when the drain starts, or the exchange is recalled.
     parting: Option<Parting>,
 }
 
@@ -45,9 +45,9 @@ pub(crate) struct Relay {
 pub(crate) enum Outcome {
     /// By the two sides, or by a failure of one.
     Over,
-    /// The drain has ended it, and the client has agreed.
+    /// The drain, or the recall, has ended it, and the client has agreed.
     Closed,
-    /// The drain's time was over.
+    /// Its time was over.
     Cut,
 }
 
@@ -104,7 +104,7 @@ impl Relay {
     ) -> Poll<Outcome> {
         loop {
             let now = clock::now();
-            let until = match self.part(drain, now) {
+            let until = match self.part(drain, exchange.recalled(cx), now) {
                 Some(next) if next <= now => return Poll::Ready(Outcome::Cut),
                 next => next,
             };
@@ -133,12 +133,10 @@ impl Relay {
         }
     }
 
-    /// What a drain does to it now; says when it does the next, the last of which is the end. A drain that starts wakes it.
-    fn part(&mut self, drain: &Draining, now: Instant) -> Option<Instant> {
-        if self.parting.is_none() {
-            self.parting = drain.parting(Kind::Tunnel);
-        }
-        let Parting { at, until } = self.parting?;
+    /// What a drain, or a recall, does to it now; says when it does the next, the last of which is the end. Whichever
+    /// starts wakes it.
+    fn part(&mut self, drain: &Draining, recalled: Option<Instant>, now: Instant) -> Option<Instant> {
+        let Parting { at, until } = drain.part(Kind::Tunnel, &mut self.parting, recalled)?;
         // From here on no message is waited for.
         let at_last = at + until.saturating_duration_since(at) / 2;
         let boundary = if now < at_last { Boundary::Message } else { Boundary::Frame };

@@ -39,8 +39,7 @@ pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
     // Credentials are for one name: its members are known by it.
     let enrolled = (own.kind == Kind::Backend).then_some(own.node);
     let backend = Backend::parse(&command, enrolled.as_deref()).await?;
-    let path = command.notify.as_ref();
-    let notify = path.map(|path| command.backend.join(path)).transpose().context("bad --notify")?;
+    let notify = at_backend(&command.backend, "--notify", command.notify.as_deref())?;
     let notify = notify.map(|url| Notify::new(url, backend.client.clone()));
     let sidecar = Sidecar {
         identity: cluster.identity().clone(),
@@ -62,6 +61,15 @@ pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
         ended = local.run_until(sidecar.run()) => ended,
         () = renewed => Ok(()),
     }
+}
+
+/// The address of a path at the backend, and nowhere else.
+fn at_backend(backend: &Url, flag: &str, path: Option<&str>) -> anyhow::Result<Option<Url>> {
+    let url = path.map(|path| backend.join(path)).transpose().with_context(|| format!("bad {flag}"))?;
+    if url.as_ref().is_some_and(|url| url.origin() != backend.origin()) {
+        return Err(Usage(format!("{flag} is a path of the backend itself, as in /healthz")).into());
+    }
+    Ok(url)
 }
 
 struct Sidecar {
@@ -271,11 +279,7 @@ impl Backend {
         let resolved = tokio::net::lookup_host((host, port)).await;
         let address = resolved.ok().and_then(|mut found| found.next());
         let address = address.with_context(|| format!("the host {host:?} of the backend has no address"))?;
-        let health =
-            command.health.as_ref().map(|path| url.join(path)).transpose().context("bad --health")?;
-        if health.as_ref().is_some_and(|health| health.origin() != url.origin()) {
-            return Err(Usage("--health is a path of the backend itself, as in /healthz".to_owned()).into());
-        }
+        let health = at_backend(url, "--health", command.health.as_deref())?;
         let member = Member {
             id: command
                 .id

@@ -137,6 +137,8 @@ struct Shared {
     tell_lost: mpsc::UnboundedSender<Lost>,
     left: Cell<bool>,
     uses: Rc<RefCell<uses::Uses>>,
+    /// Some may have another owner than what was known.
+    keys_moved: Rc<Notify>,
     /// Of all answers so far, the shortest time for which one is fresh.
     shortest_fresh: Cell<Option<Duration>>,
     capacity: Cell<u32>,
@@ -199,6 +201,7 @@ impl Link {
             tell_lost,
             left: Cell::new(false),
             uses: Rc::default(),
+            keys_moved: Rc::default(),
             shortest_fresh: Cell::new(None),
             capacity: Cell::new(0),
             judge: RefCell::new(None),
@@ -300,9 +303,10 @@ impl Link {
         self.shared.owners.borrow_mut().refute(pool, key, epoch);
     }
 
-    /// The key is in use here until the result is dropped, so that the seed does not take it for idle.
-    pub fn employ(&self, pool: &str, key: &str) -> InUse {
-        uses::begin(&self.shared.uses, pool, key)
+    /// The key is in use here, at this owner, until the result is dropped, so that the seed does not take it for idle.
+    /// `moved` is told once another server has it.
+    pub fn employ(&self, pool: &str, key: &str, owner: &Owner, moved: impl FnOnce() + 'static) -> InUse {
+        uses::begin(&self.shared.uses, pool, key, owner, moved)
     }
 
     /// Tells the seed which keys had the most requests here.

@@ -8,7 +8,7 @@ mod guard;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -32,13 +32,25 @@ pub use self::guard::{GuardLayer, Guarded, pass_over};
 pub use crate::identity::Peer;
 use crate::identity::{Certificate, Identity, IdentityError};
 
-/// Handshakes under way at once; whoever comes then waits in the socket.
-const MAX_HANDSHAKES: usize = 512;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that may wait for the server.
 const MAX_WAITING: usize = 64;
 /// After the system had no connection to give for want of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many may come who are nobody yet. For one more the oldest of them goes: who has something to say says it soon, and
+/// silence keeps nobody out.
+#[derive(Clone, Copy)]
+struct Room {
+    /// Handshakes under way on a port.
+    handshakes: usize,
+    /// Connections that have shown no certificate: they ask for one, and go.
+    strangers: usize,
+    /// How long those may stay.
+    stranger_timeout: Duration,
+}
+
+const ROOM: Room = Room { handshakes: 512, strangers: 256, stranger_timeout: Duration::from_secs(15) };
 
 /// See the module. Clones are the same gate.
 #[derive(Clone)]
@@ -49,7 +61,7 @@ pub struct Gate {
 struct Shared {
     tls: TlsAcceptor,
     cluster: String,
-    handshakes: Arc<Semaphore>,
+    room: Room,
     state: Mutex<State>,
     next: AtomicU64,
 }
@@ -59,6 +71,8 @@ struct State {
     revoked: Arc<BTreeSet<String>>,
     /// Of whom each connection is, and how it is cut.
     connections: HashMap<u64, (String, oneshot::Sender<()>)>,
+    /// Those of nobody, in the order in which they came.
+    strangers: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
 impl Gate {
@@ -67,10 +81,14 @@ impl Gate {
     /// # Errors
     /// Its identity is of no use for TLS.
     pub fn new(identity: &Identity) -> Result<Self, IdentityError> {
+        Self::with(identity, ROOM)
+    }
+
+    fn with(identity: &Identity, room: Room) -> Result<Self, IdentityError> {
         let shared = Shared {
             tls: TlsAcceptor::from(identity.server_config()?),
             cluster: identity.cluster(),
-            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            room,
             state: Mutex::default(),
             next: AtomicU64::new(0),
         };
@@ -92,10 +110,10 @@ impl Gate {
     }
 
     async fn accept(&self, listener: TcpListener, arrived: &mpsc::Sender<io::Result<Arrived>>) {
-        let (mut handshakes, mut fails) = (JoinSet::new(), false);
+        let (mut handshakes, mut under_way, mut fails) =
+            (JoinSet::new(), VecDeque::<AbortHandle>::new(), false);
         loop {
             while handshakes.try_join_next().is_some() {}
-            let Ok(slot) = Arc::clone(&self.shared.handshakes).acquire_owned().await else { return };
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -107,16 +125,19 @@ impl Gate {
                 }
             };
             fails = false;
+            under_way.retain(|handshake| !handshake.is_finished());
+            if under_way.len() >= self.shared.room.handshakes {
+                under_way.pop_front().iter().for_each(AbortHandle::abort);
+            }
             let (gate, arrived) = (self.clone(), arrived.clone());
-            handshakes.spawn(async move {
+            under_way.push_back(handshakes.spawn(async move {
                 let greeted = timeout(HANDSHAKE_TIMEOUT, gate.greet(stream)).await;
-                drop(slot);
                 match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                     // Where nobody takes it the server has ended.
                     Ok(stream) => drop(arrived.send(Ok(stream)).await),
                     Err(error) => debug!(%address, %error, "a TLS handshake failed"),
                 }
-            });
+            }));
         }
     }
 
@@ -130,15 +151,33 @@ impl Gate {
         let (cut, is_cut) = oneshot::channel();
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let entry = Entry { shared: Arc::clone(&self.shared), id };
-        if let Some(certificate) = &shown {
-            self.shared.state().connections.insert(id, (certificate.peer.name(), cut));
+        let is_known = shown.is_some();
+        {
+            let mut state = self.shared.state();
+            match &shown {
+                Some(certificate) => {
+                    state.connections.insert(id, (certificate.peer.name(), cut));
+                }
+                None => {
+                    state.strangers.insert(id, cut);
+                    if state.strangers.len() > self.shared.room.strangers
+                        && let Some((_, oldest)) = state.strangers.pop_first()
+                    {
+                        // It may have ended just now.
+                        let _ = oldest.send(());
+                    }
+                }
+            }
         }
-        Ok(Arrived {
-            stream,
-            is_cut: shown.is_some().then_some(is_cut),
-            _entry: entry,
-            shown: Arrival(shown),
-        })
+        let stranger_timeout = self.shared.room.stranger_timeout;
+        let is_cut = async move {
+            // The sender goes with the row, which goes with the connection.
+            let _ = match is_known {
+                true => is_cut.await.ok(),
+                false => timeout(stranger_timeout, is_cut).await.ok().and_then(Result::ok),
+            };
+        };
+        Ok(Arrived { stream, is_cut: Some(Box::pin(is_cut)), _entry: entry, shown: Arrival(shown) })
     }
 
     /// Refuses these names ([`Peer::name`]), and no others, from here on; connections of theirs are cut.
@@ -190,8 +229,8 @@ pub struct Arrival(Option<Arc<Certificate>>);
 /// A connection whose handshake is done.
 pub struct Arrived {
     stream: TlsStream<TcpStream>,
-    /// Ready once it is; of those who can be revoked.
-    is_cut: Option<oneshot::Receiver<()>>,
+    /// Ready once it is.
+    is_cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     shown: Arrival,
     _entry: Entry,
 }
@@ -204,7 +243,9 @@ struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.shared.state().connections.remove(&self.id);
+        let mut state = self.shared.state();
+        state.connections.remove(&self.id);
+        state.strangers.remove(&self.id);
     }
 }
 
@@ -223,7 +264,7 @@ impl AsyncRead for Arrived {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if let Some(is_cut) = &mut self.is_cut
-            && Pin::new(is_cut).poll(context).is_ready()
+            && is_cut.as_mut().poll(context).is_ready()
         {
             self.is_cut = None;
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));

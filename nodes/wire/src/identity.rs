@@ -32,7 +32,7 @@ use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use tonic::transport::Channel;
 
 pub use self::authority::is_public_key;
-pub use self::certificate::{Certificate, Fingerprint, Kind, Peer, fingerprint};
+pub use self::certificate::{Certificate, FILES_POOL, Fingerprint, Kind, LIVE_POOL, Peer, fingerprint};
 pub(crate) use self::dial::Dial;
 pub use self::error::IdentityError;
 pub(crate) use self::tls::{authority_der, channel, provider};

@@ -92,9 +92,6 @@ impl IntoResponse for Problem {
             // Whole seconds, and none is at once.
             set(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
         }
-        if status == StatusCode::UNAUTHORIZED {
-            set(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
         response
     }
 }

@@ -39,7 +39,9 @@ pub(super) async fn say_all(say: &Say, messages: Vec<follow_request::Message>) -
     true
 }
 
-type Open = Arc<Mutex<HashMap<String, Say>>>;
+/// By its name, with that of whoever's it is.
+type ById = HashMap<String, (String, Say)>;
+type Open = Arc<Mutex<ById>>;
 
 /// The links that stand. There are no more of them than the seed has room for followers.
 #[derive(Default)]
@@ -48,20 +50,22 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    /// A session under a name that nobody can guess, for as long as what this returns lives.
-    pub(super) fn open(&self, say: Say) -> Session {
+    /// A session of this peer under a name that nobody can guess, for as long as what this returns lives.
+    pub(super) fn open(&self, peer: String, say: Say) -> Session {
         let id = new_instance();
-        locked(&self.open).insert(id.clone(), say);
+        locked(&self.open).insert(id.clone(), (peer, say));
         Session { id, open: Arc::clone(&self.open) }
     }
 
-    pub(super) fn find(&self, id: &str) -> Option<Say> {
-        locked(&self.open).get(id).filter(|say| !say.is_closed()).cloned()
+    /// For the one who opened it.
+    pub(super) fn find(&self, peer: &str, id: &str) -> Option<Say> {
+        let open = locked(&self.open);
+        open.get(id).filter(|(of, say)| of == peer && !say.is_closed()).map(|(_, say)| say.clone())
     }
 }
 
 /// Nothing in here panics, so none is left half-changed.
-fn locked(open: &Mutex<HashMap<String, Say>>) -> std::sync::MutexGuard<'_, HashMap<String, Say>> {
+fn locked(open: &Mutex<ById>) -> std::sync::MutexGuard<'_, ById> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

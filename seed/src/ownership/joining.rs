@@ -21,7 +21,7 @@ enum Adopted {
     AsReported,
     /// It is the member's at this later epoch.
     At(u64),
-    /// It is another's, or was later than it was this member's.
+    /// It is another's, was later than it was this member's, or was never.
     No,
 }
 
@@ -81,16 +81,15 @@ impl Ownership {
             return Err(Ending::Away("this seed does not lead"));
         }
         let Member { pool, id, instance, .. } = &joining.member;
-        // A node of a name that is taken must not come in by a child that the other one does not have.
-        // Of one that is only expected the id alone tells the node.
+        // A node of a name that is taken must not come in by a child that the other one does not have. Members of a
+        // user's own are no children, and may each be another process.
+        let is_child = |id: &str| id.rsplit_once(':').is_some_and(|(node, _)| node == joining.node);
         let of_the_node = |slot: &Slot| match slot.presence {
-            Presence::Live { .. } => *slot.node == joining.node,
-            Presence::Expected => {
-                slot.member.id.rsplit_once(':').is_some_and(|(node, _)| node == joining.node)
-            }
+            Presence::Live { .. } => *slot.node == joining.node && is_child(&slot.member.id),
+            Presence::Expected => is_child(&slot.member.id),
             Presence::Gone => false,
         };
-        let namesake = |slot: &&Slot| slot.member.instance != *instance && of_the_node(slot);
+        let namesake = |slot: &&Slot| is_child(id) && slot.member.instance != *instance && of_the_node(slot);
         if let Some(slot) = self.members.iter().map(|(_, slot)| slot).find(namesake) {
             return Err(taken(&slot.member));
         }
@@ -169,19 +168,29 @@ impl Ownership {
         self.answer_parked(now);
     }
 
-    /// Takes a reported key for what it says, unless it was given away at a later epoch. Where that was to this very
-    /// member, which lost its link before it heard of it, the key is its own at that epoch: it has had it all the time.
+    /// Takes a reported key for what it says, unless that can't be: no such epoch was given, or it was given to another.
+    /// What was given to this very member at a later epoch, as its link broke before it heard of it, is its own at that
+    /// epoch: it has had it all the time.
+    ///
+    /// Two members that report one key say the truth only in a new term: the later epoch was given when the earlier lease had
+    /// ended. Once all who may come back have, what is known of a key that is owned comes before any report.
     fn adopt(&mut self, index: MemberIndex, pool: &str, reported: &OwnedKey, now: BootTime) -> Adopted {
+        if reported.epoch > self.last_epoch() {
+            return Adopted::No;
+        }
         if let Some(record) = self.keys.get(pool, &reported.key) {
-            if record.epoch > reported.epoch {
-                if record.member != index {
-                    return Adopted::No;
-                }
+            if record.member == index && record.epoch > reported.epoch {
                 self.set(pool, &reported.key, index, record.epoch, now);
                 return Adopted::At(record.epoch);
             }
+            if record.member != index && record.epoch >= reported.epoch {
+                return Adopted::No;
+            }
             let other = &self.members[record.member];
             if record.member != index && Self::owns(other, &record) {
+                if self.recovery_ends.is_none() || record.epoch > self.first_epoch() {
+                    return Adopted::No;
+                }
                 let revoked =
                     Revoked { keys: vec![OwnedKey { key: reported.key.clone(), epoch: record.epoch }] };
                 self.actions.extend(other.link.map(|link| Action::Send(link, Message::Revoked(revoked))));

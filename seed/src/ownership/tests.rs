@@ -274,6 +274,69 @@ fn a_key_that_was_given_to_its_owner_anew_while_its_link_broke_is_its_owners() {
     assert_eq!(locate(&mut core, question("1", "", 0), at(4)), Ok((owner, second)));
 }
 
+/// By one certificate: a server for each pool, or some on one machine.
+#[test]
+fn members_of_a_users_own_may_be_of_one_name_and_several_processes() {
+    let mut core = leader(100);
+    let own = |id: &str, instance: &str| {
+        let mut joining = joining("rooms-1", "", 1, &[]);
+        (joining.member.id, joining.member.instance) = (id.to_owned(), instance.to_owned());
+        joining
+    };
+    for (link, (id, instance)) in
+        (1..).zip([("rooms-1", "a"), ("rooms-1/10.0.0.1:1", "b"), ("rooms-1/10.0.0.1:2", "c")])
+    {
+        assert_eq!(closed(&join(&mut core, link, own(id, instance), at(link))), None, "{id}");
+    }
+    let why = closed(&join(&mut core, 9, own("rooms-1/10.0.0.1:2", "d"), at(9)));
+    assert!(why.is_some_and(|why| why.contains("is taken")));
+}
+
+/// Whatever a member says that it has had all the time.
+#[test]
+fn a_report_takes_no_key_from_its_owner_and_no_epoch_is_believed_that_was_never_given() {
+    let mut core = leader(100);
+    join(&mut core, 1, joining("live-1", "", 1, &[]), at(0));
+    let (owner, epoch) = locate(&mut core, question("1", "", 0), at(1)).unwrap();
+    let revoked = |told: &[Action], link| {
+        told.iter().any(|action| matches!(action, Action::Send(to, Message::Revoked(_)) if *to == link))
+    };
+    for (attempt, reported) in
+        (1..).zip([epoch, epoch + 1_000, 4 << EPOCH_COUNTER_BITS, i64::MAX as u64, u64::MAX])
+    {
+        for key in ["1", "never"] {
+            // Of the key that nobody has, the present epoch may have been its own.
+            let is_theft = key == "1" || reported != epoch;
+            let thief = joining("live-2", "", attempt, &[(key, reported)]);
+            let told = join(&mut core, 10 + attempt, thief, at(1 + attempt));
+            assert_eq!(
+                (revoked(&told, 1), revoked(&told, 10 + attempt)),
+                (false, is_theft),
+                "{key} {reported}"
+            );
+            assert_eq!(locate(&mut core, question("1", "", 0), at(1 + attempt)), Ok((owner.clone(), epoch)));
+        }
+    }
+    let next = locate(&mut core, question("1", "", epoch), at(20)).unwrap().1;
+    assert!(next > epoch && next < 4 << EPOCH_COUNTER_BITS, "{next}");
+}
+
+/// The earlier epoch's lease had ended when the later one was given; afterwards who has a key keeps it.
+#[test]
+fn of_two_reports_in_a_new_term_the_later_epoch_counts_and_after_its_wait_none_does() {
+    let mut core = Ownership::new(Timing::default(), Limits::default());
+    let expected = ["live-1", "live-2", "live-3"].map(|node| joining(node, "", 1, &[]).member);
+    core.lead(4, hour(at(0)), expected.to_vec(), at(0));
+    join(&mut core, 1, joining("live-1", "", 1, &[("1", 7)]), at(1));
+    join(&mut core, 2, joining("live-2", "", 1, &[("1", 8)]), at(2));
+    assert_eq!(locate(&mut core, question("1", "", 0), at(3)), Ok(("live-2:0".to_owned(), 8)));
+    join(&mut core, 3, joining("live-3", "", 1, &[]), at(4));
+    core.tick(at(5));
+    actions(&mut core);
+    join(&mut core, 4, Joining { attempt: 2, ..joining("live-1", "", 1, &[("1", 9)]) }, at(6));
+    assert_eq!(locate(&mut core, question("1", "", 0), at(7)), Ok(("live-2:0".to_owned(), 8)));
+}
+
 #[test]
 fn a_removal_never_outruns_the_row_of_a_hello_under_way() {
     let mut core = leader(100);

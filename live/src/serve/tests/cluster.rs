@@ -9,7 +9,7 @@ use protoplex_http::{AccessLog, Fronts, Limits, Listener, serve};
 use protoplex_runtime::config::Problems;
 use protoplex_runtime::drain::{Drain, Trigger};
 use protoplex_wire::follow::{Follower, Link};
-use protoplex_wire::identity::{Identity, REGISTRATIONS_AUDIENCE};
+use protoplex_wire::identity::{Identity, LIVE_POOL, REGISTRATIONS_AUDIENCE};
 use protoplex_wire::proto::Member;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -18,7 +18,6 @@ use tokio::time::timeout;
 
 use super::seed::Seed;
 use super::{Answer, Curl, DEADLINE, curl};
-use crate::POOL;
 use crate::config::Raw;
 use crate::request::Live;
 use crate::serve::keep_tenures;
@@ -76,7 +75,7 @@ impl Cluster {
             zone: String::new(),
             member: Some(Member {
                 id: member.to_owned(),
-                pool: POOL.to_owned(),
+                pool: LIVE_POOL.to_owned(),
                 address: address.clone(),
                 zone: String::new(),
                 instance: member.to_owned(),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use prost::Message as _;
 use protoplex_wire::gate::Gate;
-use protoplex_wire::identity::{Identity, Kind};
+use protoplex_wire::identity::{Identity, Kind, LIVE_POOL};
 use protoplex_wire::proto::seed_server::{Seed as Service, SeedServer};
 use protoplex_wire::proto::{
     Asset, Assigned, FetchBuildRequest, FollowReply, FollowRequest, FollowWelcome, JoinReply, JoinRequest,
@@ -81,7 +81,7 @@ impl Seed {
     pub(super) fn tell_members(&self, member: &str) {
         let state = self.0.lock().unwrap();
         let members = state.members.values().map(|(member, _)| member.clone()).collect();
-        let pools = vec![Pool { name: crate::POOL.to_owned(), members }];
+        let pools = vec![Pool { name: LIVE_POOL.to_owned(), members }];
         let table = Table { version: 1, pools, ..Table::default() };
         state.tell(member, follow_reply::Message::Table(table.encode_to_vec().into()));
     }

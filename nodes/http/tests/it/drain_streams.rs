@@ -11,8 +11,8 @@ use crate::kit::{
     within,
 };
 
-const EVENTS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n";
-const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\n";
+pub(crate) const EVENTS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n";
+pub(crate) const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\n";
 
 fn under_limits() -> Limits {
     Limits {
@@ -32,7 +32,7 @@ async fn ask(limits: Limits, request: &str) -> (Server, Raw, TcpStream) {
 }
 
 /// The next request of a backend, whose head is thrown away.
-async fn take(listener: &TcpListener) -> TcpStream {
+pub(crate) async fn take(listener: &TcpListener) -> TcpStream {
     let (mut backend, _) = listener.accept().await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -41,7 +41,7 @@ async fn take(listener: &TcpListener) -> TcpStream {
     backend
 }
 
-async fn say(backend: &mut TcpStream, chunk: &str) {
+pub(crate) async fn say(backend: &mut TcpStream, chunk: &str) {
     backend.write_all(format!("{:x}\r\n{chunk}\r\n", chunk.len()).as_bytes()).await.unwrap();
     settle().await;
 }
@@ -50,7 +50,7 @@ fn drained(metrics: &Metrics, what: &str) -> u64 {
     metrics.counter(&format!("protoplex_http_drained_total{{what={what:?}}}"))
 }
 
-fn assert_parted(body: &str, events: &str) {
+pub(crate) fn assert_parted(body: &str, events: &str) {
     let retry = body.strip_prefix(events).and_then(|rest| rest.strip_prefix("retry: ")).expect(body);
     let retry: u64 = retry.strip_suffix("\n\n").expect(body).parse().expect(body);
     assert!((200..2_000).contains(&retry), "{body}");

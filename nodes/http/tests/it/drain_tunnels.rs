@@ -31,10 +31,10 @@ fn relay(tunnel_drain_timeout: Duration, origin: SocketAddr) -> Server {
 }
 
 /// What the backend's side of a WebSocket was told last, once it is over; `None` where that was no Close.
-type Told = Rc<RefCell<Vec<Option<CloseCode>>>>;
+pub(crate) type Told = Rc<RefCell<Vec<Option<CloseCode>>>>;
 
 /// A WebSocket server that sends every message back.
-async fn echo() -> (SocketAddr, Told) {
+pub(crate) async fn echo() -> (SocketAddr, Told) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let told = Told::default();

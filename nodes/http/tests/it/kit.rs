@@ -189,9 +189,21 @@ pub(crate) fn start_relay_under(
     log: AccessLog,
     origin: SocketAddr,
 ) -> Server {
+    start_watched_relay(limits, tls, log, origin, |_| {})
+}
+
+/// The same with a look at each exchange before it is relayed.
+pub(crate) fn start_watched_relay(
+    limits: Limits,
+    tls: Option<TlsConfig>,
+    log: AccessLog,
+    origin: SocketAddr,
+    look: impl Fn(&Rc<Exchange>) + 'static,
+) -> Server {
     let pool = Pool::new(protoplex_http::upstream::Settings::default());
     start_with(limits, tls, log, move |request, exchange| {
         let pool = Rc::clone(&pool);
+        look(&exchange);
         async move {
             let head = forwarded::request_head(&exchange);
             match pool.ask(origin, &head, request.into_body(), Some(&exchange)).await {

@@ -18,6 +18,7 @@ mod misbehaving_upstreams;
 mod names;
 mod overload;
 mod pipelining;
+mod recalls;
 mod slow_readers;
 mod stage;
 mod tls;

@@ -10,6 +10,7 @@ use protoplex_testkit::curl::Events;
 use protoplex_testkit::ports::Port;
 use protoplex_testkit::until;
 use rustix::process::Signal;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::faults::owner;
@@ -143,4 +144,40 @@ fn a_key_that_nobody_asks_for_is_free_and_one_in_use_by_a_web_socket_is_not() {
     assert!(owner("used"), "somebody uses it");
     used.send(Message::text("still here")).unwrap();
     assert_eq!(used.read().unwrap(), Message::text("still here"));
+}
+
+/// Though its server lives, and says nothing.
+#[test]
+fn web_sockets_end_once_their_key_has_another_server() {
+    let cluster = start();
+    let ports = [Port::take(), Port::take()];
+    for (port, name) in ports.iter().zip(["a", "b"]) {
+        websocket_server(port, name);
+    }
+    let sidecars = ports.each_ref().map(|port| join_for(&cluster, port, "1s"));
+    add_rooms(&cluster, 2);
+    let origin = cluster.http().replace("http://", "ws://");
+    let open = |room: &str| {
+        let url = format!("{origin}/room/{room}/x");
+        let mut socket = until("the WebSocket opens", || tungstenite::connect(&url).ok()).0;
+        let name = socket.read().unwrap().into_text().unwrap().to_string();
+        (socket, name)
+    };
+    let rooms = ["r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9"];
+    let (of_a, mut of_b): (Vec<_>, Vec<_>) =
+        rooms.map(|room| (room, open(room))).into_iter().partition(|(_, (_, name))| name == "a");
+    assert!(!of_a.is_empty() && !of_b.is_empty());
+
+    signal(sidecars[0].0.id(), Signal::TERM);
+    for (room, (mut socket, _)) in of_a {
+        match socket.read() {
+            Ok(Message::Close(Some(frame))) => assert_eq!(frame.code, CloseCode::Away, "{room}"),
+            other => panic!("{room}: {other:?}"),
+        }
+        assert_eq!(open(room).1, "b", "{room}");
+    }
+    for (room, (socket, _)) in &mut of_b {
+        socket.send(Message::text("still here")).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::text("still here"), "{room}");
+    }
 }

@@ -266,14 +266,16 @@ fn row_what_is_no_registration_is_refused_with_a_sentence_and_disturbs_nobody() 
             "/v1/members",
             &with("address", "127.0.0.1".into()),
             400,
-            "address \"127.0.0.1\": write IP and port",
+            "address \"127.0.0.1\": write the IP and port",
         ),
         (
             "/v1/members",
             &with("address", "localhost:9".into()),
             400,
-            "address \"localhost:9\": write IP and port",
+            "address \"localhost:9\": write the IP and port",
         ),
+        ("/v1/members", &with("address", "127.0.0.1:0".into()), 400, "at which proxies reach it"),
+        ("/v1/members", &with("address", "[::]:9".into()), 400, "at which proxies reach it"),
         ("/v1/members", &with("id", "".into()), 400, "a member has an id"),
         ("/v1/members", &with("id", long.clone().into()), 400, "member id is longer than 255 bytes"),
         ("/v1/members", &with("instance", "".into()), 400, "name their instance"),
@@ -295,7 +297,7 @@ fn row_what_is_no_registration_is_refused_with_a_sentence_and_disturbs_nobody() 
         (&key, "", 400, "a key has 1 to 1024 bytes"),
         ("/v1/keys/rooms/%FF", "", 400, "Invalid UTF-8"),
         ("/v1/keys/rooms/a", "{\"zon\":\"b\"}", 400, "unknown key \"zon\", did you mean \"zone\"?"),
-        ("/v1/keys/nobody/a", "", 503, "no live node in the pool"),
+        ("/v1/keys/live/a", "", 403, "it may not ask about pool \"live\": its certificate is for rooms"),
         ("/v1/member", "", 404, "there is nothing at /v1/member"),
     ];
     let check = |what: &str, answer: &Answer, status: u16, text: &str| {
@@ -310,6 +312,7 @@ fn row_what_is_no_registration_is_refused_with_a_sentence_and_disturbs_nobody() 
         check(&what, &seed.post(path, body), *status, text);
     }
     check("nobody has it", &seed.ask("/v1/keys/rooms/a", &[]), 404, "nobody owns \"a\" in pool rooms");
+    check("of another pool", &seed.ask("/v1/keys/live/a", &[]), 403, "its certificate is for rooms");
     check("another method", &seed.ask("/v1/members", &["-X", "DELETE"]), 405, "does not take DELETE");
     let registration = registration("m").to_string();
     let answer = seed.clone().without_certificate().ask("/v1/members", &["-d", &registration]);
@@ -321,6 +324,11 @@ fn row_what_is_no_registration_is_refused_with_a_sentence_and_disturbs_nobody() 
         "it is \"m\" or begins",
     );
     check("another pool", &seed.post("/v1/members", &with("pool", "chat".into())), 403, "for rooms");
+
+    // Who knows a session's name may have read it in a log.
+    let (folder, at) = (cluster.folder(), address(&cluster));
+    let other = Seed::at(&at, &enrolled(|arguments| cluster.json(arguments), &at, folder, "n"));
+    check("another's session", &other.post(&session, "{\"leave\":{}}"), 404, "there is no such session here");
 
     // A body that never comes whole leaves nothing behind, and the member is what it was.
     let mut cut = Command::new("openssl")

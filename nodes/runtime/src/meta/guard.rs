@@ -59,6 +59,8 @@ impl fmt::Debug for Guard {
 pub(crate) enum Refusal {
     /// It means another machine by its name.
     Host,
+    /// It came through a proxy: one of ours, whose pool has this port for a member, would bring anybody's.
+    Relayed,
     /// It came in the clear.
     Plain,
     /// Its caller is nobody who may ask.
@@ -70,7 +72,7 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::Host | Self::Reader => StatusCode::FORBIDDEN,
+            Self::Host | Self::Relayed | Self::Reader => StatusCode::FORBIDDEN,
             Self::Plain => StatusCode::BAD_REQUEST,
             Self::Stranger => StatusCode::UNAUTHORIZED,
         }
@@ -79,6 +81,7 @@ impl Refusal {
     pub(crate) fn detail(self) -> &'static str {
         match self {
             Self::Host => "This port is for this machine: ask for localhost, or for a loopback address.",
+            Self::Relayed => "This port is for this machine, and this request was relayed (Forwarded).",
             Self::Plain => {
                 "This port speaks TLS: ask with https. In the clear it answers /healthz and /readyz alone."
             }
@@ -128,6 +131,7 @@ impl Guard {
     ) -> Result<(), Refusal> {
         let reads = || if is_command { Err(Refusal::Reader) } else { Ok(()) };
         match caller {
+            _ if self.is_loopback && headers.contains_key(header::FORWARDED) => Err(Refusal::Relayed),
             _ if self.is_loopback => is_local(headers).then_some(()).ok_or(Refusal::Host),
             _ if OPEN.contains(&path) => Ok(()),
             Caller::Plain => Err(Refusal::Plain),
@@ -206,8 +210,10 @@ mod tests {
     }
 
     #[test]
-    fn on_the_loopback_only_another_name_is_refused() {
+    fn on_the_loopback_another_name_is_refused_and_what_was_relayed() {
         let loopback = Guard::of("127.0.0.1:8053".parse().unwrap(), Tokens::default());
+        let relayed = with(header::FORWARDED, "for=192.0.2.1");
+        assert_eq!(loopback.admit("/config", false, &relayed, Caller::Plain), Err(Refusal::Relayed));
         assert_eq!(loopback.admit("/status", false, &HeaderMap::new(), Caller::Plain), Ok(()));
         for (host, admitted) in [
             ("localhost:8053", true),

@@ -316,14 +316,17 @@ impl Shared {
             Message::LeaseLost(_) => self.tell_holder(Holder::lease_lost),
             Message::Invalidate(it) => {
                 self.owners.borrow_mut().forget(&it.pool, &it.keys);
+                self.keys_moved.notify_one();
                 self.advance(it.sequence);
             }
             Message::MemberGone(it) => {
                 self.owners.borrow_mut().forget_member(&it.pool, &it.member);
+                self.keys_moved.notify_one();
                 self.advance(it.sequence);
             }
             Message::ResetOwners(it) => {
                 self.owners.borrow_mut().forget_all();
+                self.keys_moved.notify_one();
                 self.position.set(it.position.unwrap_or_default());
             }
         }

@@ -539,13 +539,42 @@ async fn a_key_in_use_is_asked_for_again_though_nobody_locates_it() {
             link.locate("rooms", "2").await.unwrap();
         };
         tokio::join!(located, answered);
-        let used = link.employ("rooms", "2");
-        drop(link.employ("rooms", "1"));
+        let [one, two] = ["1", "2"].map(|key| link.locate("rooms", key));
+        let (one, two) = (one.await.unwrap(), two.await.unwrap());
+        let used = link.employ("rooms", "2", &two, || {});
+        drop(link.employ("rooms", "1", &one, || {}));
         for _ in 0..2 {
             let question = seed.question().await;
             assert_eq!(question.key, "2");
             seed.answer_for(&question, 1, 7, Duration::from_secs(1)).await;
         }
+        drop(used);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_uses_a_key_is_told_once_when_another_server_has_it() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, _) = rig.welcomed(1, 0).await;
+        let owner = rig.locate(&mut seed, "1", 1, 7).await;
+        let (now, told) = (Rc::new(Cell::new(7)), Rc::new(RefCell::new(Vec::new())));
+        let (at, note) = (Rc::clone(&now), Rc::clone(&told));
+        let used = rig.link.employ("rooms", "1", &owner, move || note.borrow_mut().push(at.get()));
+        drop(rig.link.employ("rooms", "1", &owner, || panic!("it has ended")));
+        // First the same server has it again.
+        for (sequence, port, epoch) in [(1, 1, 8), (2, 2, 9), (3, 3, 10)] {
+            seed.invalidate(sequence, "1").await;
+            let question = timeout(DEADLINE / 5, seed.question()).await.expect("it is asked for at once");
+            now.set(epoch);
+            seed.answer(&question, port, epoch).await;
+            while rig.link.locate("rooms", "1").await.unwrap().epoch != epoch {}
+            while epoch > 8 && told.borrow().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        assert_eq!(*told.borrow(), [9]);
         drop(used);
     })
     .await;

@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
 use super::*;
-use crate::identity::{Kind, TrustedChannel};
+use crate::identity::{Kind, SERVER_NAME, TrustedChannel};
 use crate::proto::understudy_client::UnderstudyClient;
 use crate::proto::understudy_server::{Understudy, UnderstudyServer};
 use crate::proto::{LeaderReply, LeaderRequest, TakeOverRequest};
@@ -40,14 +45,32 @@ impl Understudy for Mirror {
 
 impl Stage {
     async fn new() -> Self {
+        Self::with(ROOM).await
+    }
+
+    async fn with(room: Room) -> Self {
         let data = tempfile::tempdir().unwrap();
         let identity = Identity::open_or_create(&data.path().join("cluster")).unwrap();
-        let gate = Gate::new(&identity.issue(Kind::Seed, "seed-1").unwrap()).unwrap();
+        let gate = Gate::with(&identity.issue(Kind::Seed, "seed-1").unwrap(), room).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = Server::builder().layer(gate.layer()).add_service(UnderstudyServer::new(Mirror));
         tokio::spawn(server.serve_with_incoming(gate.incoming(listener)));
         Self { identity, address, gate, _data: data }
+    }
+
+    /// A connection that shows no certificate.
+    async fn stranger(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.identity.ca_pem().as_bytes()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(&self.address).await.unwrap();
+        let name = ServerName::try_from(SERVER_NAME).unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
     }
 
     fn of(&self, identity: &Identity) -> UnderstudyClient<TrustedChannel> {
@@ -146,7 +169,7 @@ async fn who_is_no_seed_can_not_be_taken_for_one() {
 
 #[tokio::test]
 async fn silence_and_plain_text_keep_nobody_out() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(Room { handshakes: 8, ..ROOM }).await;
     let mut silent = Vec::new();
     for _ in 0..32 {
         silent.push(TcpStream::connect(&stage.address).await.unwrap());
@@ -158,4 +181,22 @@ async fn silence_and_plain_text_keep_nobody_out() {
     // A TLS alert at most, then the end.
     let _ = timeout(DEADLINE, plain.read_to_end(&mut said)).await.unwrap();
     assert!(said.len() <= 7, "{said:?}");
+}
+
+#[tokio::test]
+async fn who_shows_no_certificate_makes_room_for_the_next_and_goes_soon() {
+    let stage = Stage::with(Room { strangers: 3, stranger_timeout: Duration::from_secs(3), ..ROOM }).await;
+    let mut member = stage.client(Kind::Proxy, "proxy-1");
+    member.leader(LeaderRequest {}).await.unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..4 {
+        strangers.push(stage.stranger().await);
+    }
+    let begun = std::time::Instant::now();
+    for (number, stranger) in strangers.iter_mut().enumerate() {
+        // The server's settings, and then the end.
+        let _ = timeout(DEADLINE, stranger.read_to_end(&mut Vec::new())).await.expect("it is ended");
+        assert_eq!(begun.elapsed() > Duration::from_secs(2), number > 0, "{number}: {:?}", begun.elapsed());
+    }
+    member.leader(LeaderRequest {}).await.unwrap();
 }

@@ -17,6 +17,11 @@ const POOL: &str = "pool";
 /// Bytes of the authority's fingerprint that name the cluster.
 const CLUSTER_BYTES: usize = 8;
 
+/// Channels are keys of this pool, and uploads that are under way.
+pub const LIVE_POOL: &str = "live";
+/// Fileservers have no keys: any of them answers.
+pub const FILES_POOL: &str = "files";
+
 /// What somebody is, and so what it may do (see [`crate::permissions`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -59,6 +64,16 @@ impl Kind {
             Self::Live => "live",
             Self::Backend => "backend",
             Self::Operator => "operator",
+        }
+    }
+
+    /// The pool that nodes of this kind are members of.
+    #[must_use]
+    pub const fn pool(self) -> Option<&'static str> {
+        match self {
+            Self::Live => Some(LIVE_POOL),
+            Self::Fileserver => Some(FILES_POOL),
+            _ => None,
         }
     }
 
@@ -148,8 +163,8 @@ impl Peer {
         ))
     }
 
-    /// Whether it may be this member: one of its own name or of a part of it ("live-1:0", "rooms-1/127.0.0.1:3000"), and
-    /// where it is a backend in one of its pools.
+    /// Whether it may be this member: one of its own name or of a part of it ("live-1:0", "rooms-1/127.0.0.1:3000"), in one
+    /// of its pools.
     ///
     /// # Errors
     /// A sentence that says what it may be.
@@ -165,14 +180,28 @@ impl Peer {
                 node = self.node
             ));
         }
-        if self.kind == Kind::Backend && !self.pools.contains(&member.pool) {
-            return Err(format!(
-                "it may not be a member of pool {:?}: its certificate is for {}",
-                member.pool,
-                self.pools.join(", ")
-            ));
+        let pools: Vec<_> =
+            self.kind.pool().into_iter().chain(self.pools.iter().map(String::as_str)).collect();
+        if pools.contains(&&*member.pool) {
+            return Ok(());
         }
-        Ok(())
+        let why = match &pools[..] {
+            [] => format!("a {} is a member of none", self.kind),
+            pools => format!("its certificate is for {}", pools.join(", ")),
+        };
+        Err(format!("it may not be a member of pool {:?}: {why}", member.pool))
+    }
+
+    /// Whether it may ask for keys of this pool: a backend only of its own.
+    ///
+    /// # Errors
+    /// A sentence that says of which it may.
+    pub fn check_pool(&self, pool: &str) -> Result<(), String> {
+        if self.kind != Kind::Backend || self.pools.iter().any(|own| own == pool) {
+            return Ok(());
+        }
+        let own = self.pools.join(", ");
+        Err(format!("it may not ask about pool {pool:?}: its certificate is for {own}"))
     }
 }
 
@@ -272,7 +301,16 @@ mod tests {
         let member = |id: &str, pool: &str| Member { id: id.into(), pool: pool.into(), ..Default::default() };
         assert!(live.check_member(&member("live-1:0", "live")).is_ok());
         assert!(live.check_member(&member("live-10", "live")).is_err());
+        assert!(live.check_member(&member("live-1:0", "rooms")).is_err());
+        assert!(peer(Kind::Fileserver, "files-1", &[]).check_member(&member("files-1:0", "files")).is_ok());
+        for kind in [Kind::Proxy, Kind::Seed, Kind::Datastore] {
+            let why = peer(kind, "n", &[]).check_member(&member("n:0", "files")).unwrap_err();
+            assert!(why.contains("is a member of none"), "{why}");
+        }
+        assert!(live.check_pool("rooms").is_ok(), "who publishes asks for other nodes' keys");
         let backend = peer(Kind::Backend, "rooms-1", &["rooms"]);
+        assert!(backend.check_pool("rooms").is_ok());
+        assert!(backend.check_pool("live").unwrap_err().contains("is for rooms"));
         assert!(backend.check_member(&member("rooms-1", "rooms")).is_ok());
         assert!(backend.check_member(&member("rooms-1/10.0.0.1:80", "rooms")).is_ok());
         let why = backend.check_member(&member("rooms-1", "chat")).unwrap_err();
