@@ -14,7 +14,7 @@ use axum::{Extension, Router};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use protoplex_wire::gate::Gate;
-use protoplex_wire::identity::{Certificate, Identity, Kind, Peer, is_public_key};
+use protoplex_wire::identity::{Certificate, Identity, Kind, LOCAL_OPERATOR, Peer, is_public_key};
 use protoplex_wire::join_token::{JoinToken, parse_presented};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::enrolment_server::Enrolment;
@@ -41,6 +41,8 @@ const MAX_TOKEN_LIFE_S: u32 = 366 * 24 * 3600;
 #[derive(Clone)]
 pub(crate) struct Registrar {
     identity: Identity,
+    /// The name of this seed.
+    node: String,
     cluster: Handle,
     datastores: Arc<Datastores>,
     role: watch::Receiver<Role>,
@@ -50,12 +52,13 @@ pub(crate) struct Registrar {
 impl Registrar {
     pub(crate) fn new(
         identity: &Identity,
+        node: &str,
         cluster: Handle,
         datastores: Arc<Datastores>,
         role: watch::Receiver<Role>,
         gate: Gate,
     ) -> Self {
-        Self { identity: identity.clone(), cluster, datastores, role, gate }
+        Self { identity: identity.clone(), node: node.to_owned(), cluster, datastores, role, gate }
     }
 
     /// Keeps the gate up to date with the datastore. Never ends.
@@ -77,8 +80,12 @@ impl Registrar {
         Ok(())
     }
 
-    /// Revokes a name, or readmits it: from when this returns on this seed goes by it, the others within a second.
-    pub(crate) async fn change_revocation(&self, wanted: Revocation) -> Result<(), Status> {
+    /// Revokes a name, or readmits it, for this caller: from when this returns on this seed goes by it, the others within
+    /// a second. Only of the seed that leads.
+    pub(crate) async fn change_revocation(&self, wanted: Revocation, caller: &Peer) -> Result<(), Status> {
+        if wanted.revoked {
+            check_revocable(&wanted.name, &self.node, caller)?;
+        }
         let (name, revoked, who) = (wanted.name.clone(), wanted.revoked, wanted.operator.clone());
         call(self.datastores.client().change_revocation(limited(wanted))).await?;
         tracing::warn!(name, revoked, operator = who, "who may be in the cluster has changed");
@@ -207,6 +214,21 @@ impl Enrolment for Registrar {
     }
 }
 
+/// Refuses to revoke whom nobody could readmit: without the seed that leads there is no cluster, and without an operator
+/// nobody who commands.
+fn check_revocable(name: &str, leader: &str, caller: &Peer) -> Result<(), Status> {
+    let why = if name == leader {
+        format!("{name} is the seed that leads: hand over to another one first (protoplex drain {name})")
+    } else if name == format!("{}/{LOCAL_OPERATOR}", Kind::Operator) {
+        format!("{name} is whoever has cluster/ca.key, and could be anybody: take that key from them instead")
+    } else if name == caller.name() {
+        format!("{name} is your own name: another operator may revoke it")
+    } else {
+        return Ok(());
+    };
+    Err(Status::failed_precondition(format!("{why}. Nothing was changed")))
+}
+
 /// What whoever has come with a token is told, where it opens nothing.
 fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<Status> {
     let another = "ask for another one (`protoplex join-token create`)";
@@ -233,5 +255,30 @@ fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<St
                 many => format!("{many} names"),
             }
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_revokes_whom_nobody_could_readmit() {
+        let ada =
+            Peer { cluster: "c".to_owned(), kind: Kind::Operator, node: "ada".to_owned(), pools: Vec::new() };
+        for (name, why) in [
+            ("seed-1", Some("hand over to another one first (protoplex drain seed-1). Nothing was changed")),
+            ("operator/local", Some("whoever has cluster/ca.key")),
+            ("operator/ada", Some("your own name")),
+            ("seed-2", None),
+            ("ada", None),
+            ("local", None),
+            ("operator/eve", None),
+        ] {
+            let refused = check_revocable(name, "seed-1", &ada).err();
+            let told = refused.as_ref().map(Status::message);
+            assert!(told.is_some() == why.is_some(), "{name}: {told:?}");
+            assert!(told.unwrap_or_default().contains(why.unwrap_or_default()), "{name}: {told:?}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use protoplex_wire::clock::BootTime;
+use protoplex_wire::gate::Peer;
 use protoplex_wire::pattern::HostPattern;
 use protoplex_wire::proto::operator_server::Operator;
 use protoplex_wire::proto::{
@@ -290,7 +291,8 @@ impl Operator for Console {
         request: Request<Revocation>,
     ) -> Result<Response<ChangeRevocationReply>, Status> {
         self.leading().await?;
-        self.registrar.change_revocation(request.into_inner()).await?;
+        let caller = caller(&request)?;
+        self.registrar.change_revocation(request.into_inner(), &caller).await?;
         Ok(Response::new(ChangeRevocationReply {}))
     }
 
@@ -302,6 +304,12 @@ impl Operator for Console {
         let mut datastore = self.datastores.client();
         Ok(Response::new(call(datastore.list_revocations(limited(request.into_inner()))).await?))
     }
+}
+
+/// Who calls. The gate lets nobody call who has not said so.
+fn caller<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = request.extensions().get::<Peer>().cloned();
+    peer.ok_or_else(|| Status::unauthenticated("no certificate of this cluster was shown"))
 }
 
 /// The present time in Unix milliseconds, by the wall clock.

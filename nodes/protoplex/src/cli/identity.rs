@@ -56,7 +56,8 @@ pub(crate) struct JoinTokenCreate {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
-    /// Refuse a node, or a server that has enrolled, from now on, whatever certificate it has; its links are cut
+    /// Refuse a node, or a server that has enrolled, from now on, whatever certificate it has; its links are cut. Not the
+    /// seed that leads
     Revoke {
         /// Its name
         node: String,
@@ -76,7 +77,7 @@ pub(crate) enum Operator {
     Create(OperatorCreate),
     /// Write credentials for a person to a new folder, with a join token for an operator
     Enrol(Enrol),
-    /// Refuse an operator from now on
+    /// Refuse an operator from now on. Not oneself, nor `local`, who has the authority's key
     Revoke {
         /// The person's name
         name: String,

@@ -337,6 +337,35 @@ fn people_have_credentials_of_their_own() {
 }
 
 #[test]
+fn row_nobody_revokes_whom_nobody_could_readmit() {
+    let cluster = start();
+    let seed = seed(&cluster);
+    let folder = cluster.folder();
+    cluster.json(&["operator", "create", "ada"]);
+    let ada = |command: &[&str]| {
+        stranger(folder, &[&["--credentials", "ada-credentials", "--seed", &seed], command].concat())
+    };
+    for (refused, says) in [
+        (
+            cluster.run(&["node", "revoke", "seed-1"]),
+            "hand over to another one first (protoplex drain seed-1)",
+        ),
+        (cluster.run(&["operator", "revoke", "local"]), "whoever has cluster/ca.key"),
+        (ada(&["operator", "revoke", "local"]), "whoever has cluster/ca.key"),
+        (ada(&["operator", "revoke", "ada"]), "operator/ada is your own name"),
+    ] {
+        assert_eq!(refused.status.code(), Some(1));
+        let said = error_of(&refused);
+        assert!(said.contains(says) && said.contains("Nothing was changed"), "{says} in {said}");
+    }
+    assert_eq!(cluster.json(&["node", "revoked"]), Value::Array(Vec::new()));
+    // Had one of them been revoked, this would be the second look of seed and datastore.
+    cluster.json(&["node", "revoke", "proxy-9"]);
+    until("it is revoked", || (cluster.json(&["node", "revoked"])[0]["name"] == "proxy-9").then_some(()));
+    assert!(ada(&["node", "readmit", "proxy-9"]).status.success());
+}
+
+#[test]
 fn init_makes_a_cluster_once() {
     let folder = tempfile::tempdir().unwrap();
     let made = stranger(folder.path(), &["--data", "d", "init"]);
