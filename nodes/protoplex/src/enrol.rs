@@ -189,20 +189,26 @@ pub(crate) fn of_node(
     if !folder.exists() && token.is_none() && matches!(kind, Kind::Seed | Kind::Datastore) {
         Identity::open_or_create(folder)?;
     }
-    let found = Identity::of_node(folder, kind, node).and_then(|identity| match identity.expired() {
-        Some(expired) => Err(expired),
-        None => Ok(identity),
+    let found = Identity::of_node(folder, kind, node).and_then(|identity| {
+        // One that will count some day is of use without a token.
+        let not_yet = || token.as_ref().and_then(|_| identity.not_yet());
+        identity.expired().or_else(not_yet).map_or(Ok(identity.clone()), Err)
     });
     match (found, token) {
         (
-            Err(IdentityError::Absent(_) | IdentityError::NotJoined(..) | IdentityError::Expired { .. }),
+            Err(
+                IdentityError::Absent(_)
+                | IdentityError::NotJoined(..)
+                | IdentityError::Expired { .. }
+                | IdentityError::NotYet { .. },
+            ),
             Some(token),
         ) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(join(folder, kind, node, &token, seeds))?;
             let identity = Identity::of_node(folder, kind, node)?;
-            if let Some(expired) = identity.expired() {
-                bail!("{expired}; is this machine's clock right?");
+            if let Some(unusable) = identity.expired().or_else(|| identity.not_yet()) {
+                bail!("{unusable}; is this machine's clock right?");
             }
             Ok(identity)
         }

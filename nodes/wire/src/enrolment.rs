@@ -132,8 +132,9 @@ pub async fn keep_renewed(identity: Identity, own: &Path, seeds: Seeds) {
     let mut backoff = Backoff::default();
     let (mut earlier, mut complained) = (rand::random::<f64>(), None::<SystemTime>);
     loop {
-        let Some(due) = identity.renewal_due(earlier) else { return std::future::pending().await };
-        if let Ok(left) = due.duration_since(SystemTime::now())
+        let now = SystemTime::now();
+        let Some(due) = identity.renewal_due(earlier, now) else { return std::future::pending().await };
+        if let Ok(left) = due.duration_since(now)
             && !left.is_zero()
         {
             sleep(left.min(LONGEST_SLEEP)).await;
@@ -155,7 +156,9 @@ pub async fn keep_renewed(identity: Identity, own: &Path, seeds: Seeds) {
                     debug!(%error, "the certificate can't be renewed, trying again");
                 }
                 let left = identity.certificate().not_after.duration_since(now).unwrap_or_default();
-                sleep(backoff.next_delay().max(left / RETRIES)).await;
+                // One that doesn't count yet is missed already.
+                let pause = if identity.not_yet().is_some() { LONGEST_SLEEP } else { left / RETRIES };
+                sleep(backoff.next_delay().max(pause)).await;
             }
         }
     }

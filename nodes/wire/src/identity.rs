@@ -176,7 +176,8 @@ impl Identity {
         let authority = self.inner.authority.as_ref()?;
         let usual = if peer.kind == Kind::Operator { OPERATOR_LIFE } else { self.inner.life };
         let life = life.unwrap_or(usual);
-        let expires_at_ms = unix_ms(SystemTime::now() + life);
+        let now = SystemTime::now();
+        let expires_at_ms = unix_ms(now + life);
         let keyed = matches!(peer.kind, Kind::Seed | Kind::Fileserver | Kind::Live);
         let inner = &self.inner;
         let given = |given: bool, text: &Option<String>| match (given, text) {
@@ -184,14 +185,16 @@ impl Identity {
             _ => String::new(),
         };
         let live_key = URL_SAFE_NO_PAD.encode(&inner.live_key);
-        Some(authority.issue(peer, public_key, life).map_err(Into::into).map(|certificate| Credentials {
-            certificate,
-            authority: inner.ca.clone(),
-            kind: peer.kind.name().to_owned(),
-            expires_at_ms,
-            secret: given(keyed || peer.kind == Kind::Proxy, &inner.secret),
-            live_key: given(keyed || peer.kind == Kind::Operator, &Some(live_key)),
-            authority_key: given(peer.kind == Kind::Seed, &inner.authority_key),
+        Some(authority.issue(peer, public_key, now, life).map_err(Into::into).map(|certificate| {
+            Credentials {
+                certificate,
+                authority: inner.ca.clone(),
+                kind: peer.kind.name().to_owned(),
+                expires_at_ms,
+                secret: given(keyed || peer.kind == Kind::Proxy, &inner.secret),
+                live_key: given(keyed || peer.kind == Kind::Operator, &Some(live_key)),
+                authority_key: given(peer.kind == Kind::Seed, &inner.authority_key),
+            }
         }))
     }
 
@@ -248,10 +251,15 @@ impl Identity {
         self.inner.credential.expired()
     }
 
-    /// When its certificate is to be replaced, a random moment around two thirds of its life; nothing where this process
-    /// makes them itself.
-    pub(crate) fn renewal_due(&self, earlier: f64) -> Option<SystemTime> {
-        self.inner.authority.is_none().then(|| credential::renewal(&self.certificate(), earlier))
+    /// Whether it doesn't count yet: a clock was ahead when it was made, or is behind now.
+    pub fn not_yet(&self) -> Option<IdentityError> {
+        self.inner.credential.not_yet()
+    }
+
+    /// When its certificate is to be replaced, a random moment around two thirds of its life, and now where it doesn't
+    /// count yet; nothing where this process makes them itself.
+    pub(crate) fn renewal_due(&self, earlier: f64, now: SystemTime) -> Option<SystemTime> {
+        self.inner.authority.is_none().then(|| credential::renewal(&self.certificate(), earlier, now))
     }
 
     /// Looks for the next certificate now.

@@ -14,8 +14,10 @@ use super::certificate::{Kind, Peer};
 use super::files::{AT_ONCE, at, private_folder, secret, write_new, write_private};
 use super::{BACKDATED, CA, CA_KEY, IdentityError, LIVE_KEY, OLD_TOKEN, SECRET, SERVER_NAME, SERVICE_NAME};
 
-/// How long the authority lasts.
+/// How long the authority lasts, and how long before it was made it begins: a clock that was ahead then, and is put right,
+/// would stop the cluster, and the beginning protects nothing.
 const LIFE: Duration = Duration::from_hours(10 * 365 * 24);
+const BEGUN_BEFORE: Duration = LIFE;
 /// Bytes of a P-256 public key as an uncompressed point.
 const POINT_BYTES: usize = 65;
 
@@ -31,11 +33,13 @@ impl Authority {
         Ok(Self { pem, issuer: Issuer::new(params(), KeyPair::from_pem(key)?) })
     }
 
-    /// A certificate for the owner of a key (an uncompressed point), as PEM with the authority's own behind it.
+    /// A certificate for the owner of a key (an uncompressed point), from `now` on, as PEM with the authority's own behind
+    /// it.
     pub(crate) fn issue(
         &self,
         peer: &Peer,
         public_key: &[u8],
+        now: SystemTime,
         life: Duration,
     ) -> Result<String, rcgen::Error> {
         let mut params = CertificateParams::default();
@@ -59,7 +63,6 @@ impl Authority {
         if !servers.is_empty() {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
-        let now = SystemTime::now();
         params.not_before = (now - BACKDATED).into();
         params.not_after = (now + life).into();
         let issued = params.signed_by(&Point(public_key), &self.issuer)?;
@@ -105,7 +108,7 @@ pub(crate) fn create(folder: &Path) -> Result<bool, IdentityError> {
     private_folder(&making)?;
     let mut params = params();
     let now = SystemTime::now();
-    params.not_before = (now - BACKDATED).into();
+    params.not_before = (now - BEGUN_BEFORE).into();
     params.not_after = (now + LIFE).into();
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     let files =

@@ -45,6 +45,14 @@ pub enum IdentityError {
         /// How long it is over.
         ago_s: u64,
     },
+    /// A clock was ahead when it was made, or is behind now.
+    #[error("the certificate of {name} counts only in {in_s} s")]
+    NotYet {
+        /// Whose it is.
+        name: String,
+        /// How long it doesn't.
+        in_s: u64,
+    },
     /// It is somebody else's.
     #[error("{0} holds the certificate of {1}, a {2}: give this node another name, or remove that folder")]
     WrongKind(PathBuf, String, Kind),

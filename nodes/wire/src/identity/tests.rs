@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
 
 use super::files::SECRET_BYTES;
 use super::*;
@@ -81,9 +82,38 @@ fn certificates_say_who_it_is() {
     assert!(is_public_key(&node.public_key));
     let left = node.not_after.duration_since(SystemTime::now()).unwrap();
     assert!(left > Duration::from_hours(23) && left <= Duration::from_hours(24), "{left:?}");
-    let due = credential::renewal(&node, 0.0).duration_since(SystemTime::now()).unwrap();
+    let due = credential::renewal(&node, 0.0, SystemTime::now()).duration_since(SystemTime::now()).unwrap();
     assert!(due > Duration::from_hours(15) && due < Duration::from_hours(17), "{due:?}");
-    assert!(credential::renewal(&node, 1.0) < credential::renewal(&node, 0.0));
+    let now = SystemTime::now();
+    assert!(credential::renewal(&node, 1.0, now) < credential::renewal(&node, 0.0, now));
+}
+
+#[test]
+fn a_clock_that_was_ahead_and_is_put_right_leaves_nothing_that_does_not_count_yet() {
+    let data = Folder::new();
+    Identity::open_or_create(&data.cluster()).unwrap();
+    let shared = Shared::read(&data.cluster()).unwrap();
+    let (authority, peer) = (shared.authority.clone().unwrap(), shared.peer(Kind::Seed, "seed-1"));
+    let source = Source::Authority { authority, peer, key: Box::new(KeyPair::generate().unwrap()) };
+    let ahead = SystemTime::now() + Duration::from_hours(2);
+    let seed = Credential::load_at(source, ahead).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while seed.certificate().not_before > SystemTime::now() {
+        assert!(Instant::now() < deadline, "it is shown although it does not count yet");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(seed.not_yet().is_none() && seed.expired().is_none());
+
+    // Others have theirs replaced at once.
+    let certificate = seed.certificate();
+    let early = certificate.not_before - Duration::from_secs(1);
+    assert_eq!(credential::renewal(&certificate, 0.0, early), early);
+    // Python, for one, looks at the authority's, too.
+    let ca = authority_der(&shared.ca).unwrap();
+    let (_, ca) = x509_parser::parse_x509_certificate(&ca).unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let years = (i64::try_from(now).unwrap() - ca.validity().not_before.timestamp()) / (365 * 24 * 3600);
+    assert!((1..20).contains(&years), "{years}");
 }
 
 /// What a seed issues to somebody else.
