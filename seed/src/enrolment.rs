@@ -14,7 +14,9 @@ use axum::{Extension, Router};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use protoplex_wire::gate::Gate;
-use protoplex_wire::identity::{Certificate, Identity, Kind, LOCAL_OPERATOR, Peer, is_public_key};
+use protoplex_wire::identity::{
+    Certificate, Identity, IdentityError, Kind, LOCAL_OPERATOR, Peer, is_public_key,
+};
 use protoplex_wire::join_token::{JoinToken, parse_presented};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::enrolment_server::Enrolment;
@@ -137,9 +139,17 @@ impl Registrar {
     }
 
     fn sign(&self, peer: &Peer, public_key: &[u8]) -> Result<Credentials, Status> {
-        let issued = self.identity.sign(peer, public_key, None).ok_or_else(no_authority)?;
-        issued.map_err(|error| Status::internal(error.to_string()))
+        issued(self.identity.sign(peer, public_key, None))
     }
+
+    /// The next certificate of whoever shows this one.
+    fn renewed(&self, shown: &Certificate) -> Result<Credentials, Status> {
+        issued(self.identity.sign_next(shown))
+    }
+}
+
+fn issued(signed: Option<Result<Credentials, IdentityError>>) -> Result<Credentials, Status> {
+    signed.ok_or_else(no_authority)?.map_err(|error| Status::internal(error.to_string()))
 }
 
 fn no_authority() -> Status {
@@ -150,7 +160,7 @@ fn no_authority() -> Status {
 /// PEM with the authority's behind it (RFC 8555 section 9.1).
 pub(crate) fn over_http(registrar: Registrar) -> Router {
     let renew = async |State(registrar): State<Registrar>, Extension(shown): Extension<Arc<Certificate>>| {
-        match registrar.sign(&shown.peer, &shown.public_key) {
+        match registrar.renewed(&shown) {
             Ok(issued) => ([(CONTENT_TYPE, PEM_CHAIN)], issued.certificate).into_response(),
             Err(status) => (StatusCode::SERVICE_UNAVAILABLE, status.message().to_owned()).into_response(),
         }
@@ -201,7 +211,7 @@ impl Enrolment for Registrar {
         let shown = request.extensions().get::<Arc<Certificate>>();
         let shown =
             shown.ok_or_else(|| Status::unauthenticated("no certificate of this cluster was shown"))?;
-        let issued = self.sign(&shown.peer, &shown.public_key)?;
+        let issued = self.renewed(shown)?;
         tracing::debug!(name = shown.peer.name(), "a certificate is renewed");
         // Its owner has them.
         let known = Credentials {

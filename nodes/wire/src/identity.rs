@@ -198,6 +198,15 @@ impl Identity {
         }))
     }
 
+    /// Signs the next certificate for whoever shows this one: for the same name and key. A person's lasts as long as this
+    /// one did, so that one which was made short stays so, and no longer than is usual; others have no life of their own.
+    /// Nothing where the authority's key isn't here.
+    #[must_use]
+    pub fn sign_next(&self, shown: &Certificate) -> Option<Result<Credentials, IdentityError>> {
+        let life = (shown.peer.kind == Kind::Operator).then(|| shown.life().min(OPERATOR_LIFE));
+        self.sign(&shown.peer, &shown.public_key, life)
+    }
+
     /// The same, whose certificates for others last for this long.
     #[must_use]
     pub fn issuing_for(&self, life: Duration) -> Self {

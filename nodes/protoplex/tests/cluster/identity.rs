@@ -337,6 +337,33 @@ fn people_have_credentials_of_their_own() {
 }
 
 #[test]
+fn credentials_that_were_made_short_are_renewed_short() {
+    let cluster = start();
+    let (seed, folder) = (seed(&cluster), cluster.folder());
+    cluster.json(&["operator", "create", "eve", "--expires", "10m"]);
+    let file = |name: &str| folder.join("eve-credentials").join(name).to_str().unwrap().to_owned();
+    let is_short = |pem: &str| {
+        let openssl =
+            Command::new("openssl").args(["x509", "-noout", "-checkend", "660", "-in", pem]).output();
+        openssl.unwrap().status.code() == Some(1)
+    };
+    let first = fs::read_to_string(file("cert.pem")).unwrap();
+    let renewed = stranger(folder, &["--seed", &seed, "enrol", "eve-credentials", "--renew"]);
+    assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+    assert!(fs::read_to_string(file("cert.pem")).unwrap() != first && is_short(&file("cert.pem")));
+
+    let next = folder.join("next.pem").to_str().unwrap().to_owned();
+    let (ca, cert, key) = (file("ca.pem"), file("cert.pem"), file("key.pem"));
+    let (there, url) = (format!("::{seed}"), "https://service.protoplex.internal/v1/certificate");
+    let over_http =
+        ["--cacert", &ca, "--cert", &cert, "--key", &key, "--connect-to", &there, "-X", "POST", url];
+    let answer = curl(over_http);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    fs::write(&next, answer.body).unwrap();
+    assert!(is_short(&next));
+}
+
+#[test]
 fn row_nobody_revokes_whom_nobody_could_readmit() {
     let cluster = start();
     let seed = seed(&cluster);

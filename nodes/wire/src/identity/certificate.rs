@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::BACKDATED;
 use crate::proto::Member;
 
 /// What the names in certificates begin with.
@@ -202,6 +203,16 @@ impl Certificate {
             not_after: time(read.validity().not_after.timestamp()),
             public_key: read.public_key().subject_public_key.data.to_vec(),
         })
+    }
+
+    /// When it was made, by its issuer's clock.
+    pub(super) fn issued(&self) -> SystemTime {
+        self.not_before + BACKDATED
+    }
+
+    /// How long it was made for.
+    pub(super) fn life(&self) -> Duration {
+        self.not_after.duration_since(self.issued()).unwrap_or_default()
     }
 }
 

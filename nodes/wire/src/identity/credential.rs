@@ -14,10 +14,10 @@ use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{Error as TlsError, SignatureScheme};
 
+use super::IdentityError;
 use super::authority::Authority;
 use super::certificate::{Certificate, Peer};
 use super::files::read;
-use super::{BACKDATED, IdentityError};
 
 /// How long a certificate lasts that a process makes itself of the authority's key.
 pub(super) const OWN_LIFE: Duration = Duration::from_hours(24);
@@ -110,9 +110,7 @@ pub(super) fn renewal(certificate: &Certificate, earlier: f64, now: SystemTime) 
     if now < certificate.not_before {
         return now;
     }
-    let issued = certificate.not_before + BACKDATED;
-    let life = certificate.not_after.duration_since(issued).unwrap_or_default();
-    issued + life.mul_f64(2.0 / 3.0 - earlier / 10.0)
+    certificate.issued() + certificate.life().mul_f64(2.0 / 3.0 - earlier / 10.0)
 }
 
 impl Source {

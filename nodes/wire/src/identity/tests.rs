@@ -143,6 +143,25 @@ fn who_joins_gets_what_its_kind_needs_and_no_more() {
 }
 
 #[test]
+fn what_was_made_short_for_a_person_stays_short() {
+    let data = Folder::new();
+    let identity = Identity::open_or_create(&data.cluster()).unwrap().issuing_for(Duration::from_secs(300));
+    for (kind, life, next) in [
+        (Kind::Operator, Duration::from_secs(60), Duration::from_secs(60)),
+        (Kind::Operator, OPERATOR_LIFE * 12, OPERATOR_LIFE),
+        (Kind::Backend, Duration::from_secs(60), Duration::from_secs(300)),
+    ] {
+        let folder = data.data.path().join("n");
+        let issued = issue(&identity, kind, "n", &folder, life);
+        let shown = Certificate::parse(&authority_der(&issued.certificate).unwrap()).unwrap();
+        assert_eq!(shown.life(), life);
+        let renewed = identity.sign_next(&shown).unwrap().unwrap();
+        let renewed = Certificate::parse(&authority_der(&renewed.certificate).unwrap()).unwrap();
+        assert_eq!((renewed.life(), renewed.peer), (next, shown.peer), "{kind}, {life:?}");
+    }
+}
+
+#[test]
 fn a_machine_that_has_joined_is_its_nodes_alone() {
     let first = Folder::new();
     let identity = Identity::open_or_create(&first.cluster()).unwrap();
