@@ -17,7 +17,7 @@ use protoplex_wire::gate::Gate;
 use protoplex_wire::identity::{
     Certificate, Identity, IdentityError, Kind, LOCAL_OPERATOR, Peer, is_public_key,
 };
-use protoplex_wire::join_token::{JoinToken, parse_presented};
+use protoplex_wire::join_token::{JoinToken, key_sha256, parse_presented};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::enrolment_server::Enrolment;
 use protoplex_wire::proto::{
@@ -194,6 +194,7 @@ impl Enrolment for Registrar {
             secret_sha256: digest.to_vec(),
             kind: kind.clone(),
             node: subject,
+            key_sha256: key_sha256(&public_key).to_vec(),
         };
         let redeemed = call(self.datastores.client().redeem_join_token(limited(redeem))).await?;
         if let Some(refusal) = refusal(id, &kind, &redeemed) {

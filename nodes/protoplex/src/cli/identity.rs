@@ -49,7 +49,7 @@ pub(crate) struct JoinTokenCreate {
     /// How long it is valid, as in 30m, 12h, 7d
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = units::life)]
     pub expires: Duration,
-    /// How many names may join with it; 0 for any number
+    /// How many may join with it, each with a name and a key of its own; 0 for any number
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub uses: u32,
 }

@@ -219,6 +219,12 @@ fn row_a_token_that_opens_nothing_says_why() {
     let backend = ["--kind", "backend", "--pool", "rooms"];
     let good = join_token(&cluster, &backend);
     assert!(enrol("first", &good).status.success());
+    // Its owner may ask again, and who has seen the token may not: not under that name either.
+    assert!(enrol("first", &good).status.success());
+    fs::create_dir(folder.join("seen")).unwrap();
+    let arguments = ["--seed", &seed, "enrol", "seen", "--node", "first", "--token", &good];
+    let said = error_of(&stranger(folder, &arguments));
+    assert!(said.contains("is used up: it was for one name"), "{said}");
     let [revoked, short] =
         [&[][..], &["--expires", "1s"]].map(|more| join_token(&cluster, &[&backend[..], more].concat()));
     let id = revoked.strip_prefix("pxj_").unwrap().split('.').next().unwrap();
