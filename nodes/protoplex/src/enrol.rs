@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use protoplex_wire::enrolment::{self, EnrolError, Newcomer};
-use protoplex_wire::identity::{Identity, IdentityError, Kind, Peer, make_credentials};
+use protoplex_wire::identity::{Identity, IdentityError, Kind, Peer, check_cluster, make_credentials};
 use protoplex_wire::join_token::JoinToken;
 use protoplex_wire::proto::Credentials;
 use protoplex_wire::seeds::Seeds;
@@ -186,6 +186,10 @@ pub(crate) fn of_node(
     seeds: &Seeds,
 ) -> anyhow::Result<Identity> {
     let token = read(given)?;
+    if let Some(token) = &token {
+        // It would be of no use, and what is there would look for its own cluster where the token's is.
+        check_cluster(folder, &token.fingerprint)?;
+    }
     if !folder.exists() && token.is_none() && matches!(kind, Kind::Seed | Kind::Datastore) {
         Identity::open_or_create(folder)?;
     }

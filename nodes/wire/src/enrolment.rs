@@ -20,7 +20,8 @@ use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 use crate::identity::{
-    self, Dial, Fingerprint, Identity, IdentityError, Kind, fingerprint, keep, node_folder, own_key, provider,
+    self, Dial, Fingerprint, Identity, IdentityError, Kind, check_cluster, check_own, fingerprint, keep,
+    node_folder, own_key, provider,
 };
 use crate::join_token::JoinToken;
 use crate::pattern::check_name;
@@ -75,6 +76,11 @@ impl Newcomer<'_> {
     /// See [`EnrolError`].
     pub async fn enrol(&self, token: &JoinToken, seeds: &Seeds) -> Result<Credentials, EnrolError> {
         check_name("node", self.node).map_err(|error| EnrolError::Refused(error.to_string()))?;
+        // Before the token is used.
+        check_cluster(self.shared, &token.fingerprint)?;
+        if self.own == self.shared {
+            check_own(self.own)?;
+        }
         let (_, public_key) = own_key(self.own)?;
         let request = EnrolRequest {
             token: token.presented(),

@@ -389,6 +389,19 @@ fn files_of(folder: &Path) -> Source {
     Source::Files { certificate: folder.join(CERTIFICATE), key: folder.join(KEY) }
 }
 
+/// Refuses a folder of another cluster than that of this authority. One that has none is nobody's yet.
+pub fn check_cluster(folder: &Path, authority: &Fingerprint) -> Result<(), IdentityError> {
+    let path = folder.join(CA);
+    let Some(pem) = read_if_there(&path)? else { return Ok(()) };
+    let der = authority_der(&pem).ok_or_else(|| no_authority(&path))?;
+    if fingerprint(&der) == *authority { Ok(()) } else { Err(IdentityError::OtherCluster(folder.to_owned())) }
+}
+
+/// Refuses somebody's credentials where a cluster has its authority's key.
+pub(crate) fn check_own(folder: &Path) -> Result<(), IdentityError> {
+    if folder.join(CA_KEY).exists() { Err(IdentityError::Authority(folder.to_owned())) } else { Ok(()) }
+}
+
 /// The key of a folder of credentials, made where there is none: as PEM, and its public half.
 pub(crate) fn own_key(folder: &Path) -> Result<(String, Vec<u8>), IdentityError> {
     private_folder(folder)?;
@@ -401,8 +414,14 @@ pub(crate) fn own_key(folder: &Path) -> Result<(String, Vec<u8>), IdentityError>
     Ok((pem, point))
 }
 
-/// Writes what a seed has issued: what all of a cluster share to `shared`, and the certificate, last, to `own`.
+/// Writes what a seed has issued: what all of a cluster share to `shared`, and the certificate, last, to `own`. Nothing
+/// where there is another cluster's already.
 pub fn keep(shared: &Path, own: &Path, issued: &Credentials) -> Result<(), IdentityError> {
+    if !issued.authority.is_empty() {
+        let malformed =
+            || IdentityError::Malformed("what the seed has sent".into(), "has no authority".into());
+        check_cluster(shared, &fingerprint(&authority_der(&issued.authority).ok_or_else(malformed)?))?;
+    }
     private_folder(shared)?;
     private_folder(own)?;
     let texts = [
@@ -430,6 +449,8 @@ pub fn make_credentials(
     if folder.join(CERTIFICATE).exists() {
         return Err(IdentityError::Exists(folder.join(CERTIFICATE)));
     }
+    check_own(folder)?;
+    check_cluster(folder, identity.fingerprint())?;
     let (_, point) = own_key(folder)?;
     let issued = identity.sign(peer, &point, Some(life));
     let mut issued = issued.ok_or_else(|| IdentityError::NoAuthority(PathBuf::from("this folder")))??;

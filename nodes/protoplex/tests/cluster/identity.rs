@@ -10,6 +10,8 @@ use protoplex_testkit::cluster::{Cluster, signal};
 use protoplex_testkit::curl::curl;
 use protoplex_testkit::ports::Port;
 use protoplex_testkit::until;
+use protoplex_wire::identity::Identity;
+use protoplex_wire::join_token::JoinToken;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -409,6 +411,37 @@ fn init_makes_a_cluster_once() {
     assert_eq!(again.status.code(), Some(2));
     assert!(error_of(&again).contains("is there already: nothing was changed"));
     assert_eq!(fs::read_to_string(folder.path().join("d/cluster/ca.key")).unwrap(), key);
+}
+
+#[test]
+fn row_a_token_of_another_cluster_is_refused_where_there_is_an_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| stranger(folder.path(), arguments);
+    for data in ["a", "b"] {
+        assert!(run(&["--data", data, "init"]).status.success());
+    }
+    let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    let before = ["ca.pem", "ca.key", "secret"].map(|name| read(&format!("a/cluster/{name}")));
+    let other = Identity::open(&folder.path().join("b/cluster")).unwrap();
+    let token = JoinToken::draw(other.fingerprint()).to_string();
+    let (seed, proxy) = (["--set", "seed.listen=127.0.0.1:0"], ["--set", "proxy.http=[\"127.0.0.1:0\"]"]);
+    let metas =
+        ["--set", "meta.seed=127.0.0.1:0", "--set", "meta.proxy=127.0.0.1:0", "--set", "proxy.https=[]"];
+    for command in [
+        &[&["seed", "--join", &token], &seed[..], &metas].concat()[..],
+        &[&["proxy", "--join", &token], &proxy[..], &metas].concat(),
+        &["enrol", "a/cluster", "--node", "rooms-1", "--token", &token],
+    ] {
+        let refused = run(&[&["--data", "a", "--seed", "127.0.0.1:9"], command].concat());
+        assert_eq!(refused.status.code(), Some(1), "{command:?}");
+        let said = error_of(&refused);
+        assert!(said.contains("a/cluster is of another cluster: nothing was changed"), "{said}");
+    }
+    let own = JoinToken::draw(Identity::open(&folder.path().join("a/cluster")).unwrap().fingerprint());
+    let said = error_of(&run(&["enrol", "a/cluster", "--node", "rooms-1", "--token", &own.to_string()]));
+    assert!(said.contains("a folder of their own"), "{said}");
+    assert_eq!(before, ["ca.pem", "ca.key", "secret"].map(|name| read(&format!("a/cluster/{name}"))));
+    assert!(!folder.path().join("a/cluster/cert.pem").exists());
 }
 
 const RENEW: &str = "

@@ -65,6 +65,15 @@ pub enum IdentityError {
     /// There is an identity already.
     #[error("{0} is there already: nothing was changed")]
     Exists(PathBuf),
+    /// What is there is of another cluster than what was to be put beside it.
+    #[error(
+        "{0} is of another cluster: nothing was changed. Name another folder (--data, for a node), or remove this one if \
+         that cluster is of no use any more"
+    )]
+    OtherCluster(PathBuf),
+    /// There is a cluster's authority where somebody's credentials were to be.
+    #[error("{0} is a cluster's own folder (ca.key is there): give credentials a folder of their own")]
+    Authority(PathBuf),
     /// The authority's key is where the cluster began.
     #[error(
         "{0} has no ca.key: run this where the cluster began, or enrol with a token (`protoplex join-token create`)"

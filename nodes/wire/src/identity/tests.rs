@@ -6,6 +6,9 @@ use std::time::Instant;
 
 use super::files::SECRET_BYTES;
 use super::*;
+use crate::enrolment::{EnrolError, Newcomer};
+use crate::join_token::JoinToken;
+use crate::seeds::Seeds;
 
 struct Folder {
     data: tempfile::TempDir,
@@ -191,6 +194,51 @@ fn a_machine_that_has_joined_is_its_nodes_alone() {
     fs::copy(third.cluster().join(CA), cluster.join(CA)).unwrap();
     let foreign = error(Identity::of_node(&cluster, Kind::Live, "live-1"));
     assert!(foreign.contains("is not the authority of the certificate of live-1"), "{foreign}");
+}
+
+#[tokio::test]
+async fn what_is_of_one_cluster_is_never_mixed_with_another() {
+    let (first, second, joined) = (Folder::new(), Folder::new(), Folder::new());
+    let [one, other] = [&first, &second].map(|data| Identity::open_or_create(&data.cluster()).unwrap());
+    let (cluster, own) = (joined.cluster(), node_folder(&joined.cluster(), "proxy-1"));
+    let issued = issue(&one, Kind::Proxy, "proxy-1", &own, Duration::from_secs(60));
+    keep(&cluster, &own, &issued).unwrap();
+    let all = || {
+        let files = [first.cluster(), cluster.clone()].map(|folder| {
+            let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+            let mut files: Vec<_> = files.filter(|file| file.is_file()).collect();
+            files.sort();
+            files.into_iter().map(|file| (fs::read(&file).unwrap(), file)).collect::<Vec<_>>()
+        });
+        files.concat()
+    };
+    let before = all();
+
+    let foreign = issue(&other, Kind::Proxy, "proxy-1", &own, Duration::from_secs(60));
+    let refused = keep(&cluster, &own, &foreign).unwrap_err();
+    assert!(matches!(refused, IdentityError::OtherCluster(_)), "{refused}");
+    check_cluster(&cluster, one.fingerprint()).unwrap();
+    let peer = Peer { kind: Kind::Operator, ..one.certificate().peer };
+    let refused = make_credentials(&other, &cluster, &peer, OPERATOR_LIFE).unwrap_err();
+    assert!(matches!(refused, IdentityError::OtherCluster(_)), "{refused}");
+    let refused = make_credentials(&one, &first.cluster(), &peer, OPERATOR_LIFE).unwrap_err();
+    assert!(matches!(refused, IdentityError::Authority(_)), "{refused}");
+
+    // A token is not even shown: there is no seed that could take it.
+    let nowhere = Seeds::only(vec!["127.0.0.1:9".to_owned()]);
+    let own = node_folder(&cluster, "proxy-2");
+    for (shared, own, authority, told) in [
+        (&cluster, &own, other.fingerprint(), "is of another cluster: nothing was changed"),
+        (&first.cluster(), &first.cluster(), one.fingerprint(), "a folder of their own"),
+        (&first.cluster(), &first.cluster(), other.fingerprint(), "is of another cluster"),
+    ] {
+        let newcomer = Newcomer { kind: Kind::Backend, node: "proxy-2", shared, own };
+        let refused = newcomer.enrol(&JoinToken::draw(authority), &nowhere).await.unwrap_err();
+        assert!(matches!(refused, EnrolError::Identity(_)), "{refused}");
+        assert!(refused.to_string().contains(told), "{refused}");
+    }
+    assert!(!own.exists());
+    assert!(all() == before, "something was changed");
 }
 
 #[test]
