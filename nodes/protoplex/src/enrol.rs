@@ -190,7 +190,7 @@ pub(crate) fn of_node(
         // It would be of no use, and what is there would look for its own cluster where the token's is.
         check_cluster(folder, &token.fingerprint)?;
     }
-    if !folder.exists() && token.is_none() && matches!(kind, Kind::Seed | Kind::Datastore) {
+    if !Identity::is_there(folder) && token.is_none() && matches!(kind, Kind::Seed | Kind::Datastore) {
         Identity::open_or_create(folder)?;
     }
     let found = Identity::of_node(folder, kind, node).and_then(|identity| {

@@ -11,6 +11,7 @@
 //! | `secret` | nodes but datastores |
 //! | `live.key` | seeds, fileservers, live nodes, operators |
 //! | `cert.pem`, `key.pem` | the one whose they are |
+//! | `ca.lock` | where the cluster began: empty, and held by whoever makes the rest |
 
 mod authority;
 mod certificate;
@@ -96,18 +97,22 @@ struct Inner {
 }
 
 impl Identity {
-    /// Reads the identity in `folder` (`DATA/cluster`), or makes a cluster's where the folder doesn't exist. As
-    /// [`Self::open`].
+    /// Whether there is one in `folder` (`DATA/cluster`): a folder alone is none, for a join that failed leaves one.
+    pub fn is_there(folder: &Path) -> bool {
+        folder.join(CA).exists()
+    }
+
+    /// Reads the identity in `folder` (`DATA/cluster`), or makes a cluster's where there is none. As [`Self::open`].
     pub fn open_or_create(folder: &Path) -> Result<Self, IdentityError> {
-        if !folder.exists() {
+        if !Self::is_there(folder) {
             authority::create(folder)?;
         }
         Self::open(folder)
     }
 
-    /// Makes a cluster's identity in a folder that isn't there.
+    /// Makes a cluster's identity where there is none.
     pub fn create(folder: &Path) -> Result<Self, IdentityError> {
-        if folder.exists() || !authority::create(folder)? {
+        if Self::is_there(folder) || !authority::create(folder)? {
             return Err(IdentityError::Exists(folder.to_owned()));
         }
         Self::open(folder)
@@ -320,7 +325,7 @@ struct Shared {
 
 impl Shared {
     fn read(folder: &Path) -> Result<Self, IdentityError> {
-        if !folder.join(CA).exists() {
+        if !Identity::is_there(folder) {
             return Err(IdentityError::Absent(folder.to_owned()));
         }
         let ca = read(&folder.join(CA))?;

@@ -403,6 +403,21 @@ fn row_nobody_revokes_whom_nobody_could_readmit() {
 #[test]
 fn init_makes_a_cluster_once() {
     let folder = tempfile::tempdir().unwrap();
+    for data in ["d", "e"] {
+        // As a join that failed leaves it.
+        let left = folder.path().join(data).join("cluster/nodes/proxy-2");
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join("key.pem"), "").unwrap();
+    }
+    let port = Port::take();
+    let listen = format!("datastore.listen={}", port.address());
+    let begins = ["--data", "e", "datastore", "--set", &listen];
+    let begins = [&begins[..], &["--set", "meta.datastore=127.0.0.1:0"]].concat();
+    let begun = Elsewhere::start(folder.path(), "e", &begins);
+    until(&format!("a cluster begins: {}", begun.says()), || {
+        folder.path().join("e/cluster/ca.pem").exists().then_some(())
+    });
+    begun.kill();
     let made = stranger(folder.path(), &["--data", "d", "init"]);
     assert!(made.status.success());
     assert!(String::from_utf8_lossy(&made.stdout).contains("join-token create"));

@@ -54,6 +54,30 @@ fn who_comes_second_takes_what_the_first_has_made() {
 }
 
 #[test]
+fn what_a_join_that_failed_has_left_is_no_cluster() {
+    let data = Folder::new();
+    let left = node_folder(&data.cluster(), "proxy-2");
+    own_key(&left).unwrap();
+    // Of a join that was cut off while it wrote.
+    fs::write(data.cluster().join(SECRET), "another cluster's").unwrap();
+    assert!(matches!(
+        Identity::of_node(&data.cluster(), Kind::Seed, "seed-1"),
+        Err(IdentityError::Absent(_))
+    ));
+    // `up` starts several at once.
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let make = || scope.spawn(|| *Identity::open_or_create(&data.cluster()).unwrap().fingerprint());
+        let all: Vec<_> = std::iter::repeat_with(make).take(8).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let now = Identity::open(&data.cluster()).unwrap();
+    assert!(made.iter().all(|fingerprint| fingerprint == now.fingerprint()));
+    assert_ne!(now.node_key(), derived("another cluster's"));
+    assert!(now.issue(Kind::Proxy, "proxy-2").is_ok() && left.join(KEY).exists());
+    assert!(matches!(Identity::create(&data.cluster()), Err(IdentityError::Exists(_))));
+}
+
+#[test]
 fn absent_says_what_to_do() {
     let error = Identity::open(&Folder::new().cluster()).err().unwrap().to_string();
     assert!(error.contains("start the cluster there first"), "{error}");
