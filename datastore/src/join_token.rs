@@ -33,7 +33,7 @@ pub(crate) fn check(token: &JoinToken) -> StoreResult<()> {
             invalid(format!("{many} pools are more than the {MAX_POOLS} that a token may have"))
         }
         (kind, many) if kind != Kind::Backend && many > 0 => {
-            invalid(format!("a {kind} is a member of its own pools: name none"))
+            invalid(format!("{} is a member of its own pools: name none", kind.one()))
         }
         _ => Ok(()),
     }

@@ -21,8 +21,9 @@ use protoplex_wire::join_token::{JoinToken, key_sha256, parse_presented};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::enrolment_server::Enrolment;
 use protoplex_wire::proto::{
-    CreateJoinTokenReply, CreateJoinTokenRequest, Credentials, EnrolRequest, JoinRefusal,
-    ListRevocationsRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, RenewRequest, Revocation,
+    ChangeRevocationReply, CreateJoinTokenReply, CreateJoinTokenRequest, Credentials, EnrolRequest,
+    JoinRefusal, ListRevocationsRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, RenewRequest,
+    Revocation,
 };
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -36,6 +37,8 @@ use crate::role::Role;
 /// How often it is looked who is revoked.
 const REVOKED_INTERVAL: Duration = Duration::from_secs(1);
 const PEM_CHAIN: &str = "application/pem-certificate-chain";
+/// What the names of operators begin with ([`Peer::name`]).
+const OPERATORS: &str = "operator/";
 /// Longest life of a join token.
 const MAX_TOKEN_LIFE_S: u32 = 366 * 24 * 3600;
 
@@ -84,14 +87,21 @@ impl Registrar {
 
     /// Revokes a name, or readmits it, for this caller: from when this returns on this seed goes by it, the others within
     /// a second. Only of the seed that leads.
-    pub(crate) async fn change_revocation(&self, wanted: Revocation, caller: &Peer) -> Result<(), Status> {
+    pub(crate) async fn change_revocation(
+        &self,
+        wanted: Revocation,
+        caller: &Peer,
+    ) -> Result<ChangeRevocationReply, Status> {
         if wanted.revoked {
             check_revocable(&wanted.name, &self.node, caller)?;
         }
         let (name, revoked, who) = (wanted.name.clone(), wanted.revoked, wanted.operator.clone());
+        // Then it is still here.
+        let here = self.is_here(&name).await?;
         call(self.datastores.client().change_revocation(limited(wanted))).await?;
         tracing::warn!(name, revoked, operator = who, "who may be in the cluster has changed");
-        self.look().await
+        self.look().await?;
+        Ok(ChangeRevocationReply { here })
     }
 
     /// Makes a join token, of which the datastore keeps a digest.
@@ -125,17 +135,21 @@ impl Registrar {
         Ok(CreateJoinTokenReply { token: token.to_string(), id: token.id().to_owned(), expires_at_ms })
     }
 
+    /// Whether a node or a server of this name is here.
+    async fn is_here(&self, node: &str) -> Result<bool, Status> {
+        let wanted = node.to_owned();
+        let here = self.cluster.ask(move |cluster, _| cluster.has_node(&wanted)).await;
+        here.ok_or_else(|| Status::unavailable("the seed is ending"))
+    }
+
     /// Refuses a name that somebody who is here has.
     async fn check_free(&self, node: &str) -> Result<(), Status> {
-        let wanted = node.to_owned();
-        let taken = self.cluster.ask(move |cluster, _| cluster.has_node(&wanted)).await;
-        match taken {
-            Some(false) => Ok(()),
-            Some(true) => Err(Status::already_exists(format!(
+        if self.is_here(node).await? {
+            return Err(Status::already_exists(format!(
                 "the name {node:?} is taken by one that is here: give this one another name, or drain that one first"
-            ))),
-            None => Err(Status::unavailable("the seed is ending")),
+            )));
         }
+        Ok(())
     }
 
     fn sign(&self, peer: &Peer, public_key: &[u8]) -> Result<Credentials, Status> {
@@ -225,12 +239,14 @@ impl Enrolment for Registrar {
     }
 }
 
-/// Refuses to revoke whom nobody could readmit: without the seed that leads there is no cluster, and without an operator
+/// Refuses to revoke what is no name, and whom nobody could readmit: without the seed that leads there is no cluster, and without an operator
 /// nobody who commands.
 fn check_revocable(name: &str, leader: &str, caller: &Peer) -> Result<(), Status> {
+    let own = name.strip_prefix(OPERATORS).unwrap_or(name);
+    check_name("name", own).map_err(|error| Status::invalid_argument(error.to_string()))?;
     let why = if name == leader {
         format!("{name} is the seed that leads: hand over to another one first (protoplex drain {name})")
-    } else if name == format!("{}/{LOCAL_OPERATOR}", Kind::Operator) {
+    } else if name.strip_prefix(OPERATORS) == Some(LOCAL_OPERATOR) {
         format!("{name} is whoever has cluster/ca.key, and could be anybody: take that key from them instead")
     } else if name == caller.name() {
         format!("{name} is your own name: another operator may revoke it")
@@ -238,6 +254,11 @@ fn check_revocable(name: &str, leader: &str, caller: &Peer) -> Result<(), Status
         return Ok(());
     };
     Err(Status::failed_precondition(format!("{why}. Nothing was changed")))
+}
+
+/// One of this kind, in a sentence.
+fn one(kind: &str) -> String {
+    kind.parse::<Kind>().map_or_else(|_| format!("a {kind:?}"), |kind| kind.one().to_owned())
 }
 
 /// What whoever has come with a token is told, where it opens nothing.
@@ -256,8 +277,9 @@ fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<St
             Some(Status::unauthenticated(format!("the join token {id} has expired {ago_s} s ago: {another}")))
         }
         JoinRefusal::WrongKind => Some(Status::permission_denied(format!(
-            "the join token {id} is for a {}, not for a {wanted}",
-            redeemed.kind
+            "the join token {id} is for {}, not for {}",
+            one(&redeemed.kind),
+            one(wanted)
         ))),
         JoinRefusal::UsedUp => Some(Status::unauthenticated(format!(
             "the join token {id} is used up: it was for {}; {another}",
@@ -285,6 +307,9 @@ mod tests {
             ("ada", None),
             ("local", None),
             ("operator/eve", None),
+            ("no name", Some("use 1 to")),
+            ("operator/", Some("use 1 to")),
+            ("proxy/1", Some("use 1 to")),
         ] {
             let refused = check_revocable(name, "seed-1", &ada).err();
             let told = refused.as_ref().map(Status::message);

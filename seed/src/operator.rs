@@ -292,8 +292,7 @@ impl Operator for Console {
     ) -> Result<Response<ChangeRevocationReply>, Status> {
         self.leading().await?;
         let caller = caller(&request)?;
-        self.registrar.change_revocation(request.into_inner(), &caller).await?;
-        Ok(Response::new(ChangeRevocationReply {}))
+        Ok(Response::new(self.registrar.change_revocation(request.into_inner(), &caller).await?))
     }
 
     async fn list_revocations(

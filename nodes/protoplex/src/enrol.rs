@@ -37,7 +37,8 @@ impl Made {
     fn text(&self) -> String {
         let until = show_time(self.expires_at_ms);
         let Self { folder, name, kind, .. } = self;
-        format!("{} holds the credentials of {name}, a {kind}, until {until}", folder.display())
+        let kind = kind.parse::<Kind>().map_or(kind.as_str(), |kind| kind.one());
+        format!("{} holds the credentials of {name}, {kind}, until {until}", folder.display())
     }
 }
 

@@ -92,7 +92,7 @@ impl Newcomer<'_> {
         let dial = |seed: &str| {
             identity::channel(Dial { address: seed.to_owned(), tls: tls.clone(), credential: None })
         };
-        let issued = ask(seeds, |seed| {
+        let issued = ask(seeds, "token", |seed| {
             let (channel, request) = (dial(seed), request.clone());
             async move { Ok(EnrolmentClient::new(channel?).enrol(request).await) }
         });
@@ -114,7 +114,7 @@ pub async fn renew(identity: &Identity, own: &Path, seeds: &Seeds) -> Result<Cre
     if let Some(expired) = identity.expired() {
         return Err(expired.into());
     }
-    let issued = ask(seeds, |seed| {
+    let issued = ask(seeds, "certificate", |seed| {
         let channel = identity.channel(seed);
         async move { Ok(EnrolmentClient::new(channel?).renew(RenewRequest {}).await) }
     });
@@ -170,15 +170,15 @@ pub async fn keep_renewed(identity: Identity, own: &Path, seeds: Seeds) {
     }
 }
 
-/// Asks one seed after the other, until one says yes, or no.
-async fn ask<C, A>(seeds: &Seeds, call: C) -> Result<Credentials, EnrolError>
+/// Asks one seed after the other, until one says yes, or no. That all are of another cluster than `what` is a no, too.
+async fn ask<C, A>(seeds: &Seeds, what: &str, call: C) -> Result<Credentials, EnrolError>
 where
     C: Fn(&str) -> A,
     A: Future<Output = Result<Result<tonic::Response<Credentials>, Status>, tonic::transport::Error>>,
 {
     let mut search = Search::new(seeds.remembered());
     search.begin(&seeds.resolve().await);
-    let mut why = "there is no such name".to_owned();
+    let (mut why, mut foreign) = (None, None);
     while let Some(seed) = search.next_seed() {
         let answer = match timeout(CALL_TIMEOUT, call(&seed)).await {
             Ok(Ok(answer)) => answer,
@@ -191,16 +191,29 @@ where
                 if let Some(redirect) = crate::seeds::Redirect::of(&status) {
                     search.redirected(&redirect.address);
                 }
+                if identity::is_foreign(&status) {
+                    foreign = Some(seed);
+                    search.unanswered();
+                    continue;
+                }
                 let is_away = [Code::Unavailable, Code::DeadlineExceeded, Code::Unknown, Code::Cancelled];
                 if !is_away.contains(&status.code()) {
                     return Err(EnrolError::Refused(status.message().to_owned()));
                 }
-                why = told(&status);
+                why = Some(told(&status));
                 search.unanswered();
             }
         }
     }
-    Err(EnrolError::Away { seeds: seeds.to_string(), why })
+    Err(match (why, foreign) {
+        (None, Some(seed)) => {
+            EnrolError::Refused(format!("the seed at {seed} is of another cluster than the {what}"))
+        }
+        (why, _) => {
+            let why = why.unwrap_or_else(|| "there is no such name".to_owned());
+            EnrolError::Away { seeds: seeds.to_string(), why }
+        }
+    })
 }
 
 /// What is to be told of a status: the innermost cause says it in the fewest words.
@@ -244,8 +257,7 @@ impl ServerCertVerifier for Pinned {
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
         let authority = intermediates.iter().find(|shown| fingerprint(shown) == self.fingerprint);
-        let foreign = || TlsError::General("the seed is of another cluster than the token".to_owned());
-        let authority = authority.ok_or_else(foreign)?;
+        let authority = authority.ok_or(CertificateError::UnknownIssuer)?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
         let verifier =

@@ -19,6 +19,7 @@ mod credential;
 mod dial;
 mod error;
 mod files;
+mod foreign;
 mod tls;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub use self::authority::is_public_key;
 pub use self::certificate::{Certificate, Fingerprint, Kind, Peer, fingerprint};
 pub(crate) use self::dial::Dial;
 pub use self::error::IdentityError;
+pub use self::foreign::is_foreign;
 pub(crate) use self::tls::{authority_der, channel, provider};
 
 use self::authority::Authority;
@@ -153,6 +155,9 @@ impl Identity {
 
     /// What `protoplex enrol` or `protoplex operator create` has written to a folder.
     pub fn credentials(folder: &Path) -> Result<Self, IdentityError> {
+        if [CA, CERTIFICATE, KEY].iter().any(|name| !folder.join(name).exists()) {
+            return Err(IdentityError::NoCredentials(folder.to_owned()));
+        }
         Shared::read(folder)?.identity(files_of(folder))
     }
 

@@ -44,7 +44,7 @@ pub(crate) struct JoinTokenCreate {
     #[arg(long)]
     pub kind: Kind,
     /// Of a backend: a pool that it may be a member of; may be repeated
-    #[arg(long = "pool", value_name = "POOL", value_parser = units::name)]
+    #[arg(long = "pool", value_name = "POOL", value_parser = units::pool)]
     pub pools: Vec<String>,
     /// How long it is valid, as in 30m, 12h, 7d
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = units::life)]

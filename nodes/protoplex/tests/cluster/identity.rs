@@ -249,7 +249,7 @@ fn row_a_token_that_opens_nothing_says_why() {
         (&revoked, "was revoked: ask for another one"),
         (&short, "s ago: ask for another one"),
         (&proxy, "is for a proxy, not for a backend"),
-        (&foreign, "the seed is of another cluster than the token"),
+        (&foreign, "is of another cluster than the token"),
         (&unknown, "is unknown here, or its secret is wrong"),
         ("nonsense", "this is no join token"),
         (&good[..good.len() - 4], "this is no join token"),
@@ -258,6 +258,23 @@ fn row_a_token_that_opens_nothing_says_why() {
         assert!(said.contains(says), "{says} in {said}");
         assert!(!said.contains(token.split('.').nth(1).unwrap_or("\0")), "no secret is told: {said}");
     }
+    // That is final: nobody tries again.
+    let arguments = ["--data", "m4", "--seed", &seed, "proxy", "--join", &foreign, "--set", "proxy.https=[]"];
+    let ports = ["--set", "proxy.http=[\"127.0.0.1:0\"]", "--set", "meta.proxy=127.0.0.1:0"];
+    let refused = stranger(folder, &[&arguments[..], &ports].concat());
+    let said = error_of(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("is of another cluster than the token") && !said.contains("trying again"),
+        "{said}"
+    );
+    // Commands of the one are of no use for the other.
+    let refused = other.run(&["--seed", &seed, "status"]);
+    let said = error_of(&refused);
+    assert_eq!(refused.status.code(), Some(3), "{said}");
+    assert!(said.contains("is of another cluster than this data directory"), "{said}");
+    let said = error_of(&stranger(folder, &["--credentials", "nodir", "--seed", &seed, "status"]));
+    assert!(said.contains("no credentials in nodir") && !said.contains("start the cluster"), "{said}");
     for (flags, says) in [
         (&["--kind", "backend"][..], "name at least one"),
         (&["--kind", "proxy", "--pool", "rooms"], "name none"),
@@ -336,6 +353,7 @@ fn people_have_credentials_of_their_own() {
     let token = join_token(&cluster, &["--kind", "operator"]);
     let enrolled = stranger(folder, &["--seed", &seed, "operator", "enrol", "eve", "--token", &token]);
     assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+    assert!(String::from_utf8_lossy(&enrolled.stdout).contains("the credentials of eve, an operator, until"));
     cluster.json(&["operator", "revoke", "ada"]);
     let refused = error_of(&ada(&["status"]));
     assert!(refused.contains("operator/ada is revoked; an operator may readmit it"), "{refused}");
@@ -394,10 +412,23 @@ fn row_nobody_revokes_whom_nobody_could_readmit() {
         assert!(said.contains(says) && said.contains("Nothing was changed"), "{says} in {said}");
     }
     assert_eq!(cluster.json(&["node", "revoked"]), Value::Array(Vec::new()));
-    // Had one of them been revoked, this would be the second look of seed and datastore.
-    cluster.json(&["node", "revoke", "proxy-9"]);
-    until("it is revoked", || (cluster.json(&["node", "revoked"])[0]["name"] == "proxy-9").then_some(()));
-    assert!(ada(&["node", "readmit", "proxy-9"]).status.success());
+    for none in
+        [&["node", "revoke", "x y"][..], &["operator", "revoke", "Ada"], &["operator", "create", "x y"]]
+    {
+        let refused = cluster.run(none);
+        let said = error_of(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains("name \"") && said.contains("use 1 to") && !said.contains("pool"), "{said}");
+    }
+    let says = |command: &[&str]| String::from_utf8(cluster.run(command).stdout).unwrap();
+    let said = says(&["node", "revoke", "proxy-9"]);
+    assert_eq!(said, "proxy-9 is refused from now on. Nobody of that name is here\n");
+    assert!(says(&["operator", "revoke", "eve"]).contains("look at the name once more"));
+    let said = says(&["node", "revoke", "live-1"]);
+    assert_eq!(said, "live-1 is refused from now on\n");
+    for name in ["proxy-9", "live-1"] {
+        assert!(ada(&["node", "readmit", name]).status.success());
+    }
 }
 
 #[test]

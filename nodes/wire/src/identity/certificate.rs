@@ -63,6 +63,20 @@ impl Kind {
         }
     }
 
+    /// One of it, in a sentence.
+    #[must_use]
+    pub const fn one(self) -> &'static str {
+        match self {
+            Self::Seed => "a seed",
+            Self::Datastore => "a datastore",
+            Self::Proxy => "a proxy",
+            Self::Fileserver => "a fileserver",
+            Self::Live => "a live node",
+            Self::Backend => "a backend",
+            Self::Operator => "an operator",
+        }
+    }
+
     /// Whether others connect to it as a node of the cluster.
     #[must_use]
     pub const fn is_node(self) -> bool {
@@ -142,10 +156,15 @@ impl Peer {
         if is_side_car || (self.node == node && self.kind.name() == kind) {
             return Ok(());
         }
-        let said = if kind.is_empty() { String::new() } else { format!(", a {kind}") };
+        let said = match kind.parse::<Kind>() {
+            Ok(kind) => format!(", {}", kind.one()),
+            Err(_) if kind.is_empty() => String::new(),
+            Err(_) => format!(", a {kind:?}"),
+        };
         Err(format!(
-            "it says that it is {node:?}{said}, and its certificate that it is {:?}, a {}",
-            self.node, self.kind
+            "it says that it is {node:?}{said}, and its certificate that it is {:?}, {}",
+            self.node,
+            self.kind.one()
         ))
     }
 
@@ -277,7 +296,7 @@ mod tests {
         let why = live.check_node("live-2", "live").unwrap_err();
         assert_eq!(
             why,
-            "it says that it is \"live-2\", a live, and its certificate that it is \"live-1\", a live"
+            "it says that it is \"live-2\", a live node, and its certificate that it is \"live-1\", a live node"
         );
         assert!(live.check_node("live-1", "proxy").is_err());
         let member = |id: &str, pool: &str| Member { id: id.into(), pool: pool.into(), ..Default::default() };

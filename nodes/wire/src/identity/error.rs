@@ -34,6 +34,12 @@ pub enum IdentityError {
          (`protoplex operator create NAME` makes some where the cluster began)"
     )]
     NoOperator(PathBuf),
+    /// There are no credentials in the folder.
+    #[error(
+        "no credentials in {0}: it has no ca.pem, cert.pem or key.pem. `protoplex operator create NAME` makes some where \
+         the cluster began; `protoplex enrol`, or `protoplex operator enrol`, with a join token elsewhere"
+    )]
+    NoCredentials(PathBuf),
     /// It has ended.
     #[error(
         "the certificate of {name} has expired {ago_s} s ago: join anew with --join TOKEN, or enrol anew (`protoplex \
@@ -54,7 +60,7 @@ pub enum IdentityError {
         in_s: u64,
     },
     /// It is somebody else's.
-    #[error("{0} holds the certificate of {1}, a {2}: give this node another name, or remove that folder")]
+    #[error("{0} holds the certificate of {1}, {kind}: give this node another name, or remove that folder", kind = .2.one())]
     WrongKind(PathBuf, String, Kind),
     /// The certificates could not be made.
     #[error("cannot make the cluster's certificates: {0}")]

@@ -208,7 +208,7 @@ fn a_machine_that_has_joined_is_its_nodes_alone() {
     let other = error(Identity::of_node(&cluster, Kind::Live, "live-2"));
     assert!(other.starts_with("live-2 has no certificate in ") && other.contains("--join TOKEN"), "{other}");
     let wrong = error(Identity::of_node(&cluster, Kind::Proxy, "live-1"));
-    assert!(wrong.contains("holds the certificate of live-1, a live"), "{wrong}");
+    assert!(wrong.contains("holds the certificate of live-1, a live node"), "{wrong}");
     let operator = error(Identity::open(&cluster));
     assert!(operator.contains("--credentials DIR"), "{operator}");
 
