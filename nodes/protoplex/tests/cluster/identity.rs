@@ -429,6 +429,26 @@ fn row_nobody_revokes_whom_nobody_could_readmit() {
     for name in ["proxy-9", "live-1"] {
         assert!(ada(&["node", "readmit", name]).status.success());
     }
+
+    // Who did it is told by the certificate, whatever they say of themselves.
+    let rescue =
+        [&["--credentials", "ada-credentials", "--seed", &seed][..], &["node", "revoke", "proxy-8"]].concat();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
+    let revoked =
+        command.args(rescue).env("USER", "bob").env("PROTOPLEX_OPERATOR", "bob").current_dir(folder);
+    assert!(revoked.output().unwrap().status.success());
+    let add = ["handler", "add", "a", "--path", "/a", "--key", "k", "--pool", "files"];
+    for command in [&["join-token", "create", "--kind", "proxy"][..], &add] {
+        assert!(ada(command).status.success(), "{command:?}");
+    }
+    let listed = cluster.json(&["node", "revoked"]);
+    let by = |name: &str| {
+        listed.as_array().unwrap().iter().find(|it| it["name"] == name).unwrap()["operator"].clone()
+    };
+    assert_eq!(by("proxy-8"), "ada");
+    assert!(by("operator/eve").as_str().unwrap().starts_with("local (says "), "{listed}");
+    assert_eq!(cluster.json(&["join-token", "list"])[0]["created_by"], "ada");
+    assert_eq!(cluster.json(&["handler", "history"])[0]["operator"], "ada");
 }
 
 #[test]
