@@ -195,6 +195,9 @@ impl Enrolment for Registrar {
         }
         let (id, digest) =
             parse_presented(&token).ok_or_else(|| Status::unauthenticated("this is no join token"))?;
+        if kind == Kind::Operator.name() && node == LOCAL_OPERATOR {
+            return Err(Status::invalid_argument(IdentityError::Local.to_string()));
+        }
         self.check_free(&node).await?;
         // An operator's name and a node's are two.
         let subject = if kind == Kind::Operator.name() { format!("{kind}/{node}") } else { node.clone() };

@@ -184,6 +184,9 @@ impl Identity {
         life: Option<Duration>,
     ) -> Option<Result<Credentials, IdentityError>> {
         let authority = self.inner.authority.as_ref()?;
+        if let Err(refused) = peer.check_issuable() {
+            return Some(Err(refused));
+        }
         let usual = if peer.kind == Kind::Operator { OPERATOR_LIFE } else { self.inner.life };
         let life = life.unwrap_or(usual);
         let now = SystemTime::now();
@@ -459,6 +462,7 @@ pub fn make_credentials(
     if folder.join(CERTIFICATE).exists() {
         return Err(IdentityError::Exists(folder.join(CERTIFICATE)));
     }
+    peer.check_issuable()?;
     check_own(folder)?;
     check_cluster(folder, identity.fingerprint())?;
     let (_, point) = own_key(folder)?;

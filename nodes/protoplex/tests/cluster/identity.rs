@@ -354,6 +354,11 @@ fn people_have_credentials_of_their_own() {
     let enrolled = stranger(folder, &["--seed", &seed, "operator", "enrol", "eve", "--token", &token]);
     assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
     assert!(String::from_utf8_lossy(&enrolled.stdout).contains("the credentials of eve, an operator, until"));
+    let another = join_token(&cluster, &["--kind", "operator"]);
+    let arguments = ["--seed", &seed, "operator", "enrol", "l", "--node", "local", "--token", &another];
+    for refused in [stranger(folder, &arguments), cluster.run(&["operator", "create", "local"])] {
+        assert!(error_of(&refused).contains("is whoever has the authority's key"));
+    }
     cluster.json(&["operator", "revoke", "ada"]);
     let refused = error_of(&ada(&["status"]));
     assert!(refused.contains("operator/ada is revoked; an operator may readmit it"), "{refused}");

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::BACKDATED;
+use super::{BACKDATED, IdentityError, LOCAL_OPERATOR};
 use crate::proto::Member;
 
 /// What the names in certificates begin with.
@@ -145,6 +145,15 @@ impl Peer {
             Kind::Operator => format!("{}/{}", self.kind, self.node),
             _ => self.node.clone(),
         }
+    }
+
+    /// Refuses who can't be told from the operator who has the authority's key.
+    ///
+    /// # Errors
+    /// [`IdentityError::Local`].
+    pub fn check_issuable(&self) -> Result<(), IdentityError> {
+        let is_local = self.kind == Kind::Operator && self.node == LOCAL_OPERATOR;
+        if is_local { Err(IdentityError::Local) } else { Ok(()) }
     }
 
     /// Whether it may say that it is this node, of this kind. Operators may be side-cars, for any pool.

@@ -17,6 +17,9 @@ pub enum IdentityError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// It can't be told from the operator who has the authority's key.
+    #[error("an operator called \"local\" is whoever has the authority's key: choose another name")]
+    Local,
     /// There is no identity in the folder.
     #[error(
         "no cluster identity in {0}: start the cluster there first, or join one with --seed HOST:PORT and --join TOKEN \

@@ -189,6 +189,21 @@ fn what_was_made_short_for_a_person_stays_short() {
 }
 
 #[test]
+fn nobody_else_is_the_local_operator() {
+    let data = Folder::new();
+    let identity = Identity::open_or_create(&data.cluster()).unwrap();
+    let local = identity.certificate();
+    assert!(matches!(identity.sign_next(&local), Some(Err(IdentityError::Local))));
+    let folder = data.data.path().join("local-credentials");
+    let refused = make_credentials(&identity, &folder, &local.peer, OPERATOR_LIFE).unwrap_err();
+    assert!(refused.to_string().contains("choose another name"), "{refused}");
+    assert!(!folder.exists());
+    // A node may be called so.
+    let node = Peer { kind: Kind::Proxy, ..local.peer };
+    assert!(identity.sign(&node, &local.public_key, None).unwrap().is_ok());
+}
+
+#[test]
 fn a_machine_that_has_joined_is_its_nodes_alone() {
     let first = Folder::new();
     let identity = Identity::open_or_create(&first.cluster()).unwrap();
@@ -242,7 +257,7 @@ async fn what_is_of_one_cluster_is_never_mixed_with_another() {
     let refused = keep(&cluster, &own, &foreign).unwrap_err();
     assert!(matches!(refused, IdentityError::OtherCluster(_)), "{refused}");
     check_cluster(&cluster, one.fingerprint()).unwrap();
-    let peer = Peer { kind: Kind::Operator, ..one.certificate().peer };
+    let peer = Peer { node: "ada".to_owned(), ..one.certificate().peer };
     let refused = make_credentials(&other, &cluster, &peer, OPERATOR_LIFE).unwrap_err();
     assert!(matches!(refused, IdentityError::OtherCluster(_)), "{refused}");
     let refused = make_credentials(&one, &first.cluster(), &peer, OPERATOR_LIFE).unwrap_err();
