@@ -33,7 +33,7 @@ pub(crate) fn check(token: &JoinToken) -> StoreResult<()> {
             invalid(format!("{many} pools are more than the {MAX_POOLS} that a token may have"))
         }
         (kind, many) if kind != Kind::Backend && many > 0 => {
-            invalid(format!("a {kind} is a member of its own pools: name none"))
+            invalid(format!("{} is a member of its own pools: name none", kind.one()))
         }
         _ => Ok(()),
     }
@@ -47,6 +47,14 @@ pub(crate) fn check_subject(name: &str) -> StoreResult<()> {
     Ok(())
 }
 
+/// Refuses what is no digest of a key. There is none from a seed of an earlier version.
+pub(crate) fn check_key(key_sha256: &[u8]) -> StoreResult<()> {
+    if matches!(key_sha256.len(), 0 | 32) {
+        return Ok(());
+    }
+    Err(StoreError::Invalid("the digest of a key has 32 bytes".to_owned()))
+}
+
 /// How a database keeps the pools.
 pub(crate) fn joined(pools: &[String]) -> String {
     pools.join(&BETWEEN.to_string())
@@ -57,7 +65,8 @@ pub(crate) fn parted(pools: &str) -> Vec<String> {
     pools.split(BETWEEN).filter(|pool| !pool.is_empty()).map(ToOwned::to_owned).collect()
 }
 
-/// Whether a token lets this name join, that has (`again`) or hasn't joined with it before. The order of the checks is the
+/// Whether a token lets this name join, that has (`again`) or hasn't joined with it before, with the same key: whoever
+/// brings another key under that name may be anybody who has seen the token. The order of the checks is the
 /// protocol's.
 pub(crate) fn judge(
     kept: Option<&JoinToken>,

@@ -315,7 +315,7 @@ impl<S: Store> Datastore for Service<S> {
     async fn change_revocation(&self, request: Request<Revocation>) -> Answer<ChangeRevocationReply> {
         let changed = self.store.change_revocation(request.into_inner()).await;
         self.nudge.notify_one();
-        answer(changed.map(|()| ChangeRevocationReply {}))
+        answer(changed.map(|()| ChangeRevocationReply::default()))
     }
 
     async fn list_revocations(&self, _: Request<ListRevocationsRequest>) -> Answer<RevocationList> {

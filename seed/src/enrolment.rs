@@ -14,13 +14,16 @@ use axum::{Extension, Router};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use protoplex_wire::gate::Gate;
-use protoplex_wire::identity::{Certificate, Identity, Kind, Peer, is_public_key};
-use protoplex_wire::join_token::{JoinToken, parse_presented};
+use protoplex_wire::identity::{
+    Certificate, Identity, IdentityError, Kind, LOCAL_OPERATOR, Peer, is_public_key,
+};
+use protoplex_wire::join_token::{JoinToken, key_sha256, parse_presented};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::enrolment_server::Enrolment;
 use protoplex_wire::proto::{
-    CreateJoinTokenReply, CreateJoinTokenRequest, Credentials, EnrolRequest, JoinRefusal,
-    ListRevocationsRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, RenewRequest, Revocation,
+    ChangeRevocationReply, CreateJoinTokenReply, CreateJoinTokenRequest, Credentials, EnrolRequest,
+    JoinRefusal, ListRevocationsRequest, RedeemJoinTokenReply, RedeemJoinTokenRequest, RenewRequest,
+    Revocation,
 };
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -34,6 +37,8 @@ use crate::role::Role;
 /// How often it is looked who is revoked.
 const REVOKED_INTERVAL: Duration = Duration::from_secs(1);
 const PEM_CHAIN: &str = "application/pem-certificate-chain";
+/// What the names of operators begin with ([`Peer::name`]).
+const OPERATORS: &str = "operator/";
 /// Longest life of a join token.
 const MAX_TOKEN_LIFE_S: u32 = 366 * 24 * 3600;
 
@@ -41,6 +46,8 @@ const MAX_TOKEN_LIFE_S: u32 = 366 * 24 * 3600;
 #[derive(Clone)]
 pub(crate) struct Registrar {
     identity: Identity,
+    /// The name of this seed.
+    node: String,
     cluster: Handle,
     datastores: Arc<Datastores>,
     role: watch::Receiver<Role>,
@@ -50,12 +57,13 @@ pub(crate) struct Registrar {
 impl Registrar {
     pub(crate) fn new(
         identity: &Identity,
+        node: &str,
         cluster: Handle,
         datastores: Arc<Datastores>,
         role: watch::Receiver<Role>,
         gate: Gate,
     ) -> Self {
-        Self { identity: identity.clone(), cluster, datastores, role, gate }
+        Self { identity: identity.clone(), node: node.to_owned(), cluster, datastores, role, gate }
     }
 
     /// Keeps the gate up to date with the datastore. Never ends.
@@ -77,12 +85,23 @@ impl Registrar {
         Ok(())
     }
 
-    /// Revokes a name, or readmits it: from when this returns on this seed goes by it, the others within a second.
-    pub(crate) async fn change_revocation(&self, wanted: Revocation) -> Result<(), Status> {
+    /// Revokes a name, or readmits it, for this caller: from when this returns on this seed goes by it, the others within
+    /// a second. Only of the seed that leads.
+    pub(crate) async fn change_revocation(
+        &self,
+        wanted: Revocation,
+        caller: &Peer,
+    ) -> Result<ChangeRevocationReply, Status> {
+        if wanted.revoked {
+            check_revocable(&wanted.name, &self.node, caller)?;
+        }
         let (name, revoked, who) = (wanted.name.clone(), wanted.revoked, wanted.operator.clone());
+        // Then it is still here.
+        let here = self.is_here(&name).await?;
         call(self.datastores.client().change_revocation(limited(wanted))).await?;
         tracing::warn!(name, revoked, operator = who, "who may be in the cluster has changed");
-        self.look().await
+        self.look().await?;
+        Ok(ChangeRevocationReply { here })
     }
 
     /// Makes a join token, of which the datastore keeps a digest.
@@ -116,23 +135,35 @@ impl Registrar {
         Ok(CreateJoinTokenReply { token: token.to_string(), id: token.id().to_owned(), expires_at_ms })
     }
 
+    /// Whether a node or a server of this name is here.
+    async fn is_here(&self, node: &str) -> Result<bool, Status> {
+        let wanted = node.to_owned();
+        let here = self.cluster.ask(move |cluster, _| cluster.has_node(&wanted)).await;
+        here.ok_or_else(|| Status::unavailable("the seed is ending"))
+    }
+
     /// Refuses a name that somebody who is here has.
     async fn check_free(&self, node: &str) -> Result<(), Status> {
-        let wanted = node.to_owned();
-        let taken = self.cluster.ask(move |cluster, _| cluster.has_node(&wanted)).await;
-        match taken {
-            Some(false) => Ok(()),
-            Some(true) => Err(Status::already_exists(format!(
+        if self.is_here(node).await? {
+            return Err(Status::already_exists(format!(
                 "the name {node:?} is taken by one that is here: give this one another name, or drain that one first"
-            ))),
-            None => Err(Status::unavailable("the seed is ending")),
+            )));
         }
+        Ok(())
     }
 
     fn sign(&self, peer: &Peer, public_key: &[u8]) -> Result<Credentials, Status> {
-        let issued = self.identity.sign(peer, public_key, None).ok_or_else(no_authority)?;
-        issued.map_err(|error| Status::internal(error.to_string()))
+        issued(self.identity.sign(peer, public_key, None))
     }
+
+    /// The next certificate of whoever shows this one.
+    fn renewed(&self, shown: &Certificate) -> Result<Credentials, Status> {
+        issued(self.identity.sign_next(shown))
+    }
+}
+
+fn issued(signed: Option<Result<Credentials, IdentityError>>) -> Result<Credentials, Status> {
+    signed.ok_or_else(no_authority)?.map_err(|error| Status::internal(error.to_string()))
 }
 
 fn no_authority() -> Status {
@@ -143,7 +174,7 @@ fn no_authority() -> Status {
 /// PEM with the authority's behind it (RFC 8555 section 9.1).
 pub(crate) fn over_http(registrar: Registrar) -> Router {
     let renew = async |State(registrar): State<Registrar>, Extension(shown): Extension<Arc<Certificate>>| {
-        match registrar.sign(&shown.peer, &shown.public_key) {
+        match registrar.renewed(&shown) {
             Ok(issued) => ([(CONTENT_TYPE, PEM_CHAIN)], issued.certificate).into_response(),
             Err(status) => (StatusCode::SERVICE_UNAVAILABLE, status.message().to_owned()).into_response(),
         }
@@ -164,6 +195,9 @@ impl Enrolment for Registrar {
         }
         let (id, digest) =
             parse_presented(&token).ok_or_else(|| Status::unauthenticated("this is no join token"))?;
+        if kind == Kind::Operator.name() && node == LOCAL_OPERATOR {
+            return Err(Status::invalid_argument(IdentityError::Local.to_string()));
+        }
         self.check_free(&node).await?;
         // An operator's name and a node's are two.
         let subject = if kind == Kind::Operator.name() { format!("{kind}/{node}") } else { node.clone() };
@@ -177,6 +211,7 @@ impl Enrolment for Registrar {
             secret_sha256: digest.to_vec(),
             kind: kind.clone(),
             node: subject,
+            key_sha256: key_sha256(&public_key).to_vec(),
         };
         let redeemed = call(self.datastores.client().redeem_join_token(limited(redeem))).await?;
         if let Some(refusal) = refusal(id, &kind, &redeemed) {
@@ -194,7 +229,7 @@ impl Enrolment for Registrar {
         let shown = request.extensions().get::<Arc<Certificate>>();
         let shown =
             shown.ok_or_else(|| Status::unauthenticated("no certificate of this cluster was shown"))?;
-        let issued = self.sign(&shown.peer, &shown.public_key)?;
+        let issued = self.renewed(shown)?;
         tracing::debug!(name = shown.peer.name(), "a certificate is renewed");
         // Its owner has them.
         let known = Credentials {
@@ -205,6 +240,28 @@ impl Enrolment for Registrar {
         };
         Ok(Response::new(known))
     }
+}
+
+/// Refuses to revoke what is no name, and whom nobody could readmit: without the seed that leads there is no cluster, and without an operator
+/// nobody who commands.
+fn check_revocable(name: &str, leader: &str, caller: &Peer) -> Result<(), Status> {
+    let own = name.strip_prefix(OPERATORS).unwrap_or(name);
+    check_name("name", own).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let why = if name == leader {
+        format!("{name} is the seed that leads: hand over to another one first (protoplex drain {name})")
+    } else if name.strip_prefix(OPERATORS) == Some(LOCAL_OPERATOR) {
+        format!("{name} is whoever has cluster/ca.key, and could be anybody: take that key from them instead")
+    } else if name == caller.name() {
+        format!("{name} is your own name: another operator may revoke it")
+    } else {
+        return Ok(());
+    };
+    Err(Status::failed_precondition(format!("{why}. Nothing was changed")))
+}
+
+/// One of this kind, in a sentence.
+fn one(kind: &str) -> String {
+    kind.parse::<Kind>().map_or_else(|_| format!("a {kind:?}"), |kind| kind.one().to_owned())
 }
 
 /// What whoever has come with a token is told, where it opens nothing.
@@ -223,8 +280,9 @@ fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<St
             Some(Status::unauthenticated(format!("the join token {id} has expired {ago_s} s ago: {another}")))
         }
         JoinRefusal::WrongKind => Some(Status::permission_denied(format!(
-            "the join token {id} is for a {}, not for a {wanted}",
-            redeemed.kind
+            "the join token {id} is for {}, not for {}",
+            one(&redeemed.kind),
+            one(wanted)
         ))),
         JoinRefusal::UsedUp => Some(Status::unauthenticated(format!(
             "the join token {id} is used up: it was for {}; {another}",
@@ -233,5 +291,33 @@ fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<St
                 many => format!("{many} names"),
             }
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_revokes_whom_nobody_could_readmit() {
+        let ada =
+            Peer { cluster: "c".to_owned(), kind: Kind::Operator, node: "ada".to_owned(), pools: Vec::new() };
+        for (name, why) in [
+            ("seed-1", Some("hand over to another one first (protoplex drain seed-1). Nothing was changed")),
+            ("operator/local", Some("whoever has cluster/ca.key")),
+            ("operator/ada", Some("your own name")),
+            ("seed-2", None),
+            ("ada", None),
+            ("local", None),
+            ("operator/eve", None),
+            ("no name", Some("use 1 to")),
+            ("operator/", Some("use 1 to")),
+            ("proxy/1", Some("use 1 to")),
+        ] {
+            let refused = check_revocable(name, "seed-1", &ada).err();
+            let told = refused.as_ref().map(Status::message);
+            assert!(told.is_some() == why.is_some(), "{name}: {told:?}");
+            assert!(told.unwrap_or_default().contains(why.unwrap_or_default()), "{name}: {told:?}");
+        }
     }
 }

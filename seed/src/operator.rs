@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use protoplex_wire::clock::BootTime;
+use protoplex_wire::identity::{LOCAL_OPERATOR, Peer};
 use protoplex_wire::pattern::HostPattern;
 use protoplex_wire::proto::operator_server::Operator;
 use protoplex_wire::proto::{
@@ -34,6 +35,8 @@ const LEADING_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_WAITING_ASSETS: usize = 2;
 /// How long a change of handlers may take: thousands of them at once are more than other calls.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What somebody says of themselves, as far as it is told. History takes 255 bytes.
+const MAX_CLAIM_BYTES: usize = 200;
 /// Attempts to read back what was stored, a quarter of a second apart.
 const RELOADS: usize = 20;
 
@@ -179,9 +182,11 @@ impl Operator for Console {
         &self,
         request: Request<HandlerChanges>,
     ) -> Result<Response<HandlersChanged>, Status> {
-        let console = self.clone();
+        let (console, caller) = (self.clone(), caller(&request)?);
+        let changes = request.into_inner();
+        let changes = HandlerChanges { operator: author(&caller, &changes.operator), ..changes };
         // Goes on where its caller goes away: what was stored has to reach the proxies.
-        let change = tokio::spawn(async move { console.change(request.into_inner()).await });
+        let change = tokio::spawn(async move { console.change(changes).await });
         change.await.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
     }
 
@@ -264,7 +269,9 @@ impl Operator for Console {
         request: Request<CreateJoinTokenRequest>,
     ) -> Result<Response<CreateJoinTokenReply>, Status> {
         self.leading().await?;
-        Ok(Response::new(self.registrar.create_token(request.into_inner()).await?))
+        let (caller, wanted) = (caller(&request)?, request.into_inner());
+        let wanted = CreateJoinTokenRequest { operator: author(&caller, &wanted.operator), ..wanted };
+        Ok(Response::new(self.registrar.create_token(wanted).await?))
     }
 
     async fn list_join_tokens(
@@ -290,8 +297,9 @@ impl Operator for Console {
         request: Request<Revocation>,
     ) -> Result<Response<ChangeRevocationReply>, Status> {
         self.leading().await?;
-        self.registrar.change_revocation(request.into_inner()).await?;
-        Ok(Response::new(ChangeRevocationReply {}))
+        let (caller, wanted) = (caller(&request)?, request.into_inner());
+        let wanted = Revocation { operator: author(&caller, &wanted.operator), ..wanted };
+        Ok(Response::new(self.registrar.change_revocation(wanted, &caller).await?))
     }
 
     async fn list_revocations(
@@ -302,6 +310,22 @@ impl Operator for Console {
         let mut datastore = self.datastores.client();
         Ok(Response::new(call(datastore.list_revocations(limited(request.into_inner()))).await?))
     }
+}
+
+/// Who is told to have made a change: the name that the certificate is for. Whoever has the authority's key may be one of
+/// many: their own word stands beside it.
+fn author(caller: &Peer, claimed: &str) -> String {
+    let claimed = claimed[..claimed.floor_char_boundary(MAX_CLAIM_BYTES)].trim();
+    if caller.node != LOCAL_OPERATOR || claimed.is_empty() {
+        return caller.node.clone();
+    }
+    format!("{} (says {claimed})", caller.node)
+}
+
+/// Who calls. The gate lets nobody call who has not said so.
+fn caller<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = request.extensions().get::<Peer>().cloned();
+    peer.ok_or_else(|| Status::unauthenticated("no certificate of this cluster was shown"))
 }
 
 /// The present time in Unix milliseconds, by the wall clock.
@@ -380,5 +404,26 @@ fn refusal(error: HandlerError) -> Status {
         | HandlerError::NeedlessKey
         | HandlerError::Twice(_)
         | HandlerError::Words(_) => Status::invalid_argument(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protoplex_wire::identity::Kind;
+
+    use super::*;
+
+    #[test]
+    fn whoever_has_a_certificate_is_told_by_its_name() {
+        let of = |node: &str| Peer {
+            cluster: "c".to_owned(),
+            kind: Kind::Operator,
+            node: node.to_owned(),
+            pools: Vec::new(),
+        };
+        assert_eq!(author(&of("ada"), "bob"), "ada");
+        assert_eq!(author(&of("local"), "bob@edge-1"), "local (says bob@edge-1)");
+        assert_eq!(author(&of("local"), " "), "local");
+        assert!(author(&of("local"), &"ä".repeat(200)).len() < 255);
     }
 }

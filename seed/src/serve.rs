@@ -173,8 +173,14 @@ pub async fn serve(
     let links = Arc::new(links);
     let outside = outside::router(Arc::clone(&links), cluster.clone());
     let seed = SeedServer::from_arc(links).max_decoding_message_size(MAX_LINK_MESSAGE_BYTES);
-    let registrar =
-        Registrar::new(identity, cluster.clone(), Arc::clone(&datastores), role.clone(), gate.clone());
+    let registrar = Registrar::new(
+        identity,
+        &start.node,
+        cluster.clone(),
+        Arc::clone(&datastores),
+        role.clone(),
+        gate.clone(),
+    );
     tasks.spawn(registrar.clone().watch_revoked());
     let (enrolment, over_http) =
         (EnrolmentServer::new(registrar.clone()), enrolment::over_http(registrar.clone()));

@@ -96,9 +96,10 @@ struct Row<'a> {
 
 impl Serialize for Row<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.columns.len()))?;
+        let mut map = serializer.serialize_map(None)?;
         for (column, value) in self.columns.iter().zip(self.values) {
             match value {
+                left_out if column.later && *left_out == Value::LEFT_OUT => {}
                 Value::Nothing => map.serialize_entry(column.name, &())?,
                 Value::Text(text) => map.serialize_entry(column.name, text)?,
                 Value::Integer(number) => map.serialize_entry(column.name, number)?,
@@ -142,6 +143,9 @@ pub(crate) fn parse_head(line: &[u8]) -> Result<Head, String> {
 fn values(table: &'static Table, mut row: Map<String, Json>) -> Result<Vec<Value>, String> {
     let value = |column: &Column| {
         let value = row.remove(column.name);
+        if value.is_none() && column.later {
+            return Ok(Value::LEFT_OUT);
+        }
         let value = value.ok_or_else(|| format!("a row of {} lacks {}", table.name, column.name))?;
         read(column.kind, value).ok_or_else(|| format!("{} of {} can't be read", column.name, table.name))
     };
@@ -204,6 +208,20 @@ mod tests {
             assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
             assert_eq!(parse(&text).unwrap(), item);
         }
+    }
+
+    #[test]
+    fn what_the_first_archives_did_not_know_is_left_out_where_there_is_none() {
+        let before = b"{\"join_token_uses\":{\"token\":\"t\",\"node\":\"n\",\"used_at_ms\":1}}\n";
+        let values = |key: Vec<u8>| {
+            let [token, node] = ["t", "n"].map(|text| Value::Text(text.to_owned()));
+            vec![token, node, Value::Bytes(key), Value::Integer(1)]
+        };
+        let item = row("join_token_uses", values(Vec::new()));
+        assert_eq!(line(&item), before);
+        assert_eq!(parse(before).unwrap(), item);
+        let item = row("join_token_uses", values(vec![7; 32]));
+        assert_eq!(parse(&line(&item)).unwrap(), item);
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(crate) struct Table {
 pub(crate) struct Column {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
+    /// Bytes that the first archives didn't know: a row of none is archived without them, now as then.
+    pub(crate) later: bool,
 }
 
 /// What a column holds, or nothing.
@@ -44,6 +46,9 @@ pub(crate) enum Value {
 }
 
 impl Value {
+    /// In a column that is `later`, where a row is archived without it.
+    pub(crate) const LEFT_OUT: Self = Self::Bytes(Vec::new());
+
     /// Of the memory that it takes beside itself.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -62,7 +67,11 @@ impl Table {
 }
 
 const fn column(name: &'static str, kind: Kind) -> Column {
-    Column { name, kind }
+    Column { name, kind, later: false }
+}
+
+const fn later(name: &'static str) -> Column {
+    Column { name, kind: Bytes, later: true }
 }
 
 const fn table(name: &'static str, key: &'static [&'static str], columns: &'static [Column]) -> Table {
@@ -271,8 +280,8 @@ pub(crate) static TABLES: &[Table] = &[
     ),
     table(
         "join_token_uses",
-        &["token", "node"],
-        &[column("token", Text), column("node", Text), column("used_at_ms", Integer)],
+        &["token", "node", "key_sha256"],
+        &[column("token", Text), column("node", Text), later("key_sha256"), column("used_at_ms", Integer)],
     ),
     table(
         "revocations",

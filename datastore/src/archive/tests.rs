@@ -107,13 +107,16 @@ async fn fill(store: &(impl Store + EventLog)) {
     store.revoke_join_token("t").await.unwrap();
     let spare = JoinToken { id: "u".to_owned(), kind: "proxy".to_owned(), pools: Vec::new(), ..token };
     store.put_join_token(spare).await.unwrap();
-    let joins = RedeemJoinTokenRequest {
-        id: "u".to_owned(),
-        secret_sha256: vec![7; 32],
-        kind: "proxy".to_owned(),
-        node: "proxy-7".to_owned(),
-    };
-    assert_eq!(store.redeem_join_token(joins).await.unwrap().kind, "proxy");
+    for (node, key_sha256) in [("proxy-7", vec![255; 32]), ("of-an-earlier-version", Vec::new())] {
+        let joins = RedeemJoinTokenRequest {
+            id: "u".to_owned(),
+            secret_sha256: vec![7; 32],
+            kind: "proxy".to_owned(),
+            node: node.to_owned(),
+            key_sha256,
+        };
+        assert_eq!(store.redeem_join_token(joins).await.unwrap().kind, "proxy");
+    }
     let gone = Revocation { name: "live-9".to_owned(), revoked: true, operator: "ann".to_owned(), at_ms: 0 };
     store.change_revocation(gone).await.unwrap();
     let member = Member {

@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 
 use super::{Named, PgStore, lock};
-use crate::join_token::{self, MAX_TOKENS, REMEMBERED_MS, check_subject, joined, parted};
+use crate::join_token::{self, MAX_TOKENS, REMEMBERED_MS, check_key, check_subject, joined, parted};
 use crate::store::{StoreError, StoreResult};
 
 const SELECT: &str =
@@ -66,25 +66,31 @@ pub(super) async fn redeem(
     now_ms: i64,
 ) -> StoreResult<RedeemJoinTokenReply> {
     check_subject(&request.node)?;
+    check_key(&request.key_sha256)?;
     let mut change = store.change().await?;
     lock(&mut change, Named::JoinToken, &request.id).await?;
     let find = format!("{SELECT} WHERE id = $1");
     let kept = sqlx::query(sqlx::AssertSqlSafe(find)).bind(&request.id).try_map(read);
     let kept = kept.fetch_optional(&mut *change).await?;
-    let again = sqlx::query("SELECT 1 FROM join_token_uses WHERE token = $1 AND node = $2")
-        .bind(&request.id)
-        .bind(&request.node)
-        .fetch_optional(&mut *change)
-        .await?
-        .is_some();
-    let reply = join_token::judge(kept.as_ref(), again, request, now_ms);
-    if reply.refusal() == JoinRefusal::None && !again {
-        sqlx::query("INSERT INTO join_token_uses (token, node, used_at_ms) VALUES ($1, $2, $3)")
+    let again =
+        sqlx::query("SELECT 1 FROM join_token_uses WHERE token = $1 AND node = $2 AND key_sha256 = $3")
             .bind(&request.id)
             .bind(&request.node)
-            .bind(now_ms)
-            .execute(&mut *change)
-            .await?;
+            .bind(&request.key_sha256)
+            .fetch_optional(&mut *change)
+            .await?
+            .is_some();
+    let reply = join_token::judge(kept.as_ref(), again, request, now_ms);
+    if reply.refusal() == JoinRefusal::None && !again {
+        sqlx::query(
+            "INSERT INTO join_token_uses (token, node, key_sha256, used_at_ms) VALUES ($1, $2, $3, $4)",
+        )
+        .bind(&request.id)
+        .bind(&request.node)
+        .bind(&request.key_sha256)
+        .bind(now_ms)
+        .execute(&mut *change)
+        .await?;
         change.commit().await?;
     }
     Ok(reply)

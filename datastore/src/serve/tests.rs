@@ -203,7 +203,7 @@ async fn each_kind_may_call_what_is_its_own_and_nobody_anything_without_a_certif
         let refused = client.load_routes(LoadRoutesRequest {}).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{kind}");
         let name = if kind == Kind::Operator { "operator/n-1" } else { "n-1" };
-        let why = format!("{name} is a {kind}, and such may not call Datastore.LoadRoutes");
+        let why = format!("{name} is {}, and such may not call Datastore.LoadRoutes", kind.one());
         assert_eq!(refused.message(), why);
         let messages = stream::iter([host("*"), asset("/a", 1)]);
         let stream = client.put_build(messages).await.unwrap_err();

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use protoplex_wire::proto::{
-    BeginUploadRequest, CreateTokenRequest, Handler, ListFilesRequest, PutMemberRequest, TokenRefusal,
+    BeginUploadRequest, CreateTokenRequest, Handler, JoinRefusal, JoinToken, ListFilesRequest,
+    PutMemberRequest, RedeemJoinTokenRequest, TokenRefusal,
 };
 use tempfile::TempDir;
 
@@ -163,7 +164,7 @@ async fn a_newer_schema_is_refused() {
     store.close().await;
     let before = fs::read(database.file()).unwrap();
     let error = database.refusal().await;
-    assert!(matches!(error, OpenError::Newer { found: 9999, known: 6, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Newer { found: 9999, known: 7, .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("protoplex.db: its schema is version 9999"), "{text}");
     assert!(text.contains("Start the newer version"), "{text}");
@@ -233,6 +234,47 @@ async fn handlers_of_an_earlier_schema_are_kept_and_their_history_begins() {
     assert_eq!(handler(&store, "new").await.unwrap(), 8);
     assert_eq!(store.handlers_at(7).await.unwrap(), loaded.handlers);
     assert_eq!(store.handler_history().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn who_joined_by_an_earlier_schema_has_no_known_key() {
+    let database = Sqlite::new();
+    let store = database.open().await;
+    let token = JoinToken {
+        id: "t".to_owned(),
+        secret_sha256: vec![1; 32],
+        kind: "proxy".to_owned(),
+        uses: 1,
+        expires_at_ms: unix_time_ms() + 60_000,
+        ..Default::default()
+    };
+    store.put_join_token(token).await.unwrap();
+    for statement in [
+        "DROP TABLE join_token_uses",
+        "CREATE TABLE join_token_uses (
+             token TEXT NOT NULL REFERENCES join_tokens (id) ON DELETE CASCADE, node TEXT NOT NULL,
+             used_at_ms INTEGER NOT NULL, PRIMARY KEY (token, node)) STRICT, WITHOUT ROWID",
+        "INSERT INTO join_token_uses (token, node, used_at_ms) VALUES ('t', 'proxy-1', 1)",
+        "DELETE FROM _sqlx_migrations WHERE version > 6",
+    ] {
+        sqlx::query(statement).execute(&store.writer).await.unwrap();
+    }
+    store.close().await;
+    let store = database.open().await;
+    assert_eq!(store.list_join_tokens().await.unwrap()[0].uses_taken, 1);
+    let asks = |key_sha256| {
+        let [id, kind, node] = ["t", "proxy", "proxy-1"].map(ToOwned::to_owned);
+        store.redeem_join_token(RedeemJoinTokenRequest {
+            id,
+            secret_sha256: vec![1; 32],
+            kind,
+            node,
+            key_sha256,
+        })
+    };
+    assert_eq!(asks(vec![2; 32]).await.unwrap().refusal(), JoinRefusal::UsedUp);
+    // A seed of that version says no key.
+    assert_eq!(asks(Vec::new()).await.unwrap().refusal(), JoinRefusal::None);
 }
 
 /// A file with some content, closed.

@@ -273,7 +273,7 @@ pub(crate) struct Parent {
 #[derive(Debug, Args)]
 pub(crate) struct Join {
     /// Pool to join; handlers send requests to pools
-    #[arg(long, value_parser = units::name)]
+    #[arg(long, value_parser = units::pool)]
     pub pool: String,
     /// The server, as in http://127.0.0.1:3000
     #[arg(long, value_name = "URL", value_parser = units::backend)]

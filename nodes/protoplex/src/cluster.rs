@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use protoplex_runtime::running;
 use protoplex_wire::events::Bus;
-use protoplex_wire::identity::{Identity, IdentityError, TrustedChannel};
+use protoplex_wire::identity::{Identity, IdentityError, TrustedChannel, is_foreign};
 use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::operator_client::OperatorClient;
 use protoplex_wire::proto::understudy_client::UnderstudyClient;
@@ -157,6 +157,11 @@ impl Cluster {
 
     /// Says in the operator's words what a call failed of.
     pub(crate) fn explain(&self, status: Status) -> anyhow::Error {
+        if is_foreign(&status) {
+            let why = "is of another cluster than this data directory, or these credentials";
+            let how = "--data or --credentials names the right one, or --seed the right seed";
+            return Unreachable(format!("the seed at {} {why}: {how}", self.seed())).into();
+        }
         // What has no cause on the way here the seed has said itself: that it does not lead, or that NATS is away.
         let is_told = std::error::Error::source(&status).is_none();
         match status.code() {

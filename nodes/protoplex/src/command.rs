@@ -16,7 +16,7 @@ use crate::cli::{Common, Usage};
 use crate::cluster;
 use crate::meta::Meta;
 use crate::nodes::{Found, Nodes, Target};
-use crate::output::print;
+use crate::output::{self, print};
 use crate::settings::Settings;
 
 /// Beyond what a node may take for its drain. A node that says nothing for longer is lost.
@@ -120,7 +120,7 @@ impl Row {
                 Self { target, ok: true, changed, details, error: None, words }
             }
             Err(error) => {
-                let error = format!("{error:#}");
+                let error = output::whole(&error);
                 let words = format!("FAILED: {error}");
                 let details = Details::default();
                 Self { target, ok: false, changed: false, details, error: Some(error), words }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::{Common, Discover, Usage};
 use crate::nodes::{Found, Nodes};
-use crate::output::{columns, print, tell};
+use crate::output::{columns, print, tell, whole};
 
 #[derive(Serialize)]
 struct Report {
@@ -91,7 +91,7 @@ impl Report {
         let pools = nodes.pools.iter().filter(|pool| is_wanted(&pool.name));
         Self {
             kinds: kinds.into_iter().map(kind).collect(),
-            seed_error: nodes.without_seed().map(|error| format!("{error:#}")),
+            seed_error: nodes.without_seed().map(whole),
             pools: pools.filter_map(|pool| joined(nodes, pool)).collect(),
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use protoplex_wire::enrolment::{self, EnrolError, Newcomer};
-use protoplex_wire::identity::{Identity, IdentityError, Kind, Peer, make_credentials};
+use protoplex_wire::identity::{Identity, IdentityError, Kind, Peer, check_cluster, make_credentials};
 use protoplex_wire::join_token::JoinToken;
 use protoplex_wire::proto::Credentials;
 use protoplex_wire::seeds::Seeds;
@@ -37,7 +37,8 @@ impl Made {
     fn text(&self) -> String {
         let until = show_time(self.expires_at_ms);
         let Self { folder, name, kind, .. } = self;
-        format!("{} holds the credentials of {name}, a {kind}, until {until}", folder.display())
+        let kind = kind.parse::<Kind>().map_or(kind.as_str(), |kind| kind.one());
+        format!("{} holds the credentials of {name}, {kind}, until {until}", folder.display())
     }
 }
 
@@ -186,23 +187,33 @@ pub(crate) fn of_node(
     seeds: &Seeds,
 ) -> anyhow::Result<Identity> {
     let token = read(given)?;
-    if !folder.exists() && token.is_none() && matches!(kind, Kind::Seed | Kind::Datastore) {
+    if let Some(token) = &token {
+        // It would be of no use, and what is there would look for its own cluster where the token's is.
+        check_cluster(folder, &token.fingerprint)?;
+    }
+    if !Identity::is_there(folder) && token.is_none() && matches!(kind, Kind::Seed | Kind::Datastore) {
         Identity::open_or_create(folder)?;
     }
-    let found = Identity::of_node(folder, kind, node).and_then(|identity| match identity.expired() {
-        Some(expired) => Err(expired),
-        None => Ok(identity),
+    let found = Identity::of_node(folder, kind, node).and_then(|identity| {
+        // One that will count some day is of use without a token.
+        let not_yet = || token.as_ref().and_then(|_| identity.not_yet());
+        identity.expired().or_else(not_yet).map_or(Ok(identity.clone()), Err)
     });
     match (found, token) {
         (
-            Err(IdentityError::Absent(_) | IdentityError::NotJoined(..) | IdentityError::Expired { .. }),
+            Err(
+                IdentityError::Absent(_)
+                | IdentityError::NotJoined(..)
+                | IdentityError::Expired { .. }
+                | IdentityError::NotYet { .. },
+            ),
             Some(token),
         ) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(join(folder, kind, node, &token, seeds))?;
             let identity = Identity::of_node(folder, kind, node)?;
-            if let Some(expired) = identity.expired() {
-                bail!("{expired}; is this machine's clock right?");
+            if let Some(unusable) = identity.expired().or_else(|| identity.not_yet()) {
+                bail!("{unusable}; is this machine's clock right?");
             }
             Ok(identity)
         }

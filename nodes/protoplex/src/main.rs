@@ -145,7 +145,7 @@ fn wait<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T
 
 /// Says what failed, on standard error, and with which code that ends the process.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    output::tell(&format!("protoplex: {error:#}"));
+    output::tell(&format!("protoplex: {}", output::whole(error)));
     if error.is::<Unreachable>() {
         ExitCode::from(UNREACHABLE)
     } else if error.is::<ConfigError>() || error.is::<StartError>() || error.is::<Usage>() {

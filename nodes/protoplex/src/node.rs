@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use crate::cli::{Common, Single};
 use crate::cluster::CLUSTER;
 use crate::enrol;
+use crate::output;
 use crate::settings::Settings;
 
 /// The kinds of node that there are.
@@ -96,7 +97,7 @@ pub(crate) fn run(
             return Ok(ExitCode::SUCCESS);
         }
         (Err(error), Some(succession)) => {
-            succession.go_back(&format!("{error:#}"));
+            succession.go_back(&output::whole(&error));
             return Err(error);
         }
         (prepared, _) => prepared?,
@@ -105,7 +106,7 @@ pub(crate) fn run(
     let (common, node) = (common.clone(), node.clone());
     let reload: Reload = Box::new(move || match configured(kind, &common, &node) {
         Ok((_, _, spec)) => Ok(spec),
-        Err(error) => Err(format!("{error:#}")),
+        Err(error) => Err(output::whole(&error)),
     });
     // Before anything runs: a name server may take its time.
     let own =

@@ -24,6 +24,17 @@ pub(crate) fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// An error with its causes, each said once: many texts have that of their cause in them.
+pub(crate) fn whole(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// No column is made wider than this for the sake of a few long cells.
 const MAX_COLUMN: usize = 64;
 
@@ -65,6 +76,16 @@ pub(crate) fn plural(count: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let path = std::path::PathBuf::from("key.pem");
+        let source = io::Error::from_raw_os_error(17);
+        let error: anyhow::Error = protoplex_wire::identity::IdentityError::File { path, source }.into();
+        assert_eq!(whole(&error), "key.pem: File exists (os error 17)");
+        assert_eq!(whole(&error.context("no")), "no: key.pem: File exists (os error 17)");
+        assert_eq!(whole(&anyhow::anyhow!("b").context("a")), "a: b");
+    }
 
     #[test]
     fn columns_are_aligned_and_end_clean() {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::cli::{Common, Node};
 use crate::cluster::Cluster;
-use crate::command::operator;
+use crate::handler::operator;
 use crate::output::{columns, print};
 use crate::units::show_time;
 
@@ -21,10 +21,20 @@ pub(crate) async fn run(common: &Common, command: Node) -> anyhow::Result<()> {
 /// Revokes a name, or readmits it.
 pub(crate) async fn change(common: &Common, name: &str, revoked: bool) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
-    let wanted = Revocation { name: name.to_owned(), revoked, operator: operator(), at_ms: 0 };
-    cluster.answer(cluster.operator().await?.change_revocation(wanted)).await?;
-    let text = if revoked { "is refused from now on" } else { "may be in the cluster again" };
-    Ok(print(common.json, &json!({ "name": name, "revoked": revoked }), |_| format!("{name} {text}"))?)
+    let wanted = Revocation { name: name.to_owned(), revoked, operator: operator::name(), at_ms: 0 };
+    let here = cluster.answer(cluster.operator().await?.change_revocation(wanted)).await?.here;
+    // Operators come and go, and nobody keeps a list of them.
+    let is_operator = name.starts_with("operator/");
+    let text = match (revoked, here) {
+        (false, _) => "may be in the cluster again",
+        (true, true) => "is refused from now on",
+        (true, false) if is_operator => {
+            "is refused from now on. Who has credentials is not known: look at the name once more"
+        }
+        (true, false) => "is refused from now on. Nobody of that name is here",
+    };
+    let told = json!({ "name": name, "revoked": revoked, "here": (!is_operator).then_some(here) });
+    Ok(print(common.json, &told, |_| format!("{name} {text}"))?)
 }
 
 async fn list(common: &Common) -> anyhow::Result<()> {

@@ -103,8 +103,13 @@ pub(crate) fn backend(text: &str) -> Result<Url, String> {
 }
 
 /// The name of a pool.
-pub(crate) fn name(text: &str) -> Result<String, String> {
+pub(crate) fn pool(text: &str) -> Result<String, String> {
     check_name("pool", text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// The name of a node, or of a person.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    check_name("name", text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// "Name: value" of a request.

@@ -163,7 +163,7 @@ impl Nodes {
             let all: Vec<_> = running.map(|(kind, _)| Target { node: kind.node(), child: None }).collect();
             match command::carry_out(common, Verb::Upgrade, &all).await {
                 Ok(rows) => rows.iter().for_each(|row| output::tell(&row.to_string())),
-                Err(error) => output::tell(&format!("protoplex: no upgrade: {error:#}")),
+                Err(error) => output::tell(&format!("protoplex: no upgrade: {}", output::whole(&error))),
             }
         }
     }

@@ -20,7 +20,8 @@ use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 use crate::identity::{
-    self, Dial, Fingerprint, Identity, IdentityError, Kind, fingerprint, keep, node_folder, own_key, provider,
+    self, Dial, Fingerprint, Identity, IdentityError, Kind, check_cluster, check_own, fingerprint, keep,
+    node_folder, own_key, provider,
 };
 use crate::join_token::JoinToken;
 use crate::pattern::check_name;
@@ -75,6 +76,11 @@ impl Newcomer<'_> {
     /// See [`EnrolError`].
     pub async fn enrol(&self, token: &JoinToken, seeds: &Seeds) -> Result<Credentials, EnrolError> {
         check_name("node", self.node).map_err(|error| EnrolError::Refused(error.to_string()))?;
+        // Before the token is used.
+        check_cluster(self.shared, &token.fingerprint)?;
+        if self.own == self.shared {
+            check_own(self.own)?;
+        }
         let (_, public_key) = own_key(self.own)?;
         let request = EnrolRequest {
             token: token.presented(),
@@ -86,7 +92,7 @@ impl Newcomer<'_> {
         let dial = |seed: &str| {
             identity::channel(Dial { address: seed.to_owned(), tls: tls.clone(), credential: None })
         };
-        let issued = ask(seeds, |seed| {
+        let issued = ask(seeds, "token", |seed| {
             let (channel, request) = (dial(seed), request.clone());
             async move { Ok(EnrolmentClient::new(channel?).enrol(request).await) }
         });
@@ -108,7 +114,7 @@ pub async fn renew(identity: &Identity, own: &Path, seeds: &Seeds) -> Result<Cre
     if let Some(expired) = identity.expired() {
         return Err(expired.into());
     }
-    let issued = ask(seeds, |seed| {
+    let issued = ask(seeds, "certificate", |seed| {
         let channel = identity.channel(seed);
         async move { Ok(EnrolmentClient::new(channel?).renew(RenewRequest {}).await) }
     });
@@ -132,8 +138,9 @@ pub async fn keep_renewed(identity: Identity, own: &Path, seeds: Seeds) {
     let mut backoff = Backoff::default();
     let (mut earlier, mut complained) = (rand::random::<f64>(), None::<SystemTime>);
     loop {
-        let Some(due) = identity.renewal_due(earlier) else { return std::future::pending().await };
-        if let Ok(left) = due.duration_since(SystemTime::now())
+        let now = SystemTime::now();
+        let Some(due) = identity.renewal_due(earlier, now) else { return std::future::pending().await };
+        if let Ok(left) = due.duration_since(now)
             && !left.is_zero()
         {
             sleep(left.min(LONGEST_SLEEP)).await;
@@ -155,21 +162,23 @@ pub async fn keep_renewed(identity: Identity, own: &Path, seeds: Seeds) {
                     debug!(%error, "the certificate can't be renewed, trying again");
                 }
                 let left = identity.certificate().not_after.duration_since(now).unwrap_or_default();
-                sleep(backoff.next_delay().max(left / RETRIES)).await;
+                // One that doesn't count yet is missed already.
+                let pause = if identity.not_yet().is_some() { LONGEST_SLEEP } else { left / RETRIES };
+                sleep(backoff.next_delay().max(pause)).await;
             }
         }
     }
 }
 
-/// Asks one seed after the other, until one says yes, or no.
-async fn ask<C, A>(seeds: &Seeds, call: C) -> Result<Credentials, EnrolError>
+/// Asks one seed after the other, until one says yes, or no. That all are of another cluster than `what` is a no, too.
+async fn ask<C, A>(seeds: &Seeds, what: &str, call: C) -> Result<Credentials, EnrolError>
 where
     C: Fn(&str) -> A,
     A: Future<Output = Result<Result<tonic::Response<Credentials>, Status>, tonic::transport::Error>>,
 {
     let mut search = Search::new(seeds.remembered());
     search.begin(&seeds.resolve().await);
-    let mut why = "there is no such name".to_owned();
+    let (mut why, mut foreign) = (None, None);
     while let Some(seed) = search.next_seed() {
         let answer = match timeout(CALL_TIMEOUT, call(&seed)).await {
             Ok(Ok(answer)) => answer,
@@ -182,16 +191,29 @@ where
                 if let Some(redirect) = crate::seeds::Redirect::of(&status) {
                     search.redirected(&redirect.address);
                 }
+                if identity::is_foreign(&status) {
+                    foreign = Some(seed);
+                    search.unanswered();
+                    continue;
+                }
                 let is_away = [Code::Unavailable, Code::DeadlineExceeded, Code::Unknown, Code::Cancelled];
                 if !is_away.contains(&status.code()) {
                     return Err(EnrolError::Refused(status.message().to_owned()));
                 }
-                why = told(&status);
+                why = Some(told(&status));
                 search.unanswered();
             }
         }
     }
-    Err(EnrolError::Away { seeds: seeds.to_string(), why })
+    Err(match (why, foreign) {
+        (None, Some(seed)) => {
+            EnrolError::Refused(format!("the seed at {seed} is of another cluster than the {what}"))
+        }
+        (why, _) => {
+            let why = why.unwrap_or_else(|| "there is no such name".to_owned());
+            EnrolError::Away { seeds: seeds.to_string(), why }
+        }
+    })
 }
 
 /// What is to be told of a status: the innermost cause says it in the fewest words.
@@ -235,8 +257,7 @@ impl ServerCertVerifier for Pinned {
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
         let authority = intermediates.iter().find(|shown| fingerprint(shown) == self.fingerprint);
-        let foreign = || TlsError::General("the seed is of another cluster than the token".to_owned());
-        let authority = authority.ok_or_else(foreign)?;
+        let authority = authority.ok_or(CertificateError::UnknownIssuer)?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
         let verifier =

@@ -11,6 +11,7 @@
 //! | `secret` | nodes but datastores |
 //! | `live.key` | seeds, fileservers, live nodes, operators |
 //! | `cert.pem`, `key.pem` | the one whose they are |
+//! | `ca.lock` | where the cluster began: empty, and held by whoever makes the rest |
 
 mod authority;
 mod certificate;
@@ -18,6 +19,7 @@ mod credential;
 mod dial;
 mod error;
 mod files;
+mod foreign;
 mod tls;
 
 use std::path::{Path, PathBuf};
@@ -35,6 +37,7 @@ pub use self::authority::is_public_key;
 pub use self::certificate::{Certificate, FILES_POOL, Fingerprint, Kind, LIVE_POOL, Peer, fingerprint};
 pub(crate) use self::dial::Dial;
 pub use self::error::IdentityError;
+pub use self::foreign::is_foreign;
 pub(crate) use self::tls::{authority_der, channel, provider};
 
 use self::authority::Authority;
@@ -96,18 +99,22 @@ struct Inner {
 }
 
 impl Identity {
-    /// Reads the identity in `folder` (`DATA/cluster`), or makes a cluster's where the folder doesn't exist. As
-    /// [`Self::open`].
+    /// Whether there is one in `folder` (`DATA/cluster`): a folder alone is none, for a join that failed leaves one.
+    pub fn is_there(folder: &Path) -> bool {
+        folder.join(CA).exists()
+    }
+
+    /// Reads the identity in `folder` (`DATA/cluster`), or makes a cluster's where there is none. As [`Self::open`].
     pub fn open_or_create(folder: &Path) -> Result<Self, IdentityError> {
-        if !folder.exists() {
+        if !Self::is_there(folder) {
             authority::create(folder)?;
         }
         Self::open(folder)
     }
 
-    /// Makes a cluster's identity in a folder that isn't there.
+    /// Makes a cluster's identity where there is none.
     pub fn create(folder: &Path) -> Result<Self, IdentityError> {
-        if folder.exists() || !authority::create(folder)? {
+        if Self::is_there(folder) || !authority::create(folder)? {
             return Err(IdentityError::Exists(folder.to_owned()));
         }
         Self::open(folder)
@@ -148,6 +155,9 @@ impl Identity {
 
     /// What `protoplex enrol` or `protoplex operator create` has written to a folder.
     pub fn credentials(folder: &Path) -> Result<Self, IdentityError> {
+        if [CA, CERTIFICATE, KEY].iter().any(|name| !folder.join(name).exists()) {
+            return Err(IdentityError::NoCredentials(folder.to_owned()));
+        }
         Shared::read(folder)?.identity(files_of(folder))
     }
 
@@ -174,9 +184,13 @@ impl Identity {
         life: Option<Duration>,
     ) -> Option<Result<Credentials, IdentityError>> {
         let authority = self.inner.authority.as_ref()?;
+        if let Err(refused) = peer.check_issuable() {
+            return Some(Err(refused));
+        }
         let usual = if peer.kind == Kind::Operator { OPERATOR_LIFE } else { self.inner.life };
         let life = life.unwrap_or(usual);
-        let expires_at_ms = unix_ms(SystemTime::now() + life);
+        let now = SystemTime::now();
+        let expires_at_ms = unix_ms(now + life);
         let keyed = matches!(peer.kind, Kind::Seed | Kind::Fileserver | Kind::Live);
         let inner = &self.inner;
         let given = |given: bool, text: &Option<String>| match (given, text) {
@@ -184,15 +198,26 @@ impl Identity {
             _ => String::new(),
         };
         let live_key = URL_SAFE_NO_PAD.encode(&inner.live_key);
-        Some(authority.issue(peer, public_key, life).map_err(Into::into).map(|certificate| Credentials {
-            certificate,
-            authority: inner.ca.clone(),
-            kind: peer.kind.name().to_owned(),
-            expires_at_ms,
-            secret: given(keyed || peer.kind == Kind::Proxy, &inner.secret),
-            live_key: given(keyed || peer.kind == Kind::Operator, &Some(live_key)),
-            authority_key: given(peer.kind == Kind::Seed, &inner.authority_key),
+        Some(authority.issue(peer, public_key, now, life).map_err(Into::into).map(|certificate| {
+            Credentials {
+                certificate,
+                authority: inner.ca.clone(),
+                kind: peer.kind.name().to_owned(),
+                expires_at_ms,
+                secret: given(keyed || peer.kind == Kind::Proxy, &inner.secret),
+                live_key: given(keyed || peer.kind == Kind::Operator, &Some(live_key)),
+                authority_key: given(peer.kind == Kind::Seed, &inner.authority_key),
+            }
         }))
+    }
+
+    /// Signs the next certificate for whoever shows this one: for the same name and key. A person's lasts as long as this
+    /// one did, so that one which was made short stays so, and no longer than is usual; others have no life of their own.
+    /// Nothing where the authority's key isn't here.
+    #[must_use]
+    pub fn sign_next(&self, shown: &Certificate) -> Option<Result<Credentials, IdentityError>> {
+        let life = (shown.peer.kind == Kind::Operator).then(|| shown.life().min(OPERATOR_LIFE));
+        self.sign(&shown.peer, &shown.public_key, life)
     }
 
     /// The same, whose certificates for others last for this long.
@@ -248,10 +273,15 @@ impl Identity {
         self.inner.credential.expired()
     }
 
-    /// When its certificate is to be replaced, a random moment around two thirds of its life; nothing where this process
-    /// makes them itself.
-    pub(crate) fn renewal_due(&self, earlier: f64) -> Option<SystemTime> {
-        self.inner.authority.is_none().then(|| credential::renewal(&self.certificate(), earlier))
+    /// Whether it doesn't count yet: a clock was ahead when it was made, or is behind now.
+    pub fn not_yet(&self) -> Option<IdentityError> {
+        self.inner.credential.not_yet()
+    }
+
+    /// When its certificate is to be replaced, a random moment around two thirds of its life, and now where it doesn't
+    /// count yet; nothing where this process makes them itself.
+    pub(crate) fn renewal_due(&self, earlier: f64, now: SystemTime) -> Option<SystemTime> {
+        self.inner.authority.is_none().then(|| credential::renewal(&self.certificate(), earlier, now))
     }
 
     /// Looks for the next certificate now.
@@ -303,7 +333,7 @@ struct Shared {
 
 impl Shared {
     fn read(folder: &Path) -> Result<Self, IdentityError> {
-        if !folder.join(CA).exists() {
+        if !Identity::is_there(folder) {
             return Err(IdentityError::Absent(folder.to_owned()));
         }
         let ca = read(&folder.join(CA))?;
@@ -372,6 +402,19 @@ fn files_of(folder: &Path) -> Source {
     Source::Files { certificate: folder.join(CERTIFICATE), key: folder.join(KEY) }
 }
 
+/// Refuses a folder of another cluster than that of this authority. One that has none is nobody's yet.
+pub fn check_cluster(folder: &Path, authority: &Fingerprint) -> Result<(), IdentityError> {
+    let path = folder.join(CA);
+    let Some(pem) = read_if_there(&path)? else { return Ok(()) };
+    let der = authority_der(&pem).ok_or_else(|| no_authority(&path))?;
+    if fingerprint(&der) == *authority { Ok(()) } else { Err(IdentityError::OtherCluster(folder.to_owned())) }
+}
+
+/// Refuses somebody's credentials where a cluster has its authority's key.
+pub(crate) fn check_own(folder: &Path) -> Result<(), IdentityError> {
+    if folder.join(CA_KEY).exists() { Err(IdentityError::Authority(folder.to_owned())) } else { Ok(()) }
+}
+
 /// The key of a folder of credentials, made where there is none: as PEM, and its public half.
 pub(crate) fn own_key(folder: &Path) -> Result<(String, Vec<u8>), IdentityError> {
     private_folder(folder)?;
@@ -384,8 +427,14 @@ pub(crate) fn own_key(folder: &Path) -> Result<(String, Vec<u8>), IdentityError>
     Ok((pem, point))
 }
 
-/// Writes what a seed has issued: what all of a cluster share to `shared`, and the certificate, last, to `own`.
+/// Writes what a seed has issued: what all of a cluster share to `shared`, and the certificate, last, to `own`. Nothing
+/// where there is another cluster's already.
 pub fn keep(shared: &Path, own: &Path, issued: &Credentials) -> Result<(), IdentityError> {
+    if !issued.authority.is_empty() {
+        let malformed =
+            || IdentityError::Malformed("what the seed has sent".into(), "has no authority".into());
+        check_cluster(shared, &fingerprint(&authority_der(&issued.authority).ok_or_else(malformed)?))?;
+    }
     private_folder(shared)?;
     private_folder(own)?;
     let texts = [
@@ -413,6 +462,9 @@ pub fn make_credentials(
     if folder.join(CERTIFICATE).exists() {
         return Err(IdentityError::Exists(folder.join(CERTIFICATE)));
     }
+    peer.check_issuable()?;
+    check_own(folder)?;
+    check_cluster(folder, identity.fingerprint())?;
     let (_, point) = own_key(folder)?;
     let issued = identity.sign(peer, &point, Some(life));
     let mut issued = issued.ok_or_else(|| IdentityError::NoAuthority(PathBuf::from("this folder")))??;

@@ -63,6 +63,12 @@ impl JoinToken {
     }
 }
 
+/// What is kept of the public key of who joins.
+#[must_use]
+pub fn key_sha256(public_key: &[u8]) -> [u8; 32] {
+    Sha256::digest(public_key).into()
+}
+
 /// Id, and the digest of the secret, of what a seed is told; `None` where it is malformed.
 #[must_use]
 pub fn parse_presented(text: &str) -> Option<(&str, [u8; 32])> {

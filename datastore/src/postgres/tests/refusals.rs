@@ -1,6 +1,7 @@
 //! Databases that can't be used, each with its answer; and the way from an empty one to the present schema.
 
 use protoplex_testkit::postgres::{PASSWORD, USER};
+use protoplex_wire::proto::{JoinRefusal, RedeemJoinTokenRequest};
 
 use super::*;
 
@@ -28,9 +29,9 @@ async fn a_newer_schema_is_refused() {
          VALUES (9999, 'from the future', true, '\\x00', 0)",
     );
     let error = refusal(&database.url).await;
-    assert!(matches!(error, OpenError::Newer { found: 9999, known: 3, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Newer { found: 9999, known: 4, .. }), "{error:?}");
     assert_says(&error, &[database.name(), "its schema is version 9999", "Start the newer version"]);
-    assert_eq!(database.run("SELECT count(*) FROM _sqlx_migrations"), "4", "nothing was changed");
+    assert_eq!(database.run("SELECT count(*) FROM _sqlx_migrations"), "5", "nothing was changed");
     // Whoever was refused holds no lock.
     database.run("DELETE FROM _sqlx_migrations WHERE version = 9999");
     handler(&*database.open().await, "a").await.unwrap();
@@ -85,6 +86,35 @@ async fn a_migration_that_fails_changes_nothing() {
     handler(&*database.open().await, "a").await.unwrap();
 }
 
+#[tokio::test]
+async fn who_joined_by_an_earlier_schema_has_no_known_key() {
+    let database = Postgres::new();
+    database.open().await.close().await;
+    database.run(
+        "DELETE FROM _sqlx_migrations WHERE version > 3;
+         ALTER TABLE join_token_uses DROP CONSTRAINT join_token_uses_pkey, DROP COLUMN key_sha256,
+             ADD PRIMARY KEY (token, node);
+         INSERT INTO join_tokens (id, secret_sha256, kind, pools, uses, expires_at_ms, created_at_ms, created_by)
+             VALUES ('t', decode(repeat('01', 32), 'hex'), 'proxy', '', 1, 9000000000000, 1, 'ann');
+         INSERT INTO join_token_uses (token, node, used_at_ms) VALUES ('t', 'proxy-1', 1)",
+    );
+    let store = database.open().await;
+    assert_eq!(store.list_join_tokens().await.unwrap()[0].uses_taken, 1);
+    let asks = |key_sha256| {
+        let [id, kind, node] = ["t", "proxy", "proxy-1"].map(ToOwned::to_owned);
+        store.redeem_join_token(RedeemJoinTokenRequest {
+            id,
+            secret_sha256: vec![1; 32],
+            kind,
+            node,
+            key_sha256,
+        })
+    };
+    assert_eq!(asks(vec![2; 32]).await.unwrap().refusal(), JoinRefusal::UsedUp);
+    // A seed of that version says no key.
+    assert_eq!(asks(Vec::new()).await.unwrap().refusal(), JoinRefusal::None);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn datastores_that_start_together_make_one_schema() {
     let database = Postgres::new();
@@ -93,5 +123,5 @@ async fn datastores_that_start_together_make_one_schema() {
         handler(store, &format!("h{n}")).await.unwrap();
     }
     assert_eq!(handlers(&stores[0]).await.len(), 6);
-    assert_eq!(database.run("SELECT version FROM _sqlx_migrations"), "1\n2\n3");
+    assert_eq!(database.run("SELECT version FROM _sqlx_migrations"), "1\n2\n3\n4");
 }

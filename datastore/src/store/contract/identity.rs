@@ -19,7 +19,7 @@ fn token(id: &str, kind: &str) -> JoinToken {
 
 fn redeem(id: &str, kind: &str, node: &str) -> RedeemJoinTokenRequest {
     let [id, kind, node] = [id, kind, node].map(ToOwned::to_owned);
-    RedeemJoinTokenRequest { id, secret_sha256: vec![1; 32], kind, node }
+    RedeemJoinTokenRequest { id, secret_sha256: vec![1; 32], kind, node, key_sha256: vec![3; 32] }
 }
 
 pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database) {
@@ -60,6 +60,26 @@ pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database
     assert!(matches!(store.revoke_join_token("none").await, Err(StoreError::NotFound(_))));
 }
 
+pub(crate) async fn another_key_under_a_name_that_has_joined_is_somebody_else(database: &impl Database) {
+    let store = database.open().await;
+    store.put_join_token(JoinToken { uses: 2, ..token("two", "proxy") }).await.unwrap();
+    let ask = async |key: u8| {
+        let request = RedeemJoinTokenRequest { key_sha256: vec![key; 32], ..redeem("two", "proxy", "a") };
+        store.redeem_join_token(request).await.unwrap().refusal()
+    };
+    for (key, answer) in [
+        (1, JoinRefusal::None),
+        (1, JoinRefusal::None),
+        (2, JoinRefusal::None),
+        (3, JoinRefusal::UsedUp),
+        (1, JoinRefusal::None),
+        (2, JoinRefusal::None),
+    ] {
+        assert_eq!(ask(key).await, answer, "{key}");
+    }
+    assert_eq!(store.list_join_tokens().await.unwrap()[0].uses_taken, 2);
+}
+
 pub(crate) async fn one_use_of_a_join_token_goes_to_exactly_one_of_many(database: &impl Database) {
     let store = database.open().await;
     store.put_join_token(JoinToken { uses: 1, ..token("one", "proxy") }).await.unwrap();
@@ -89,8 +109,11 @@ pub(crate) async fn what_no_join_token_can_be_is_refused(database: &impl Databas
         let refused = store.put_join_token(none.clone()).await;
         assert!(matches!(refused, Err(StoreError::Invalid(_))), "{none:?}: {refused:?}");
     }
-    let nobody = store.redeem_join_token(redeem("a", "", "")).await;
-    assert!(matches!(nobody, Err(StoreError::Invalid(_))));
+    let short = RedeemJoinTokenRequest { key_sha256: vec![1], ..redeem("a", "proxy", "a") };
+    for none in [redeem("a", "", ""), short] {
+        let refused = store.redeem_join_token(none.clone()).await;
+        assert!(matches!(refused, Err(StoreError::Invalid(_))), "{none:?}: {refused:?}");
+    }
 }
 
 pub(crate) async fn names_are_revoked_and_readmitted(database: &impl Database) {

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Each change makes a new version of the handlers. The last 100 are kept, with time, what changed and
-who changed it: PROTOPLEX_OPERATOR, else the user and the machine. What is so already is no change,
-and exit code 0.")]
+who changed it: the name of their credentials; where the cluster began also PROTOPLEX_OPERATOR, else
+the user and the machine. What is so already is no change, and exit code 0.")]
 pub(crate) enum Handler {
     /// Add a handler; requests follow it at once, and no connection notices
     #[command(after_help = "\

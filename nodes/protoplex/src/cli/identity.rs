@@ -44,19 +44,20 @@ pub(crate) struct JoinTokenCreate {
     #[arg(long)]
     pub kind: Kind,
     /// Of a backend: a pool that it may be a member of; may be repeated
-    #[arg(long = "pool", value_name = "POOL", value_parser = units::name)]
+    #[arg(long = "pool", value_name = "POOL", value_parser = units::pool)]
     pub pools: Vec<String>,
     /// How long it is valid, as in 30m, 12h, 7d
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = units::life)]
     pub expires: Duration,
-    /// How many names may join with it; 0 for any number
+    /// How many may join with it, each with a name and a key of its own; 0 for any number
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub uses: u32,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
-    /// Refuse a node, or a server that has enrolled, from now on, whatever certificate it has; its links are cut
+    /// Refuse a node, or a server that has enrolled, from now on, whatever certificate it has; its links are cut. Not the
+    /// seed that leads
     Revoke {
         /// Its name
         node: String,
@@ -76,7 +77,7 @@ pub(crate) enum Operator {
     Create(OperatorCreate),
     /// Write credentials for a person to a new folder, with a join token for an operator
     Enrol(Enrol),
-    /// Refuse an operator from now on
+    /// Refuse an operator from now on. Not oneself, nor `local`, who has the authority's key
     Revoke {
         /// The person's name
         name: String,

@@ -1,4 +1,5 @@
-//! Who changes handlers, as the history tells it: their own word, for whoever has the cluster's token may.
+//! Who changes something, by their own word. History tells it beside the name that their credentials are for, where that is
+//! `local`, which may be anybody on that machine.
 
 use rustix::process::getuid;
 

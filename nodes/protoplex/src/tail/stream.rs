@@ -14,6 +14,7 @@ use crate::cli::{Common, Level, Tail};
 use crate::cluster;
 use crate::meta::Meta;
 use crate::nodes;
+use crate::output;
 use crate::settings::Settings;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -135,7 +136,8 @@ impl Stream {
     async fn ask(&mut self) -> Result<Response, End> {
         let meta = nodes::meta(&self.common, &self.node).await;
         let found = meta.ok_or_else(|| End::Away("it does not run".to_owned()))?;
-        let refused = |error: anyhow::Error| End::Refused(format!("{}: {error:#}", self.node));
+        let refused =
+            |error: anyhow::Error| End::Refused(format!("{}: {}", self.node, output::whole(&error)));
         let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(SILENCE_TIMEOUT);
         let meta = Meta::of(&found, self.identity.as_ref(), client).map_err(refused)?;
         let lines = if self.is_known { MISSED_LINES } else { self.lines };

@@ -71,7 +71,10 @@ fn one_handler_is_shown_edited_disabled_and_enabled_and_repeating_it_changes_not
     assert_eq!(shown["since"], version(&cluster));
     let files = cluster.json(&["handler", "show", "files"]);
     assert_eq!(files["members"].as_array().unwrap().len(), 2);
-    assert!(files["operator"] == "protoplex up" && files["changed_at_ms"].as_i64().unwrap() > 0, "{files}");
+    assert!(
+        files["operator"] == "local (says protoplex up)" && files["changed_at_ms"].as_i64().unwrap() > 0,
+        "{files}"
+    );
 
     let edited =
         cluster.json(&["handler", "edit", "rooms", "--path", "/hall/{hall}", "--key", "hall:{hall}"]);
@@ -173,7 +176,8 @@ fn each_change_is_a_version_that_is_told_and_can_be_gone_back_to() {
     assert!(apply(&cluster, &edge, &[]).status.success());
 
     let history = cluster.json(&["handler", "history"]);
-    assert_eq!((&history[1]["operator"], &history[1]["what"]), (&json!("ada"), &json!("added rooms")));
+    let (by, what) = (&history[1]["operator"], &history[1]["what"]);
+    assert_eq!((by, what), (&json!("local (says ada)"), &json!("added rooms")));
     let what = history[0]["what"].as_str().unwrap();
     assert!(what.starts_with("apply edge.toml: added more, changed rooms (path, key"), "{what}");
     let diff = cluster.run(&["handler", "history", &(first + 2).to_string()]);

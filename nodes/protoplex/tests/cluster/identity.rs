@@ -10,6 +10,8 @@ use protoplex_testkit::cluster::{Cluster, signal};
 use protoplex_testkit::curl::curl;
 use protoplex_testkit::ports::Port;
 use protoplex_testkit::until;
+use protoplex_wire::identity::Identity;
+use protoplex_wire::join_token::JoinToken;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -219,6 +221,12 @@ fn row_a_token_that_opens_nothing_says_why() {
     let backend = ["--kind", "backend", "--pool", "rooms"];
     let good = join_token(&cluster, &backend);
     assert!(enrol("first", &good).status.success());
+    // Its owner may ask again, and who has seen the token may not: not under that name either.
+    assert!(enrol("first", &good).status.success());
+    fs::create_dir(folder.join("seen")).unwrap();
+    let arguments = ["--seed", &seed, "enrol", "seen", "--node", "first", "--token", &good];
+    let said = error_of(&stranger(folder, &arguments));
+    assert!(said.contains("is used up: it was for one name"), "{said}");
     let [revoked, short] =
         [&[][..], &["--expires", "1s"]].map(|more| join_token(&cluster, &[&backend[..], more].concat()));
     let id = revoked.strip_prefix("pxj_").unwrap().split('.').next().unwrap();
@@ -241,7 +249,7 @@ fn row_a_token_that_opens_nothing_says_why() {
         (&revoked, "was revoked: ask for another one"),
         (&short, "s ago: ask for another one"),
         (&proxy, "is for a proxy, not for a backend"),
-        (&foreign, "the seed is of another cluster than the token"),
+        (&foreign, "is of another cluster than the token"),
         (&unknown, "is unknown here, or its secret is wrong"),
         ("nonsense", "this is no join token"),
         (&good[..good.len() - 4], "this is no join token"),
@@ -250,6 +258,23 @@ fn row_a_token_that_opens_nothing_says_why() {
         assert!(said.contains(says), "{says} in {said}");
         assert!(!said.contains(token.split('.').nth(1).unwrap_or("\0")), "no secret is told: {said}");
     }
+    // That is final: nobody tries again.
+    let arguments = ["--data", "m4", "--seed", &seed, "proxy", "--join", &foreign, "--set", "proxy.https=[]"];
+    let ports = ["--set", "proxy.http=[\"127.0.0.1:0\"]", "--set", "meta.proxy=127.0.0.1:0"];
+    let refused = stranger(folder, &[&arguments[..], &ports].concat());
+    let said = error_of(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("is of another cluster than the token") && !said.contains("trying again"),
+        "{said}"
+    );
+    // Commands of the one are of no use for the other.
+    let refused = other.run(&["--seed", &seed, "status"]);
+    let said = error_of(&refused);
+    assert_eq!(refused.status.code(), Some(3), "{said}");
+    assert!(said.contains("is of another cluster than this data directory"), "{said}");
+    let said = error_of(&stranger(folder, &["--credentials", "nodir", "--seed", &seed, "status"]));
+    assert!(said.contains("no credentials in nodir") && !said.contains("start the cluster"), "{said}");
     for (flags, says) in [
         (&["--kind", "backend"][..], "name at least one"),
         (&["--kind", "proxy", "--pool", "rooms"], "name none"),
@@ -328,6 +353,12 @@ fn people_have_credentials_of_their_own() {
     let token = join_token(&cluster, &["--kind", "operator"]);
     let enrolled = stranger(folder, &["--seed", &seed, "operator", "enrol", "eve", "--token", &token]);
     assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+    assert!(String::from_utf8_lossy(&enrolled.stdout).contains("the credentials of eve, an operator, until"));
+    let another = join_token(&cluster, &["--kind", "operator"]);
+    let arguments = ["--seed", &seed, "operator", "enrol", "l", "--node", "local", "--token", &another];
+    for refused in [stranger(folder, &arguments), cluster.run(&["operator", "create", "local"])] {
+        assert!(error_of(&refused).contains("is whoever has the authority's key"));
+    }
     cluster.json(&["operator", "revoke", "ada"]);
     let refused = error_of(&ada(&["status"]));
     assert!(refused.contains("operator/ada is revoked; an operator may readmit it"), "{refused}");
@@ -337,8 +368,112 @@ fn people_have_credentials_of_their_own() {
 }
 
 #[test]
+fn credentials_that_were_made_short_are_renewed_short() {
+    let cluster = start();
+    let (seed, folder) = (seed(&cluster), cluster.folder());
+    cluster.json(&["operator", "create", "eve", "--expires", "10m"]);
+    let file = |name: &str| folder.join("eve-credentials").join(name).to_str().unwrap().to_owned();
+    let is_short = |pem: &str| {
+        let openssl =
+            Command::new("openssl").args(["x509", "-noout", "-checkend", "660", "-in", pem]).output();
+        openssl.unwrap().status.code() == Some(1)
+    };
+    let first = fs::read_to_string(file("cert.pem")).unwrap();
+    let renewed = stranger(folder, &["--seed", &seed, "enrol", "eve-credentials", "--renew"]);
+    assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+    assert!(fs::read_to_string(file("cert.pem")).unwrap() != first && is_short(&file("cert.pem")));
+
+    let next = folder.join("next.pem").to_str().unwrap().to_owned();
+    let (ca, cert, key) = (file("ca.pem"), file("cert.pem"), file("key.pem"));
+    let (there, url) = (format!("::{seed}"), "https://service.protoplex.internal/v1/certificate");
+    let over_http =
+        ["--cacert", &ca, "--cert", &cert, "--key", &key, "--connect-to", &there, "-X", "POST", url];
+    let answer = curl(over_http);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    fs::write(&next, answer.body).unwrap();
+    assert!(is_short(&next));
+}
+
+#[test]
+fn row_nobody_revokes_whom_nobody_could_readmit() {
+    let cluster = start();
+    let seed = seed(&cluster);
+    let folder = cluster.folder();
+    cluster.json(&["operator", "create", "ada"]);
+    let ada = |command: &[&str]| {
+        stranger(folder, &[&["--credentials", "ada-credentials", "--seed", &seed], command].concat())
+    };
+    for (refused, says) in [
+        (
+            cluster.run(&["node", "revoke", "seed-1"]),
+            "hand over to another one first (protoplex drain seed-1)",
+        ),
+        (cluster.run(&["operator", "revoke", "local"]), "whoever has cluster/ca.key"),
+        (ada(&["operator", "revoke", "local"]), "whoever has cluster/ca.key"),
+        (ada(&["operator", "revoke", "ada"]), "operator/ada is your own name"),
+    ] {
+        assert_eq!(refused.status.code(), Some(1));
+        let said = error_of(&refused);
+        assert!(said.contains(says) && said.contains("Nothing was changed"), "{says} in {said}");
+    }
+    assert_eq!(cluster.json(&["node", "revoked"]), Value::Array(Vec::new()));
+    for none in
+        [&["node", "revoke", "x y"][..], &["operator", "revoke", "Ada"], &["operator", "create", "x y"]]
+    {
+        let refused = cluster.run(none);
+        let said = error_of(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains("name \"") && said.contains("use 1 to") && !said.contains("pool"), "{said}");
+    }
+    let says = |command: &[&str]| String::from_utf8(cluster.run(command).stdout).unwrap();
+    let said = says(&["node", "revoke", "proxy-9"]);
+    assert_eq!(said, "proxy-9 is refused from now on. Nobody of that name is here\n");
+    assert!(says(&["operator", "revoke", "eve"]).contains("look at the name once more"));
+    let said = says(&["node", "revoke", "live-1"]);
+    assert_eq!(said, "live-1 is refused from now on\n");
+    for name in ["proxy-9", "live-1"] {
+        assert!(ada(&["node", "readmit", name]).status.success());
+    }
+
+    // Who did it is told by the certificate, whatever they say of themselves.
+    let rescue =
+        [&["--credentials", "ada-credentials", "--seed", &seed][..], &["node", "revoke", "proxy-8"]].concat();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
+    let revoked =
+        command.args(rescue).env("USER", "bob").env("PROTOPLEX_OPERATOR", "bob").current_dir(folder);
+    assert!(revoked.output().unwrap().status.success());
+    let add = ["handler", "add", "a", "--path", "/a", "--key", "k", "--pool", "files"];
+    for command in [&["join-token", "create", "--kind", "proxy"][..], &add] {
+        assert!(ada(command).status.success(), "{command:?}");
+    }
+    let listed = cluster.json(&["node", "revoked"]);
+    let by = |name: &str| {
+        listed.as_array().unwrap().iter().find(|it| it["name"] == name).unwrap()["operator"].clone()
+    };
+    assert_eq!(by("proxy-8"), "ada");
+    assert!(by("operator/eve").as_str().unwrap().starts_with("local (says "), "{listed}");
+    assert_eq!(cluster.json(&["join-token", "list"])[0]["created_by"], "ada");
+    assert_eq!(cluster.json(&["handler", "history"])[0]["operator"], "ada");
+}
+
+#[test]
 fn init_makes_a_cluster_once() {
     let folder = tempfile::tempdir().unwrap();
+    for data in ["d", "e"] {
+        // As a join that failed leaves it.
+        let left = folder.path().join(data).join("cluster/nodes/proxy-2");
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join("key.pem"), "").unwrap();
+    }
+    let port = Port::take();
+    let listen = format!("datastore.listen={}", port.address());
+    let begins = ["--data", "e", "datastore", "--set", &listen];
+    let begins = [&begins[..], &["--set", "meta.datastore=127.0.0.1:0"]].concat();
+    let begun = Elsewhere::start(folder.path(), "e", &begins);
+    until(&format!("a cluster begins: {}", begun.says()), || {
+        folder.path().join("e/cluster/ca.pem").exists().then_some(())
+    });
+    begun.kill();
     let made = stranger(folder.path(), &["--data", "d", "init"]);
     assert!(made.status.success());
     assert!(String::from_utf8_lossy(&made.stdout).contains("join-token create"));
@@ -347,6 +482,37 @@ fn init_makes_a_cluster_once() {
     assert_eq!(again.status.code(), Some(2));
     assert!(error_of(&again).contains("is there already: nothing was changed"));
     assert_eq!(fs::read_to_string(folder.path().join("d/cluster/ca.key")).unwrap(), key);
+}
+
+#[test]
+fn row_a_token_of_another_cluster_is_refused_where_there_is_an_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| stranger(folder.path(), arguments);
+    for data in ["a", "b"] {
+        assert!(run(&["--data", data, "init"]).status.success());
+    }
+    let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    let before = ["ca.pem", "ca.key", "secret"].map(|name| read(&format!("a/cluster/{name}")));
+    let other = Identity::open(&folder.path().join("b/cluster")).unwrap();
+    let token = JoinToken::draw(other.fingerprint()).to_string();
+    let (seed, proxy) = (["--set", "seed.listen=127.0.0.1:0"], ["--set", "proxy.http=[\"127.0.0.1:0\"]"]);
+    let metas =
+        ["--set", "meta.seed=127.0.0.1:0", "--set", "meta.proxy=127.0.0.1:0", "--set", "proxy.https=[]"];
+    for command in [
+        &[&["seed", "--join", &token], &seed[..], &metas].concat()[..],
+        &[&["proxy", "--join", &token], &proxy[..], &metas].concat(),
+        &["enrol", "a/cluster", "--node", "rooms-1", "--token", &token],
+    ] {
+        let refused = run(&[&["--data", "a", "--seed", "127.0.0.1:9"], command].concat());
+        assert_eq!(refused.status.code(), Some(1), "{command:?}");
+        let said = error_of(&refused);
+        assert!(said.contains("a/cluster is of another cluster: nothing was changed"), "{said}");
+    }
+    let own = JoinToken::draw(Identity::open(&folder.path().join("a/cluster")).unwrap().fingerprint());
+    let said = error_of(&run(&["enrol", "a/cluster", "--node", "rooms-1", "--token", &own.to_string()]));
+    assert!(said.contains("a folder of their own"), "{said}");
+    assert_eq!(before, ["ca.pem", "ca.key", "secret"].map(|name| read(&format!("a/cluster/{name}"))));
+    assert!(!folder.path().join("a/cluster/cert.pem").exists());
 }
 
 const RENEW: &str = "

@@ -130,7 +130,7 @@ pub(super) fn check(gate: &Gate, path: &str, shown: Option<&Certificate>) -> Res
     let method =
         if path.starts_with("/protoplex.") { method.into_iter().rev().collect() } else { vec![path] };
     let method = method.join(".");
-    Err(Status::permission_denied(format!("{name} is a {}, and such may not call {method}", peer.kind)))
+    Err(Status::permission_denied(format!("{name} is {}, and such may not call {method}", peer.kind.one())))
 }
 
 /// The same for who speaks plain HTTP (RFC 9457).

@@ -1,7 +1,6 @@
 //! The cluster's own certificate authority: made once, and the issuer of every certificate in the cluster.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -11,11 +10,15 @@ use rcgen::{
 };
 
 use super::certificate::{Kind, Peer};
-use super::files::{AT_ONCE, at, private_folder, secret, write_new, write_private};
+use super::files::{at, lock, private_folder, secret, write_private};
 use super::{BACKDATED, CA, CA_KEY, IdentityError, LIVE_KEY, OLD_TOKEN, SECRET, SERVER_NAME, SERVICE_NAME};
 
-/// How long the authority lasts.
+/// How long the authority lasts, and how long before it was made it begins: a clock that was ahead then, and is put right,
+/// would stop the cluster, and the beginning protects nothing.
 const LIFE: Duration = Duration::from_hours(10 * 365 * 24);
+const BEGUN_BEFORE: Duration = LIFE;
+/// Held by whoever makes an authority.
+const LOCK: &str = "ca.lock";
 /// Bytes of a P-256 public key as an uncompressed point.
 const POINT_BYTES: usize = 65;
 
@@ -31,11 +34,13 @@ impl Authority {
         Ok(Self { pem, issuer: Issuer::new(params(), KeyPair::from_pem(key)?) })
     }
 
-    /// A certificate for the owner of a key (an uncompressed point), as PEM with the authority's own behind it.
+    /// A certificate for the owner of a key (an uncompressed point), from `now` on, as PEM with the authority's own behind
+    /// it.
     pub(crate) fn issue(
         &self,
         peer: &Peer,
         public_key: &[u8],
+        now: SystemTime,
         life: Duration,
     ) -> Result<String, rcgen::Error> {
         let mut params = CertificateParams::default();
@@ -59,7 +64,6 @@ impl Authority {
         if !servers.is_empty() {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
-        let now = SystemTime::now();
         params.not_before = (now - BACKDATED).into();
         params.not_after = (now + life).into();
         let issued = params.signed_by(&Point(public_key), &self.issuer)?;
@@ -94,33 +98,27 @@ fn params() -> CertificateParams {
     params
 }
 
-/// Makes an authority and the cluster's shared secrets. The folder appears whole or not at all, so a crash here leaves
-/// nothing half-made. False where another process was first.
+/// Makes an authority and the cluster's shared secrets in a folder that has none; what a join that failed has left there is
+/// no cluster. The authority's certificate comes last, so a crash here leaves nothing that is taken for one. False where
+/// there is one, as another process was first.
 pub(crate) fn create(folder: &Path) -> Result<bool, IdentityError> {
-    let making = folder.with_extension(format!("new-{}", std::process::id()));
-    match fs::remove_dir_all(&making) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&making)(error)),
-        _ => {}
+    private_folder(folder)?;
+    // Processes that are started at the same time make one cluster.
+    let _lock = lock(&folder.join(LOCK))?;
+    if folder.join(CA).exists() {
+        return Ok(false);
     }
-    private_folder(&making)?;
     let mut params = params();
     let now = SystemTime::now();
-    params.not_before = (now - BACKDATED).into();
+    params.not_before = (now - BEGUN_BEFORE).into();
     params.not_after = (now + LIFE).into();
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     let files =
-        [(CA, ca.pem()), (CA_KEY, ca.key().serialize_pem()), (SECRET, secret()), (LIVE_KEY, secret())];
+        [(SECRET, secret()), (LIVE_KEY, secret()), (CA_KEY, ca.key().serialize_pem()), (CA, ca.pem())];
     for (name, text) in files {
-        write_new(&making.join(name), &text)?;
+        write_private(&folder.join(name), &text)?;
     }
-    match fs::rename(&making, folder) {
-        // Another process that was started at the same time was first: then its is the cluster's.
-        Err(error) if AT_ONCE.contains(&error.kind()) => {
-            fs::remove_dir_all(&making).map_err(at(&making))?;
-            Ok(false)
-        }
-        made => made.map(|()| true).map_err(at(folder)),
-    }
+    Ok(true)
 }
 
 /// Brings the folder of an earlier version to what this one needs: shared keys were made of a token that all nodes had.

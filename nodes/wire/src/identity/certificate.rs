@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::{BACKDATED, IdentityError, LOCAL_OPERATOR};
 use crate::proto::Member;
 
 /// What the names in certificates begin with.
@@ -74,6 +75,20 @@ impl Kind {
             Self::Live => Some(LIVE_POOL),
             Self::Fileserver => Some(FILES_POOL),
             _ => None,
+        }
+    }
+
+    /// One of it, in a sentence.
+    #[must_use]
+    pub const fn one(self) -> &'static str {
+        match self {
+            Self::Seed => "a seed",
+            Self::Datastore => "a datastore",
+            Self::Proxy => "a proxy",
+            Self::Fileserver => "a fileserver",
+            Self::Live => "a live node",
+            Self::Backend => "a backend",
+            Self::Operator => "an operator",
         }
     }
 
@@ -147,6 +162,15 @@ impl Peer {
         }
     }
 
+    /// Refuses who can't be told from the operator who has the authority's key.
+    ///
+    /// # Errors
+    /// [`IdentityError::Local`].
+    pub fn check_issuable(&self) -> Result<(), IdentityError> {
+        let is_local = self.kind == Kind::Operator && self.node == LOCAL_OPERATOR;
+        if is_local { Err(IdentityError::Local) } else { Ok(()) }
+    }
+
     /// Whether it may say that it is this node, of this kind. Operators may be side-cars, for any pool.
     ///
     /// # Errors
@@ -156,10 +180,15 @@ impl Peer {
         if is_side_car || (self.node == node && self.kind.name() == kind) {
             return Ok(());
         }
-        let said = if kind.is_empty() { String::new() } else { format!(", a {kind}") };
+        let said = match kind.parse::<Kind>() {
+            Ok(kind) => format!(", {}", kind.one()),
+            Err(_) if kind.is_empty() => String::new(),
+            Err(_) => format!(", a {kind:?}"),
+        };
         Err(format!(
-            "it says that it is {node:?}{said}, and its certificate that it is {:?}, a {}",
-            self.node, self.kind
+            "it says that it is {node:?}{said}, and its certificate that it is {:?}, {}",
+            self.node,
+            self.kind.one()
         ))
     }
 
@@ -186,7 +215,7 @@ impl Peer {
             return Ok(());
         }
         let why = match &pools[..] {
-            [] => format!("a {} is a member of none", self.kind),
+            [] => format!("{} is a member of none", self.kind.one()),
             pools => format!("its certificate is for {}", pools.join(", ")),
         };
         Err(format!("it may not be a member of pool {:?}: {why}", member.pool))
@@ -231,6 +260,16 @@ impl Certificate {
             not_after: time(read.validity().not_after.timestamp()),
             public_key: read.public_key().subject_public_key.data.to_vec(),
         })
+    }
+
+    /// When it was made, by its issuer's clock.
+    pub(super) fn issued(&self) -> SystemTime {
+        self.not_before + BACKDATED
+    }
+
+    /// How long it was made for.
+    pub(super) fn life(&self) -> Duration {
+        self.not_after.duration_since(self.issued()).unwrap_or_default()
     }
 }
 
@@ -295,7 +334,7 @@ mod tests {
         let why = live.check_node("live-2", "live").unwrap_err();
         assert_eq!(
             why,
-            "it says that it is \"live-2\", a live, and its certificate that it is \"live-1\", a live"
+            "it says that it is \"live-2\", a live node, and its certificate that it is \"live-1\", a live node"
         );
         assert!(live.check_node("live-1", "proxy").is_err());
         let member = |id: &str, pool: &str| Member { id: id.into(), pool: pool.into(), ..Default::default() };

@@ -14,10 +14,10 @@ use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{Error as TlsError, SignatureScheme};
 
+use super::IdentityError;
 use super::authority::Authority;
 use super::certificate::{Certificate, Peer};
 use super::files::read;
-use super::{BACKDATED, IdentityError};
 
 /// How long a certificate lasts that a process makes itself of the authority's key.
 pub(super) const OWN_LIFE: Duration = Duration::from_hours(24);
@@ -48,17 +48,22 @@ struct Loaded {
 
 impl Credential {
     pub(super) fn load(source: Source) -> Result<Self, IdentityError> {
-        Ok(Self { loaded: Mutex::new(source.load()?), source })
+        Self::load_at(source, SystemTime::now())
+    }
+
+    /// The same, by a clock that says this.
+    pub(super) fn load_at(source: Source, now: SystemTime) -> Result<Self, IdentityError> {
+        Ok(Self { loaded: Mutex::new(source.load(now)?), source })
     }
 
     /// Has what is newest handed to `take`.
     fn with<T>(&self, take: impl FnOnce(&Loaded) -> T) -> T {
         // What is in it is whole at any time.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = SystemTime::now() >= renewal(&loaded.certificate, 0.0);
-        if due && loaded.looked.elapsed() >= LOOK_INTERVAL {
+        let now = SystemTime::now();
+        if now >= renewal(&loaded.certificate, 0.0, now) && loaded.looked.elapsed() >= LOOK_INTERVAL {
             loaded.looked = Instant::now();
-            match self.source.load() {
+            match self.source.load(now) {
                 Ok(next) => *loaded = next,
                 Err(error) => tracing::debug!(%error, "the next certificate can't be read"),
             }
@@ -68,7 +73,7 @@ impl Credential {
 
     /// Looks for the next certificate now.
     pub(super) fn refresh(&self) -> Result<(), IdentityError> {
-        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = self.source.load()?;
+        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = self.source.load(SystemTime::now())?;
         Ok(())
     }
 
@@ -90,21 +95,30 @@ impl Credential {
         let over = SystemTime::now().duration_since(certificate.not_after).ok()?;
         Some(IdentityError::Expired { name: certificate.peer.name(), ago_s: over.as_secs() })
     }
+
+    /// Why it can't be shown yet, where a clock was ahead when it was made.
+    pub(super) fn not_yet(&self) -> Option<IdentityError> {
+        let certificate = self.certificate();
+        let left = certificate.not_before.duration_since(SystemTime::now()).ok()?;
+        Some(IdentityError::NotYet { name: certificate.peer.name(), in_s: left.as_secs() })
+    }
 }
 
-/// When a certificate is to be replaced: after two thirds of its life, and earlier by that share of a tenth of it.
-pub(super) fn renewal(certificate: &Certificate, earlier: f64) -> SystemTime {
-    let issued = certificate.not_before + BACKDATED;
-    let life = certificate.not_after.duration_since(issued).unwrap_or_default();
-    issued + life.mul_f64(2.0 / 3.0 - earlier / 10.0)
+/// When a certificate is to be replaced: after two thirds of its life, and earlier by that share of a tenth of it. At once
+/// where it doesn't count yet, which is so when a clock that was ahead is put right.
+pub(super) fn renewal(certificate: &Certificate, earlier: f64, now: SystemTime) -> SystemTime {
+    if now < certificate.not_before {
+        return now;
+    }
+    certificate.issued() + certificate.life().mul_f64(2.0 / 3.0 - earlier / 10.0)
 }
 
 impl Source {
-    fn load(&self) -> Result<Loaded, IdentityError> {
+    fn load(&self, now: SystemTime) -> Result<Loaded, IdentityError> {
         let (pem, what) = match self {
             Self::Files { certificate, key } => ((read(certificate)?, read(key)?), certificate.clone()),
             Self::Authority { authority, peer, key } => {
-                let chain = authority.issue(peer, key.der_bytes(), OWN_LIFE)?;
+                let chain = authority.issue(peer, key.der_bytes(), now, OWN_LIFE)?;
                 ((chain, key.serialize_pem()), PathBuf::from("the certificate just made"))
             }
         };

@@ -17,6 +17,9 @@ pub enum IdentityError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// It can't be told from the operator who has the authority's key.
+    #[error("an operator called \"local\" is whoever has the authority's key: choose another name")]
+    Local,
     /// There is no identity in the folder.
     #[error(
         "no cluster identity in {0}: start the cluster there first, or join one with --seed HOST:PORT and --join TOKEN \
@@ -34,6 +37,12 @@ pub enum IdentityError {
          (`protoplex operator create NAME` makes some where the cluster began)"
     )]
     NoOperator(PathBuf),
+    /// There are no credentials in the folder.
+    #[error(
+        "no credentials in {0}: it has no ca.pem, cert.pem or key.pem. `protoplex operator create NAME` makes some where \
+         the cluster began; `protoplex enrol`, or `protoplex operator enrol`, with a join token elsewhere"
+    )]
+    NoCredentials(PathBuf),
     /// It has ended.
     #[error(
         "the certificate of {name} has expired {ago_s} s ago: join anew with --join TOKEN, or enrol anew (`protoplex \
@@ -45,8 +54,16 @@ pub enum IdentityError {
         /// How long it is over.
         ago_s: u64,
     },
+    /// A clock was ahead when it was made, or is behind now.
+    #[error("the certificate of {name} counts only in {in_s} s")]
+    NotYet {
+        /// Whose it is.
+        name: String,
+        /// How long it doesn't.
+        in_s: u64,
+    },
     /// It is somebody else's.
-    #[error("{0} holds the certificate of {1}, a {2}: give this node another name, or remove that folder")]
+    #[error("{0} holds the certificate of {1}, {kind}: give this node another name, or remove that folder", kind = .2.one())]
     WrongKind(PathBuf, String, Kind),
     /// The certificates could not be made.
     #[error("cannot make the cluster's certificates: {0}")]
@@ -57,6 +74,15 @@ pub enum IdentityError {
     /// There is an identity already.
     #[error("{0} is there already: nothing was changed")]
     Exists(PathBuf),
+    /// What is there is of another cluster than what was to be put beside it.
+    #[error(
+        "{0} is of another cluster: nothing was changed. Name another folder (--data, for a node), or remove this one if \
+         that cluster is of no use any more"
+    )]
+    OtherCluster(PathBuf),
+    /// There is a cluster's authority where somebody's credentials were to be.
+    #[error("{0} is a cluster's own folder (ca.key is there): give credentials a folder of their own")]
+    Authority(PathBuf),
     /// The authority's key is where the cluster began.
     #[error(
         "{0} has no ca.key: run this where the cluster began, or enrol with a token (`protoplex join-token create`)"

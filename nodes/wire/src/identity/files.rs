@@ -1,6 +1,6 @@
 //! How secrets are written: for their owner alone, and whole or not at all.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,9 +12,6 @@ use super::IdentityError;
 
 /// Bytes of randomness in a secret.
 pub(super) const SECRET_BYTES: usize = 32;
-/// How the system says that somebody else has made the same folder meanwhile.
-pub(super) const AT_ONCE: [io::ErrorKind; 2] =
-    [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::AlreadyExists];
 
 /// A secret that nobody has.
 pub(crate) fn secret() -> String {
@@ -40,6 +37,13 @@ pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, IdentityError
 
 pub(super) fn private_folder(path: &Path) -> Result<(), IdentityError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))
+}
+
+/// Waits until nobody else holds this, and keeps them from it until it is dropped, or the process ends however it may.
+pub(super) fn lock(path: &Path) -> Result<File, IdentityError> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(at(path))?;
+    file.lock().map_err(at(path))?;
+    Ok(file)
 }
 
 /// Writes a file that isn't there yet.

@@ -2,9 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
 
 use super::files::SECRET_BYTES;
 use super::*;
+use crate::enrolment::{EnrolError, Newcomer};
+use crate::join_token::JoinToken;
+use crate::seeds::Seeds;
 
 struct Folder {
     data: tempfile::TempDir,
@@ -50,6 +54,30 @@ fn who_comes_second_takes_what_the_first_has_made() {
 }
 
 #[test]
+fn what_a_join_that_failed_has_left_is_no_cluster() {
+    let data = Folder::new();
+    let left = node_folder(&data.cluster(), "proxy-2");
+    own_key(&left).unwrap();
+    // Of a join that was cut off while it wrote.
+    fs::write(data.cluster().join(SECRET), "another cluster's").unwrap();
+    assert!(matches!(
+        Identity::of_node(&data.cluster(), Kind::Seed, "seed-1"),
+        Err(IdentityError::Absent(_))
+    ));
+    // `up` starts several at once.
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let make = || scope.spawn(|| *Identity::open_or_create(&data.cluster()).unwrap().fingerprint());
+        let all: Vec<_> = std::iter::repeat_with(make).take(8).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let now = Identity::open(&data.cluster()).unwrap();
+    assert!(made.iter().all(|fingerprint| fingerprint == now.fingerprint()));
+    assert_ne!(now.node_key(), derived("another cluster's"));
+    assert!(now.issue(Kind::Proxy, "proxy-2").is_ok() && left.join(KEY).exists());
+    assert!(matches!(Identity::create(&data.cluster()), Err(IdentityError::Exists(_))));
+}
+
+#[test]
 fn absent_says_what_to_do() {
     let error = Identity::open(&Folder::new().cluster()).err().unwrap().to_string();
     assert!(error.contains("start the cluster there first"), "{error}");
@@ -81,9 +109,38 @@ fn certificates_say_who_it_is() {
     assert!(is_public_key(&node.public_key));
     let left = node.not_after.duration_since(SystemTime::now()).unwrap();
     assert!(left > Duration::from_hours(23) && left <= Duration::from_hours(24), "{left:?}");
-    let due = credential::renewal(&node, 0.0).duration_since(SystemTime::now()).unwrap();
+    let due = credential::renewal(&node, 0.0, SystemTime::now()).duration_since(SystemTime::now()).unwrap();
     assert!(due > Duration::from_hours(15) && due < Duration::from_hours(17), "{due:?}");
-    assert!(credential::renewal(&node, 1.0) < credential::renewal(&node, 0.0));
+    let now = SystemTime::now();
+    assert!(credential::renewal(&node, 1.0, now) < credential::renewal(&node, 0.0, now));
+}
+
+#[test]
+fn a_clock_that_was_ahead_and_is_put_right_leaves_nothing_that_does_not_count_yet() {
+    let data = Folder::new();
+    Identity::open_or_create(&data.cluster()).unwrap();
+    let shared = Shared::read(&data.cluster()).unwrap();
+    let (authority, peer) = (shared.authority.clone().unwrap(), shared.peer(Kind::Seed, "seed-1"));
+    let source = Source::Authority { authority, peer, key: Box::new(KeyPair::generate().unwrap()) };
+    let ahead = SystemTime::now() + Duration::from_hours(2);
+    let seed = Credential::load_at(source, ahead).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while seed.certificate().not_before > SystemTime::now() {
+        assert!(Instant::now() < deadline, "it is shown although it does not count yet");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(seed.not_yet().is_none() && seed.expired().is_none());
+
+    // Others have theirs replaced at once.
+    let certificate = seed.certificate();
+    let early = certificate.not_before - Duration::from_secs(1);
+    assert_eq!(credential::renewal(&certificate, 0.0, early), early);
+    // Python, for one, looks at the authority's, too.
+    let ca = authority_der(&shared.ca).unwrap();
+    let (_, ca) = x509_parser::parse_x509_certificate(&ca).unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let years = (i64::try_from(now).unwrap() - ca.validity().not_before.timestamp()) / (365 * 24 * 3600);
+    assert!((1..20).contains(&years), "{years}");
 }
 
 /// What a seed issues to somebody else.
@@ -113,6 +170,40 @@ fn who_joins_gets_what_its_kind_needs_and_no_more() {
 }
 
 #[test]
+fn what_was_made_short_for_a_person_stays_short() {
+    let data = Folder::new();
+    let identity = Identity::open_or_create(&data.cluster()).unwrap().issuing_for(Duration::from_secs(300));
+    for (kind, life, next) in [
+        (Kind::Operator, Duration::from_secs(60), Duration::from_secs(60)),
+        (Kind::Operator, OPERATOR_LIFE * 12, OPERATOR_LIFE),
+        (Kind::Backend, Duration::from_secs(60), Duration::from_secs(300)),
+    ] {
+        let folder = data.data.path().join("n");
+        let issued = issue(&identity, kind, "n", &folder, life);
+        let shown = Certificate::parse(&authority_der(&issued.certificate).unwrap()).unwrap();
+        assert_eq!(shown.life(), life);
+        let renewed = identity.sign_next(&shown).unwrap().unwrap();
+        let renewed = Certificate::parse(&authority_der(&renewed.certificate).unwrap()).unwrap();
+        assert_eq!((renewed.life(), renewed.peer), (next, shown.peer), "{kind}, {life:?}");
+    }
+}
+
+#[test]
+fn nobody_else_is_the_local_operator() {
+    let data = Folder::new();
+    let identity = Identity::open_or_create(&data.cluster()).unwrap();
+    let local = identity.certificate();
+    assert!(matches!(identity.sign_next(&local), Some(Err(IdentityError::Local))));
+    let folder = data.data.path().join("local-credentials");
+    let refused = make_credentials(&identity, &folder, &local.peer, OPERATOR_LIFE).unwrap_err();
+    assert!(refused.to_string().contains("choose another name"), "{refused}");
+    assert!(!folder.exists());
+    // A node may be called so.
+    let node = Peer { kind: Kind::Proxy, ..local.peer };
+    assert!(identity.sign(&node, &local.public_key, None).unwrap().is_ok());
+}
+
+#[test]
 fn a_machine_that_has_joined_is_its_nodes_alone() {
     let first = Folder::new();
     let identity = Identity::open_or_create(&first.cluster()).unwrap();
@@ -132,7 +223,7 @@ fn a_machine_that_has_joined_is_its_nodes_alone() {
     let other = error(Identity::of_node(&cluster, Kind::Live, "live-2"));
     assert!(other.starts_with("live-2 has no certificate in ") && other.contains("--join TOKEN"), "{other}");
     let wrong = error(Identity::of_node(&cluster, Kind::Proxy, "live-1"));
-    assert!(wrong.contains("holds the certificate of live-1, a live"), "{wrong}");
+    assert!(wrong.contains("holds the certificate of live-1, a live node"), "{wrong}");
     let operator = error(Identity::open(&cluster));
     assert!(operator.contains("--credentials DIR"), "{operator}");
 
@@ -142,6 +233,51 @@ fn a_machine_that_has_joined_is_its_nodes_alone() {
     fs::copy(third.cluster().join(CA), cluster.join(CA)).unwrap();
     let foreign = error(Identity::of_node(&cluster, Kind::Live, "live-1"));
     assert!(foreign.contains("is not the authority of the certificate of live-1"), "{foreign}");
+}
+
+#[tokio::test]
+async fn what_is_of_one_cluster_is_never_mixed_with_another() {
+    let (first, second, joined) = (Folder::new(), Folder::new(), Folder::new());
+    let [one, other] = [&first, &second].map(|data| Identity::open_or_create(&data.cluster()).unwrap());
+    let (cluster, own) = (joined.cluster(), node_folder(&joined.cluster(), "proxy-1"));
+    let issued = issue(&one, Kind::Proxy, "proxy-1", &own, Duration::from_secs(60));
+    keep(&cluster, &own, &issued).unwrap();
+    let all = || {
+        let files = [first.cluster(), cluster.clone()].map(|folder| {
+            let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+            let mut files: Vec<_> = files.filter(|file| file.is_file()).collect();
+            files.sort();
+            files.into_iter().map(|file| (fs::read(&file).unwrap(), file)).collect::<Vec<_>>()
+        });
+        files.concat()
+    };
+    let before = all();
+
+    let foreign = issue(&other, Kind::Proxy, "proxy-1", &own, Duration::from_secs(60));
+    let refused = keep(&cluster, &own, &foreign).unwrap_err();
+    assert!(matches!(refused, IdentityError::OtherCluster(_)), "{refused}");
+    check_cluster(&cluster, one.fingerprint()).unwrap();
+    let peer = Peer { node: "ada".to_owned(), ..one.certificate().peer };
+    let refused = make_credentials(&other, &cluster, &peer, OPERATOR_LIFE).unwrap_err();
+    assert!(matches!(refused, IdentityError::OtherCluster(_)), "{refused}");
+    let refused = make_credentials(&one, &first.cluster(), &peer, OPERATOR_LIFE).unwrap_err();
+    assert!(matches!(refused, IdentityError::Authority(_)), "{refused}");
+
+    // A token is not even shown: there is no seed that could take it.
+    let nowhere = Seeds::only(vec!["127.0.0.1:9".to_owned()]);
+    let own = node_folder(&cluster, "proxy-2");
+    for (shared, own, authority, told) in [
+        (&cluster, &own, other.fingerprint(), "is of another cluster: nothing was changed"),
+        (&first.cluster(), &first.cluster(), one.fingerprint(), "a folder of their own"),
+        (&first.cluster(), &first.cluster(), other.fingerprint(), "is of another cluster"),
+    ] {
+        let newcomer = Newcomer { kind: Kind::Backend, node: "proxy-2", shared, own };
+        let refused = newcomer.enrol(&JoinToken::draw(authority), &nowhere).await.unwrap_err();
+        assert!(matches!(refused, EnrolError::Identity(_)), "{refused}");
+        assert!(refused.to_string().contains(told), "{refused}");
+    }
+    assert!(!own.exists());
+    assert!(all() == before, "something was changed");
 }
 
 #[test]

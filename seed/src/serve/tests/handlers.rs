@@ -134,7 +134,7 @@ async fn a_change_that_was_made_of_another_version_changes_nothing() {
     let history = operator.handler_history(HandlerHistoryRequest {}).await.unwrap().into_inner().versions;
     assert_eq!(
         (history.len(), history[0].operator.as_str(), history[0].what.as_str()),
-        (3, "ada", "added b")
+        (3, "local (says ada)", "added b")
     );
     let before =
         operator.handlers_at(HandlersAtRequest { version: first.version }).await.unwrap().into_inner();
