@@ -259,9 +259,14 @@ impl Node {
     }
 
     /// Whether traffic should come: the children have been ready once, or are given up, and one of them is ready now.
-    /// One that dies is replaced within an instant and is no reason to send everybody away.
+    /// One that dies is replaced within an instant and is no reason to send everybody away. A node that the seed has refused
+    /// from its start on has no name to be reached by.
     pub(crate) fn is_ready(&self) -> bool {
+        // Of one that goes on as another program the name was its own.
+        let is_stranger = self.estate.came.is_none()
+            && self.seeds.as_ref().is_some_and(|standing| standing.borrow().is_stranger());
         let ready = !*self.draining.borrow()
+            && !is_stranger
             && match &self.body {
                 Body::Solo(solo) => solo.report().borrow().takes_traffic(),
                 Body::Children(children) => {
@@ -379,12 +384,13 @@ impl Node {
 
     /// Returns at the next change of anything that [`Node::state`] tells of. Cancel-safe.
     pub(crate) async fn changed(&self, seen: &mut Seen) {
-        let Seen { draining, children, report } = seen;
+        let Seen { draining, children, report, seeds } = seen;
         // Errors mean that whoever would change it has ended; then the node is about to end too.
         tokio::select! {
             Ok(()) = draining.changed() => {}
             Ok(()) = change_of(children) => {}
             Ok(()) = change_of(report) => {}
+            Ok(()) = change_of(seeds) => {}
             else => std::future::pending().await,
         }
     }
@@ -395,7 +401,7 @@ impl Node {
             Body::Children(children) => (Some(children.stirred()), None),
             Body::Solo(solo) => (None, Some(solo.report())),
         };
-        Seen { draining: self.draining.subscribe(), children, report }
+        Seen { draining: self.draining.subscribe(), children, report, seeds: self.seeds.clone() }
     }
 }
 
@@ -405,6 +411,7 @@ pub(crate) struct Seen {
     draining: watch::Receiver<bool>,
     children: Option<watch::Receiver<()>>,
     report: Option<watch::Receiver<Report>>,
+    seeds: Option<watch::Receiver<Standing>>,
 }
 
 /// Returns at the next change, if there is anything to change.

@@ -38,14 +38,32 @@ pub struct Standing {
     pub term: u64,
     /// What the last attempt failed of.
     pub why: String,
+    /// A seed has welcomed the node, ever.
+    pub welcomed: bool,
+    /// Why a seed refuses the node, until one welcomes it; empty where none does.
+    pub refusal: String,
 }
 
 impl Standing {
     /// No seed was reached yet.
     #[must_use]
     pub fn new(now: BootTime) -> Self {
-        let (seed, why) = (String::new(), String::new());
-        Self { reached: false, idle: false, lost_since: Some(now), seed, term: 0, why }
+        Self {
+            reached: false,
+            idle: false,
+            lost_since: Some(now),
+            seed: String::new(),
+            term: 0,
+            why: String::new(),
+            welcomed: false,
+            refusal: String::new(),
+        }
+    }
+
+    /// A seed refuses the node, and none has ever welcomed it: no name of the cluster's is its own.
+    #[must_use]
+    pub fn is_stranger(&self) -> bool {
+        !self.welcomed && !self.refusal.is_empty()
     }
 
     /// Says whether that is news.
@@ -75,8 +93,7 @@ pub async fn hold(
 ) -> Result<(), tonic::transport::Error> {
     seeds.configured().iter().try_for_each(|seed| identity.channel(seed).map(drop))?;
     let search = Search::new(seeds.remembered());
-    let mut link =
-        Link { identity, seeds, search, hello, state, standing, joined: false, refusal: String::new() };
+    let mut link = Link { identity, seeds, search, hello, state, standing, joined: false };
     let mut backoff = Backoff::default();
     let mut round = Instant::now();
     link.begin_round().await;
@@ -106,8 +123,6 @@ struct Link {
     state: watch::Receiver<NodeState>,
     standing: watch::Sender<Standing>,
     joined: bool,
-    /// What was last complained of.
-    refusal: String,
 }
 
 impl Link {
@@ -122,19 +137,20 @@ impl Link {
             Err(status) => status.message(),
         };
         let redirect = ended.as_ref().err().and_then(Redirect::of);
+        let refused = ended.as_ref().is_err_and(is_refusal);
+        let refused_anew = refused && self.standing.borrow().refusal != why;
         self.standing.send_if_modified(|standing| {
-            let news = standing.why != why;
+            let news = standing.why != why || refused_anew;
             standing.why = why.to_owned();
+            if refused {
+                standing.refusal = why.to_owned();
+            }
             // A hand-over is no loss.
             (redirect.is_none() && standing.turn(false, false)) || news
         });
         match ended {
-            Err(status) if is_refusal(&status) => {
-                if self.refusal != status.message() {
-                    self.refusal = status.message().to_owned();
-                    warn!(%seed, reason = self.refusal, "the seed refuses this node");
-                }
-            }
+            Err(_) if refused_anew => warn!(%seed, reason = why, "the seed refuses this node"),
+            Err(_) if refused => {}
             Err(_) if joined && redirect.is_none() => warn!(%seed, reason = why, "lost the seed"),
             _ => debug!(%seed, reason = why, "no link to the seed"),
         }
@@ -201,13 +217,14 @@ impl Link {
         }
         info!(seed, term = welcome.term, "joined");
         self.joined = true;
-        self.refusal.clear();
         self.search.led(seed);
         self.standing.send_modify(|standing| {
             standing.turn(true, welcome.idle);
             standing.seed = seed.to_owned();
             standing.term = standing.term.max(welcome.term);
             standing.why.clear();
+            standing.refusal.clear();
+            standing.welcomed = true;
         });
         Ok(())
     }

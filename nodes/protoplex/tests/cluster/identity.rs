@@ -80,7 +80,7 @@ struct Proxy {
     arguments: Vec<String>,
     data: PathBuf,
     http: Port,
-    _meta: Port,
+    meta: Port,
 }
 
 impl Proxy {
@@ -105,7 +105,7 @@ impl Proxy {
             "--set",
             &meta_address,
         ];
-        Self { arguments: arguments.map(str::to_owned).into(), data, http, _meta: meta }
+        Self { arguments: arguments.map(str::to_owned).into(), data, http, meta }
     }
 
     fn start(&self, cluster: &Cluster, more: &[&str]) -> Elsewhere {
@@ -124,6 +124,12 @@ impl Proxy {
         let bearer = format!("Authorization: Bearer {token}");
         let (topic, data) = (format!("topic={topic}"), "data=x");
         curl(["-H", &bearer, "-d", &topic, "-d", data, "--max-time", "20", &url]).status
+    }
+
+    /// Status and text of a page of its meta port.
+    fn page(&self, page: &str) -> (u16, String) {
+        let answer = curl(["--max-time", "5", &format!("http://{}/{page}", self.meta.address())]);
+        (answer.status, answer.text())
     }
 
     fn is_up(&self) -> Option<()> {
@@ -311,6 +317,31 @@ fn a_server_that_has_enrolled_is_a_member_of_its_pools_and_nothing_else_until_it
     });
     let renewed = stranger(folder, &["--seed", &seed, "enrol", "rooms-1", "--renew"]);
     assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+}
+
+#[test]
+fn row_a_node_whose_name_is_taken_is_not_ready_and_says_why() {
+    let cluster = start();
+    let mut proxy = Proxy::new(&cluster, &seed(&cluster));
+    // As somebody does who copies a machine.
+    fs::create_dir_all(proxy.data.join("cluster")).unwrap();
+    for file in fs::read_dir(cluster.data().join("cluster")).unwrap().flatten() {
+        if file.path().is_file() {
+            fs::copy(file.path(), proxy.data.join("cluster").join(file.file_name())).unwrap();
+        }
+    }
+    let name = proxy.arguments.iter().position(|argument| argument == "proxy-2").unwrap();
+    proxy.arguments[name] = "proxy-1".to_owned();
+    let running = proxy.start(&cluster, &[]);
+    until("its child runs", || proxy.page("status").1.contains("RUNNING").then_some(()));
+    until(&format!("it is refused: {}", running.says()), || {
+        let (status, text) = proxy.page("readyz");
+        let why = "not ready\nrefused by the seed: the name \"proxy-1\" is taken by another instance";
+        text.starts_with(why).then(|| assert_eq!(status, 503))
+    });
+    // Once the other one has gone the name is its own.
+    cluster.json(&["drain", "proxy-1"]);
+    until("it is ready", || (proxy.page("readyz") == (200, "ready\n".to_owned())).then_some(()));
 }
 
 #[test]
