@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::cli::{Common, JoinToken, JoinTokenCreate};
 use crate::cluster::Cluster;
-use crate::command::operator;
+use crate::handler::operator;
 use crate::output::{columns, print};
 use crate::units::show_time;
 
@@ -46,7 +46,7 @@ async fn create(common: &Common, cluster: &Cluster, command: JoinTokenCreate) ->
         pools: pools.clone(),
         uses,
         life_s: u32::try_from(expires.as_secs()).unwrap_or(u32::MAX),
-        operator: operator(),
+        operator: operator::name(),
     };
     let made = cluster.answer(cluster.operator().await?.create_join_token(request)).await?;
     let created = Created {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::cli::{Common, Node};
 use crate::cluster::Cluster;
-use crate::command::operator;
+use crate::handler::operator;
 use crate::output::{columns, print};
 use crate::units::show_time;
 
@@ -21,7 +21,7 @@ pub(crate) async fn run(common: &Common, command: Node) -> anyhow::Result<()> {
 /// Revokes a name, or readmits it.
 pub(crate) async fn change(common: &Common, name: &str, revoked: bool) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
-    let wanted = Revocation { name: name.to_owned(), revoked, operator: operator(), at_ms: 0 };
+    let wanted = Revocation { name: name.to_owned(), revoked, operator: operator::name(), at_ms: 0 };
     cluster.answer(cluster.operator().await?.change_revocation(wanted)).await?;
     let text = if revoked { "is refused from now on" } else { "may be in the cluster again" };
     Ok(print(common.json, &json!({ "name": name, "revoked": revoked }), |_| format!("{name} {text}"))?)

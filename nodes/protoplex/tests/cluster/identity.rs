@@ -177,6 +177,8 @@ fn another_machine_joins_with_a_token_and_needs_none_when_it_is_started_again() 
     let listed = cluster.json(&["join-token", "list"]);
     let used: Vec<_> = listed.as_array().unwrap().iter().map(|it| it["uses_taken"].as_u64()).collect();
     assert!(used.contains(&Some(0)) && used.contains(&Some(1)), "{listed}");
+    let makers = listed.as_array().unwrap().iter().map(|it| it["created_by"].as_str().unwrap());
+    makers.for_each(|maker| assert!(maker.contains('@'), "user and machine: {maker}"));
     // Its data directory is no operator's.
     let refused = error_of(&stranger(
         cluster.folder(),
