@@ -1,5 +1,6 @@
 //! `protoplex up`: a whole cluster on this machine, every node a process of its own.
 
+mod last_words;
 mod welcome;
 
 use std::ffi::OsString;
@@ -107,6 +108,8 @@ struct Nodes {
     logs: PathBuf,
     /// The file in it that all nodes write to.
     log: PathBuf,
+    /// Where in it what is said since the start begins.
+    log_begin: u64,
 }
 
 impl Nodes {
@@ -115,6 +118,7 @@ impl Nodes {
         let logs = settings.data.join("log");
         std::fs::create_dir_all(&logs).with_context(|| format!("{}", logs.display()))?;
         let log = logs.join(LOG);
+        let log_begin = std::fs::metadata(&log).map_or(0, |log| log.len());
         // Who was started and who died is told among the nodes' own lines.
         let own = telemetry::Settings { file: Some(log.clone()), ..settings.log.clone() };
         telemetry::start(&own, "up", None)?;
@@ -124,7 +128,7 @@ impl Nodes {
             let arguments = arguments(kind, common, settings, &logs);
             (kind, Process::start(Program::node(&kind.node(), executable.clone(), arguments), policy()))
         });
-        Ok(Self { nodes: nodes.into(), log, logs })
+        Ok(Self { nodes: nodes.into(), log, logs, log_begin })
     }
 
     /// Has every node read its configuration anew at each SIGHUP, and starts again those that have died too often. Returns
@@ -239,7 +243,10 @@ impl Nodes {
                 timeout(READY_TIMEOUT, status.wait_for(|status| status.ready || status.state.is_final()))
                     .await;
             if !waited.is_ok_and(|status| status.is_ok_and(|status| status.ready)) {
-                bail!("{} did not become ready; the log says why: {}", kind.node(), self.log.display());
+                let node = kind.node();
+                let said = last_words::of(&node, &self.log, self.log_begin);
+                let said = said.map_or_else(String::new, |said| format!(": {said}"));
+                bail!("{node} did not become ready{said}\nThe log has more: {}", self.log.display());
             }
         }
         Ok(())
