@@ -138,7 +138,7 @@ pub async fn serve<S: Store + EventLog>(
     gate.revoke(revoked(&*store).await?);
     let incoming = gate.incoming(tokio::net::TcpListener::from_std(listener)?);
     let (nudge, watched) = (Arc::new(Notify::new()), Arc::clone(&store));
-    let events = EventLogServer::new(EventService { store: Arc::clone(&store) })
+    let events = EventLogServer::new(EventService::new(Arc::clone(&store)))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let service = Service { store, nudge: Arc::clone(&nudge) };

@@ -355,7 +355,8 @@ async fn row_a_database_of_a_newer_schema_is_left_to_the_newer_version() {
     let columns = "_sqlx_migrations (version, description, success, checksum, execution_time)";
     for newer in [&file, &database] {
         upgrade(newer).await.unwrap();
-        let insert = |zero: &str| format!("INSERT INTO {columns} VALUES (9999, 'from the future', true, {zero}, 0)");
+        let insert =
+            |zero: &str| format!("INSERT INTO {columns} VALUES (9999, 'from the future', true, {zero}, 0)");
         match newer {
             Database::File(file) => {
                 let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);

@@ -156,7 +156,9 @@ fn row_up_says_why_a_node_does_not_become_ready() {
     let mut up = cluster.command(&["up"]);
     up.args(["--set", &format!("seed.listen={}", seed.address())]);
     up.args(["--set", &format!("datastore.listen={}", datastore.address())]);
-    for setting in ["proxy.http=[\"127.0.0.1:0\"]", "proxy.https=[]", "fileserver.http=[]", "fileserver.https=[]"] {
+    for setting in
+        ["proxy.http=[\"127.0.0.1:0\"]", "proxy.https=[]", "fileserver.http=[]", "fileserver.https=[]"]
+    {
         up.args(["--set", setting]);
     }
     for kind in ["seed", "datastore", "proxy", "fileserver", "live"] {
@@ -165,7 +167,9 @@ fn row_up_says_why_a_node_does_not_become_ready() {
     let output = up.output().unwrap();
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
-    for part in ["datastore-1 did not become ready: ", "its schema is version 9999", "Start the newer version"] {
+    for part in
+        ["datastore-1 did not become ready: ", "its schema is version 9999", "Start the newer version"]
+    {
         assert!(error.contains(part), "{part} in {error}");
     }
 }
