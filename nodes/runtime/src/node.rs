@@ -286,6 +286,12 @@ impl Node {
         seeds::in_words(&self.seeds.as_ref()?.borrow())
     }
 
+    /// What keeps it from being ready, in a line, where its code says so.
+    pub(crate) fn hindrance(&self) -> Option<String> {
+        let Body::Solo(solo) = &self.body else { return None };
+        Some(solo.report().borrow().hindrance.clone()).filter(|words| !words.is_empty())
+    }
+
     fn statuses(&self) -> Vec<Status> {
         match &self.body {
             Body::Children(children) => children.statuses(),
