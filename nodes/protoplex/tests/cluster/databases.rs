@@ -74,6 +74,10 @@ fn row_a_database_that_goes_away_is_told_once_and_comes_back_by_itself() {
     assert!(bench.is_served("/files/before") && bench.is_served("/files/after"));
     assert_eq!(bench.lines_with("the database is away"), 1, "{}", bench.cluster.logs());
     assert_eq!(bench.lines_with("the database is back"), 1);
+    for library in ["sqlx::postgres", "sqlx_core"] {
+        let its = format!("\"target\":\"{library}");
+        assert_eq!(bench.lines_with(&its), 0, "it is said once: {}", bench.cluster.logs());
+    }
 }
 
 #[test]
