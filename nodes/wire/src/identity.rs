@@ -18,6 +18,7 @@ mod credential;
 mod dial;
 mod error;
 mod files;
+mod foreign;
 mod tls;
 
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ pub use self::authority::is_public_key;
 pub use self::certificate::{Certificate, Fingerprint, Kind, Peer, fingerprint};
 pub(crate) use self::dial::Dial;
 pub use self::error::IdentityError;
+pub use self::foreign::is_foreign;
 pub(crate) use self::tls::{authority_der, channel, provider};
 
 use self::authority::Authority;

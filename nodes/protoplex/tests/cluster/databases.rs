@@ -59,7 +59,11 @@ fn row_a_database_that_goes_away_is_told_once_and_comes_back_by_itself() {
     bench.server.kill();
     until("the datastore isn't ready", || (get(&ready, &[]).status == 503).then_some(()));
     assert!(get(&status, &[]).text().contains("away: "));
-    assert!(get(&ready, &[]).text().contains("not ready\nthe database is away: "), "{}", get(&ready, &[]).text());
+    assert!(
+        get(&ready, &[]).text().contains("not ready\nthe database is away: "),
+        "{}",
+        get(&ready, &[]).text()
+    );
     until("a command is told why", || {
         let refused = bench.cluster.run(&["handler", "disable", "files"]);
         String::from_utf8_lossy(&refused.stderr).contains("the database is away: ").then_some(())

@@ -347,6 +347,20 @@ fn row_a_node_whose_name_is_taken_is_not_ready_and_says_why() {
 }
 
 #[test]
+fn row_a_node_of_another_cluster_says_so_at_the_seed() {
+    let cluster = start();
+    let proxy = Proxy::new(&cluster, &seed(&cluster));
+    let made = stranger(cluster.folder(), &["--data", proxy.data.to_str().unwrap(), "init"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let running = proxy.start(&cluster, &[]);
+    let credentials = proxy.data.join("cluster");
+    let why = format!("it is of another cluster than the credentials in {}", credentials.display());
+    until("it says so", || running.says().contains(&why).then_some(()));
+    let (_, status) = proxy.page("status");
+    assert!(status.contains(&why), "{status}");
+}
+
+#[test]
 fn people_have_credentials_of_their_own() {
     let cluster = start();
     let seed = seed(&cluster);
