@@ -238,7 +238,9 @@ impl Node {
 
     /// All of its work has ended: whoever waits for that is told, and what became of it.
     pub(crate) async fn finish(&self) {
-        info!(became = %self.drained(), "drained");
+        let became = self.drained();
+        let became = (!became.is_empty()).then(|| tracing::field::display(&became));
+        info!(became, "drained");
         self.finished.send_replace(true);
         if self.finished.receiver_count() > 0 {
             sleep(ANSWER_TIME).await;

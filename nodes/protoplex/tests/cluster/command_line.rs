@@ -133,6 +133,27 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[test]
+fn row_a_seed_that_is_no_address_and_a_file_of_handlers_are_told_as_what_they_are() {
+    let (code, _, error) = protoplex(&["--seed", "xx", "status"]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("\"xx\", of --seed or PROTOPLEX_SEED, is no HOST:PORT"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("edge.toml");
+    let text = "[[handler]]\nname = \"a\"\n[proxy]\nhttp = [\"nowhere\"]\n[seed]\nlisten = \"here\"\n";
+    std::fs::write(&file, text).unwrap();
+    let (code, _, error) = protoplex(&["check", file.to_str().unwrap()]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("`protoplex apply FILE --dry-run`"), "{error}");
+    let mistakes: Vec<_> = error.lines().filter_map(|line| line.split_once("edge.toml:")).collect();
+    let begins =
+        ["1: unknown key \"handler\"", "4: proxy.http: invalid socket", "6: seed.listen: invalid socket"];
+    for ((_, mistake), begin) in mistakes.iter().zip(begins) {
+        assert!(mistake.starts_with(begin), "{begin}: {error}");
+    }
+    assert_eq!(mistakes.len(), begins.len(), "{error}");
+}
+
+#[test]
 fn row_a_port_that_is_taken_is_named_before_anything_runs() {
     let port = Port::take();
     let _taken = TcpListener::bind(port.address()).unwrap();

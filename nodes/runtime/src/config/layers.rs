@@ -97,7 +97,8 @@ impl Layers {
     pub(super) fn merge(&self) -> Result<(Spanned<DeTable<'_>>, Origins), ConfigError> {
         let mut all = DeTable::new();
         for source in &self.0 {
-            let layer = DeTable::parse(&source.text).map_err(|error| ConfigError(vec![self.told(&error)]))?;
+            let layer =
+                DeTable::parse(&source.text).map_err(|error| ConfigError(vec![self.told(&error, None)]))?;
             lay_over(&mut all, layer.into_inner());
         }
         let mut origins = Origins::default();
@@ -105,13 +106,22 @@ impl Layers {
         Ok((Spanned::new(WHOLE, all), origins))
     }
 
-    /// What is wrong, and where.
-    pub(super) fn told(&self, error: &toml::de::Error) -> String {
+    /// What is wrong, and where; `key` is the dotted key of the value that is wrong.
+    pub(super) fn told(&self, error: &toml::de::Error, key: Option<&str>) -> String {
         let place = match error.span() {
             Some(span) if span != WHOLE => self.place(span.start),
             _ => self.0.first().map_or("configuration", |source| &source.name).to_owned(),
         };
-        format!("{place}: {}", plain(error.message()))
+        let (message, said) = (plain(error.message()), error.message());
+        match key {
+            // Others name it themselves, and variables and options are named by it.
+            Some(key)
+                if place.contains(':') && !said.starts_with("unknown ") && !said.starts_with("missing ") =>
+            {
+                format!("{place}: {key}: {message}")
+            }
+            _ => format!("{place}: {message}"),
+        }
     }
 
     fn place(&self, offset: usize) -> String {
@@ -169,9 +179,9 @@ fn lay_over<'i>(under: &mut DeTable<'i>, over: DeTable<'i>) {
 }
 
 /// Takes out the innermost entry whose key or value stands at `offset`. Of a list with a mistake in it all goes: the
-/// others would get other numbers, and a table without what it must have would be the next mistake. Returns whether
-/// there was one.
-pub(super) fn remove(table: &mut DeTable<'_>, offset: usize) -> bool {
+/// others would get other numbers, and a table without what it must have would be the next mistake. Returns its
+/// dotted key, where there was one.
+pub(super) fn remove(table: &mut DeTable<'_>, offset: usize) -> Option<String> {
     let mut here = None;
     for (name, value) in table.iter_mut() {
         let mut at = name.span().contains(&offset) || value.span().contains(&offset);
@@ -179,22 +189,23 @@ pub(super) fn remove(table: &mut DeTable<'_>, offset: usize) -> bool {
             DeValue::Table(inner) => remove(inner, offset),
             DeValue::Array(entries) => {
                 let holds = |entry: &mut Spanned<DeValue<'_>>| match entry.get_mut() {
-                    DeValue::Table(inner) => remove(inner, offset),
+                    DeValue::Table(inner) => remove(inner, offset).is_some(),
                     _ => false,
                 };
                 at = at || entries.iter_mut().any(holds);
-                false
+                None
             }
-            _ => false,
+            _ => None,
         };
-        if within {
-            return true;
+        if let Some(within) = within {
+            return Some(format!("{}.{within}", name.get_ref()));
         }
         if at {
             here = Some(name.clone());
         }
     }
-    here.is_some_and(|name| table.remove(&name).is_some())
+    let name = here?;
+    table.remove(&name).map(|_| name.get_ref().to_string())
 }
 
 const STDIN: &str = "/dev/stdin";
