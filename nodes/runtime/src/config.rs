@@ -199,12 +199,15 @@ pub fn load<T: DeserializeOwned>(
     flags: &[Setting],
 ) -> Result<(T, Problems), ConfigError> {
     let layers = Layers::read(defaults, file, environment, flags)?;
-    let (mut values, origins) = layers.merge()?;
+    let mut values = layers.merge()?;
     let mut found = Vec::new();
     // A deserializer ends at the first mistake; without it the next one is found.
     loop {
         match T::deserialize(toml::Deserializer::from(values.clone())) {
-            Ok(value) => return Ok((value, Problems { origins, found })),
+            Ok(value) => {
+                // Of what is left: lists may have become shorter.
+                return Ok((value, Problems { origins: layers.origins(values.get_ref()), found }));
+            }
             Err(error) => {
                 let removed = error.span().and_then(|span| layers::remove(values.get_mut(), span.start));
                 found.push(layers.told(&error, removed.as_deref()));
