@@ -2,6 +2,7 @@
 //!
 //! The messages are those of `event_log.proto`. What is decided of them, whatever the database, is decided here.
 
+pub(crate) mod ageing;
 #[cfg(test)]
 pub(crate) mod contract;
 
@@ -50,10 +51,11 @@ pub trait EventLog: Send + Sync + 'static {
         request: ReadEventsRequest,
     ) -> impl Future<Output = StoreResult<ReadEventsReply>> + Send;
 
-    /// Drops what is over a limit, the oldest first, and keys that are too old to be known again.
+    /// Drops what is over a limit, the oldest first, and keys that are too old to be known again, at this Unix time.
     fn trim_events(
         &self,
         request: TrimEventsRequest,
+        now_ms: i64,
     ) -> impl Future<Output = StoreResult<TrimEventsReply>> + Send;
 
     /// Keeps events until their time has come. [`StoreError::TooMany`]: too many wait.

@@ -77,8 +77,8 @@ impl PgStore {
         Ok(Self { pool, reach, watcher, leases, deploying: Mutex::new(()) })
     }
 
-    /// As [`Self::open`], but waits for a server that is away, and says so once.
-    pub async fn open_patiently(target: &Target) -> Result<Self, OpenError> {
+    /// As [`Self::open`], but waits for a server that is away, says so once in the log, and tells the reason each time.
+    pub async fn open_patiently(target: &Target, tell: impl Fn(&str)) -> Result<Self, OpenError> {
         let mut told = false;
         loop {
             match Self::open(target).await {
@@ -86,6 +86,7 @@ impl PgStore {
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!(%error, "waiting for the database");
                     }
+                    tell(&error.to_string());
                     sleep(reach::RETRY_EVERY).await;
                 }
                 opened => return opened,

@@ -1,5 +1,6 @@
 //! Serves a store to the other nodes: gRPC over mutual TLS.
 
+mod away;
 mod events;
 #[cfg(test)]
 mod tests;
@@ -98,9 +99,9 @@ pub async fn run(config: &Config, identity: &Identity, context: &Context) -> Res
         store.close().await;
         return served;
     };
-    // Until the server is there nobody can be answered: who connects waits in the socket. Either arm may be dropped.
+    // Until the server is there all are told that it is away. Either arm may be dropped.
     let store = tokio::select! {
-        store = PgStore::open_patiently(&target) => Arc::new(store?),
+        store = away::open(&target, &listener, identity, context) => Arc::new(store?),
         () = drain.started() => return Ok(()),
     };
     let served = tokio::select! {
@@ -113,12 +114,11 @@ pub async fn run(config: &Config, identity: &Identity, context: &Context) -> Res
 
 /// Ready for as long as the database can be reached.
 async fn tell_readiness(store: &PgStore, context: &Context) {
-    let mut away = store.away();
+    let mut turns = store.away();
     loop {
-        let reason = away.borrow_and_update().clone();
-        context.ready(reason.is_none());
-        context.detail("database", reason.map_or("reached".to_owned(), |reason| format!("away: {reason}")));
-        if away.changed().await.is_err() {
+        let reason = turns.borrow_and_update().clone();
+        away::tell(context, reason.as_deref());
+        if turns.changed().await.is_err() {
             // The store holds the other end.
             std::future::pending::<()>().await;
         }
@@ -138,7 +138,7 @@ pub async fn serve<S: Store + EventLog>(
     gate.revoke(revoked(&*store).await?);
     let incoming = gate.incoming(tokio::net::TcpListener::from_std(listener)?);
     let (nudge, watched) = (Arc::new(Notify::new()), Arc::clone(&store));
-    let events = EventLogServer::new(EventService { store: Arc::clone(&store) })
+    let events = EventLogServer::new(EventService::new(Arc::clone(&store)))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let service = Service { store, nudge: Arc::clone(&nudge) };

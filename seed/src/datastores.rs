@@ -1,6 +1,7 @@
 //! The datastores of one database: one is used for as long as it answers, then the next.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protoplex_wire::identity::{Identity, TrustedChannel};
@@ -20,6 +21,8 @@ pub(crate) type Datastore = DatastoreClient<TrustedChannel>;
 pub(crate) struct Datastores {
     all: Vec<(String, Datastore)>,
     used: AtomicUsize,
+    /// What this seed's last attempt to lead failed of; empty where it didn't.
+    trouble: Mutex<String>,
 }
 
 impl Datastores {
@@ -30,7 +33,8 @@ impl Datastores {
                 .max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
             Ok((address.clone(), client))
         };
-        Ok(Self { all: addresses.iter().map(client).collect::<Result<_, _>>()?, used: AtomicUsize::new(0) })
+        let all = addresses.iter().map(client).collect::<Result<_, _>>()?;
+        Ok(Self { all, used: AtomicUsize::new(0), trouble: Mutex::default() })
     }
 
     /// Which of them is used now.
@@ -48,6 +52,24 @@ impl Datastores {
         let mut addresses: Vec<_> = self.all.iter().map(|(address, _)| address.clone()).collect();
         addresses.rotate_left(self.index());
         addresses
+    }
+
+    /// Why this seed could not take the leader's row just now; empty where it could.
+    pub(crate) fn note(&self, trouble: &str) {
+        trouble.clone_into(&mut self.trouble());
+    }
+
+    /// The refusal of what only a seed that leads can do, where none is known to lead.
+    pub(crate) fn not_leading(&self) -> String {
+        match self.trouble().as_str() {
+            "" => "this seed does not lead yet; try again".to_owned(),
+            trouble => format!("this seed can't lead ({trouble}); try again"),
+        }
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, String> {
+        // What is in it is whole at any time.
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A call about the leader's row has failed so: another datastore is used from here on, where there is one and that

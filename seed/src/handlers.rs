@@ -113,20 +113,32 @@ impl Plan {
 /// # Errors
 /// Any [`HandlerError`] that needs no other handler.
 pub fn check(mut handler: Handler) -> Result<Handler, HandlerError> {
-    check_name("handler name", &handler.name)?;
-    check_name(POOL, &handler.pool)?;
-    HostPattern::parse(&handler.host)?;
-    handler.host.make_ascii_lowercase();
-    let path = PathPattern::parse(&handler.path)?;
-    match handler.placement() {
-        Placement::Unspecified => return Err(HandlerError::Placement),
-        Placement::Spread if handler.key.is_empty() => {}
-        Placement::Spread => return Err(HandlerError::NeedlessKey),
-        Placement::Owned | Placement::Hash => drop(KeyTemplate::parse(&handler.key, &path)?),
+    if let Some(error) = faults(&handler).into_iter().next() {
+        return Err(error);
     }
+    handler.host.make_ascii_lowercase();
     // Given by the datastore.
     handler.since = 0;
     Ok(handler)
+}
+
+/// All that is wrong with a handler by itself.
+#[must_use]
+pub fn faults(handler: &Handler) -> Vec<HandlerError> {
+    let path = PathPattern::parse(&handler.path);
+    let key = match (handler.placement(), &path) {
+        (Placement::Unspecified, _) => Some(HandlerError::Placement),
+        (Placement::Spread, _) => (!handler.key.is_empty()).then_some(HandlerError::NeedlessKey),
+        (Placement::Owned | Placement::Hash, Ok(path)) => {
+            KeyTemplate::parse(&handler.key, path).err().map(HandlerError::from)
+        }
+        // Its key is of that path.
+        (Placement::Owned | Placement::Hash, Err(_)) => None,
+    };
+    let names = [check_name("handler name", &handler.name), check_name(POOL, &handler.pool)];
+    let patterns = [HostPattern::parse(&handler.host).err(), path.err()];
+    let of_patterns = names.into_iter().filter_map(Result::err).chain(patterns.into_iter().flatten());
+    of_patterns.map(HandlerError::from).chain(key).collect()
 }
 
 /// What `changes` makes of the handlers, which have this version. Whoever is replaced by its like is left out.

@@ -60,6 +60,7 @@ impl Candidate {
             let wait = match self.turn().await {
                 Ok(Turn::Next(wait)) => {
                     complaint.clear();
+                    self.datastores.note("");
                     wait
                 }
                 Ok(Turn::Ending) => return,
@@ -68,6 +69,8 @@ impl Candidate {
                     if complaint != status.message() {
                         complaint = status.message().to_owned();
                         self.complain(&status);
+                        let datastore = self.datastores.addresses().swap_remove(0);
+                        self.datastores.note(&format!("its datastore at {datastore}: {complaint}"));
                     }
                     RETRY
                 }

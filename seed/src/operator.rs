@@ -72,7 +72,7 @@ impl Console {
     /// or whose datastore is slow, is given a moment; one that knows who leads says so at once.
     async fn leading(&self) -> Result<u64, Status> {
         let mut role = self.role.clone();
-        let away = || Status::unavailable("this seed does not lead yet (is its datastore there?); try again");
+        let away = || Status::unavailable(self.datastores.not_leading());
         let known = timeout(LEADING_TIMEOUT, role.wait_for(Role::is_ready)).await.map_err(|_| away())?;
         match &*known.map_err(|_| Status::unavailable("the seed is ending"))? {
             Role::Leading(term) => Ok(*term),

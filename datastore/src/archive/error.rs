@@ -51,7 +51,7 @@ pub enum ArchiveError {
     /// It is moved to itself.
     #[error("{0} is where everything is already")]
     Same(String),
-    /// Its schema is another one.
+    /// Its schema is an older one.
     #[error(
         "{database}: its schema is version {found}, and this version of Protoplex needs {needed}: stop its datastore, \
          then protoplex datastore migrate"

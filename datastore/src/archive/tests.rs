@@ -10,7 +10,7 @@ use protoplex_wire::proto::{
     ListFilesRequest, Member, NewEvent, PostponeEventsRequest, PutMemberRequest, PutSubscriptionRequest,
     ReadEventsRequest, RedeemJoinTokenRequest, Revocation, TakeLeaseRequest,
 };
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tempfile::TempDir;
 
 use super::flow::{BATCH_BYTES, BATCH_ROWS};
@@ -349,6 +349,41 @@ async fn row_a_database_that_is_not_there_is_said_and_not_made() {
         assert!(said.iter().all(|said| said.contains("there is no database at")), "{said:?}");
     }
     assert_eq!(std::fs::read_dir(bench.folder.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn row_a_database_of_a_newer_schema_is_left_to_the_newer_version() {
+    let bench = Bench::new();
+    let (file, database) = (bench.file("a"), bench.database());
+    let columns = "_sqlx_migrations (version, description, success, checksum, execution_time)";
+    for newer in [&file, &database] {
+        upgrade(newer).await.unwrap();
+        let insert =
+            |zero: &str| format!("INSERT INTO {columns} VALUES (9999, 'from the future', true, {zero}, 0)");
+        match newer {
+            Database::File(file) => {
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+                let mut connection = options.connect().await.unwrap();
+                sqlx::query(AssertSqlSafe(insert("x'00'"))).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Database::Server(target) => {
+                let mut connection = target.connect().await.unwrap();
+                sqlx::query(AssertSqlSafe(insert("'\\x00'"))).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
+        let said = [
+            export(newer, &mut Vec::new(), || {}).await.unwrap_err().to_string(),
+            migrate(newer, &bench.file("b"), false, || {}).await.unwrap_err().to_string(),
+            import_text(newer, &archive("", 0), true).await.unwrap_err().to_string(),
+            upgrade(newer).await.unwrap_err().to_string(),
+        ];
+        let right = |said: &String| {
+            said.contains("its schema is version 9999") && said.contains("Start the newer version")
+        };
+        assert!(said.iter().all(right), "{said:#?}");
+    }
 }
 
 #[tokio::test]

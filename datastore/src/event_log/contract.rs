@@ -12,7 +12,7 @@ use protoplex_wire::proto::{
 
 use super::{EventLog, MAX_DEAD, PAGE_BYTES};
 use crate::store::contract::Database;
-use crate::store::{Store, StoreError, StoreResult};
+use crate::store::{Store, StoreError, StoreResult, unix_time_ms};
 
 macro_rules! event_contract {
     ($database:expr) => {
@@ -147,7 +147,8 @@ pub(crate) async fn the_oldest_go_by_number_bytes_and_age<D: Database>(database:
     let store = database.open().await;
     let far = u64::MAX;
     let trim = async |max_events, max_bytes, max_age_ms| {
-        store.trim_events(TrimEventsRequest { max_age_ms, max_events, max_bytes }).await.unwrap()
+        let request = TrimEventsRequest { max_age_ms, max_events, max_bytes };
+        store.trim_events(request, unix_time_ms()).await.unwrap()
     };
     assert_eq!(trim(1, 1, 0).await.dropped, 0, "there is none");
     append(&*store, 1, (0..10).map(|n| sized(&n.to_string(), 100)).collect()).await.unwrap();

@@ -31,6 +31,7 @@ impl PgArchive {
         let needed = open::known_version();
         match Self::version(target).await? {
             found if found == needed => {}
+            found if found > needed => return Err(open::OpenError::newer(target, found).into()),
             found => return Err(ArchiveError::Older { database: target.to_string(), found, needed }),
         }
         let mut connection = connect(target).await?;

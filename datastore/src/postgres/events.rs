@@ -25,8 +25,8 @@ impl EventLog for PgStore {
         self.call(|| read(self, &request)).await
     }
 
-    async fn trim_events(&self, request: TrimEventsRequest) -> StoreResult<TrimEventsReply> {
-        self.call(|| trim(self, &request, unix_time_ms())).await
+    async fn trim_events(&self, request: TrimEventsRequest, now_ms: i64) -> StoreResult<TrimEventsReply> {
+        self.call(|| trim(self, &request, now_ms)).await
     }
 
     async fn postpone_events(&self, request: PostponeEventsRequest) -> StoreResult<PostponeEventsReply> {

@@ -154,12 +154,14 @@ impl OpenError {
         }
     }
 
+    /// A newer version of Protoplex has brought it to this schema.
+    pub(super) fn newer(target: &Target, found: i64) -> Self {
+        Self::Newer { target: target.to_string(), found, known: known_version() }
+    }
+
     fn migration(target: &Target, error: MigrateError) -> Self {
-        let known = known_version();
         match error {
-            MigrateError::VersionMissing(found) if found > known => {
-                Self::Newer { target: target.to_string(), found, known }
-            }
+            MigrateError::VersionMissing(found) if found > known_version() => Self::newer(target, found),
             MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
                 match Self::unusable(target, source) {
                     Self::Unusable { target, source } => Self::Migration { target, source: source.into() },

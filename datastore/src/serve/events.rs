@@ -1,7 +1,9 @@
 //! The service of the log of events.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::event_log_server::EventLog as Service;
 use protoplex_wire::proto::{
     AppendEventsReply, AppendEventsRequest, BuryEventReply, DeadEvent, DeadEventList, DropDueReply,
@@ -14,9 +16,29 @@ use tonic::Request;
 
 use super::{Answer, answer};
 use crate::event_log::EventLog;
+use crate::event_log::ageing::Ageing;
+use crate::store::unix_time_ms;
 
 pub(super) struct EventService<S> {
-    pub(super) store: Arc<S>,
+    store: Arc<S>,
+    ageing: Mutex<Ageing>,
+}
+
+impl<S> EventService<S> {
+    pub(super) fn new(store: Arc<S>) -> Self {
+        Self { store, ageing: Mutex::new(Ageing::new(unix_time_ms(), BootTime::now())) }
+    }
+
+    /// By which time events are too old.
+    fn now_ms(&self, max_age: Duration) -> i64 {
+        // No code panics while it holds this lock.
+        let mut ageing = self.ageing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now_ms, step_ms) = ageing.now(unix_time_ms(), BootTime::now(), max_age);
+        if let Some(step_ms) = step_ms {
+            tracing::warn!(step_ms, "the clock was set ahead: no event goes earlier for that");
+        }
+        now_ms
+    }
 }
 
 #[tonic::async_trait]
@@ -30,7 +52,9 @@ impl<S: EventLog> Service for EventService<S> {
     }
 
     async fn trim_events(&self, request: Request<TrimEventsRequest>) -> Answer<TrimEventsReply> {
-        answer(self.store.trim_events(request.into_inner()).await)
+        let request = request.into_inner();
+        let now_ms = self.now_ms(Duration::from_millis(request.max_age_ms));
+        answer(self.store.trim_events(request, now_ms).await)
     }
 
     async fn postpone_events(&self, request: Request<PostponeEventsRequest>) -> Answer<PostponeEventsReply> {

@@ -32,6 +32,7 @@ impl SqliteArchive {
         let needed = open::known_version();
         match Self::version(file).await? {
             found if found == needed => {}
+            found if found > needed => return Err(open::OpenError::newer(file, found).into()),
             found => return Err(ArchiveError::Older { database: file.display().to_string(), found, needed }),
         }
         open::refuse_moved(file).await?;

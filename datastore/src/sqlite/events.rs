@@ -80,8 +80,7 @@ impl EventLog for SqliteStore {
         Ok(ReadEventsReply { events, earliest, head })
     }
 
-    async fn trim_events(&self, request: TrimEventsRequest) -> StoreResult<TrimEventsReply> {
-        let now_ms = unix_time_ms();
+    async fn trim_events(&self, request: TrimEventsRequest, now_ms: i64) -> StoreResult<TrimEventsReply> {
         let mut change = self.change().await?;
         let Head { position, bytes } = head(&mut change).await?;
         let earliest: Option<i64> =

@@ -115,12 +115,14 @@ impl OpenError {
         }
     }
 
+    /// A newer version of Protoplex has brought it to this schema.
+    pub(super) fn newer(file: &Path, found: i64) -> Self {
+        Self::Newer { file: file.to_owned(), found, known: known_version() }
+    }
+
     fn migration(file: &Path, error: MigrateError) -> Self {
-        let known = known_version();
         match error {
-            MigrateError::VersionMissing(found) if found > known => {
-                Self::Newer { file: file.to_owned(), found, known }
-            }
+            MigrateError::VersionMissing(found) if found > known_version() => Self::newer(file, found),
             source => Self::Migration { file: file.to_owned(), source },
         }
     }

@@ -2,9 +2,11 @@
 
 mod file;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::ExitCode;
 
+use protoplex_seed::handlers::{HandlerError, check_conflicts};
 use protoplex_wire::proto::{Handler, HandlerChanges};
 use serde_json::json;
 
@@ -20,6 +22,8 @@ const WOULD_CHANGE: u8 = 4;
 /// What the handlers shall be.
 pub(crate) struct Wanted {
     pub handlers: Vec<Handler>,
+    /// Where the path of each stands that is a file's, as mistakes are told of it.
+    pub places: HashMap<String, String>,
     /// Whether others go.
     pub prune: bool,
     /// For the history.
@@ -35,7 +39,7 @@ pub(crate) async fn run(common: &Common, command: Apply) -> anyhow::Result<ExitC
     let Apply { file, dry_run, prune, base } = command;
     // The whole file is understood before anything else is done.
     let path = if file == Path::new("-") { Path::new("/dev/stdin") } else { &file };
-    let handlers = file::read(path)?;
+    let file::Read { handlers, places } = file::read(path)?;
     if prune && handlers.is_empty() {
         let text = "names no handler, so that --prune would remove all of them; \
                     if that is meant, `protoplex handler remove` them";
@@ -45,18 +49,21 @@ pub(crate) async fn run(common: &Common, command: Apply) -> anyhow::Result<ExitC
     let mut occasion = format!("apply {name}");
     occasion.truncate(occasion.floor_char_boundary(200));
     let cluster = Cluster::find(common)?;
-    converge(common, &cluster, Wanted { handlers, prune, occasion, base, dry_run }).await
+    converge(common, &cluster, Wanted { handlers, places, prune, occasion, base, dry_run }).await
 }
 
 /// Prints what differs from `wanted`, then changes all of it in one step, against the very handlers that it was printed of.
 pub(crate) async fn converge(common: &Common, cluster: &Cluster, wanted: Wanted) -> anyhow::Result<ExitCode> {
-    let Wanted { handlers, prune, occasion, base, dry_run } = wanted;
+    let Wanted { handlers, places, prune, occasion, base, dry_run } = wanted;
     let list = now(cluster).await?;
     if let Some(base) = base.filter(|base| *base != list.version) {
         let now = list.version;
         anyhow::bail!(
             "the handlers have version {now}, not {base}: nothing was changed; see `protoplex handler history`"
         );
+    }
+    if !prune {
+        check_kept(&list.handlers, &handlers, &places)?;
     }
     let diff = Diff::between(&list.handlers, &handlers, prune);
     if !common.json {
@@ -83,6 +90,19 @@ pub(crate) async fn converge(common: &Common, cluster: &Cluster, wanted: Wanted)
         }
     })?;
     Ok(if dry_run && !diff.is_empty() { ExitCode::from(WOULD_CHANGE) } else { ExitCode::SUCCESS })
+}
+
+/// Refuses a handler of a file that conflicts with one that the file doesn't name, with its line.
+fn check_kept(now: &[Handler], of_file: &[Handler], places: &HashMap<String, String>) -> anyhow::Result<()> {
+    let kept = now.iter().filter(|handler| !places.contains_key(&handler.name));
+    let all: Vec<_> = kept.chain(of_file).cloned().collect();
+    let Err(error) = check_conflicts(&all, |name| places.contains_key(name)) else { return Ok(()) };
+    let place = match &error {
+        HandlerError::Conflict { name, .. } => places.get(name),
+        _ => None,
+    };
+    let place = place.map_or("", String::as_str);
+    Err(anyhow::anyhow!("{place}{error}").context("nothing was changed"))
 }
 
 /// Says what a failure means for the handlers.

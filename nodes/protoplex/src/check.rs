@@ -8,7 +8,7 @@ use protoplex_runtime::start::REFUSED;
 use serde_json::json;
 
 use crate::cli::Common;
-use crate::output::print;
+use crate::output::{print, tell};
 use crate::settings::Settings;
 
 /// Runs the command.
@@ -18,12 +18,20 @@ pub(crate) fn run(common: &Common, file: Option<PathBuf>) -> anyhow::Result<Exit
     let file = Settings::file(&common)?;
     let checked = file.map_or_else(|| "no file: the defaults".to_owned(), |file| file.display().to_string());
     let loaded = Settings::load(&common).and_then(|settings| Ok(settings.account()?));
-    if let (Err(error), true) = (&loaded, common.json)
+    if let Err(error) = &loaded
         && let Some(error) = error.downcast_ref::<ConfigError>()
     {
-        let answer = json!({"file": checked, "ok": false, "mistakes": error.mistakes()});
-        print(true, &answer, |_| String::new())?;
-        return Ok(ExitCode::from(REFUSED));
+        let has_handlers = error.mistakes().iter().any(|mistake| mistake.contains("unknown key \"handler\""));
+        let advice = has_handlers.then_some("handlers are checked by `protoplex apply FILE --dry-run`");
+        if common.json {
+            let mut answer = json!({"file": checked, "ok": false, "mistakes": error.mistakes()});
+            if let Some(advice) = advice {
+                answer["advice"] = json!(advice);
+            }
+            print(true, &answer, |_| String::new())?;
+            return Ok(ExitCode::from(REFUSED));
+        }
+        advice.into_iter().for_each(|advice| tell(&format!("protoplex: {advice}")));
     }
     loaded?;
     print(common.json, &json!({"file": checked, "ok": true, "mistakes": []}), |_| format!("{checked}: ok"))?;

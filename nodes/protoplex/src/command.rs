@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::cli::{Common, Usage};
 use crate::cluster;
+use crate::handler::operator;
 use crate::meta::Meta;
 use crate::nodes::{Found, Nodes, Target};
 use crate::output::{self, print};
@@ -238,7 +239,7 @@ impl Commander {
         let url = meta.url(self.verb.path(), &query)?;
         let ends = self.verb == Verb::Drain && target.child.is_none();
         let answer = async || {
-            let answer = meta.client.post(url.clone()).header(OPERATOR, operator()).send().await?;
+            let answer = meta.client.post(url.clone()).header(OPERATOR, operator::in_header()).send().await?;
             Ok::<_, reqwest::Error>((answer.status(), answer.bytes().await?))
         };
         let is_cut = |error: &reqwest::Error| !error.is_connect() && !error.is_timeout();
@@ -322,13 +323,6 @@ impl Commander {
         };
         timeout(self.patience, gone).await.context("it drains, but has not ended in time")
     }
-}
-
-/// Who gives the command, for the node's log.
-pub(crate) fn operator() -> String {
-    let name = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
-    let plain = name.chars().filter(|c| c.is_ascii_graphic()).take(64).collect::<String>();
-    if plain.is_empty() { "unknown".to_owned() } else { plain }
 }
 
 #[cfg(test)]

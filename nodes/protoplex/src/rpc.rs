@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::cli::{Common, Usage};
 use crate::cluster::{self, Unreachable};
-use crate::command::operator;
+use crate::handler::operator;
 use crate::meta::Meta;
 use crate::nodes::Found;
 use crate::settings::Settings;
@@ -56,7 +56,7 @@ impl Caller {
         trace: Option<&str>,
     ) -> anyhow::Result<Value> {
         let url = self.meta.url(&format!("rpc/{method}"), &[("node", &self.node)])?;
-        let request = self.meta.client.post(url).header(OPERATOR, operator());
+        let request = self.meta.client.post(url).header(OPERATOR, operator::in_header());
         let request = match trace {
             Some(trace) => request.header("traceparent", trace),
             None => request,

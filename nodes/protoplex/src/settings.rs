@@ -158,8 +158,9 @@ impl Settings {
         let own_seed = connectable(raw.seed.listen);
         raw.trace.check(&mut problems);
         let is_address = |seed: &str| seed.parse::<Authority>().is_ok_and(|seed| seed.port_u16().is_some());
-        if raw.seed_address.iter().any(|seed| !is_address(seed)) {
-            problems.add("seed_address", "is no HOST:PORT");
+        if let Some(seed) = raw.seed_address.iter().find(|seed| !is_address(seed)) {
+            let from = if common.seed.is_empty() { "" } else { ", of --seed or PROTOPLEX_SEED," };
+            problems.add("seed_address", format_args!("{seed:?}{from} is no HOST:PORT"));
         }
         let mut seed_addresses = raw.seed_address.into_vec();
         let seed = raw.seed.resolve(raw.datastore.listen, &mut problems);

@@ -1,5 +1,6 @@
 //! `protoplex subscribe`: prints events as they come, or runs a command for each.
 
+use std::error::Error;
 use std::io::{self, Write};
 use std::process::{ExitCode, Stdio};
 use std::sync::mpsc;
@@ -15,13 +16,14 @@ use tokio::process::Command;
 use tokio::signal;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tonic::Code;
 
 use crate::cli::{Common, Subscribe, Usage};
 use crate::cluster::Cluster;
 use crate::output::{harmless, tell};
 use crate::units::show_time;
 
-/// How long the seed is looked for at first; later it is for ever.
+/// How long a seed is looked for at first; later it is for ever.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Events on the way at once; one where a command is run for it, so that others of the group have theirs.
 const WINDOW: u32 = 256;
@@ -53,7 +55,13 @@ pub(crate) async fn run(common: &Common, command: Subscribe) -> anyhow::Result<E
         protoplex_wire::events::check_name(&subscription.name).map_err(Usage)?;
     }
     let mut subscriber = cluster.bus().await?.subscribe(subscription);
-    subscriber.connect(Instant::now() + PATIENCE).await.map_err(|status| cluster.explain(*status))?;
+    match subscriber.connect(Instant::now() + PATIENCE).await {
+        // A seed has said so: NATS is away, or nobody leads. That passes.
+        Err(status) if status.code() == Code::Unavailable && status.source().is_none() => {
+            tell(&format!("protoplex: waiting: {}", status.message()));
+        }
+        connected => connected.map_err(|status| cluster.explain(*status))?,
+    }
     let follow = follow(common, &cluster, &mut subscriber, exec.as_deref(), count);
     tokio::select! {
         followed = follow => followed?,

@@ -1,7 +1,9 @@
 //! `protoplex up`: a whole cluster on this machine, every node a process of its own.
 
+mod last_words;
 mod welcome;
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -107,6 +109,8 @@ struct Nodes {
     logs: PathBuf,
     /// The file in it that all nodes write to.
     log: PathBuf,
+    /// Where in it what is said since the start begins.
+    log_begin: u64,
 }
 
 impl Nodes {
@@ -115,6 +119,7 @@ impl Nodes {
         let logs = settings.data.join("log");
         std::fs::create_dir_all(&logs).with_context(|| format!("{}", logs.display()))?;
         let log = logs.join(LOG);
+        let log_begin = std::fs::metadata(&log).map_or(0, |log| log.len());
         // Who was started and who died is told among the nodes' own lines.
         let own = telemetry::Settings { file: Some(log.clone()), ..settings.log.clone() };
         telemetry::start(&own, "up", None)?;
@@ -124,11 +129,11 @@ impl Nodes {
             let arguments = arguments(kind, common, settings, &logs);
             (kind, Process::start(Program::node(&kind.node(), executable.clone(), arguments), policy()))
         });
-        Ok(Self { nodes: nodes.into(), log, logs })
+        Ok(Self { nodes: nodes.into(), log, logs, log_begin })
     }
 
-    /// Has every node read its configuration anew at each SIGHUP. Returns where that says that the terminal which `up` was
-    /// started in is closed.
+    /// Has every node read its configuration anew at each SIGHUP, and starts again those that have died too often. Returns
+    /// where that says that the terminal which `up` was started in is closed.
     async fn pass_on(&self, mut reloads: ReloadSignals, mut terminal: Terminal) {
         let mut looks = interval(TERMINAL_INTERVAL);
         let mut was_closed = false;
@@ -147,6 +152,10 @@ impl Nodes {
                 return;
             }
             for (_, process) in &self.nodes {
+                if process.status().borrow().state == State::Fatal {
+                    process.begin().await;
+                    continue;
+                }
                 let pid = process.status().borrow().pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
                 // It fails where the node has ended just now; the next one starts anew anyway.
                 let _ = pid.map(|pid| kill_process(pid, Signal::HUP));
@@ -168,8 +177,8 @@ impl Nodes {
         }
     }
 
-    /// Tells what there is once all runs, and returns when a node has died too often to be started again, when an
-    /// operator has drained them all, or when the terminal closes that it tells this to.
+    /// Tells what there is once all runs, and returns when nothing runs any more, or when the terminal closes that it
+    /// tells this to. The others go on without a node that has died too often: they are made to.
     async fn serve(
         &self,
         common: &Common,
@@ -183,19 +192,29 @@ impl Nodes {
             written => written?,
         }
         tokio::select! {
-            () = self.any_given_up() => Ok(ExitCode::FAILURE),
-            () = self.all_drained() => Ok(ExitCode::SUCCESS),
+            given_up = self.nothing_runs() => Ok(given_up),
+            never = self.tell_of_the_given_up() => match never {},
         }
     }
 
-    /// Returns when an operator has drained every node.
-    async fn all_drained(&self) {
-        let drained = self.nodes.iter().map(|(_, process)| {
-            let mut status = process.status();
-            async move { status.wait_for(|status| status.state == State::Exited).await.is_ok() }
-        });
-        futures_util::future::join_all(drained).await;
-        output::tell("protoplex: every node was drained, so there is nothing left to run");
+    /// Returns when every node was drained by an operator, or has died too often.
+    async fn nothing_runs(&self) -> ExitCode {
+        loop {
+            // One that was given up may be started again while others are waited for.
+            futures_util::future::join_all(self.nodes.iter().map(|(_, process)| process.ended())).await;
+            let states: Vec<_> =
+                self.nodes.iter().map(|(_, process)| process.status().borrow().state).collect();
+            if !states.iter().all(|state| state.is_final()) {
+                continue;
+            }
+            return if states.contains(&State::Fatal) {
+                output::tell("protoplex: every node was drained or died too often: nothing is left to run");
+                ExitCode::FAILURE
+            } else {
+                output::tell("protoplex: every node was drained, so there is nothing left to run");
+                ExitCode::SUCCESS
+            };
+        }
     }
 
     /// Waits until all nodes are ready, makes what a first start lacks, and tells what there is to try.
@@ -225,25 +244,33 @@ impl Nodes {
                 timeout(READY_TIMEOUT, status.wait_for(|status| status.ready || status.state.is_final()))
                     .await;
             if !waited.is_ok_and(|status| status.is_ok_and(|status| status.ready)) {
-                bail!("{} did not become ready; the log says why: {}", kind.node(), self.log.display());
+                let node = kind.node();
+                let said = last_words::of(&node, &self.log, self.log_begin);
+                let said = said.map_or_else(String::new, |said| format!(": {said}"));
+                bail!("{node} did not become ready{said}\nThe log has more: {}", self.log.display());
             }
         }
         Ok(())
     }
 
-    /// Returns when a node has died too often to be started again. One that an operator drained is no reason to end the
-    /// others.
-    async fn any_given_up(&self) {
-        let given_up = self.nodes.iter().map(|(_, process)| {
+    /// Says so of each node that has died too often to be started again, and when it runs again. Never ends.
+    async fn tell_of_the_given_up(&self) -> Infallible {
+        let told = self.nodes.iter().map(|(kind, process)| async move {
             let mut status = process.status();
-            Box::pin(async move { status.wait_for(|status| status.state == State::Fatal).await.is_ok() })
+            // An error means that its keeper is gone.
+            while status.wait_for(|status| status.state == State::Fatal).await.is_ok() {
+                let (node, up, log) = (kind.node(), std::process::id(), self.log.display());
+                output::tell(&format!(
+                    "protoplex: {node} died too often and is not started again; the others go on without it. The log \
+                     says why: {log}. Start it again: kill -HUP {up}"
+                ));
+                if status.wait_for(|status| status.ready).await.is_ok() {
+                    output::tell(&format!("protoplex: {node} runs again"));
+                }
+            }
         });
-        let (_, index, _) = futures_util::future::select_all(given_up).await;
-        let node = self.nodes[index].0.node();
-        output::tell(&format!(
-            "protoplex: {node} died too often and is not started again; the log says why: {}",
-            self.log.display()
-        ));
+        futures_util::future::join_all(told).await;
+        std::future::pending().await
     }
 
     async fn drain(&self, stop: &mut StopSignals) {

@@ -97,6 +97,16 @@ impl Timing {
 pub struct ConfigError(Vec<String>);
 
 impl ConfigError {
+    /// In the order of their lines; what stands in no file comes last.
+    fn of(mut mistakes: Vec<String>) -> Self {
+        let line = |mistake: &String| {
+            let (place, _) = mistake.split_once(": ")?;
+            place.rsplit_once(':')?.1.parse::<usize>().ok()
+        };
+        mistakes.sort_by_key(|mistake| line(mistake).unwrap_or(usize::MAX));
+        Self(mistakes)
+    }
+
     /// Each mistake, with its place.
     pub fn mistakes(&self) -> &[String] {
         &self.0
@@ -134,7 +144,7 @@ impl Problems {
     /// # Errors
     /// Everything that was noted, if anything was.
     pub fn finish(self) -> Result<(), ConfigError> {
-        if self.found.is_empty() { Ok(()) } else { Err(ConfigError(self.found)) }
+        if self.found.is_empty() { Ok(()) } else { Err(ConfigError::of(self.found)) }
     }
 }
 
@@ -189,17 +199,20 @@ pub fn load<T: DeserializeOwned>(
     flags: &[Setting],
 ) -> Result<(T, Problems), ConfigError> {
     let layers = Layers::read(defaults, file, environment, flags)?;
-    let (mut values, origins) = layers.merge()?;
+    let mut values = layers.merge()?;
     let mut found = Vec::new();
     // A deserializer ends at the first mistake; without it the next one is found.
     loop {
         match T::deserialize(toml::Deserializer::from(values.clone())) {
-            Ok(value) => return Ok((value, Problems { origins, found })),
+            Ok(value) => {
+                // Of what is left: lists may have become shorter.
+                return Ok((value, Problems { origins: layers.origins(values.get_ref()), found }));
+            }
             Err(error) => {
-                found.push(layers.told(&error));
-                let removed = error.span().is_some_and(|span| layers::remove(values.get_mut(), span.start));
-                if !removed {
-                    return Err(ConfigError(found));
+                let removed = error.span().and_then(|span| layers::remove(values.get_mut(), span.start));
+                found.push(layers.told(&error, removed.as_deref()));
+                if removed.is_none() {
+                    return Err(ConfigError::of(found));
                 }
             }
         }

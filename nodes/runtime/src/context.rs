@@ -166,6 +166,16 @@ impl Context {
         self.0.report.send_if_modified(|report| std::mem::replace(&mut report.ready, ready) != ready);
     }
 
+    /// Says what keeps this process from being ready, for people; nothing where it is empty.
+    pub fn hindrance(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.0.report.send_if_modified(|report| {
+            let changed = report.hindrance != what;
+            report.hindrance = what;
+            changed
+        });
+    }
+
     /// Says that this process, which drains, has given up what a successor in its place needs: its name in a pool, say. A
     /// successor may be started from here on, while this process finishes.
     pub fn left(&self) {

@@ -85,6 +85,9 @@ pub(crate) enum Word {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) ready: bool,
+    /// Why not, where there is more to say; of a node of a single process.
+    #[serde(default)]
+    pub(crate) hindrance: String,
     /// It drains by a wish that it was told of directly.
     #[serde(default)]
     pub(crate) leaves: bool,

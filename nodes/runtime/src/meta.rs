@@ -83,11 +83,13 @@ fn pages(node: Arc<Node>) -> Router {
 }
 
 async fn ready(State(node): State<Arc<Node>>) -> Response {
-    let seedless = node.seedless().map_or_else(String::new, |words| words + "\n");
+    let lines = |words: Option<String>| words.map_or_else(String::new, |words| words + "\n");
+    let seedless = lines(node.seedless());
     if node.is_ready() {
         format!("ready\n{seedless}").into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{seedless}")).into_response()
+        let why = lines(node.hindrance());
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{why}{seedless}")).into_response()
     }
 }
 

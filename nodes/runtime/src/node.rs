@@ -238,7 +238,9 @@ impl Node {
 
     /// All of its work has ended: whoever waits for that is told, and what became of it.
     pub(crate) async fn finish(&self) {
-        info!(became = %self.drained(), "drained");
+        let became = self.drained();
+        let became = (!became.is_empty()).then(|| tracing::field::display(&became));
+        info!(became, "drained");
         self.finished.send_replace(true);
         if self.finished.receiver_count() > 0 {
             sleep(ANSWER_TIME).await;
@@ -259,9 +261,14 @@ impl Node {
     }
 
     /// Whether traffic should come: the children have been ready once, or are given up, and one of them is ready now.
-    /// One that dies is replaced within an instant and is no reason to send everybody away.
+    /// One that dies is replaced within an instant and is no reason to send everybody away. A node that the seed has refused
+    /// from its start on has no name to be reached by.
     pub(crate) fn is_ready(&self) -> bool {
+        // Of one that goes on as another program the name was its own.
+        let is_stranger = self.estate.came.is_none()
+            && self.seeds.as_ref().is_some_and(|standing| standing.borrow().is_stranger());
         let ready = !*self.draining.borrow()
+            && !is_stranger
             && match &self.body {
                 Body::Solo(solo) => solo.report().borrow().takes_traffic(),
                 Body::Children(children) => {
@@ -279,6 +286,12 @@ impl Node {
     /// That no seed leads, in a line, where that is so.
     pub(crate) fn seedless(&self) -> Option<String> {
         seeds::in_words(&self.seeds.as_ref()?.borrow())
+    }
+
+    /// What keeps it from being ready, in a line, where its code says so.
+    pub(crate) fn hindrance(&self) -> Option<String> {
+        let Body::Solo(solo) = &self.body else { return None };
+        Some(solo.report().borrow().hindrance.clone()).filter(|words| !words.is_empty())
     }
 
     fn statuses(&self) -> Vec<Status> {
@@ -379,12 +392,13 @@ impl Node {
 
     /// Returns at the next change of anything that [`Node::state`] tells of. Cancel-safe.
     pub(crate) async fn changed(&self, seen: &mut Seen) {
-        let Seen { draining, children, report } = seen;
+        let Seen { draining, children, report, seeds } = seen;
         // Errors mean that whoever would change it has ended; then the node is about to end too.
         tokio::select! {
             Ok(()) = draining.changed() => {}
             Ok(()) = change_of(children) => {}
             Ok(()) = change_of(report) => {}
+            Ok(()) = change_of(seeds) => {}
             else => std::future::pending().await,
         }
     }
@@ -395,7 +409,7 @@ impl Node {
             Body::Children(children) => (Some(children.stirred()), None),
             Body::Solo(solo) => (None, Some(solo.report())),
         };
-        Seen { draining: self.draining.subscribe(), children, report }
+        Seen { draining: self.draining.subscribe(), children, report, seeds: self.seeds.clone() }
     }
 }
 
@@ -405,6 +419,7 @@ pub(crate) struct Seen {
     draining: watch::Receiver<bool>,
     children: Option<watch::Receiver<()>>,
     report: Option<watch::Receiver<Report>>,
+    seeds: Option<watch::Receiver<Standing>>,
 }
 
 /// Returns at the next change, if there is anything to change.

@@ -1,6 +1,7 @@
 //! What a node says of its link to the seeds: on its status page, in its metrics, and to who asks whether it is ready.
 //!
-//! A node goes on with what it knows while no seed leads, for as long as that takes, so it stays ready; but it says so.
+//! A node goes on with what it knows while no seed leads, for as long as that takes, so it stays ready; but it says so. Only
+//! one that a seed refuses, and that none has ever welcomed, is not ready.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -58,7 +59,11 @@ fn lost(standing: &Standing) -> Option<Duration> {
 /// For who asks whether the node is ready, in a line; nothing where a seed leads.
 pub(crate) fn in_words(standing: &Standing) -> Option<String> {
     let seconds = lost(standing)?.as_secs();
-    Some(if standing.reached {
+    Some(if standing.is_stranger() {
+        format!("refused by the seed: {}", standing.refusal)
+    } else if !standing.refusal.is_empty() {
+        format!("for {seconds} s refused by the seed: {}: going on with what is known", standing.refusal)
+    } else if standing.reached {
         format!("for {seconds} s no seed has led: going on with what is known")
     } else {
         format!("for {seconds} s no seed has been reachable: going on with what is known")
@@ -104,9 +109,19 @@ mod tests {
         assert!(!page.leads && page.lost_ms.unwrap() >= 90_000 && page.reason == "refused");
         let idle = Standing { reached: true, idle: true, ..lost.clone() };
         assert!(in_words(&idle).unwrap().contains("no seed has led"));
-        let led = Standing { reached: true, lost_since: None, ..lost };
+        let led = Standing { reached: true, lost_since: None, welcomed: true, ..lost.clone() };
         assert_eq!(in_words(&led), None);
         let page = serde_json::json!(SeedPage::new(&led));
         assert_eq!(page, serde_json::json!({ "reached": true, "leads": true, "term": 0 }));
+
+        let refused = Standing { refusal: "the name is taken".to_owned(), ..lost };
+        assert!(refused.is_stranger());
+        assert_eq!(in_words(&refused).unwrap(), "refused by the seed: the name is taken");
+        let revoked = Standing { welcomed: true, ..refused };
+        assert!(!revoked.is_stranger(), "it goes on with what it knows");
+        assert_eq!(
+            in_words(&revoked).unwrap(),
+            "for 90 s refused by the seed: the name is taken: going on with what is known"
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -268,19 +268,15 @@ impl Subscriber {
         }
     }
 
-    /// As [`Self::next`] for the first time: an error where the seed can't be reached before `end`.
+    /// As [`Self::next`] for the first time: an error where no attempt that was begun before `end` has come to anything.
+    /// One that is `Unavailable` and has no source is the word of a seed, which may have it otherwise later.
     pub async fn connect(&mut self, end: Instant) -> Result<(), Box<Status>> {
-        let mut last = Status::unavailable("the seed does not answer");
         loop {
-            match timeout_at(end, self.open()).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(status)) if is_passing(&status) && Instant::now() < end => {
-                    last = status;
+            match self.open().await {
+                Err(status) if is_passing(&status) && Instant::now() < end => {
                     sleep(self.backoff.next_delay()).await;
                 }
-                Ok(Err(status)) => return Err(Box::new(status)),
-                // What went wrong before tells more.
-                Err(_) => return Err(Box::new(last)),
+                opened => return opened.map_err(Box::new),
             }
         }
     }
@@ -308,7 +304,7 @@ impl Subscriber {
                 _ => Err(Status::internal("the seed did not greet")),
             }
         };
-        let late = |_| Err(Status::unavailable("the seed does not answer"));
+        let late = |_| Err(Status::deadline_exceeded("the seed does not answer"));
         let (replies, after) = timeout(GREETING_TIMEOUT, open).await.unwrap_or_else(late)?;
         if self.hello.name.is_empty() {
             self.hello.start = Some(WireStart::After(after));

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::follow::is_refusal;
-use crate::identity::Identity;
+use crate::identity::{Identity, is_foreign};
 use crate::proto::seed_client::SeedClient;
 use crate::proto::{Directory, JoinHello, JoinRequest, JoinWelcome, NodeState, join_reply, join_request};
 use crate::seeds::{Redirect, Search, Seeds};
@@ -22,6 +22,11 @@ use crate::seeds::{Redirect, Search, Seeds};
 const OUTGOING: usize = 4;
 /// A seed that takes the connection but does not welcome within this time is taken for dead.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A seed that is not reached is complained of after this time, which others of its machine take to start, too,
+const COMPLAIN_AFTER: Duration = Duration::from_secs(5);
+/// and then so often.
+const COMPLAIN_EVERY: Duration = Duration::from_mins(10);
 
 /// Whether a node reaches a seed, as its parent knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,14 +43,32 @@ pub struct Standing {
     pub term: u64,
     /// What the last attempt failed of.
     pub why: String,
+    /// A seed has welcomed the node, ever.
+    pub welcomed: bool,
+    /// Why a seed refuses the node, until one welcomes it; empty where none does.
+    pub refusal: String,
 }
 
 impl Standing {
     /// No seed was reached yet.
     #[must_use]
     pub fn new(now: BootTime) -> Self {
-        let (seed, why) = (String::new(), String::new());
-        Self { reached: false, idle: false, lost_since: Some(now), seed, term: 0, why }
+        Self {
+            reached: false,
+            idle: false,
+            lost_since: Some(now),
+            seed: String::new(),
+            term: 0,
+            why: String::new(),
+            welcomed: false,
+            refusal: String::new(),
+        }
+    }
+
+    /// A seed refuses the node, and none has ever welcomed it: no name of the cluster's is its own.
+    #[must_use]
+    pub fn is_stranger(&self) -> bool {
+        !self.welcomed && !self.refusal.is_empty()
     }
 
     /// Says whether that is news.
@@ -75,8 +98,7 @@ pub async fn hold(
 ) -> Result<(), tonic::transport::Error> {
     seeds.configured().iter().try_for_each(|seed| identity.channel(seed).map(drop))?;
     let search = Search::new(seeds.remembered());
-    let mut link =
-        Link { identity, seeds, search, hello, state, standing, joined: false, refusal: String::new() };
+    let mut link = Link { identity, seeds, search, hello, state, standing, joined: false, complained: None };
     let mut backoff = Backoff::default();
     let mut round = Instant::now();
     link.begin_round().await;
@@ -106,8 +128,8 @@ struct Link {
     state: watch::Receiver<NodeState>,
     standing: watch::Sender<Standing>,
     joined: bool,
-    /// What was last complained of.
-    refusal: String,
+    /// When it was last said that there is no link, since there was one.
+    complained: Option<BootTime>,
 }
 
 impl Link {
@@ -117,25 +139,42 @@ impl Link {
     }
 
     fn ended(&mut self, seed: &str, ended: Result<(), Status>, joined: bool) {
+        let foreign = ended.as_ref().is_err_and(|status| is_foreign(status));
         let why = match &ended {
             Ok(()) => "the seed closed the link",
+            Err(_) if foreign => &self.seeds.data().map_or_else(
+                || "it is of another cluster than this node's credentials".to_owned(),
+                |data| {
+                    format!(
+                        "it is of another cluster than the credentials in {}",
+                        data.join("cluster").display()
+                    )
+                },
+            ),
             Err(status) => status.message(),
         };
         let redirect = ended.as_ref().err().and_then(Redirect::of);
+        let refused = ended.as_ref().is_err_and(is_refusal);
+        let refused_anew = refused && self.standing.borrow().refusal != why;
         self.standing.send_if_modified(|standing| {
-            let news = standing.why != why;
+            let news = standing.why != why || refused_anew;
             standing.why = why.to_owned();
+            if refused {
+                standing.refusal = why.to_owned();
+            }
             // A hand-over is no loss.
             (redirect.is_none() && standing.turn(false, false)) || news
         });
         match ended {
-            Err(status) if is_refusal(&status) => {
-                if self.refusal != status.message() {
-                    self.refusal = status.message().to_owned();
-                    warn!(%seed, reason = self.refusal, "the seed refuses this node");
-                }
+            Err(_) if refused_anew => warn!(%seed, reason = why, "the seed refuses this node"),
+            Err(_) if refused => {}
+            Err(_) if joined && redirect.is_none() => {
+                self.complained = Some(BootTime::now());
+                warn!(%seed, reason = why, "lost the seed");
             }
-            Err(_) if joined && redirect.is_none() => warn!(%seed, reason = why, "lost the seed"),
+            Err(_) if redirect.is_none() && self.complains(foreign) => {
+                warn!(%seed, reason = why, "can't join the seed, trying again");
+            }
             _ => debug!(%seed, reason = why, "no link to the seed"),
         }
         if let Some(Redirect { address, term }) = redirect
@@ -143,6 +182,20 @@ impl Link {
         {
             self.search.redirected(&address);
         }
+    }
+
+    /// Whether it is time to say that no seed is reached. One of another cluster is no matter of time.
+    fn complains(&mut self, foreign: bool) -> bool {
+        let now = BootTime::now();
+        let is_time = match (self.complained, self.standing.borrow().lost_since) {
+            (Some(last), _) => now.since(last) >= COMPLAIN_EVERY,
+            (None, Some(lost)) => foreign || now.since(lost) >= COMPLAIN_AFTER,
+            (None, None) => foreign,
+        };
+        if is_time {
+            self.complained = Some(now);
+        }
+        is_time
     }
 
     async fn converse(&mut self, seed: &str) -> Result<(), Status> {
@@ -201,13 +254,15 @@ impl Link {
         }
         info!(seed, term = welcome.term, "joined");
         self.joined = true;
-        self.refusal.clear();
+        self.complained = None;
         self.search.led(seed);
         self.standing.send_modify(|standing| {
             standing.turn(true, welcome.idle);
             standing.seed = seed.to_owned();
             standing.term = standing.term.max(welcome.term);
             standing.why.clear();
+            standing.refusal.clear();
+            standing.welcomed = true;
         });
         Ok(())
     }

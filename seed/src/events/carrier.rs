@@ -30,6 +30,11 @@ pub(crate) struct EventLogs {
 }
 
 impl EventLogs {
+    /// See [`Datastores::not_leading`].
+    pub(crate) fn not_leading(&self) -> String {
+        self.datastores.not_leading()
+    }
+
     /// Of these datastores, which are those of `datastores`.
     pub(crate) fn new(
         identity: &Identity,

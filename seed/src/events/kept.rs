@@ -102,9 +102,7 @@ impl Kept {
         let mut reign = self.reign.clone();
         let led = timeout(LEADING_TIMEOUT, reign.wait_for(Option::is_some)).await;
         let term = led.ok().and_then(Result::ok).and_then(|term| term.clone());
-        term.ok_or_else(|| {
-            CarrierError::Away("this seed does not lead yet (is its datastore there?); try again".to_owned())
-        })
+        term.ok_or_else(|| CarrierError::Away(self.datastore.not_leading()))
     }
 
     async fn begin(&self, term: &Term, interest: &Interest) -> Result<u64, CarrierError> {

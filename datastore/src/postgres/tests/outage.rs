@@ -184,7 +184,7 @@ async fn a_server_that_is_away_at_the_start_is_waited_for() {
     assert!(error.is_away(), "{error:?}");
     assert!(error.to_string().starts_with("postgres://protoplex@127.0.0.1:"), "{error}");
     let target = database.target();
-    let mut opening = tokio::spawn(async move { PgStore::open_patiently(&target).await });
+    let mut opening = tokio::spawn(async move { PgStore::open_patiently(&target, |_| {}).await });
     assert!(timeout(reach::RETRY_EVERY * 2, &mut opening).await.is_err(), "it goes on trying");
     database.server.resume();
     let store = timeout(Duration::from_secs(30), opening).await.unwrap().unwrap().unwrap();

@@ -50,13 +50,20 @@ fn enabled() -> bool {
     true
 }
 
+/// What a file says.
+pub(super) struct Read {
+    pub(super) handlers: Vec<Handler>,
+    /// Where the path of each stands, by its name: `edge.toml:8: handler.1.path: `.
+    pub(super) places: HashMap<String, String>,
+}
+
 /// The handlers of a file.
 ///
 /// # Errors
 /// Every mistake in it, with file and line.
-pub(super) fn read(path: &Path) -> Result<Vec<Handler>, ConfigError> {
+pub(super) fn read(path: &Path) -> Result<Read, ConfigError> {
     let (raw, mut problems): (Raw, Problems) = config::load(&[], Some(path), std::iter::empty(), &[])?;
-    let mut names = HashMap::new();
+    let (mut names, mut places) = (HashMap::new(), HashMap::new());
     let mut handlers = Vec::with_capacity(raw.handler.len());
     for (n, entry) in raw.handler.into_iter().enumerate() {
         if names.insert(entry.name.clone(), n).is_some() {
@@ -65,23 +72,33 @@ pub(super) fn read(path: &Path) -> Result<Vec<Handler>, ConfigError> {
                 entry.name
             );
             problems.add(&format!("handler.{n}.name"), twice);
+            continue;
         }
-        match handlers::check(entry.into()) {
-            Ok(handler) => handlers.push(handler),
-            Err(error) => problems.add(&format!("handler.{n}.{}", error.field()), error),
+        let handler = Handler::from(entry);
+        for error in handlers::faults(&handler) {
+            problems.add(&format!("handler.{n}.{}", error.field()), error);
         }
+        places.insert(handler.name.clone(), problems.aside(&format!("handler.{n}.path"), "").to_string());
+        handlers.extend(handlers::check(handler));
     }
-    if names.len() == handlers.len()
-        && let Err(error) = handlers::check_conflicts(&handlers, |_| true)
-    {
+    // One after the other: each is looked at without those that were told of.
+    let mut sound = handlers.clone();
+    while let Err(error) = handlers::check_conflicts(&sound, |_| true) {
+        let all = sound.len();
         let place = match &error {
-            HandlerError::Conflict { name, .. } => names.get(name).map(|n| format!("handler.{n}.path")),
+            HandlerError::Conflict { name, .. } => {
+                sound.retain(|handler| handler.name != *name);
+                names.get(name).map(|n| format!("handler.{n}.path"))
+            }
             _ => None,
         };
         problems.add(place.as_deref().unwrap_or("handler"), error);
+        if sound.len() == all {
+            break;
+        }
     }
     problems.finish()?;
-    Ok(handlers)
+    Ok(Read { handlers, places })
 }
 
 impl From<Entry> for Handler {
@@ -105,7 +122,8 @@ mod tests {
         let file = folder.path().join("edge.toml");
         std::fs::write(&file, text).unwrap();
         let folder = format!("{}/", folder.path().display());
-        read(&file).map_err(|error| error.mistakes().iter().map(|it| it.replace(&folder, "")).collect())
+        let read = read(&file).map(|read| read.handlers);
+        read.map_err(|error| error.mistakes().iter().map(|it| it.replace(&folder, "")).collect())
     }
 
     #[test]
@@ -167,7 +185,24 @@ mod tests {
             let mistakes = told(&file).unwrap_err();
             assert!(mistakes.iter().any(|it| it.starts_with(mistake)), "{mistake}: {mistakes:?}");
         }
-        let both = entry("A", "/a", "key = \"k\"") + &entry("b", "b", "key = \"k\"");
-        assert_eq!(told(&both).unwrap_err().len(), 2, "all of them together");
+        let all = entry("A", "a", "key = \"k\"")
+            + &entry("b", "/b", "enabled = \"yes\"")
+            + &entry("c", "/{x}", "key = \"k\"")
+            + "[[handler]]\nname = \"nowhere\"\n"
+            + &entry("d", "/{y}", "key = \"k\"")
+            + &entry("e", "/{z}", "key = \"k\"");
+        let lines: Vec<_> = told(&all).unwrap_err();
+        let begins = [
+            "edge.toml:2: handler.0.name",
+            "edge.toml:3: handler.0.path",
+            "edge.toml:10: handler.enabled: ",
+            "edge.toml:16: missing key \"path\"",
+            "edge.toml:20: handler.2.path: ",
+            "edge.toml:25: handler.3.path: ",
+        ];
+        for (line, begin) in lines.iter().zip(begins) {
+            assert!(line.starts_with(begin), "{begin}: {lines:#?}");
+        }
+        assert_eq!(lines.len(), begins.len(), "all of them together: {lines:#?}");
     }
 }

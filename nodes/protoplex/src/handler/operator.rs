@@ -22,3 +22,24 @@ pub(crate) fn name() -> String {
     name.truncate(name.floor_char_boundary(MAX_BYTES));
     name
 }
+
+/// The same as a header may have it.
+pub(crate) fn in_header() -> String {
+    plain(&name())
+}
+
+fn plain(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_has_no_character_that_none_may_have() {
+        for (name, says) in [("ada@edge-1", "ada@edge-1"), ("uid 0@vm", "uid 0@vm"), ("\u{c4}da\n", "?da?")] {
+            assert_eq!(plain(name), says);
+        }
+    }
+}

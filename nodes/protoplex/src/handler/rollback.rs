@@ -1,5 +1,6 @@
 //! `protoplex handler rollback`: all handlers as they were.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -22,6 +23,7 @@ pub(super) async fn run(
     };
     let wanted = Wanted {
         handlers: at(cluster, version).await?,
+        places: HashMap::new(),
         prune: true,
         occasion: format!("rollback to {version}"),
         base: None,

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use protoplex_testkit::ports::Port;
 
@@ -14,7 +14,7 @@ fn text(bytes: &[u8]) -> String {
 
 fn protoplex(arguments: &[&str]) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_protoplex"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
     let output = command.args(arguments).current_dir(folder.path()).output().unwrap();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
@@ -51,7 +51,7 @@ fn row_a_bad_configuration_is_refused_with_file_line_and_suggestion() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("protoplex.toml"), file).unwrap();
         for arguments in [&["check"][..], &["up"], &["proxy"]] {
-            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_protoplex"));
+            let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
             let output = command.args(arguments).current_dir(folder.path()).output().unwrap();
             assert_eq!(output.status.code(), Some(2), "{file} {arguments:?}");
             assert!(text(&output.stderr).contains(says), "{says} in {}", text(&output.stderr));
@@ -124,12 +124,33 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
 
 #[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_protoplex"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
     command.args(["completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = command.spawn().unwrap();
     drop(process.stdout.take());
     let output = process.wait_with_output().unwrap();
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+#[test]
+fn row_a_seed_that_is_no_address_and_a_file_of_handlers_are_told_as_what_they_are() {
+    let (code, _, error) = protoplex(&["--seed", "xx", "status"]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("\"xx\", of --seed or PROTOPLEX_SEED, is no HOST:PORT"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("edge.toml");
+    let text = "[[handler]]\nname = \"a\"\n[proxy]\nhttp = [\"nowhere\"]\n[seed]\nlisten = \"here\"\n";
+    std::fs::write(&file, text).unwrap();
+    let (code, _, error) = protoplex(&["check", file.to_str().unwrap()]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("`protoplex apply FILE --dry-run`"), "{error}");
+    let mistakes: Vec<_> = error.lines().filter_map(|line| line.split_once("edge.toml:")).collect();
+    let begins =
+        ["1: unknown key \"handler\"", "4: proxy.http: invalid socket", "6: seed.listen: invalid socket"];
+    for ((_, mistake), begin) in mistakes.iter().zip(begins) {
+        assert!(mistake.starts_with(begin), "{begin}: {error}");
+    }
+    assert_eq!(mistakes.len(), begins.len(), "{error}");
 }
 
 #[test]
@@ -140,6 +161,38 @@ fn row_a_port_that_is_taken_is_named_before_anything_runs() {
     let (code, _, error) = protoplex(&["up", "--set", &setting]);
     assert_eq!(code, Some(2), "{error}");
     assert!(error.contains(&port.address()) && error.contains("in use"), "{error}");
+}
+
+#[test]
+fn row_up_says_why_a_node_does_not_become_ready() {
+    let mut cluster = start();
+    cluster.stop();
+    let newer = "import sqlite3, sys\n\
+                 with sqlite3.connect(sys.argv[1]) as database:\n    \
+                 database.execute(\"INSERT INTO _sqlx_migrations (version, description, success, checksum, \
+                 execution_time) VALUES (9999, 'from the future', 1, x'00', 0)\")";
+    let file = cluster.data().join("datastore/protoplex.db");
+    assert!(Command::new("python3").args(["-c", newer]).arg(&file).status().unwrap().success());
+    let [seed, datastore] = [Port::take(), Port::take()];
+    let mut up = cluster.command(&["up"]);
+    up.args(["--set", &format!("seed.listen={}", seed.address())]);
+    up.args(["--set", &format!("datastore.listen={}", datastore.address())]);
+    for setting in
+        ["proxy.http=[\"127.0.0.1:0\"]", "proxy.https=[]", "fileserver.http=[]", "fileserver.https=[]"]
+    {
+        up.args(["--set", setting]);
+    }
+    for kind in ["seed", "datastore", "proxy", "fileserver", "live"] {
+        up.args(["--set", &format!("meta.{kind}=127.0.0.1:0")]);
+    }
+    let output = up.output().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for part in
+        ["datastore-1 did not become ready: ", "its schema is version 9999", "Start the newer version"]
+    {
+        assert!(error.contains(part), "{part} in {error}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use protoplex_testkit::ports::Port;
 use protoplex_testkit::postgres::{PASSWORD, Server};
 use protoplex_testkit::until;
 
+use crate::running::Running;
 use crate::{get, plan, put, put_with};
 
 /// The cluster goes before the server that it uses.
@@ -58,6 +59,15 @@ fn row_a_database_that_goes_away_is_told_once_and_comes_back_by_itself() {
     bench.server.kill();
     until("the datastore isn't ready", || (get(&ready, &[]).status == 503).then_some(()));
     assert!(get(&status, &[]).text().contains("away: "));
+    assert!(
+        get(&ready, &[]).text().contains("not ready\nthe database is away: "),
+        "{}",
+        get(&ready, &[]).text()
+    );
+    until("a command is told why", || {
+        let refused = bench.cluster.run(&["handler", "disable", "files"]);
+        String::from_utf8_lossy(&refused.stderr).contains("the database is away: ").then_some(())
+    });
     assert!(bench.is_served("/files/before"), "what fileservers know goes on");
     let refused = bench.upload("/files/meanwhile");
     assert!(matches!(refused, 502..=504), "{refused}");
@@ -68,6 +78,53 @@ fn row_a_database_that_goes_away_is_told_once_and_comes_back_by_itself() {
     assert!(bench.is_served("/files/before") && bench.is_served("/files/after"));
     assert_eq!(bench.lines_with("the database is away"), 1, "{}", bench.cluster.logs());
     assert_eq!(bench.lines_with("the database is back"), 1);
+    for library in ["sqlx::postgres", "sqlx_core"] {
+        let its = format!("\"target\":\"{library}");
+        assert_eq!(bench.lines_with(&its), 0, "it is said once: {}", bench.cluster.logs());
+    }
+}
+
+#[test]
+fn row_a_database_that_is_away_at_the_start_is_told_to_whoever_asks_and_waited_for() {
+    let server = Server::start();
+    let url = server.database();
+    server.kill();
+    let folder = tempfile::tempdir().unwrap();
+    let [seed, datastore, metas @ ..] = [Port::take(), Port::take(), Port::take(), Port::take()];
+    let start = |kind: &str, more: &[String]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
+        command.current_dir(folder.path()).args(["--data", "data", "--seed", &seed.address(), kind]);
+        command.args(more.iter().flat_map(|setting| ["--set", setting]));
+        Running::start(command)
+    };
+    let listens = [
+        format!("datastore.url={url:?}"),
+        format!("datastore.listen={}", datastore.address()),
+        format!("meta.datastore={}", metas[0].address()),
+    ];
+    let _datastore = start("datastore", &listens);
+    let ready = format!("http://{}/readyz", metas[0].address());
+    until("the datastore says why it isn't ready", || {
+        let answer = get(&ready, &["--max-time", "5"]);
+        (answer.status == 503 && answer.text().contains("\nthe database is away: ")).then_some(())
+    });
+    let listens = [
+        format!("seed.listen={}", seed.address()),
+        format!("seed.datastore={}", datastore.address()),
+        format!("meta.seed={}", metas[1].address()),
+    ];
+    let _seed = start("seed", &listens);
+    until("a command is told why", || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
+        command.current_dir(folder.path()).args(["--data", "data", "--seed", &seed.address()]);
+        let refused = command.args(["handler", "remove", "x"]).output().unwrap();
+        String::from_utf8_lossy(&refused.stderr).contains("the database is away: ").then_some(())
+    });
+    server.resume();
+    for meta in &metas {
+        let ready = format!("http://{}/readyz", meta.address());
+        until("it is ready", || (get(&ready, &["--max-time", "5"]).status == 200).then_some(()));
+    }
 }
 
 #[test]

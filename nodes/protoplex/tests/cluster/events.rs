@@ -1,7 +1,7 @@
 //! Events between real processes: published and subscribed to by commands, told by nodes, kept over crashes.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Output, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -271,7 +271,19 @@ fn row_nats_that_goes_away_is_said_and_loses_nothing() {
     let early = cluster.json(&["emit", "n", "3", "--delay", "100ms"]);
     assert!(early["due_at_ms"].as_i64().is_some(), "what is published later is kept by the datastore");
 
+    let mut late = cluster.command(&["--json", "subscribe", "n", "--group", "late", "--from", "earliest"]);
+    let mut late = late.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = String::new();
+    BufReader::new(late.stderr.take().unwrap()).read_line(&mut told).unwrap();
+    assert!(told.starts_with("protoplex: waiting: NATS"), "{told}");
+    assert_eq!(late.try_wait().unwrap(), None, "it waits");
+
     nats.resume();
+    let mut first = String::new();
+    BufReader::new(late.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert!(first.contains("\"data\":1"), "{first}");
+    signal(late.id(), Signal::INT);
+    assert_eq!(late.wait().unwrap().code(), Some(0));
     let mut got = BTreeSet::new();
     while !got.contains("3") {
         got.insert(subscriber.data());

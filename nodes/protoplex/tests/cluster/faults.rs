@@ -218,3 +218,33 @@ fn row_a_datastore_that_stands_still_for_a_while_ends_no_lead_for_good() {
     let added = cluster.run(&["handler", "add", "x", "--path", "/x/{x}", "--key", "{x}", "--pool", "x"]);
     assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
 }
+
+#[test]
+fn row_a_seed_that_dies_too_often_ends_nobody_else_and_is_started_again_by_a_signal() {
+    let mut cluster = start();
+    assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
+    // As `up` tells it.
+    let started = |logs: &str| -> Vec<u64> {
+        let lines = logs.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let its = lines.filter(|line| line["process"] == "seed-1" && line["message"] == "started");
+        its.filter_map(|line| line["pid"].as_u64()).collect()
+    };
+    let mut killed = Vec::new();
+    until("the seed is given up", || {
+        let logs = cluster.logs();
+        let pid = *started(&logs).last()?;
+        if !killed.contains(&pid) {
+            kill(pid);
+            killed.push(pid);
+        }
+        logs.contains("died too often; it is not started again").then_some(())
+    });
+    assert!(killed.len() > 1);
+    for n in 0..50 {
+        assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).status, 200, "request {n}");
+    }
+    signal(cluster.pid(), Signal::HUP);
+    until("the seed leads again", || cluster.run(&["status"]).status.success().then_some(()));
+    until("an upload is taken", || (put(&cluster, "/files/y", b"y", &[]).status == 201).then_some(()));
+    assert_eq!(cluster.stop(), Some(0));
+}

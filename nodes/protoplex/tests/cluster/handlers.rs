@@ -276,6 +276,7 @@ fn row_two_handlers_that_conflict_are_refused() {
         let refused = apply(&cluster, &edge, more);
         assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains(says), "{refused:?}");
         assert!(text(&refused.stderr).contains("nothing was changed"), "{refused:?}");
+        assert!(text(&refused.stderr).contains("edge.toml:9: handler.1.path: host"), "{refused:?}");
     }
     let edge = file(&cluster, &(entry("a", "/x/{a}", "") + &*entry("b", "/x/{b}", "")));
     let refused = apply(&cluster, &edge, &[]);

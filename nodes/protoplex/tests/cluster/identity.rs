@@ -82,7 +82,7 @@ struct Proxy {
     arguments: Vec<String>,
     data: PathBuf,
     http: Port,
-    _meta: Port,
+    meta: Port,
 }
 
 impl Proxy {
@@ -107,7 +107,7 @@ impl Proxy {
             "--set",
             &meta_address,
         ];
-        Self { arguments: arguments.map(str::to_owned).into(), data, http, _meta: meta }
+        Self { arguments: arguments.map(str::to_owned).into(), data, http, meta }
     }
 
     fn start(&self, cluster: &Cluster, more: &[&str]) -> Elsewhere {
@@ -126,6 +126,12 @@ impl Proxy {
         let bearer = format!("Authorization: Bearer {token}");
         let (topic, data) = (format!("topic={topic}"), "data=x");
         curl(["-H", &bearer, "-d", &topic, "-d", data, "--max-time", "20", &url]).status
+    }
+
+    /// Status and text of a page of its meta port.
+    fn page(&self, page: &str) -> (u16, String) {
+        let answer = curl(["--max-time", "5", &format!("http://{}/{page}", self.meta.address())]);
+        (answer.status, answer.text())
     }
 
     fn is_up(&self) -> Option<()> {
@@ -173,6 +179,8 @@ fn another_machine_joins_with_a_token_and_needs_none_when_it_is_started_again() 
     let listed = cluster.json(&["join-token", "list"]);
     let used: Vec<_> = listed.as_array().unwrap().iter().map(|it| it["uses_taken"].as_u64()).collect();
     assert!(used.contains(&Some(0)) && used.contains(&Some(1)), "{listed}");
+    let makers = listed.as_array().unwrap().iter().map(|it| it["created_by"].as_str().unwrap());
+    makers.for_each(|maker| assert!(maker.contains('@'), "user and machine: {maker}"));
     // Its data directory is no operator's.
     let refused = error_of(&stranger(
         cluster.folder(),
@@ -336,6 +344,45 @@ fn a_server_that_has_enrolled_is_a_member_of_its_pools_and_nothing_else_until_it
     });
     let renewed = stranger(folder, &["--seed", &seed, "enrol", "rooms-1", "--renew"]);
     assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+}
+
+#[test]
+fn row_a_node_whose_name_is_taken_is_not_ready_and_says_why() {
+    let cluster = start();
+    let mut proxy = Proxy::new(&cluster, &seed(&cluster));
+    // As somebody does who copies a machine.
+    fs::create_dir_all(proxy.data.join("cluster")).unwrap();
+    for file in fs::read_dir(cluster.data().join("cluster")).unwrap().flatten() {
+        if file.path().is_file() {
+            fs::copy(file.path(), proxy.data.join("cluster").join(file.file_name())).unwrap();
+        }
+    }
+    let name = proxy.arguments.iter().position(|argument| argument == "proxy-2").unwrap();
+    proxy.arguments[name] = "proxy-1".to_owned();
+    let running = proxy.start(&cluster, &[]);
+    until("its child runs", || proxy.page("status").1.contains("RUNNING").then_some(()));
+    until(&format!("it is refused: {}", running.says()), || {
+        let (status, text) = proxy.page("readyz");
+        let why = "not ready\nrefused by the seed: the name \"proxy-1\" is taken by another instance";
+        text.starts_with(why).then(|| assert_eq!(status, 503))
+    });
+    // Once the other one has gone the name is its own.
+    cluster.json(&["drain", "proxy-1"]);
+    until("it is ready", || (proxy.page("readyz") == (200, "ready\n".to_owned())).then_some(()));
+}
+
+#[test]
+fn row_a_node_of_another_cluster_says_so_at_the_seed() {
+    let cluster = start();
+    let proxy = Proxy::new(&cluster, &seed(&cluster));
+    let made = stranger(cluster.folder(), &["--data", proxy.data.to_str().unwrap(), "init"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let running = proxy.start(&cluster, &[]);
+    let credentials = proxy.data.join("cluster");
+    let why = format!("it is of another cluster than the credentials in {}", credentials.display());
+    until("it says so", || running.says().contains(&why).then_some(()));
+    let (_, status) = proxy.page("status");
+    assert!(status.contains(&why), "{status}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 use super::wording::plain;
 use super::{ConfigError, Setting};
@@ -93,25 +93,40 @@ impl Layers {
         self.0.push(Source { name, is_file, begin, text, line_ends });
     }
 
-    /// All values, the later ones over the earlier, and where they come from.
-    pub(super) fn merge(&self) -> Result<(Spanned<DeTable<'_>>, Origins), ConfigError> {
+    /// All values, the later ones over the earlier.
+    pub(super) fn merge(&self) -> Result<Spanned<DeTable<'_>>, ConfigError> {
         let mut all = DeTable::new();
         for source in &self.0 {
-            let layer = DeTable::parse(&source.text).map_err(|error| ConfigError(vec![self.told(&error)]))?;
+            let layer =
+                DeTable::parse(&source.text).map_err(|error| ConfigError(vec![self.told(&error, None)]))?;
             lay_over(&mut all, layer.into_inner());
         }
-        let mut origins = Origins::default();
-        self.note_table(&all, "", &mut origins);
-        Ok((Spanned::new(WHOLE, all), origins))
+        Ok(Spanned::new(WHOLE, all))
     }
 
-    /// What is wrong, and where.
-    pub(super) fn told(&self, error: &toml::de::Error) -> String {
+    /// Where the values come from.
+    pub(super) fn origins(&self, all: &DeTable<'_>) -> Origins {
+        let mut origins = Origins::default();
+        self.note_table(all, "", &mut origins);
+        origins
+    }
+
+    /// What is wrong, and where; `key` is the dotted key of the value that is wrong.
+    pub(super) fn told(&self, error: &toml::de::Error, key: Option<&str>) -> String {
         let place = match error.span() {
             Some(span) if span != WHOLE => self.place(span.start),
             _ => self.0.first().map_or("configuration", |source| &source.name).to_owned(),
         };
-        format!("{place}: {}", plain(error.message()))
+        let (message, said) = (plain(error.message()), error.message());
+        match key {
+            // Others name it themselves, and variables and options are named by it.
+            Some(key)
+                if place.contains(':') && !said.starts_with("unknown ") && !said.starts_with("missing ") =>
+            {
+                format!("{place}: {key}: {message}")
+            }
+            _ => format!("{place}: {message}"),
+        }
     }
 
     fn place(&self, offset: usize) -> String {
@@ -168,33 +183,42 @@ fn lay_over<'i>(under: &mut DeTable<'i>, over: DeTable<'i>) {
     }
 }
 
-/// Takes out the innermost entry whose key or value stands at `offset`. Of a list with a mistake in it all goes: the
-/// others would get other numbers, and a table without what it must have would be the next mistake. Returns whether
-/// there was one.
-pub(super) fn remove(table: &mut DeTable<'_>, offset: usize) -> bool {
+/// Takes out the innermost entry whose key or value stands at `offset`. Of a list of tables the table goes, for without
+/// what it must have it would be the next mistake; of a list of values all. Returns its dotted key, where there was one.
+pub(super) fn remove(table: &mut DeTable<'_>, offset: usize) -> Option<String> {
     let mut here = None;
     for (name, value) in table.iter_mut() {
-        let mut at = name.span().contains(&offset) || value.span().contains(&offset);
+        let at = name.span().contains(&offset) || value.span().contains(&offset);
         let within = match value.get_mut() {
             DeValue::Table(inner) => remove(inner, offset),
-            DeValue::Array(entries) => {
-                let holds = |entry: &mut Spanned<DeValue<'_>>| match entry.get_mut() {
-                    DeValue::Table(inner) => remove(inner, offset),
-                    _ => false,
+            // Else the list itself is none of ours.
+            DeValue::Array(entries) if !name.span().contains(&offset) => {
+                let holds = |entry: &mut Spanned<DeValue<'_>>| {
+                    let is_at = entry.span().contains(&offset);
+                    match entry.get_mut() {
+                        DeValue::Table(inner) => remove(inner, offset).or(is_at.then(String::new)),
+                        _ => None,
+                    }
                 };
-                at = at || entries.iter_mut().any(holds);
-                false
+                let held = entries.iter_mut().enumerate().find_map(|(n, entry)| Some((n, holds(entry)?)));
+                held.map(|(n, within)| {
+                    let all = std::mem::replace(entries, DeArray::new()).into_iter().enumerate();
+                    *entries = all.filter(|(other, _)| *other != n).map(|(_, entry)| entry).collect();
+                    within
+                })
             }
-            _ => false,
+            _ => None,
         };
-        if within {
-            return true;
+        if let Some(within) = within {
+            let dot = if within.is_empty() { "" } else { "." };
+            return Some(format!("{}{dot}{within}", name.get_ref()));
         }
         if at {
             here = Some(name.clone());
         }
     }
-    here.is_some_and(|name| table.remove(&name).is_some())
+    let name = here?;
+    table.remove(&name).map(|_| name.get_ref().to_string())
 }
 
 const STDIN: &str = "/dev/stdin";

@@ -103,8 +103,11 @@ fn each_mistake_is_told_with_its_place() {
             "\n[proxy]\n\nzzz = 1\n",
             "protoplex.toml:4: unknown key \"zzz\", expected \"port\", \"host\", \"children\" or \"listen\"",
         ),
-        ("[proxy]\nport = \"x\"\n", "protoplex.toml:2: invalid type: string \"x\", expected u16"),
-        ("[proxy]\nport = 70000\n", "protoplex.toml:2: invalid value: integer `70000`, expected u16"),
+        ("[proxy]\nport = \"x\"\n", "protoplex.toml:2: proxy.port: invalid type: string \"x\", expected u16"),
+        (
+            "[proxy]\nport = 70000\n",
+            "protoplex.toml:2: proxy.port: invalid value: integer `70000`, expected u16",
+        ),
         ("[proxy]\nport = 1\nport = 2\n", "protoplex.toml:3: duplicate key"),
         ("[proxy]\nport = \n", "protoplex.toml:2: string values must be quoted, expected literal string"),
         ("[proxy\n", "protoplex.toml:1: unclosed table, expected `]`"),
@@ -128,16 +131,15 @@ fn each_of_several_mistakes_is_told() {
     let text =
         "[proxy]\nprot = 1\nport = \"x\"\nchildren = 3\n[log]\nformat = \"xml\"\n[[handler]]\nname = \"a\"\n";
     let told = read(text, &[("PROTOPLEX_PROXY__LISTEN", "[1]")], &[]).unwrap_err();
-    let mut lines: Vec<_> = told.lines().map(|line| line.split(' ').next().unwrap()).collect();
-    lines.sort_unstable();
+    let lines: Vec<_> = told.lines().map(|line| line.split(' ').next().unwrap()).collect();
     assert_eq!(
         lines,
         [
-            "PROTOPLEX_PROXY__LISTEN:",
             "protoplex.toml:2:",
             "protoplex.toml:3:",
             "protoplex.toml:6:",
-            "protoplex.toml:7:"
+            "protoplex.toml:7:",
+            "PROTOPLEX_PROXY__LISTEN:"
         ]
     );
 }
@@ -202,12 +204,12 @@ fn all_problems_are_told_together_each_with_its_place() {
     assert_eq!(
         lines,
         [
-            "protoplex.toml:2: proxy.port: must not be 0",
-            "PROTOPLEX_PROXY__CHILDREN: proxy.children: must be at least 1",
-            "protoplex.toml:5: proxy.listen.1: is no address",
             "protoplex.toml:1: proxy.host: is the default, and wrong",
-            "elsewhere: was never set",
+            "protoplex.toml:2: proxy.port: must not be 0",
             "protoplex.toml:2: proxy.port: invalid digit found in string",
+            "protoplex.toml:5: proxy.listen.1: is no address",
+            "PROTOPLEX_PROXY__CHILDREN: proxy.children: must be at least 1",
+            "elsewhere: was never set",
         ]
     );
 }

@@ -10,6 +10,10 @@ use super::TelemetryError;
 
 type Reload = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
 
+/// Libraries that tell each attempt to reach a server that is away, which nodes say once in their own words.
+const TALKATIVE: [(&str, &str); 2] =
+    [("sqlx", "sqlx::postgres::notice=error,sqlx_core=error"), ("async_nats", "async_nats=error")];
+
 static PRESENT: OnceLock<Present> = OnceLock::new();
 
 struct Present {
@@ -57,7 +61,17 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
         let known = "write error, warn, info, debug, trace or off, or TARGET=LEVEL, with commas between them";
         return Err(misunderstood(level, known.to_owned()));
     }
-    EnvFilter::try_new(level).map_err(|error| misunderstood(level, error.to_string()))
+    EnvFilter::try_new(quiet(level)).map_err(|error| misunderstood(level, error.to_string()))
+}
+
+/// With what is grave alone of those libraries of which the operator says nothing.
+fn quiet(level: &str) -> String {
+    let is_off = |part: &str| part.trim().parse().is_ok_and(|level: LevelFilter| level == LevelFilter::OFF);
+    if level.split(',').any(is_off) {
+        return level.to_owned();
+    }
+    let unnamed = TALKATIVE.into_iter().filter(|(library, _)| !level.contains(library));
+    unnamed.fold(level.to_owned(), |level, (_, directives)| format!("{level},{directives}"))
 }
 
 fn misunderstood(level: &str, reason: String) -> TelemetryError {
@@ -67,6 +81,21 @@ fn misunderstood(level: &str, reason: String) -> TelemetryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libraries_that_say_each_attempt_are_heard_where_the_operator_asks_for_it() {
+        for (level, quieted) in [
+            ("info", "info,sqlx::postgres::notice=error,sqlx_core=error,async_nats=error"),
+            ("debug,async_nats=info", "debug,async_nats=info,sqlx::postgres::notice=error,sqlx_core=error"),
+            ("info,sqlx_core=debug", "info,sqlx_core=debug,async_nats=error"),
+            ("async_nats=info,sqlx=warn", "async_nats=info,sqlx=warn"),
+            ("off", "off"),
+        ] {
+            assert_eq!(quiet(level), quieted);
+        }
+        let filter = filter("info").unwrap().to_string();
+        assert!(filter.contains("sqlx_core=error") && filter.contains("info"), "{filter}");
+    }
 
     #[test]
     fn row_a_level_that_means_nothing_is_refused() {

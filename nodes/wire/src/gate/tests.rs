@@ -90,7 +90,7 @@ async fn a_call_is_its_callers_and_only_what_its_kind_may() {
         assert_eq!(reply.into_inner().address, name);
         let refused = stage.client(kind, "n").take_over(TakeOverRequest { term: 1 }).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
-        let why = format!("{name} is a {kind}, and such may not call Understudy.TakeOver");
+        let why = format!("{name} is {}, and such may not call Understudy.TakeOver", kind.one());
         assert_eq!(refused.message(), why);
     }
 }

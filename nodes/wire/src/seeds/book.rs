@@ -32,6 +32,11 @@ impl Seeds {
         Self { configured, file: Some(data.join(FILE)) }
     }
 
+    /// The data directory, where there is one.
+    pub(crate) fn data(&self) -> Option<&Path> {
+        self.file.as_deref()?.parent()
+    }
+
     /// These and no others.
     #[must_use]
     pub fn only(seeds: Vec<String>) -> Self {
