@@ -109,7 +109,7 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         (&["up", "--set", "seed_address=10.0.0.1:8050"], "seed.listen"),
         (&["check", "--set", "datastore.listen=127.0.0.1:0"], "datastore.listen: needs a port"),
         (&["check", "--set", "seed.listen=0.0.0.0:8050"], "seed.datastore: must be given"),
-        (&["check", "--set", "seed_address=bad host:x"], "seed_address: is no HOST:PORT"),
+        (&["check", "--set", "seed_address=bad host:x"], "seed_address: \"bad host:x\" is no HOST:PORT"),
         (&["seed", "--children", "2"], "--children"),
         (&["tail", "proxy-1:x"], "NODE:CHILD"),
         (&["tail", "-l", "loud"], "error, warn, info, debug, trace"),

@@ -64,13 +64,13 @@ fn row_a_database_that_goes_away_is_told_once_and_comes_back_by_itself() {
         "{}",
         get(&ready, &[]).text()
     );
+    assert!(bench.is_served("/files/before"), "what fileservers know goes on");
+    let refused = bench.upload("/files/meanwhile");
+    assert!(matches!(refused, 502..=504), "{refused}");
     until("a command is told why", || {
         let refused = bench.cluster.run(&["handler", "disable", "files"]);
         String::from_utf8_lossy(&refused.stderr).contains("the database is away: ").then_some(())
     });
-    assert!(bench.is_served("/files/before"), "what fileservers know goes on");
-    let refused = bench.upload("/files/meanwhile");
-    assert!(matches!(refused, 502..=504), "{refused}");
 
     bench.server.resume();
     until("the datastore is ready", || (get(&ready, &[]).status == 200).then_some(()));
