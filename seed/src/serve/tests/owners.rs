@@ -2,6 +2,7 @@
 
 use protoplex_wire::follow::Link;
 use protoplex_wire::holder::Fence;
+use protoplex_wire::identity::LIVE_POOL;
 use tokio::task::LocalSet;
 
 use crate::role::Role;
@@ -13,7 +14,7 @@ async fn locate_all(asker: &Link, count: usize) -> Vec<(String, u64)> {
     let mut owners = Vec::new();
     for key in 0..count {
         let owner =
-            until("the key is owned", async || asker.locate("rooms", &key.to_string()).await.ok()).await;
+            until("the key is owned", async || asker.locate(LIVE_POOL, &key.to_string()).await.ok()).await;
         owners.push((owner.member.to_string(), owner.epoch));
     }
     owners
@@ -169,7 +170,7 @@ async fn a_released_key_and_a_refuted_epoch_get_new_epochs() {
                 Some(locate_all(&asker, 1).await[0].1).filter(|epoch| *epoch > first)
             })
             .await;
-            asker.refute("rooms", "0", second);
+            asker.refute(LIVE_POOL, "0", second);
             let third = locate_all(&asker, 1).await[0].1;
             assert!(third > second);
             assert!(one.admit("0", third).await);
@@ -214,7 +215,7 @@ async fn without_its_datastore_a_seed_is_not_ready_and_then_it_is() {
             let seed = rig.start_seed().await;
             let asker = rig.follow("proxy-1", false);
             let refused = until("it is told that no seed leads", async || {
-                asker.locate("rooms", "0").await.err().filter(|error| error.reason.contains("away"))
+                asker.locate(LIVE_POOL, "0").await.err().filter(|error| error.reason.contains("away"))
             })
             .await;
             assert!(!asker.connected(), "a seed that does not lead has nothing to tell");
@@ -225,7 +226,7 @@ async fn without_its_datastore_a_seed_is_not_ready_and_then_it_is() {
             let _datastore = rig.start_datastore().await;
             leads(&seed).await;
             let error = until("the pool is empty", async || {
-                asker.locate("rooms", "0").await.err().filter(|error| error.reason.contains("no live node"))
+                asker.locate(LIVE_POOL, "0").await.err().filter(|error| error.reason.contains("no live node"))
             })
             .await;
             assert!(error.retry_after.as_millis() > 0);

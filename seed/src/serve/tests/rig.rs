@@ -7,7 +7,7 @@ use std::time::Duration;
 use protoplex_datastore::sqlite::SqliteStore;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::{Follower, Link};
-use protoplex_wire::identity::{Identity, Kind, TrustedChannel};
+use protoplex_wire::identity::{Identity, Kind, LIVE_POOL, TrustedChannel};
 use protoplex_wire::join::{self, Standing};
 use protoplex_wire::proto::datastore_client::DatastoreClient;
 use protoplex_wire::proto::operator_client::OperatorClient;
@@ -169,7 +169,7 @@ impl Rig {
         self.operator().status(StatusRequest {}).await.unwrap().into_inner()
     }
 
-    /// A child's link; with an id it is a member of `rooms`.
+    /// A child's link; it may be a member of the pool `live`.
     pub(super) fn follow(&self, node: &str, member: bool) -> Link {
         self.follow_as(node, node, member)
     }
@@ -188,7 +188,7 @@ impl Rig {
     fn follow_of(&self, node: &str, instance: &str, member: bool, seeds: Seeds) -> Link {
         let member = member.then(|| Member {
             id: format!("{node}:0"),
-            pool: "rooms".to_owned(),
+            pool: LIVE_POOL.to_owned(),
             address: "127.0.0.1:9".to_owned(),
             zone: String::new(),
             instance: instance.to_owned(),

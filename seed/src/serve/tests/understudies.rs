@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use protoplex_wire::follow::{Link, SEED_LEASE};
+use protoplex_wire::identity::LIVE_POOL;
 use protoplex_wire::proto::understudy_client::UnderstudyClient;
 use protoplex_wire::proto::{
     LeaderRequest, ListHandlersRequest, PeekLeaseRequest, ReleaseLeaseRequest, StatusRequest,
@@ -71,7 +72,7 @@ async fn locate(asker: &Link, keys: std::ops::Range<usize>) -> Vec<(String, u64)
     let mut owners = Vec::new();
     for key in keys {
         let owner =
-            until("the key is owned", async || asker.locate("rooms", &key.to_string()).await.ok()).await;
+            until("the key is owned", async || asker.locate(LIVE_POOL, &key.to_string()).await.ok()).await;
         owners.push((owner.member.to_string(), owner.epoch));
     }
     owners
@@ -157,12 +158,12 @@ async fn a_planned_hand_over_moves_no_key_and_takes_less_than_a_second() {
             let stopping = tokio::task::spawn_local(process.stop());
             // Nobody is refused: the question waits for the next leader.
             let key = (100 + round).to_string();
-            let mut assigned = asker.locate("rooms", &key).await;
+            let mut assigned = asker.locate(LIVE_POOL, &key).await;
             // It may have been answered by the old leader, before it began to go.
             let mut more = 0;
             while assigned.as_ref().is_ok_and(|owner| owner.epoch >> 40 < round as u64 + 2) {
                 more += 1;
-                assigned = asker.locate("rooms", &format!("{key}-{more}")).await;
+                assigned = asker.locate(LIVE_POOL, &format!("{key}-{more}")).await;
             }
             let took = began.elapsed();
             let owner = assigned.unwrap_or_else(|error| panic!("no request may fail: {error}"));
