@@ -2,7 +2,8 @@
 //!
 //! Names are spread over a fixed number of shards, each a key that one live child owns, with one connection to that child
 //! ([`shard`]). A registration stands until its name is invalidated or its connection is lost, to whatever cause; what
-//! was cached under it counts no more from then on. So there is nothing to clean up: a cache asks, and forgets.
+//! was cached under it counts no more from then on, but for as long as nobody can say better. So there is nothing to clean
+//! up: a cache asks, and forgets.
 
 mod shard;
 
@@ -23,8 +24,8 @@ use protoplex_wire::identity::LIVE_POOL;
 use protoplex_wire::owners::Owner;
 use tokio::time::{sleep, timeout};
 
-pub(crate) use shard::Registration;
 use shard::{Asked, Shard};
+pub(crate) use shard::{Promise, Registration};
 
 use crate::credential::Credentials;
 

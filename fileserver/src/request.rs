@@ -22,13 +22,13 @@ use crate::s3_files::S3Files;
 use crate::storage::StorageError;
 use crate::stored::StoredBody;
 use crate::upload::{Uploads, is_upload};
-use crate::vhost_files::{Site, VhostFiles};
+use crate::vhost_files::{Found, Site, VhostFiles};
 
 /// A reference means the same bytes for ever.
 const REFERENCE_LIFE: &str = "public, max-age=31536000, immutable";
 /// A path of a site may get another content, but seldom does.
 const SITE_LIFE: &str = "public, max-age=2592000";
-/// While nobody has told whether the host has an app.
+/// While nobody has told whether the host has an app, or whether a site is still what it was.
 const UNSURE_LIFE: &str = "no-store";
 /// As much of a reference as its SHA-256 takes tells it from all others.
 const TAG_CHARS: usize = 43;
@@ -89,8 +89,9 @@ impl Fileserver {
             return Ok(response);
         }
         match self.vhost_files.find(&host, &path).await? {
-            Some(site) => self.by_site(head, &host, &site).await,
-            None => Err(Refusal::NotFound { host, path }),
+            Found::Now(Some(site)) => self.by_site(head, &host, &site, SITE_LIFE).await,
+            Found::Before(site) => self.by_site(head, &host, &site, UNSURE_LIFE).await,
+            Found::Now(None) => Err(Refusal::NotFound { host, path }),
         }
     }
 
@@ -115,7 +116,13 @@ impl Fileserver {
         self.send(head, &offer, body).await.map(Some)
     }
 
-    async fn by_site(&self, head: &Parts, host: &VirtualHost, site: &Site) -> Result<Response, Refusal> {
+    async fn by_site(
+        &self,
+        head: &Parts,
+        host: &VirtualHost,
+        site: &Site,
+        life: &'static str,
+    ) -> Result<Response, Refusal> {
         count("site");
         let body = match self.s3_files.open(&site.reference).await {
             Err(StorageError::NotFound) if site.stored => return Err(Refusal::Missing),
@@ -127,7 +134,7 @@ impl Fileserver {
             tag: &site.reference[..TAG_CHARS],
             modified: Some(site.modified),
             content_type: &site.content_type,
-            cache_control: if has_app.is_some() { SITE_LIFE } else { UNSURE_LIFE },
+            cache_control: if has_app.is_some() { life } else { UNSURE_LIFE },
             size: body.meta().size,
             coded: &coded(&body),
             seekable: body.meta().encoding == Encoding::Identity,

@@ -1,9 +1,10 @@
-//! Files by virtual host and path: which content a site has there, by the datastore, kept as long as nobody says otherwise.
+//! Files by virtual host and path: which content a site has there, by the datastore, kept as long as nobody says otherwise,
+//! and while the datastore can't be asked.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::num::NonZeroUsize;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lru::LruCache;
 use metrics::counter;
@@ -13,12 +14,14 @@ use crate::datastore::{Client, Datastore};
 use crate::host::VirtualHost;
 use crate::path::FilePath;
 use crate::reference::Reference;
-use crate::registrations::{Registration, Registrations};
+use crate::registrations::{Promise, Registration, Registrations};
 
 /// Sites that a child remembers, those without a file included.
 const SITES_MAX: NonZeroUsize = NonZeroUsize::new(32_768).expect("not zero");
 /// How long one look-up may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// While the datastore is away, how often it is asked about what is known all the same.
+const AWAY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a site has at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub(crate) struct Site {
 /// Why it is not known what a site has.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SiteError {
-    /// The datastore is away, or not known yet. What is remembered is served all the same.
+    /// The datastore is away, or not known yet, and the path was never asked for before.
     #[error("the datastore is not available: {0}")]
     Away(String),
     /// It says something that can't be so.
@@ -48,6 +51,17 @@ pub(crate) struct VhostFiles {
     datastore: Datastore,
     registrations: Rc<Registrations>,
     known: RefCell<Known>,
+    /// When the datastore is asked again about what is known; none while it answers.
+    away_until: Cell<Option<Instant>>,
+}
+
+/// What is known of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It is so.
+    Now(Option<Rc<Site>>),
+    /// It was so when it could be asked for last (RFC 5861 section 4).
+    Before(Rc<Site>),
 }
 
 impl VhostFiles {
@@ -55,32 +69,57 @@ impl VhostFiles {
         datastore: impl Fn() -> Option<Client> + 'static,
         registrations: Rc<Registrations>,
     ) -> Self {
-        Self { datastore: Datastore::new(datastore), registrations, known: RefCell::default() }
+        let (known, away_until) = (RefCell::default(), Cell::default());
+        Self { datastore: Datastore::new(datastore), registrations, known, away_until }
     }
 
     /// What a site has at a path; none where it has nothing.
     ///
-    /// The registration comes before the look-up, so that an upload in between is never hidden. Without a registration
-    /// nothing is remembered.
-    pub(crate) async fn find(
-        &self,
-        host: &VirtualHost,
-        path: &FilePath,
-    ) -> Result<Option<Rc<Site>>, SiteError> {
+    /// The registration comes before the look-up, so that an upload in between is never hidden. What was looked up without
+    /// a registration, or has lost it, counts where the datastore can't be asked, and only then. That there is nothing
+    /// never does: not found is said by whoever knows.
+    pub(crate) async fn find(&self, host: &VirtualHost, path: &FilePath) -> Result<Found, SiteError> {
         let key = (host.clone(), path.clone());
-        if let Some(site) = self.known.borrow_mut().find(&key) {
+        let (site, promise) = self.known.borrow_mut().find(&key).unzip();
+        if let (Some(site), Some(Promise::Stands)) = (&site, promise) {
             match site {
                 Some(_) => counter!("protoplex_fileserver_site_hits_total").increment(1),
                 None => counter!("protoplex_fileserver_negative_hits_total", "of" => "site").increment(1),
             }
-            return Ok(site);
+            return Ok(Found::Now(site.clone()));
+        }
+        let before = site.flatten();
+        if let Some(site) = &before
+            && self.is_away()
+        {
+            return Ok(stale(site));
         }
         let registration = self.registrations.register(&format!("site:{host}:{path}")).await;
-        let site = self.look_up(host, path).await?.map(Rc::new);
-        if let Some(registration) = registration {
-            self.known.borrow_mut().keep(key, site.clone(), registration);
+        match (self.look_up(host, path).await, before) {
+            (Ok(site), _) => {
+                let site = site.map(Rc::new);
+                let registration = registration.unwrap_or_else(Registration::none);
+                self.away_until.set(None);
+                self.known.borrow_mut().keep(key, site.clone(), registration);
+                Ok(Found::Now(site))
+            }
+            (Err(SiteError::Away(_)), Some(site)) => {
+                self.away_until.set(Some(Instant::now() + AWAY_INTERVAL));
+                Ok(stale(&site))
+            }
+            (Err(error), _) => Err(error),
         }
-        Ok(site)
+    }
+
+    /// Whether there is no use in asking the datastore now. True for all but one in each interval, so that it is one
+    /// request that waits for it.
+    fn is_away(&self) -> bool {
+        let Some(until) = self.away_until.get() else { return false };
+        let now = Instant::now();
+        if now >= until {
+            self.away_until.set(Some(now + LOOKUP_TIMEOUT));
+        }
+        now < until
     }
 
     async fn look_up(&self, host: &VirtualHost, path: &FilePath) -> Result<Option<Site>, SiteError> {
@@ -107,7 +146,12 @@ impl TryFrom<proto::Site> for Site {
     }
 }
 
-/// Answers that count for as long as their registration stands.
+fn stale(site: &Rc<Site>) -> Found {
+    counter!("protoplex_fileserver_stale_hits_total").increment(1);
+    Found::Before(Rc::clone(site))
+}
+
+/// Answers, with what says how much they count.
 struct Known(LruCache<Key, (Option<Rc<Site>>, Registration)>);
 
 impl Default for Known {
@@ -117,19 +161,25 @@ impl Default for Known {
 }
 
 impl Known {
-    fn find(&mut self, key: &Key) -> Option<Option<Rc<Site>>> {
+    fn find(&mut self, key: &Key) -> Option<(Option<Rc<Site>>, Promise)> {
         let (site, registration) = self.0.get(key)?;
-        if registration.stands() {
-            return Some(site.clone());
+        match registration.promise() {
+            Promise::Lost if site.is_none() => {}
+            Promise::Invalidated => {}
+            promise => return Some((site.clone(), promise)),
         }
         self.0.pop(key);
         None
     }
 
     fn keep(&mut self, key: Key, site: Option<Rc<Site>>, registration: Registration) {
-        if registration.stands() {
-            self.0.put(key, (site, registration));
+        if self.0.peek(&key).is_some_and(|(_, before)| before.stands() && !registration.stands()) {
+            return;
         }
+        match registration.promise() {
+            Promise::Invalidated => self.0.pop(&key),
+            Promise::Stands | Promise::Lost => self.0.put(key, (site, registration)),
+        };
     }
 }
 
@@ -158,7 +208,7 @@ mod tests {
             let (mut known, registration) = (Known::default(), Registration::standing());
             assert_eq!(known.find(&key("/a")), None);
             known.keep(key("/a"), answer.clone(), registration.clone());
-            assert_eq!(known.find(&key("/a")), Some(answer));
+            assert_eq!(known.find(&key("/a")), Some((answer, Promise::Stands)));
             assert_eq!(known.find(&key("/b")), None);
             registration.invalidate();
             assert_eq!(known.find(&key("/a")), None);
@@ -166,11 +216,32 @@ mod tests {
     }
 
     #[test]
+    fn of_what_has_lost_its_registration_a_site_is_remembered_and_an_absence_is_not() {
+        let (mut known, registration) = (Known::default(), Registration::standing());
+        known.keep(key("/a"), site(), registration.clone());
+        known.keep(key("/b"), None, registration.clone());
+        registration.lose();
+        assert_eq!(known.find(&key("/a")), Some((site(), Promise::Lost)));
+        assert_eq!(known.find(&key("/b")), None);
+    }
+
+    #[test]
+    fn what_was_looked_up_without_a_registration_takes_the_place_of_nothing_better() {
+        let mut known = Known::default();
+        known.keep(key("/a"), site(), Registration::none());
+        assert_eq!(known.find(&key("/a")), Some((site(), Promise::Lost)));
+        known.keep(key("/a"), None, Registration::standing());
+        known.keep(key("/a"), site(), Registration::none());
+        assert_eq!(known.find(&key("/a")), Some((None, Promise::Stands)));
+    }
+
+    #[test]
     fn an_upload_between_registration_and_look_up_is_never_hidden() {
         let (mut known, registration) = (Known::default(), Registration::standing());
+        known.keep(key("/a"), site(), Registration::none());
         registration.invalidate();
         known.keep(key("/a"), None, registration);
-        assert_eq!(known.find(&key("/a")), None);
+        assert_eq!(known.find(&key("/a")), None, "nor is what was there before it");
     }
 
     #[test]

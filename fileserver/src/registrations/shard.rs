@@ -35,20 +35,45 @@ const AWAY: Duration = Duration::from_millis(500);
 
 /// The promise that we are told when what was looked up under a name is no longer so.
 #[derive(Debug, Clone)]
-pub(crate) struct Registration(Rc<Cell<bool>>);
+pub(crate) struct Registration(Rc<Cell<Promise>>);
+
+/// What has become of a promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Promise {
+    /// What was looked up since is still so.
+    Stands,
+    /// We would not be told: what was looked up may still be so.
+    Lost,
+    /// We were told: it is no longer so.
+    Invalidated,
+}
 
 impl Registration {
     fn new() -> Self {
-        Self(Rc::new(Cell::new(true)))
+        Self(Rc::new(Cell::new(Promise::Stands)))
     }
 
-    /// Whether what was looked up since is still so.
-    pub(crate) fn stands(&self) -> bool {
+    /// For what is looked up without a promise.
+    pub(crate) fn none() -> Self {
+        Self(Rc::new(Cell::new(Promise::Lost)))
+    }
+
+    pub(crate) fn promise(&self) -> Promise {
         self.0.get()
     }
 
-    fn end(&self) {
-        self.0.set(false);
+    pub(crate) fn stands(&self) -> bool {
+        self.promise() == Promise::Stands
+    }
+
+    pub(crate) fn lose(&self) {
+        if self.stands() {
+            self.0.set(Promise::Lost);
+        }
+    }
+
+    pub(crate) fn invalidate(&self) {
+        self.0.set(Promise::Invalidated);
     }
 }
 
@@ -56,10 +81,6 @@ impl Registration {
 impl Registration {
     pub(crate) fn standing() -> Self {
         Self::new()
-    }
-
-    pub(crate) fn invalidate(&self) {
-        self.end();
     }
 }
 
@@ -154,7 +175,7 @@ impl Shard {
         state.connection = Connection::Away(Instant::now() + AWAY);
         state.waiting.clear();
         while let Some((_, registration)) = state.standing.pop_lru() {
-            registration.end();
+            registration.lose();
         }
     }
 
@@ -204,7 +225,7 @@ impl State {
                 }
                 match self.standing.push(Rc::clone(&name), registration) {
                     Some((pushed_out, registration)) if pushed_out != name => {
-                        registration.end();
+                        registration.lose();
                         self.say(Said::Unregister(pushed_out))
                     }
                     _ => true,
@@ -218,7 +239,7 @@ impl State {
                 counter!("protoplex_fileserver_invalidations_total").increment(1);
                 // Live keeps us registered: whoever looks up from now on has a promise of its own.
                 if let Some(registration) = self.standing.peek_mut(&name) {
-                    std::mem::replace(registration, Registration::new()).end();
+                    std::mem::replace(registration, Registration::new()).invalidate();
                 }
                 self.say(Said::Ack(id))
             }

@@ -474,7 +474,7 @@ fn methods_that_are_not_answered_are_told() {
 }
 
 #[test]
-fn row_datastore_away_sites_are_503_and_references_are_served() {
+fn row_datastore_away_what_is_known_is_served_and_the_rest_is_503() {
     local(async {
         let bench = Bench::on_directory().await;
         let reference = bench.put(b"still here").await;
@@ -484,6 +484,24 @@ fn row_datastore_away_sites_are_503_and_references_are_served() {
         assert_eq!(bench.get(&format!("/{reference}")).await.body(), b"still here");
         bench.datastore_there.set(true);
         assert_eq!(bench.get("/a").await.body(), b"still here");
+        bench.get("/b").await.is_problem(404, "no-such-file");
+
+        bench.datastore_there.set(false);
+        for _ in 0..3 {
+            let stale = bench.get("/a").await;
+            assert_eq!((stale.body(), stale.field(CACHE_CONTROL)), (&b"still here"[..], "no-store"));
+        }
+        bench.get("/b").await.is_problem(503, "datastore-unavailable");
+
+        bench.datastore_there.set(true);
+        let other = bench.put(b"another").await;
+        bench.record("/a", &other, 7).await;
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        while bench.get("/a").await.body() != b"another" {
+            assert!(tokio::time::Instant::now() < deadline, "the datastore is asked again");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(bench.get("/a").await.field(CACHE_CONTROL), "public, max-age=2592000");
     });
 }
 

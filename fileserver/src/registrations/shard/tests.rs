@@ -68,7 +68,7 @@ fn a_registration_stands_until_it_is_invalidated_and_the_next_one_stands_again()
         assert!(registration.stands());
         peer.says("{\"invalidate\":\"file:a\",\"id\":7}\n").await;
         peer.hears(r#"{"ack":7}"#).await;
-        assert!(!registration.stands());
+        assert_eq!(registration.promise(), Promise::Invalidated);
         let Asked::Standing(again) = shard.register("file:a") else { panic!("live keeps the registration") };
         assert!(again.stands());
     });
@@ -97,7 +97,7 @@ fn a_lost_connection_ends_all_that_stands_and_all_that_waits() {
         let stands = registered(&shard, &mut peer, "file:b").await;
         drop(peer);
         assert!(timeout(DEADLINE, waits).await.unwrap().is_err());
-        assert!(!stands.stands());
+        assert_eq!(stands.promise(), Promise::Lost);
         assert!(matches!(shard.register("file:b"), Asked::Away));
     });
 }

@@ -71,6 +71,11 @@ fn row_a_database_that_goes_away_is_told_once_and_comes_back_by_itself() {
         let refused = bench.cluster.run(&["handler", "disable", "files"]);
         String::from_utf8_lossy(&refused.stderr).contains("the database is away: ").then_some(())
     });
+    until("the live nodes' leases have ended, and with them what stood for what is known", || {
+        let answer = get(&format!("{}/files/before", bench.cluster.http()), &[]);
+        assert!(answer.status == 200 && answer.body == b"/files/before", "{answer:?}");
+        (answer.header("cache-control") == Some("no-store")).then_some(())
+    });
 
     bench.server.resume();
     until("the datastore is ready", || (get(&ready, &[]).status == 200).then_some(()));
