@@ -58,7 +58,7 @@ def limits_and_level(proxy):
     addresses = json.loads((proxy.folder / "data/run/proxy-1.json").read_text())["addresses"]
     meta = next(address["address"] for address in addresses if address["name"] == "meta")
     asked = lambda path: urlopen(f"http://{meta}/{path}").read().decode()
-    until("the new level", lambda: "debug" in asked("log-level"))
+    until("the new level", lambda: json.loads(asked("status"))["log_level"] == "debug")
     until("the new limits", lambda: "14000" in asked("config"))
 
 

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protoplex_runtime::drain::Drained;
-use protoplex_runtime::meta::OPERATOR;
 use protoplex_wire::identity::Identity;
 use reqwest::{Client, StatusCode};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::time::{sleep, timeout};
 
 use crate::cli::{Common, Usage};
 use crate::cluster;
-use crate::handler::operator;
-use crate::meta::Meta;
+use crate::meta::{Meta, refusal};
 use crate::nodes::{Found, Nodes, Target};
 use crate::output::{self, print};
+use crate::rpc::Caller;
 use crate::settings::Settings;
 
 /// Beyond what a node may take for its drain. A node that says nothing for longer is lost.
@@ -41,7 +41,8 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    fn path(self) -> &'static str {
+    /// The method that does it.
+    fn method(self) -> &'static str {
         match self {
             Self::Start => "start",
             Self::Stop { .. } => "stop",
@@ -143,11 +144,6 @@ struct Outcome {
     drained: Drained,
 }
 
-#[derive(Deserialize)]
-struct Problem {
-    detail: String,
-}
-
 /// Runs the command.
 pub(crate) async fn run(common: &Common, verb: Verb, targets: &[Target]) -> anyhow::Result<ExitCode> {
     let rows = carry_out(common, verb, targets).await?;
@@ -226,27 +222,23 @@ impl Commander {
     }
 
     async fn ask(&self, target: &Target, node: &Found) -> anyhow::Result<Done> {
-        // Of another machine's node a loopback address may be known only, where another one answers.
-        let child = target.child.map(|child| child.to_string());
-        let mut query = vec![("node", target.node.as_str())];
-        query.extend(child.as_deref().map(|child| ("child", child)));
-        query.extend((self.verb == Verb::Stop { now: true }).then_some(("now", "true")));
+        let mut arguments = Map::new();
+        arguments.extend(target.child.map(|child| ("child".to_owned(), child.into())));
+        arguments.extend((self.verb == Verb::Stop { now: true }).then(|| ("now".to_owned(), true.into())));
+        let arguments = Value::Object(arguments).to_string();
         let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(self.patience)
             .tcp_keepalive(KEEP_ALIVE);
-        let meta = Meta::of(node, self.identity.as_ref(), client)?;
-        let url = meta.url(self.verb.path(), &query)?;
+        let caller = Caller::of((&target.node, node), self.identity.as_ref(), client)?;
+        let meta = caller.meta();
         let ends = self.verb == Verb::Drain && target.child.is_none();
-        let answer = async || {
-            let answer = meta.client.post(url.clone()).header(OPERATOR, operator::in_header()).send().await?;
-            Ok::<_, reqwest::Error>((answer.status(), answer.bytes().await?))
-        };
+        let answer = async || caller.send(self.verb.method(), &arguments, None).await;
         let is_cut = |error: &reqwest::Error| !error.is_connect() && !error.is_timeout();
         let answered = match answer().await {
             // It was ended at once meanwhile.
             Err(error) if ends && is_cut(&error) => {
-                self.end_of(&meta).await?;
+                self.end_of(meta).await?;
                 return Ok(self.done(Outcome { changed: true, drained: Drained::default() }));
             }
             // The node goes on as another program meanwhile, which does it to its end: to ask again changes nothing.
@@ -259,17 +251,16 @@ impl Commander {
         let (status, body) =
             answered.with_context(|| format!("its meta port {} does not answer", node.meta))?;
         if status == StatusCode::OK {
-            let outcome = serde_json::from_slice(&body)?;
+            let outcome = serde_json::from_str(&body)?;
             if ends {
-                self.end_of(&meta).await?;
+                self.end_of(meta).await?;
             }
             if self.verb == Verb::Upgrade {
-                return self.upgraded(&meta).await;
+                return self.upgraded(meta).await;
             }
             return Ok(self.done(outcome));
         }
-        let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
-        anyhow::bail!(said.unwrap_or_else(|_| format!("its meta port answers {status}")))
+        anyhow::bail!(refusal(status, &body))
     }
 
     fn done(&self, Outcome { changed, drained }: Outcome) -> Done {
@@ -284,7 +275,7 @@ impl Commander {
 
     /// Waits until a node goes on as another program, and says which.
     async fn upgraded(&self, meta: &Meta) -> anyhow::Result<Done> {
-        let status = meta.url("status", &[])?;
+        let status = meta.url("status", &[]);
         let page = async || -> anyhow::Result<Page> {
             let answer = meta.client.get(status.clone()).send().await?;
             Ok(serde_json::from_slice(&answer.bytes().await?)?)
@@ -315,7 +306,7 @@ impl Commander {
 
     /// Waits until a node that drains has ended.
     async fn end_of(&self, meta: &Meta) -> anyhow::Result<()> {
-        let health = meta.url("healthz", &[])?;
+        let health = meta.url("healthz", &[]);
         let gone = async {
             while meta.client.get(health.clone()).send().await.is_ok() {
                 sleep(LOOK_INTERVAL).await;

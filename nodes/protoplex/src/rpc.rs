@@ -1,16 +1,14 @@
 //! How a method of a node is called: `POST /rpc/METHOD` on its meta port.
 
-use anyhow::Context;
 use protoplex_runtime::meta::OPERATOR;
 use protoplex_wire::identity::Identity;
 use reqwest::{ClientBuilder, StatusCode};
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cli::{Common, Usage};
 use crate::cluster::{self, Unreachable};
 use crate::handler::operator;
-use crate::meta::Meta;
+use crate::meta::{Meta, refusal};
 use crate::nodes::Found;
 use crate::settings::Settings;
 
@@ -20,12 +18,6 @@ pub(crate) struct Caller {
     node: String,
     found: Found,
     meta: Meta,
-}
-
-/// What is of interest of a problem (RFC 9457).
-#[derive(Deserialize)]
-struct Problem {
-    detail: String,
 }
 
 impl Caller {
@@ -43,6 +35,10 @@ impl Caller {
         &self.node
     }
 
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
     /// Whether it still reaches that node.
     pub(crate) fn is_for(&self, found: &Found) -> bool {
         self.found.meta == found.meta && self.found.is_local == found.is_local
@@ -55,28 +51,37 @@ impl Caller {
         arguments: &str,
         trace: Option<&str>,
     ) -> anyhow::Result<Value> {
-        let url = self.meta.url(&format!("rpc/{method}"), &[("node", &self.node)])?;
-        let request = self.meta.client.post(url).header(OPERATOR, operator::in_header());
-        let request = match trace {
-            Some(trace) => request.header("traceparent", trace),
-            None => request,
-        };
-        let answer = request.body(arguments.to_owned()).send().await;
-        let answer =
-            answer.map_err(|error| Unreachable(format!("{} does not answer: {}", self.node, why(&error))))?;
-        let status = answer.status();
-        let body = answer.bytes().await.with_context(|| format!("{} broke off its answer", self.node))?;
+        let answer = self.send(method, arguments, trace).await;
+        let (status, body) = answer
+            .map_err(|error| Unreachable::new(format!("{} does not answer: {}", self.node, why(&error))))?;
         if status == StatusCode::OK {
-            return Ok(serde_json::from_slice(&body)?);
+            return Ok(serde_json::from_str(&body)?);
         }
-        let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
-        let said = said.unwrap_or_else(|_| format!("it answers {status}"));
+        let said = refusal(status, &body);
         match status {
             StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => {
                 Err(Usage(format!("{}: {said}", self.node)).into())
             }
             _ => anyhow::bail!("{}: {said}", self.node),
         }
+    }
+
+    /// Calls a method; gives the status and the whole body of the answer.
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        arguments: &str,
+        trace: Option<&str>,
+    ) -> reqwest::Result<(StatusCode, String)> {
+        // Of another machine's node a loopback address may be known only, where another one answers.
+        let url = self.meta.url(&format!("rpc/{method}"), &[("node", &self.node)]);
+        let request = self.meta.client.post(url).header(OPERATOR, operator::in_header());
+        let request = match trace {
+            Some(trace) => request.header("traceparent", trace),
+            None => request,
+        };
+        let answer = request.body(arguments.to_owned()).send().await?;
+        Ok((answer.status(), answer.text().await?))
     }
 }
 

@@ -3,9 +3,28 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+/// What a method does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Ping,
+    Status,
+    Inspect,
+    Metrics,
+    Config,
+    ChangeLogLevel,
+    Reload,
+    Restart,
+    Start,
+    Stop,
+    Drain,
+    Upgrade,
+}
+
 /// One method. It takes an object with these fields, and answers with any JSON.
 #[derive(Debug, Serialize)]
 pub(crate) struct Method {
+    #[serde(skip)]
+    pub(crate) call: Call,
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
     pub(crate) params: &'static [Param],
@@ -64,30 +83,33 @@ const fn param(name: &'static str, kind: Kind, is_required: bool, about: &'stati
 
 const CHILD: Param = param("child", Kind::Number, false, "One child; without it all.");
 
-const fn read(name: &'static str, params: &'static [Param], about: &'static str) -> Method {
-    Method { name, about, params, is_command: false }
+const fn read(call: Call, name: &'static str, params: &'static [Param], about: &'static str) -> Method {
+    Method { call, name, about, params, is_command: false }
 }
 
-const fn command(name: &'static str, params: &'static [Param], about: &'static str) -> Method {
-    Method { name, about, params, is_command: true }
+const fn command(call: Call, name: &'static str, params: &'static [Param], about: &'static str) -> Method {
+    Method { call, name, about, params, is_command: true }
 }
 
 /// All of them, as they are shown.
 pub(crate) static METHODS: [Method; 12] = [
     read(
+        Call::Ping,
         "ping",
         &[param("payload", Kind::Any, false, "What it shall answer.")],
         "Answers with what it was sent.",
     ),
-    read("status", &[], "The node, its children and how they are."),
-    read("inspect", &[], "This: what the node is, and what it can be asked for."),
+    read(Call::Status, "status", &[], "The node, its children and how they are."),
+    read(Call::Inspect, "inspect", &[], "This: what the node is, and what it can be asked for."),
     read(
+        Call::Metrics,
         "metrics",
         &[param("prefixes", Kind::Texts, false, "Only those whose names begin with one of these.")],
         "What its processes have measured: names, labels and values.",
     ),
-    read("config", &[], "What its processes go by, without what is secret."),
+    read(Call::Config, "config", &[], "What its processes go by, without what is secret."),
     command(
+        Call::ChangeLogLevel,
         "change_loglevel",
         &[
             param(
@@ -105,16 +127,27 @@ pub(crate) static METHODS: [Method; 12] = [
         ],
         "Logs by another level from now on, in all its processes.",
     ),
-    command("reload", &[], "Reads its configuration anew; every connection lives on."),
-    command("restart", &[CHILD], "Replaces its children one by one, without an interruption."),
-    command("start", &[CHILD], "Starts children that were stopped or given up."),
+    command(Call::Reload, "reload", &[], "Reads its configuration anew; every connection lives on."),
+    command(Call::Restart, "restart", &[CHILD], "Replaces its children one by one, without an interruption."),
+    command(Call::Start, "start", &[CHILD], "Starts children that were stopped or given up."),
     command(
+        Call::Stop,
         "stop",
         &[CHILD, param("now", Kind::Flag, false, "Lets nothing finish.")],
         "Stops children in good order; their places stay.",
     ),
-    command("drain", &[CHILD], "Takes it out of service for good: what is under way may finish."),
-    command("upgrade", &[], "Goes on as the program that stands where its own was started from."),
+    command(
+        Call::Drain,
+        "drain",
+        &[CHILD],
+        "Takes it out of service for good: what is under way may finish.",
+    ),
+    command(
+        Call::Upgrade,
+        "upgrade",
+        &[],
+        "Goes on as the program that stands where its own was started from.",
+    ),
 ];
 
 /// The method of this name; the error names the nearest, and all.

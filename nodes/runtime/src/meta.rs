@@ -1,6 +1,5 @@
 //! The meta port of a node and its children: `/healthz`, `/readyz`, `/metrics`, `/status`, `/config` and `/logs` to read, and
-//! by POST the commands `/start`, `/stop`, `/restart`, `/drain`, `/reload`, `/upgrade` and
-//! `/log-level`. All of that can be asked for by name and in JSON, too: `/rpc`.
+//! `/rpc`, by which a node is asked and commanded by name and in JSON.
 
 mod access;
 mod door;
@@ -12,23 +11,24 @@ mod rpc;
 use std::io;
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use serde::Deserialize;
+use rustix::process::geteuid;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
 use crate::children::ChildError;
 use crate::commands::{CommandError, Outcome};
 use crate::node::Node;
-use crate::telemetry;
+use crate::procfs;
 
-use door::{Caller, Door};
+use door::{Caller, Door, Ends};
 
 pub(crate) use access::Access;
 pub use door::{MetaTlsError, TlsSettings};
@@ -65,14 +65,7 @@ fn pages(node: Arc<Node>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
-        .route("/start", post(start))
-        .route("/stop", post(stop))
-        .route("/restart", post(restart))
-        .route("/drain", post(drain))
-        .route("/reload", post(reload))
-        .route("/upgrade", post(upgrade))
         .route("/config", get(config))
-        .route("/log-level", get(log_level).post(set_log_level))
         .route("/logs", get(logs::show))
         .route("/rpc", get(rpc::inspect))
         .route("/rpc/{method}", post(rpc::call))
@@ -101,11 +94,15 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
 async fn check(
     State(node): State<Arc<Node>>,
     Extension(caller): Extension<Caller>,
+    Extension(ends): Extension<Option<Ends>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let is_command = is_command(&request);
-    match node.access().guard.admit(request.uri().path(), is_command, request.headers(), caller) {
+    let (path, is_command) = (request.uri().path(), is_command(&request));
+    let guard = &node.access().guard;
+    let is_owner = guard.is_for_owners(path, is_command) && is_owner(ends).await;
+    let caller = if is_owner { Caller::Owner } else { caller };
+    match guard.admit(path, is_command, request.headers(), caller) {
         Ok(()) => next.run(request).await,
         Err(refusal) => {
             let mut answer = problem(refusal.status(), refusal.detail());
@@ -115,6 +112,13 @@ async fn check(
             answer
         }
     }
+}
+
+/// Whether it is root who asks, or the user that this process runs as: they could do it all without asking.
+async fn is_owner(ends: Option<Ends>) -> bool {
+    let Some(ends) = ends else { return false };
+    let owner = spawn_blocking(move || procfs::owner(ends.client, ends.server)).await;
+    owner.ok().flatten().is_some_and(|uid| uid == 0 || uid == geteuid().as_raw())
 }
 
 async fn config(State(node): State<Arc<Node>>) -> Response {
@@ -139,75 +143,6 @@ async fn admit(request: Request, next: Next) -> Response {
             next.run(request).await
         }
         None => problem(StatusCode::FORBIDDEN, "A command has to name its operator, in Protoplex-Operator."),
-    }
-}
-
-/// What a command is for: `?child=0`, or without it the whole node.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Target {
-    /// Whom the operator means: on another machine another node may have this address.
-    node: Option<String>,
-    child: Option<u32>,
-    /// Without letting anything finish.
-    #[serde(default)]
-    now: bool,
-}
-
-async fn start(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    carry_out(node, target, |node, target| async move { node.start(target.child).await }).await
-}
-
-async fn stop(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    carry_out(node, target, |node, target| async move { node.stop(target.child, target.now).await }).await
-}
-
-async fn restart(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    carry_out(node, target, |node, target| async move { node.restart(target.child).await }).await
-}
-
-async fn drain(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    carry_out(node, target, |node, target| async move { node.drain(target.child).await }).await
-}
-
-async fn reload(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    carry_out(node, target, |node, _| async move { node.reload().await }).await
-}
-
-async fn upgrade(State(node): State<Arc<Node>>, Query(target): Query<Target>) -> Response {
-    carry_out(node, target, |node, _| async move { node.upgrade().await }).await
-}
-
-async fn log_level() -> Response {
-    Json(json!({ "level": telemetry::level() })).into_response()
-}
-
-/// `?level=debug`, or per module as in `info,protoplex_proxy=debug`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LogLevel {
-    level: String,
-}
-
-async fn set_log_level(State(node): State<Arc<Node>>, Query(wanted): Query<LogLevel>) -> Response {
-    answer(node.set_log_level(&wanted.level))
-}
-
-/// Carries a command out, to its end even where its operator goes away.
-async fn carry_out<F>(
-    node: Arc<Node>,
-    target: Target,
-    command: impl FnOnce(Arc<Node>, Target) -> F,
-) -> Response
-where
-    F: Future<Output = Result<Outcome, CommandError>> + Send + 'static,
-{
-    if let Some(meant) = target.node.as_ref().filter(|meant| **meant != node.name()) {
-        return misdirected(&node, meant);
-    }
-    match tokio::spawn(command(node, target)).await {
-        Ok(outcome) => answer(outcome),
-        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 

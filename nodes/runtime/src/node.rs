@@ -80,6 +80,8 @@ pub(crate) struct StatusPage {
     /// How many files each process of the node may have open, and how many this one has.
     file_limit: u64,
     open_files: u64,
+    /// What is logged: a level, and others for modules.
+    log_level: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reload: Option<ReloadStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -378,6 +380,7 @@ impl Node {
             addresses: about.addresses,
             file_limit: descriptors::limit(),
             open_files: procfs::open_files(about.pid).unwrap_or_default(),
+            log_level: telemetry::level(),
             reload: self.last_reload().clone(),
             upgrade: self.upgrades.last(),
             details: match &self.body {

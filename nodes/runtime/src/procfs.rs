@@ -107,6 +107,32 @@ fn listening_inode(address: SocketAddr) -> Option<String> {
     None
 }
 
+/// The user whose socket is the other end of a connection within this machine; none where the kernel doesn't tell, as of one
+/// that has been closed (it shows root as the owner of those, without an inode).
+pub(crate) fn owner(client: SocketAddr, server: SocketAddr) -> Option<u32> {
+    let end = |address: SocketAddr, ip| format!("{}:{:04X}", kernel_notation(ip), address.port());
+    // A socket for both protocols has its IPv4 connections in the other table, too.
+    let both = |address: SocketAddr| match address.ip().to_canonical() {
+        IpAddr::V4(ip) => [end(address, ip.into()), end(address, ip.to_ipv6_mapped().into())],
+        ip @ IpAddr::V6(_) => [end(address, ip), end(address, ip)],
+    };
+    let (clients, servers) = (both(client), both(server));
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let table = fs::read_to_string(table).unwrap_or_default();
+        for row in table.lines().skip(1) {
+            let mut fields = row.split_whitespace();
+            if fields.nth(1).is_some_and(|local| clients.iter().any(|client| client == local))
+                && fields.next().is_some_and(|remote| servers.iter().any(|server| server == remote))
+                && let (Some(uid), Some(inode)) = (fields.nth(4), fields.nth(1))
+                && inode != "0"
+            {
+                return uid.parse().ok();
+            }
+        }
+    }
+    None
+}
+
 /// An address as in `/proc/net/tcp`: words of 32 bits in the machine's order.
 fn kernel_notation(ip: IpAddr) -> String {
     let octets = match ip {

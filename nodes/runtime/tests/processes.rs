@@ -501,7 +501,7 @@ fn a_child_without_a_file_to_spare_takes_over_its_siblings_socket() {
     let node = Node::start(&Arguments { own: false, files: 512, ..Arguments::default() });
     let mut client = Client::connect(node.http());
     let (index, pid) = client.ask("hoard").unwrap();
-    assert_eq!(node.command(&format!("/stop?child={}", 1 - index)).0, 200);
+    assert_eq!(node.command("stop", json!({"child": 1 - index})).0, 200);
     let mut waiting: Vec<_> = (0..32).map(|_| Client::connect(node.http())).collect();
     client.ask("relent").expect("it goes on");
     for client in &mut waiting {

@@ -64,7 +64,7 @@ pub(super) async fn nodes(common: &Common) -> anyhow::Result<Vec<NodeReport>> {
 
 async fn ask(found: &Found, identity: Option<&Identity>) -> anyhow::Result<Page> {
     let meta = Meta::of(found, identity, Client::builder().timeout(ANSWER_TIMEOUT))?;
-    let answer = meta.client.get(meta.url("status", &[])?).send().await?;
+    let answer = meta.client.get(meta.url("status", &[])).send().await?;
     Ok(answer.error_for_status()?.json().await?)
 }
 

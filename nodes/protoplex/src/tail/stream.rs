@@ -6,13 +6,12 @@ use protoplex_runtime::telemetry::Record;
 use protoplex_wire::backoff::Backoff;
 use protoplex_wire::identity::Identity;
 use reqwest::{Client, Response, StatusCode};
-use serde::Deserialize;
 use tokio::sync::mpsc::Sender;
 use tokio::time::sleep;
 
 use crate::cli::{Common, Level, Tail};
 use crate::cluster;
-use crate::meta::Meta;
+use crate::meta::{Meta, refusal};
 use crate::nodes;
 use crate::output;
 use crate::settings::Settings;
@@ -64,12 +63,6 @@ enum End {
     Away(String),
     /// For this reason, which will not change by itself.
     Refused(String),
-}
-
-/// What is of interest of a problem (RFC 9457).
-#[derive(Deserialize)]
-struct Problem {
-    detail: String,
 }
 
 impl Stream {
@@ -152,15 +145,14 @@ impl Stream {
         if !self.children.is_empty() {
             query.push(("child", &self.children));
         }
-        let url = meta.url("logs", &query).map_err(refused)?;
+        let url = meta.url("logs", &query);
         let answer = meta.client.get(url).send().await.map_err(|error| End::Away(why(&error)))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
         }
-        let problem = answer.json::<Problem>().await;
-        let detail =
-            problem.map_or_else(|_| format!("{} answers {status}", self.node), |problem| problem.detail);
+        let body = answer.text().await.unwrap_or_default();
+        let detail = format!("{}: {}", self.node, refusal(status, &body));
         match status {
             // While it is away another one may have got its port.
             StatusCode::NOT_FOUND if self.is_known => Err(End::Away(detail)),

@@ -203,8 +203,8 @@ fn a_signal_to_up_has_every_node_read_its_configuration_anew() {
     for node in &nodes {
         let meta = node["meta"].as_str().unwrap();
         until("it has read it", || {
-            let level = get(&format!("http://{meta}/log-level"), &[]).json();
-            (level["level"] == "debug").then_some(())
+            let status = get(&format!("http://{meta}/status"), &[]).json();
+            (status["log_level"] == "debug").then_some(())
         });
     }
     // The same for another program.

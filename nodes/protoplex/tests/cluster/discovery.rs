@@ -152,8 +152,8 @@ fn a_request_is_traced_measured_and_carried_out() {
     let (text, _) = told(&cluster.run(&["request", "proxy.ping", "-N", "20"]));
     assert!(text.contains("20 calls, 1 at a time, in ") && text.contains("p99"), "{text}");
 
-    let meta = format!("http://{}/log-level", cluster.node("proxy-1")["meta"].as_str().unwrap());
-    let level = || get(&meta, &[]).json()["level"].as_str().unwrap().to_owned();
+    let meta = format!("http://{}/status", cluster.node("proxy-1")["meta"].as_str().unwrap());
+    let level = || get(&meta, &[]).json()["log_level"].as_str().unwrap().to_owned();
     let before = level();
     let changed = cluster.json(&["request", "proxy-1.change_loglevel", r#"{"level":"debug","for_s":2}"#]);
     assert_eq!((changed["changed"].as_bool(), level()), (Some(true), "debug".to_owned()));

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -207,12 +208,21 @@ impl ResolvesServerCert for Shown {
 pub(crate) enum Caller {
     /// It speaks plain HTTP.
     Plain,
+    /// Likewise, from this machine, as the user that the node runs as or as root.
+    Owner,
     /// It has shown no certificate.
     Stranger,
     /// It has shown one of an authority that counts for readers, or that of a node.
     Reader,
     /// It has shown one of an operator of the cluster.
     Member,
+}
+
+/// The ends of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends {
+    pub(super) client: SocketAddr,
+    pub(super) server: SocketAddr,
 }
 
 /// The socket, and those who have come.
@@ -305,6 +315,7 @@ impl Door {
 
 /// Sees one connection through.
 async fn attend(stream: TcpStream, tls: Option<Tls>, pages: Router, busy: Busy) {
+    let ends = stream.peer_addr().and_then(|client| Ok(Ends { client, server: stream.local_addr()? })).ok();
     let greeted = match tls {
         None => Ok((Either::Left(stream), Caller::Plain)),
         Some(tls) => timeout(HANDSHAKE_TIMEOUT, greet(stream, tls))
@@ -320,6 +331,7 @@ async fn attend(stream: TcpStream, tls: Option<Tls>, pages: Router, busy: Busy) 
         async move {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(ends);
             let answer = pages.call(request).await?;
             Ok::<_, Infallible>(answer.map(|body| {
                 // For as long as anything of it is on its way.

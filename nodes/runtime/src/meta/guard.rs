@@ -1,5 +1,5 @@
 //! Who may use a meta port that other machines reach: whoever shows a certificate of the cluster, or has the token that is
-//! configured. On the loopback everybody may, as everybody on the machine could stop the process anyway.
+//! configured. On the loopback everybody on the machine may read, and who could stop the process anyway may command it.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +15,9 @@ use crate::config::Problems;
 
 /// Open to everybody: balancers ask, and learn nothing else.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+
+/// What tells more than how a node is.
+const PRIVATE: [&str; 3] = ["/config", "/logs", "/rpc/config"];
 
 /// What is asked of a request.
 pub(crate) struct Guard {
@@ -61,6 +64,8 @@ pub(crate) enum Refusal {
     Host,
     /// It came through a proxy: one of ours, whose pool has this port for a member, would bring anybody's.
     Relayed,
+    /// It came from another user of this machine.
+    Neighbour,
     /// It came in the clear.
     Plain,
     /// Its caller is nobody who may ask.
@@ -72,7 +77,7 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::Host | Self::Relayed | Self::Reader => StatusCode::FORBIDDEN,
+            Self::Host | Self::Relayed | Self::Neighbour | Self::Reader => StatusCode::FORBIDDEN,
             Self::Plain => StatusCode::BAD_REQUEST,
             Self::Stranger => StatusCode::UNAUTHORIZED,
         }
@@ -82,6 +87,10 @@ impl Refusal {
         match self {
             Self::Host => "This port is for this machine: ask for localhost, or for a loopback address.",
             Self::Relayed => "This port is for this machine, and this request was relayed (Forwarded).",
+            Self::Neighbour => {
+                "On this machine this is for root and the user that the node runs as; anybody else needs the token \
+                 meta.command_token (Authorization: Bearer)."
+            }
             Self::Plain => {
                 "This port speaks TLS: ask with https. In the clear it answers /healthz and /readyz alone."
             }
@@ -121,6 +130,11 @@ impl Guard {
         !self.is_loopback
     }
 
+    /// Whether it counts which user of this machine asks.
+    pub(crate) fn is_for_owners(&self, path: &str, is_command: bool) -> bool {
+        self.is_loopback && (is_command || PRIVATE.contains(&path))
+    }
+
     /// Whether a request may be answered; a command is one that changes anything.
     pub(crate) fn admit(
         &self,
@@ -132,7 +146,14 @@ impl Guard {
         let reads = || if is_command { Err(Refusal::Reader) } else { Ok(()) };
         match caller {
             _ if self.is_loopback && headers.contains_key(header::FORWARDED) => Err(Refusal::Relayed),
-            _ if self.is_loopback => is_local(headers).then_some(()).ok_or(Refusal::Host),
+            _ if self.is_loopback && !is_local(headers) => Err(Refusal::Host),
+            Caller::Owner => Ok(()),
+            _ if self.is_for_owners(path, is_command) => {
+                let may = self.has(headers, |tokens| &tokens.command_token)
+                    || !is_command && self.has(headers, |tokens| &tokens.token);
+                may.then_some(()).ok_or(Refusal::Neighbour)
+            }
+            _ if self.is_loopback => Ok(()),
             _ if OPEN.contains(&path) => Ok(()),
             Caller::Plain => Err(Refusal::Plain),
             Caller::Member => Ok(()),
@@ -225,6 +246,28 @@ mod tests {
         ] {
             let verdict = loopback.admit("/status", false, &with(header::HOST, host), Caller::Plain);
             assert_eq!(verdict.is_ok(), admitted, "{host}");
+            let verdict = loopback.admit("/rpc/drain", true, &with(header::HOST, host), Caller::Owner);
+            assert_eq!(verdict.is_ok(), admitted, "{host}");
+        }
+    }
+
+    #[test]
+    fn on_the_loopback_others_of_the_machine_read_how_it_is_and_no_more() {
+        let tokens = Tokens { token: Some("token".into()), command_token: Some("order".into()) };
+        let loopback = Guard::of("[::1]:8053".parse().unwrap(), tokens);
+        let bearer = |token: &str| with(header::AUTHORIZATION, token);
+        let refused = Err(Refusal::Neighbour);
+        for (headers, caller, verdicts) in [
+            (HeaderMap::new(), Caller::Owner, [Ok(()); 3]),
+            (HeaderMap::new(), Caller::Plain, [Ok(()), refused, refused]),
+            (bearer("Bearer token"), Caller::Plain, [Ok(()), Ok(()), refused]),
+            (bearer("Bearer order"), Caller::Plain, [Ok(()); 3]),
+            (bearer("Bearer else"), Caller::Plain, [Ok(()), refused, refused]),
+        ] {
+            let asked = [("/status", false), ("/config", false), ("/rpc/drain", true)];
+            for ((path, is_command), verdict) in asked.into_iter().zip(verdicts) {
+                assert_eq!(loopback.admit(path, is_command, &headers, caller), verdict, "{path} {headers:?}");
+            }
         }
     }
 }

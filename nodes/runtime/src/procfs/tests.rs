@@ -38,3 +38,20 @@ fn addresses_are_written_as_the_kernel_writes_them() {
         assert_eq!(kernel_notation("::1".parse().unwrap()), "00000000000000000000000001000000");
     }
 }
+
+#[test]
+fn whose_the_other_end_of_a_connection_is_is_known_until_it_is_closed() {
+    let this_user = rustix::process::geteuid().as_raw();
+    for (listens, asked) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "127.0.0.1")] {
+        let socket = TcpListener::bind(listens).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let client = std::net::TcpStream::connect((asked, port)).unwrap();
+        let (stream, peer) = socket.accept().unwrap();
+        let here = stream.local_addr().unwrap();
+        assert_eq!(owner(peer, here), Some(this_user), "{listens} {asked}");
+        assert_eq!(owner(here, peer), Some(this_user), "{listens} {asked}");
+        assert_eq!(owner(peer, SocketAddr::new(here.ip(), 1)), None);
+        drop(client);
+        assert_eq!(owner(peer, here), None, "nobody's any more, of which the kernel says root's");
+    }
+}

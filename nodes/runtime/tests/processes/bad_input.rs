@@ -41,21 +41,23 @@ fn row_commands_that_can_not_be_meant_change_nothing() {
     unharmed(&node, || {
         for verb in ["start", "stop", "restart", "drain"] {
             for (target, status, says) in [
-                ("child=2", 404, "there is no child 2: the node has children 0 to 1"),
-                ("node=fixture-2", 421, "This is fixture-1, not fixture-2"),
-                ("child=-1", 400, "child"),
-                ("child=x", 400, "child"),
-                ("nod=fixture-1", 400, "nod"),
+                (json!({"child": 2}), 404, "there is no child 2: the node has children 0 to 1"),
+                (json!({"child": -1}), 400, "child"),
+                (json!({"child": "x"}), 400, "child"),
+                (json!({"chidl": 0}), 400, "do you mean child?"),
             ] {
-                let (code, said) = node.command(&format!("/{verb}?{target}"));
+                let (code, said) = node.command(verb, target.clone());
                 let said = said["detail"].as_str().map_or_else(|| said.to_string(), str::to_owned);
-                assert!(code == status && said.contains(says), "{verb}?{target}: {code} {said}");
+                assert!(code == status && said.contains(says), "{verb} {target}: {code} {said}");
             }
-            assert_eq!(node.status_of("POST", &format!("/{verb}"), ""), 403, "of nobody");
-            assert_eq!(node.status_of("GET", &format!("/{verb}"), "Protoplex-Operator: x\r\n"), 405);
+            for (query, status) in [("node=fixture-2", 421), ("nod=fixture-1", 400)] {
+                assert_eq!(node.command(&format!("{verb}?{query}"), json!({})).0, status);
+            }
+            assert_eq!(node.status_of("POST", &format!("/rpc/{verb}"), ""), 403, "of nobody");
+            assert_eq!(node.status_of("GET", &format!("/rpc/{verb}"), "Protoplex-Operator: x\r\n"), 405);
         }
-        assert_eq!(node.status_of("POST", "/restrat", "Protoplex-Operator: x\r\n"), 404);
-        assert_eq!(node.command("/log-level?level=loud").0, 400);
+        assert_eq!(node.status_of("POST", "/rpc/restrat", "Protoplex-Operator: x\r\n"), 404);
+        assert_eq!(node.command("change_loglevel", json!({"level": "loud"})).0, 400);
     });
 }
 
@@ -64,14 +66,14 @@ fn row_a_command_to_what_is_in_that_state_already_says_so() {
     let node = Node::start(&Arguments::default());
     let unchanged = (200, json!({"changed": false}));
     unharmed(&node, || {
-        assert_eq!(node.command("/start"), unchanged);
-        assert_eq!(node.command("/start?child=1"), unchanged);
-        assert_eq!(node.command("/reload"), unchanged);
+        assert_eq!(node.command("start", json!({})), unchanged);
+        assert_eq!(node.command("start", json!({"child": 1})), unchanged);
+        assert_eq!(node.command("reload", json!({})), unchanged);
     });
     for (verb, state) in [("stop", "STOPPED"), ("drain", "EXITED")] {
-        assert_eq!(node.command("/start?child=1").0, 200);
-        assert_eq!(node.command(&format!("/{verb}?child=1")), (200, json!({"changed": true})));
-        unharmed(&node, || assert_eq!(node.command(&format!("/{verb}?child=1")), unchanged));
+        assert_eq!(node.command("start", json!({"child": 1})).0, 200);
+        assert_eq!(node.command(verb, json!({"child": 1})), (200, json!({"changed": true})));
+        unharmed(&node, || assert_eq!(node.command(verb, json!({"child": 1})), unchanged));
         assert_eq!(node.child(1).state, state);
     }
 }

@@ -86,16 +86,16 @@ fn row_a_meta_port_that_others_reach_wants_a_certificate_or_the_token() {
     for (who, more, page, status) in [
         (&nobody[..], &[][..], "/status", 401),
         (&nobody, &["-H", &bad], "/metrics", 401),
-        (&nobody, &drain, "/drain", 401),
+        (&nobody, &drain, "/rpc/drain", 401),
         // Who may read may not command.
-        (&nobody, &[&drain[..], &["-H", &good]].concat(), "/drain", 403),
-        (&scraper, &drain, "/drain", 403),
-        (&nobody, &[&drain[..], &["-H", &order]].concat(), "/restart?child=0", 200),
+        (&nobody, &[&drain[..], &["-H", &good]].concat(), "/rpc/drain", 403),
+        (&scraper, &drain, "/rpc/drain", 403),
+        (&nobody, &[&drain[..], &["-H", &order]].concat(), "/rpc/restart", 200),
         (&nobody, &[], "/readyz", 200),
         (&nobody, &["-H", &good], "/status", 200),
         (&member, &[], "/config", 200),
         (&scraper, &[], "/metrics", 200),
-        (&member, &drain, "/restart", 200),
+        (&member, &drain, "/rpc/restart", 200),
         // A certificate of an authority that nobody trusts is worse than none: there is no connection.
         (&stranger, &[], "/status", 0),
         (&stranger, &["-H", &good], "/readyz", 0),
@@ -107,7 +107,7 @@ fn row_a_meta_port_that_others_reach_wants_a_certificate_or_the_token() {
     for (page, status) in [("/healthz", 200), ("/readyz", 200), ("/status", 400), ("/metrics", 400)] {
         assert_eq!(ask(&node, "http://localhost", page, &["-H", &good]), status, "{page}");
     }
-    assert_eq!(ask(&node, "http://localhost", "/drain", &[&drain[..], &["-H", &good]].concat()), 400);
+    assert_eq!(ask(&node, "http://localhost", "/rpc/drain", &[&drain[..], &["-H", &good]].concat()), 400);
     // By any other name the port shows the certificate that is configured.
     let own = ["--cacert".to_owned(), path("certificate.pem")];
     let own: Vec<_> = own.iter().map(String::as_str).chain(["-H", &good]).collect();
@@ -136,7 +136,7 @@ fn certificate_and_token_are_renewed_by_a_reload() {
     let reload = || {
         let order = ["-X", "POST", "-H", "Protoplex-Operator: test"].map(str::to_owned);
         let arguments: Vec<_> = member.iter().chain(&order).map(String::as_str).collect();
-        ask(&node, &format!("https://{SERVER_NAME}"), "/reload", &arguments)
+        ask(&node, &format!("https://{SERVER_NAME}"), "/rpc/reload", &arguments)
     };
     let by = |certificate: &str, token: &str| {
         let bearer = format!("Authorization: Bearer {token}");

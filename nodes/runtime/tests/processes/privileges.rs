@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Signal, geteuid};
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::rig::{Arguments, Client, FIXTURE, Node, until};
@@ -83,10 +84,10 @@ fn a_node_that_is_started_as_root_binds_as_root_and_does_all_else_as_its_user() 
     let theirs: Vec<_> = owners(&node.data()).into_iter().filter(|(_, uid)| *uid != NOBODY_ID).collect();
     assert!(theirs.is_empty(), "{theirs:?}");
     // It still can replace its children, and says what to do about a port that it can't have any more.
-    assert_eq!(node.command("/restart").0, 200);
+    assert_eq!(node.command("restart", json!({})).0, 200);
     // So it can its program.
     let replaced = node.child(0).pid;
-    assert_eq!(node.command("/upgrade").0, 200);
+    assert_eq!(node.command("upgrade", json!({})).0, 200);
     until("it is the program of another process image", || {
         let done = node.request("GET", "/status").is_ok() && node.status()["upgrade"]["progress"] == "done";
         done && node.child(0).pid != replaced
@@ -95,13 +96,18 @@ fn a_node_that_is_started_as_root_binds_as_root_and_does_all_else_as_its_user() 
     assert_eq!(uids, format!("{NOBODY_ID} {NOBODY_ID} {NOBODY_ID} {NOBODY_ID}"));
     if let (Some(_), Some(another)) = (low, privileged_port()) {
         node.rewrite(&Arguments { listen: another.to_string(), ..arguments.clone() });
-        let (status, problem) = node.command("/reload");
+        let (status, problem) = node.command("reload", json!({}));
         let detail = problem["detail"].as_str().unwrap();
         assert!(status == 409 && detail.contains("CAP_NET_BIND_SERVICE"), "{problem}");
         Client::connect(node.http()).ask("who").unwrap();
     }
     node.rewrite(&Arguments { user: None, ..arguments.clone() });
-    assert!(node.command("/reload").1["detail"].as_str().unwrap().starts_with("user or group can't change"));
+    assert!(
+        node.command("reload", json!({})).1["detail"]
+            .as_str()
+            .unwrap()
+            .starts_with("user or group can't change")
+    );
     node.signal(Signal::TERM);
     assert_eq!(node.wait(), Some(0));
     // What there is of it is its own at the next start, too.
@@ -207,4 +213,49 @@ fn who_works_as_root_for_want_of_a_user_says_so_in_the_log() {
     let log = fs::read_to_string(arguments.log.unwrap()).unwrap();
     assert!(log.contains("\"level\":\"WARN\"") && log.contains("this node works as root"), "{log}");
     assert_eq!(Node::of_process(node.pid(), "Uid:"), "0 0 0 0");
+}
+
+/// What another user of this machine gets.
+fn asked_by_nobody(node: &Node, path: &str, more: &[&str]) -> String {
+    let url = format!("http://{}{path}", node.meta());
+    let mut curl = Command::new("curl");
+    curl.args(["-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", &url]).args(more);
+    String::from_utf8(curl.uid(NOBODY_ID).gid(NOBODY_ID).output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn another_user_of_the_machine_may_look_and_not_command() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&Arguments::default());
+    let order = ["-X", "POST", "-H", "Protoplex-Operator: nobody"];
+    let token = [&order[..], &["-H", "Authorization: Bearer do-as-i-say"]].concat();
+    let before = node.child(0).pid;
+    for (path, more, status) in [
+        ("/readyz", &[][..], "200"),
+        ("/status", &[], "200"),
+        ("/metrics", &[], "200"),
+        ("/rpc/ping", &["-d", "{}"], "200"),
+        ("/config", &[], "403"),
+        ("/logs", &[], "403"),
+        ("/rpc/config", &["-d", "{}"], "403"),
+        ("/rpc/restart", &order, "403"),
+    ] {
+        assert_eq!(asked_by_nobody(&node, path, more), status, "{path}");
+    }
+    assert_eq!(node.child(0).pid, before);
+    assert_eq!(asked_by_nobody(&node, "/rpc/restart", &token), "200");
+    assert_ne!(node.child(0).pid, before);
+}
+
+#[test]
+fn whose_node_it_is_may_command_it() {
+    if !is_root() {
+        return;
+    }
+    let folder = open_folder();
+    let node = Node::start_own(&arguments(&folder));
+    let order = ["-X", "POST", "-H", "Protoplex-Operator: nobody"];
+    assert_eq!(asked_by_nobody(&node, "/rpc/restart", &order), "200");
 }

@@ -17,10 +17,10 @@ fn a_node_of_one_process_adopts_what_it_can_and_refuses_the_rest_by_name() {
     let mut node = Node::start(&arguments);
     let mut client = Client::connect(node.http());
     client.ask("whisper one").unwrap();
-    assert_eq!(node.command("/reload"), (200, json!({"changed": false})));
+    assert_eq!(node.command("reload", json!({})), (200, json!({"changed": false})));
     node.rewrite(&Arguments { level: "debug", timing: (0, 100), ..arguments.clone() });
     node.signal(Signal::HUP);
-    until("the level is another", || node.get("/log-level") == "{\"level\":\"debug\"}");
+    until("the level is another", || node.status()["log_level"] == "debug");
     client.ask("whisper two").unwrap();
     until("it whispers", || std::fs::read_to_string(&log).unwrap().contains("two"));
     assert!(!std::fs::read_to_string(&log).unwrap().contains("one"));
@@ -34,13 +34,13 @@ fn a_node_of_one_process_adopts_what_it_can_and_refuses_the_rest_by_name() {
         (Arguments { level: "loud", ..adopted.clone() }, "the log level \"loud\""),
     ] {
         node.rewrite(&other);
-        let (status, problem) = node.command("/reload");
+        let (status, problem) = node.command("reload", json!({}));
         let detail = problem["detail"].as_str().unwrap();
         assert!(
             status == 422 && detail.contains(name) && detail.contains("the old one goes on"),
             "{problem}"
         );
-        assert_eq!(node.get("/log-level"), "{\"level\":\"debug\"}");
+        assert_eq!(node.status()["log_level"], "debug");
     }
     client.ask("who").expect("no connection noticed");
     // How it drains is adopted, too.
@@ -80,7 +80,7 @@ fn what_children_can_adopt_they_adopt_while_every_connection_lives_on() {
     // For what only a new child can adopt, each is replaced.
     let failed = Load::during(&node, |_| {
         node.rewrite(&Arguments { motto: "new", ..arguments.clone() });
-        assert_eq!(node.command("/reload"), (200, json!({"changed": true})));
+        assert_eq!(node.command("reload", json!({})), (200, json!({"changed": true})));
     });
     assert_eq!(failed, 0);
     assert_ne!(pids(&node), before);
@@ -92,7 +92,7 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
     let node = Node::start(&Arguments::default());
     let (before, status) = (pids(&node), node.status());
     std::fs::write(node.arguments(), "{ \"data\": ").unwrap();
-    let (code, problem) = node.command("/reload");
+    let (code, problem) = node.command("reload", json!({}));
     assert_eq!(code, 422);
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("the old one goes on") && detail.contains("line 1 column"), "{detail}");
@@ -101,12 +101,12 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap().to_string();
     node.rewrite(&Arguments { listen, children: 3, ..Arguments::default() });
-    let (code, problem) = node.command("/reload");
+    let (code, problem) = node.command("reload", json!({}));
     assert_eq!(code, 409, "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains("is in use"), "{problem}");
     // One that changes what can't change.
     node.rewrite(&Arguments { data: Some("/elsewhere".into()), ..Arguments::default() });
-    assert_eq!(node.command("/reload").0, 422);
+    assert_eq!(node.command("reload", json!({})).0, 422);
     assert_eq!((pids(&node), node.status()["addresses"].clone()), (before, status["addresses"].clone()));
     Client::connect(node.http()).ask("who").unwrap();
 }
@@ -120,14 +120,14 @@ fn children_are_added_and_taken_away_while_every_connection_lives_on() {
     client.ask("before").unwrap();
     let failed = Load::during(&node, |more| {
         node.rewrite(&Arguments { children: 3, ..arguments.clone() });
-        assert_eq!(node.command("/reload").0, 200);
+        assert_eq!(node.command("reload", json!({})).0, 200);
         until("three serve", || node.is_ready() && pids(&node).iter().filter(|pid| **pid > 0).count() == 3);
         for index in 0..3 {
             until("each of them accepts", || Client::connect(node.http()).ask("who").unwrap().0 == index);
         }
         more();
         node.rewrite(&Arguments { children: 1, ..arguments.clone() });
-        assert_eq!(node.command("/reload").0, 200);
+        assert_eq!(node.command("reload", json!({})).0, 200);
         more();
     });
     assert_eq!(failed, 0);
@@ -143,7 +143,7 @@ fn an_address_is_added_and_taken_away_while_every_connection_lives_on() {
     let mut client = Client::connect(old);
     client.ask("before").unwrap();
     node.rewrite(&Arguments { listen: free.to_string(), ..Arguments::default() });
-    assert_eq!(node.command("/reload"), (200, json!({"changed": true})));
+    assert_eq!(node.command("reload", json!({})), (200, json!({"changed": true})));
     until("the new address is served", || TcpStream::connect(free).is_ok());
     Client::connect(free).ask("who").unwrap();
     until("the old one is not", || TcpStream::connect(old).is_err());
@@ -158,7 +158,7 @@ fn fewer_children_and_more_again_find_their_names_free() {
     let node = Node::start(&arguments);
     for children in [1, 2, 1, 3, 1, 2] {
         node.rewrite(&Arguments { children, ..arguments.clone() });
-        assert_eq!(node.command("/reload").0, 200);
+        assert_eq!(node.command("reload", json!({})).0, 200);
     }
     until("all run", || pids(&node).len() == 2 && (0..2).all(|index| node.child(index).state == "RUNNING"));
     assert_eq!(node.child(1).restarts, 0);

@@ -345,18 +345,22 @@ impl Node {
         head.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
-    /// Gives a command; its status and what it says.
-    pub(crate) fn command(&self, path: &str) -> (u16, Value) {
-        let (head, body) = self.request("POST", path).unwrap();
+    /// Gives a command, with its arguments; the answer's status, and what it says.
+    pub(crate) fn command(&self, name: &str, arguments: Value) -> (u16, Value) {
+        let arguments = arguments.to_string();
+        let length = format!("Protoplex-Operator: test\r\nContent-Length: {}\r\n", arguments.len());
+        let (head, body) = self.exchange("POST", &format!("/rpc/{name}"), &length, &arguments).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
     }
 
     /// Gives a command, and doesn't wait for what comes of it. Its operator goes away once this is dropped.
-    pub(crate) fn command_and_leave(&self, path: &str) -> TcpStream {
+    pub(crate) fn command_and_leave(&self, name: &str, arguments: Value) -> TcpStream {
         let mut stream = TcpStream::connect(self.meta.unwrap()).unwrap();
-        let fields = "Host: localhost\r\nProtoplex-Operator: test\r\nContent-Length: 0\r\n";
-        write!(stream, "POST {path} HTTP/1.1\r\n{fields}\r\n").unwrap();
+        let arguments = arguments.to_string();
+        let length = format!("Content-Length: {}\r\n", arguments.len());
+        let fields = format!("Host: localhost\r\nProtoplex-Operator: test\r\n{length}");
+        write!(stream, "POST /rpc/{name} HTTP/1.1\r\n{fields}\r\n{arguments}").unwrap();
         stream
     }
 
@@ -372,8 +376,13 @@ impl Node {
     }
 
     fn request_with(&self, method: &str, path: &str, fields: &str) -> io::Result<(String, String)> {
+        self.exchange(method, path, fields, "")
+    }
+
+    fn exchange(&self, method: &str, path: &str, fields: &str, body: &str) -> io::Result<(String, String)> {
         let mut stream = TcpStream::connect(self.meta.unwrap())?;
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n")?;
+        let fields = format!("Host: localhost\r\nConnection: close\r\n{fields}");
+        write!(stream, "{method} {path} HTTP/1.1\r\n{fields}\r\n{body}")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::rig::{Arguments, Client, Node, until};
 
@@ -36,7 +37,7 @@ fn systemd_is_told_of_readiness_reloads_and_the_end_and_that_the_node_lives() {
     assert!(told.iter().any(|line| line == "RELOADING=1"), "{told:?}");
     assert!(told.iter().any(|line| line.starts_with("MONOTONIC_USEC=")), "{told:?}");
     let status = format!("STATUS={}", "ready, 1 of 2 children");
-    assert_eq!(node.command("/stop?child=1").0, 200);
+    assert_eq!(node.command("stop", json!({"child": 1})).0, 200);
     told_until(&manager, &status);
     node.signal(Signal::TERM);
     told_until(&manager, "STOPPING=1");
@@ -56,6 +57,6 @@ fn sockets_that_systemd_has_bound_are_served_by_all_children() {
         until("each of them accepts", || Client::connect(node.http()).ask("who").unwrap().0 == index);
     }
     drop(early);
-    assert_eq!(node.command("/stop?child=0").0, 200);
+    assert_eq!(node.command("stop", json!({"child": 0})).0, 200);
     assert_eq!(Client::connect(node.http()).ask("who").unwrap().0, 1);
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use protoplex_runtime::supervisor::{Policy, Process};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::StopOnDrop;
 use crate::rig::{self, Arguments, Client, Node, eventually, lives, replace, until};
@@ -25,7 +25,7 @@ fn is_over(node: &Node) -> bool {
 
 /// Has a node go on as another program, and gives how that went.
 fn upgraded(node: &Node) -> (String, String) {
-    let (status, said) = node.command("/upgrade");
+    let (status, said) = node.command("upgrade", json!({}));
     assert_eq!(status, 200, "{said}");
     until("the upgrade is over", || is_over(node));
     upgrade(node)
@@ -109,7 +109,7 @@ fn row_programs_that_can_not_go_on_change_nothing() {
     let node = Node::start_own(&Arguments::default());
     let before = (node.pid(), pids(&node));
     let refused = |expected: &str| {
-        let (status, said) = node.command("/upgrade");
+        let (status, said) = node.command("upgrade", json!({}));
         let said = said["detail"].as_str().unwrap_or_default().to_owned();
         assert!(status == 422 && said.contains(expected), "{status} {said}");
         assert_eq!(upgrade(&node), ("failed".to_owned(), said));
@@ -152,12 +152,12 @@ fn row_a_configuration_that_the_new_program_refuses_changes_nothing() {
         (Arguments { data: Some(node.data().join("other")), ..arguments.clone() }, "data can't be"),
     ] {
         node.rewrite(&wrong);
-        let (status, said) = node.command("/upgrade");
+        let (status, said) = node.command("upgrade", json!({}));
         assert!(status == 422 && said["detail"].as_str().unwrap().contains(expected), "{status} {said}");
         assert_eq!(pids(&node), before);
     }
     std::fs::write(node.arguments(), "{").unwrap();
-    let (status, said) = node.command("/upgrade");
+    let (status, said) = node.command("upgrade", json!({}));
     assert!(status == 422 && said["detail"].as_str().unwrap().contains("line 1"), "{status} {said}");
     assert!(node.is_ready());
 }
@@ -214,11 +214,11 @@ fn what_was_stopped_or_drains_stays_so_and_what_died_too_often_has_another_try()
     let (index, _) = client.ask("who").unwrap();
     let [stopped, other]: [u32; 2] =
         [0, 1, 2].into_iter().filter(|child| *child != index).collect::<Vec<_>>().try_into().unwrap();
-    assert_eq!(node.command(&format!("/stop?child={stopped}")).0, 200);
-    let _told = node.command_and_leave(&format!("/drain?child={index}"));
+    assert_eq!(node.command("stop", json!({"child": stopped})).0, 200);
+    let _told = node.command_and_leave("drain", json!({"child": index}));
     until("it drains", || node.child(index as usize).state == "STOPPING");
     node.replace_program("");
-    assert_eq!(node.command("/upgrade").0, 200);
+    assert_eq!(node.command("upgrade", json!({})).0, 200);
     until("one is replaced", || {
         node.child(other as usize).state == "RUNNING" && upgrade(&node).0 == "under_way"
     });
@@ -227,7 +227,7 @@ fn what_was_stopped_or_drains_stays_so_and_what_died_too_often_has_another_try()
     until("it is over", || is_over(&node));
     assert_eq!(upgrade(&node), ("done".to_owned(), String::new()));
     assert_eq!(node.child(stopped as usize).state, "STOPPED");
-    assert_eq!(node.command(&format!("/start?child={stopped}")).0, 200);
+    assert_eq!(node.command("start", json!({"child": stopped})).0, 200);
     assert!(runs_present_program(&node, node.child(stopped as usize).pid.unwrap()));
 }
 
@@ -262,7 +262,7 @@ fn a_node_of_one_process_ends_its_code_and_goes_on_with_its_socket() {
     let mut client = Client::connect(node.http());
     client.ask("who").unwrap();
     node.replace_program("");
-    assert_eq!(node.command("/upgrade").0, 200);
+    assert_eq!(node.command("upgrade", json!({})).0, 200);
     // Whoever comes waits in the socket while no program accepts.
     let mut next = Client::connect(node.http());
     client.ask("who").expect("who was served is served to the end");
@@ -275,7 +275,7 @@ fn a_node_of_one_process_ends_its_code_and_goes_on_with_its_socket() {
     assert_eq!(Client::connect(node.http()).ask("who").unwrap().1, pid);
 
     node.replace_program("child 0");
-    assert_eq!(node.command("/upgrade").0, 200);
+    assert_eq!(node.command("upgrade", json!({})).0, 200);
     until("the upgrade is over", || node.request("GET", "/status").is_ok() && upgrade(&node).0 == "failed");
     assert_eq!(upgrade(&node).1, "it did not become ready");
     until("the program before serves", || node.is_ready());
@@ -306,7 +306,7 @@ fn row_an_upgrade_of_a_node_that_drains_is_refused() {
     let node = Node::start_own(&Arguments { timing: (60_000, 60_000), ..Arguments::default() });
     node.signal(Signal::TERM);
     until("the drain is announced", || !node.is_ready());
-    let (status, said) = node.command("/upgrade");
+    let (status, said) = node.command("upgrade", json!({}));
     assert_eq!((status, &said["detail"]), (409, &Value::from("the node is about to end")));
 }
 
@@ -316,7 +316,7 @@ fn no_order_to_end_is_lost_while_one_program_follows_the_other() {
     // are tried.
     for wait_ms in (30..130).step_by(4) {
         let mut node = Node::start_own(&Arguments { children: 1, own: false, ..Arguments::default() });
-        let _told = node.command_and_leave("/upgrade");
+        let _told = node.command_and_leave("upgrade", json!({}));
         until("it is under way", || !["", "failed"].contains(&upgrade(&node).0.as_str()));
         std::thread::sleep(Duration::from_millis(wait_ms));
         node.signal(Signal::TERM);
@@ -358,7 +358,7 @@ fn a_new_child_that_hangs_is_ended_before_the_old_program_goes_on() {
     let node = Node::start_own(&Arguments { children: 1, own: false, ..Arguments::default() });
     let first = node.child(0).pid;
     node.replace_program("hangs");
-    assert_eq!(node.command("/upgrade").0, 200);
+    assert_eq!(node.command("upgrade", json!({})).0, 200);
     // It has 20 s to become ready.
     let begun = Instant::now();
     while !is_over(&node) {
@@ -377,7 +377,7 @@ fn a_node_of_one_process_whose_program_was_replaced_meanwhile_goes_on_as_it_was(
     let node = Node::start_own(&Arguments { children: 0, ..Arguments::default() });
     let mut client = Client::connect(node.http());
     client.ask("who").unwrap();
-    assert_eq!(node.command("/upgrade").0, 200);
+    assert_eq!(node.command("upgrade", json!({})).0, 200);
     // Its code still ends: there is somebody to serve.
     replace(&node.program(), b"no program");
     drop(client);
