@@ -36,8 +36,12 @@ impl Role {
             Self::Waiting => {
                 Some(Redirect::status("this seed does not lead, and knows of none that does", None))
             }
-            Self::Understudy { .. } => {
-                Some(Redirect::status("this seed does not lead: another one does", self.leader()))
+            Self::Understudy { leader, .. } => {
+                let who = match leader.address.as_str() {
+                    "" => "another one".to_owned(),
+                    address => format!("the one at {address}"),
+                };
+                Some(Redirect::status(&format!("this seed does not lead: {who} does"), self.leader()))
             }
         }
     }

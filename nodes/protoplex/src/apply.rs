@@ -11,7 +11,7 @@ use protoplex_wire::proto::{Handler, HandlerChanges};
 use serde_json::json;
 
 use crate::cli::{Apply, Common, Usage};
-use crate::cluster::{Cluster, Outdated, Unreachable};
+use crate::cluster::{self, Cluster, Outdated, is_unclear};
 use crate::handler::diff::Diff;
 use crate::handler::{now, send};
 use crate::output::{plural, print};
@@ -106,10 +106,11 @@ fn check_kept(now: &[Handler], of_file: &[Handler], places: &HashMap<String, Str
 }
 
 /// Says what a failure means for the handlers.
-fn unmade(error: anyhow::Error) -> anyhow::Error {
-    if error.is::<Unreachable>() {
-        return error.context(
-            "whether the handlers were changed is not known (all of this or none; run it again to see)",
+pub(crate) fn unmade(error: anyhow::Error) -> anyhow::Error {
+    if is_unclear(&error) {
+        return cluster::unmade(
+            error,
+            "the handlers were changed (all of this or none; run it again to see)",
         );
     }
     // Who was too late is told so by the seed.

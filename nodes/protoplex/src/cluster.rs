@@ -14,7 +14,7 @@ use protoplex_wire::proto::{ClusterStatus, LeaderRequest, StatusRequest};
 use protoplex_wire::seeds::{Search, Seeds};
 use thiserror::Error;
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Response, Status};
 
 use crate::cli::{Common, Usage};
@@ -22,13 +22,43 @@ use crate::settings::Settings;
 
 /// How long a call may take: one that goes on for longer has nobody at its other end.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Another seed takes the place of one that has died within so long: a lease in the datastore, and a second.
+const TAKEOVER_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked for meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Largest answer that a command takes, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// The cluster can't be reached; exit code 3.
 #[derive(Debug, Error)]
-#[error("{0}")]
-pub(crate) struct Unreachable(pub String);
+#[error("{why}")]
+pub(crate) struct Unreachable {
+    why: String,
+    /// Whether what was asked for may have been done all the same.
+    is_unclear: bool,
+}
+
+impl Unreachable {
+    /// Nothing was done.
+    pub(crate) fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), is_unclear: false }
+    }
+
+    /// The answer is missing, not more.
+    fn unclear(why: impl Into<String>) -> Self {
+        Self { why: why.into(), is_unclear: true }
+    }
+}
+
+/// Whether a change that has failed so may have been made all the same.
+pub(crate) fn is_unclear(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Unreachable>().is_some_and(|error| error.is_unclear)
+}
+
+/// Of a change that has failed: where it may have been made all the same, that is said, and how it is found out.
+pub(crate) fn unmade(error: anyhow::Error, what: &str) -> anyhow::Error {
+    if is_unclear(&error) { error.context(format!("whether {what} is not known")) } else { error }
+}
 
 /// Somebody else was faster: what a change was made of is there no more. Nothing was changed.
 #[derive(Debug, Error)]
@@ -41,6 +71,8 @@ pub(crate) struct Cluster {
     seeds: Seeds,
     /// The seed that leads, once it was looked for.
     leader: OnceCell<String>,
+    /// The one that is said to lead and does not answer, where nobody has taken its place in time.
+    lost: OnceCell<String>,
 }
 
 impl Cluster {
@@ -48,7 +80,7 @@ impl Cluster {
     pub(crate) fn find(common: &Common) -> anyhow::Result<Self> {
         let settings = Settings::load(common)?;
         let identity = own(common, &settings).map_err(|error| match error {
-            IdentityError::Absent(_) => anyhow::Error::new(Unreachable(error.to_string())),
+            IdentityError::Absent(_) => anyhow::Error::new(Unreachable::new(error.to_string())),
             other => other.into(),
         })?;
         if let Some(expired) = identity.expired() {
@@ -63,7 +95,7 @@ impl Cluster {
             // Whom the operator names is meant, and whoever that one says leads.
             Seeds::only(seeds)
         };
-        Ok(Self { identity, seeds, leader: OnceCell::new() })
+        Ok(Self { identity, seeds, leader: OnceCell::new(), lost: OnceCell::new() })
     }
 
     /// The service for operators, of the seed that leads; of any that answers where none does.
@@ -73,21 +105,43 @@ impl Cluster {
         Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
     }
 
-    /// Asks one seed after the other who leads. Where none knows, the first that answers; where none does, the first.
+    /// Asks one seed after the other who leads, and while the one that they name does not answer waits for another one to
+    /// take its place. Where none knows, the first that answers; where none does, the first.
     async fn find_leader(&self) -> String {
         let mut search = Search::new(self.seeds.remembered());
         let configured = self.seeds.resolve().await;
-        search.begin(&configured);
-        let mut answers = None;
+        let end = Instant::now() + TAKEOVER_PATIENCE;
+        let mut lost = None;
+        loop {
+            search.begin(&configured);
+            let Round { leader, silent, answers } = self.ask_all(&mut search).await;
+            lost = silent.or(lost);
+            match (leader, &lost) {
+                (Some(leader), _) => return leader,
+                (None, Some(_)) if Instant::now() < end => sleep(LOOK_INTERVAL).await,
+                (None, lost) => {
+                    let _ = lost.as_ref().map(|lost| self.lost.set(lost.clone()));
+                    return answers.or_else(|| configured.into_iter().next()).unwrap_or_default();
+                }
+            }
+        }
+    }
+
+    async fn ask_all(&self, search: &mut Search) -> Round {
+        let (mut answers, mut named) = (None, None);
+        let mut silent = Vec::new();
         while let Some(seed) = search.next_seed() {
             let Ok(channel) = self.identity.channel(&seed) else { continue };
             let mut client = UnderstudyClient::new(channel);
             match timeout(search.patience(), client.leader(LeaderRequest {})).await {
-                Ok(Ok(reply)) if reply.get_ref().leading => return seed,
+                Ok(Ok(reply)) if reply.get_ref().leading => {
+                    return Round { leader: Some(seed), silent: None, answers: None };
+                }
                 Ok(Ok(reply)) => {
                     let leader = reply.into_inner().address;
                     if !leader.is_empty() {
                         search.redirected(&leader);
+                        named = Some(leader);
                     }
                     answers.get_or_insert(seed);
                 }
@@ -97,10 +151,15 @@ impl Cluster {
                 {
                     answers.get_or_insert(seed);
                 }
-                Ok(Err(_)) | Err(_) => search.unanswered(),
+                Ok(Err(_)) | Err(_) => {
+                    search.unanswered();
+                    silent.push(seed);
+                }
             }
         }
-        answers.or_else(|| configured.into_iter().next()).unwrap_or_default()
+        // One that was silent in the round before is not asked again at the word of others.
+        let is_silent = |named: &String| silent.contains(named) || !search.has_tried(named);
+        Round { leader: None, silent: named.filter(is_silent), answers }
     }
 
     /// The bus of the cluster's events, at the seed that leads, and at whichever leads later.
@@ -146,7 +205,7 @@ impl Cluster {
     ) -> anyhow::Result<T> {
         match timeout(CALL_TIMEOUT, call).await {
             Ok(answer) => Ok(answer.map_err(|status| self.explain(status))?.into_inner()),
-            Err(_) => Err(Unreachable(format!(
+            Err(_) => Err(Unreachable::unclear(format!(
                 "no answer from the seed at {}, or from its datastore, within {} s",
                 self.seed(),
                 CALL_TIMEOUT.as_secs()
@@ -160,27 +219,58 @@ impl Cluster {
         if is_foreign(&status) {
             let why = "is of another cluster than this data directory, or these credentials";
             let how = "--data or --credentials names the right one, or --seed the right seed";
-            return Unreachable(format!("the seed at {} {why}: {how}", self.seed())).into();
+            return Unreachable::new(format!("the seed at {} {why}: {how}", self.seed())).into();
         }
-        // What has no cause on the way here the seed has said itself: that it does not lead, or that NATS is away.
-        let is_told = std::error::Error::source(&status).is_none();
+        let (seed, message) = (self.seed(), status.message());
+        // What has no cause on the way here the seed has said itself: that it does not lead, or that NATS is away. It says
+        // that a time is over where it can't know what has become of a change.
+        if std::error::Error::source(&status).is_some() {
+            return match is_refused(&status) {
+                true => {
+                    Unreachable::new(format!("no seed answers at {seed}: is the cluster up? ({message})"))
+                }
+                false => {
+                    Unreachable::unclear(format!("the connection to the seed at {seed} broke ({message})"))
+                }
+            }
+            .into();
+        }
         match status.code() {
-            Code::Unavailable if is_told => Unreachable(status.message().to_owned()).into(),
-            Code::Unavailable | Code::DeadlineExceeded => anyhow::Error::new(Unreachable(format!(
-                "no seed answers at {}: is the cluster up? ({})",
-                self.seed(),
-                status.message()
-            ))),
-            Code::Unauthenticated => anyhow::Error::new(Unreachable(format!(
+            Code::Unavailable => match self.lost.get() {
+                Some(lost) => Unreachable::new(format!(
+                    "the seed that led, at {lost}, does not answer, and no other one leads yet: try again"
+                )),
+                None => Unreachable::new(message),
+            }
+            .into(),
+            Code::DeadlineExceeded => Unreachable::unclear(message).into(),
+            Code::Unauthenticated => anyhow::Error::new(Unreachable::new(format!(
                 "the cluster at {} does not know this data directory's certificate; --data or --credentials names the \
                  right one",
-                self.seed()
+                seed
             ))),
-            Code::InvalidArgument => Usage(status.message().to_owned()).into(),
-            Code::Aborted => Outdated(status.message().to_owned()).into(),
-            _ => anyhow::anyhow!("{}", status.message()),
+            Code::InvalidArgument => Usage(message.to_owned()).into(),
+            Code::Aborted => Outdated(message.to_owned()).into(),
+            _ => anyhow::anyhow!("{message}"),
         }
     }
+}
+
+/// What one look at all seeds has found.
+struct Round {
+    leader: Option<String>,
+    /// The one that others say leads, and that does not answer.
+    silent: Option<String>,
+    /// The first that answers.
+    answers: Option<String>,
+}
+
+/// Whether a call that was not answered was not even made: there was no connection. One that waits too long within a
+/// connection has the same code, and no error of the system for a cause.
+fn is_refused(status: &Status) -> bool {
+    let first: &(dyn std::error::Error + 'static) = status;
+    let mut causes = std::iter::successors(Some(first), |error| error.source());
+    status.code() == Code::Unavailable && causes.any(|cause| cause.is::<std::io::Error>())
 }
 
 /// The folder of the identity, in the data directory.

@@ -239,7 +239,7 @@ fn in_file(file: &Path, error: ArchiveError) -> anyhow::Error {
 fn explain(error: ArchiveError) -> anyhow::Error {
     match error {
         ArchiveError::Server(error @ postgres::OpenError::Away { .. }) => {
-            Unreachable(error.to_string()).into()
+            Unreachable::new(error.to_string()).into()
         }
         error => error.into(),
     }

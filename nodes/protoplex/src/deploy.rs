@@ -13,7 +13,7 @@ use protoplex_wire::proto::{Asset, Build, BuildEnd, DeployHeader, DeployRequest,
 use serde::Serialize;
 
 use crate::cli::{Common, Deploy, Usage};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, unmade};
 use crate::output::{plural, print};
 use crate::units::show_size;
 
@@ -45,8 +45,12 @@ pub(crate) async fn run(common: &Common, command: Deploy) -> anyhow::Result<()> 
     let cluster = Cluster::find(common)?;
     // A large build may be long on its way, but not to nobody.
     cluster.status().await?;
-    let build =
-        send(cluster.operator().await?, &command.host, assets).await.map_err(|s| cluster.explain(s))?;
+    let build = send(cluster.operator().await?, &command.host, assets).await.map_err(|status| {
+        unmade(
+            cluster.explain(status),
+            "the build is deployed (status shows its version; run it again to be sure)",
+        )
+    })?;
     let deployed = Deployed {
         host: build.host,
         version: build.version,

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::cli::{Common, Emit, Usage};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, is_unclear};
 use crate::handler::operator;
 use crate::output::{self, print};
 use crate::units::show_time;
@@ -161,7 +161,7 @@ async fn publish(
 ) -> anyhow::Result<Vec<Row>> {
     let kept = bus.publish(&events, delay, patience).await.map_err(|error| match error {
         PublishError::Event(error) => misuse(error),
-        PublishError::Refused(status) => cluster.explain(*status),
+        PublishError::Refused(status) => unsure(cluster.explain(*status), &events),
     })?;
     let row = |(event, kept): (CloudEvent, KeptEvent)| Row {
         id: event.id().to_owned(),
@@ -170,6 +170,24 @@ async fn publish(
         due_at_ms: (kept.due_at_ms > 0).then_some(kept.due_at_ms),
     };
     Ok(events.into_iter().zip(kept).map(row).collect())
+}
+
+/// Where it is not known whether events are published, says how they are published again: once, whatever happened, for the bus
+/// knows them by source and id.
+fn unsure(error: anyhow::Error, events: &[CloudEvent]) -> anyhow::Error {
+    if !is_unclear(&error) {
+        return error;
+    }
+    error.context(match events {
+        [event] => format!(
+            "whether the event is published is not known: again, and only once, with --source {:?} --id {}",
+            event.source(),
+            event.id()
+        ),
+        events => {
+            format!("whether these {} events, or some of them, are published is not known", events.len())
+        }
+    })
 }
 
 fn whole(json: &[u8]) -> anyhow::Result<CloudEvent> {

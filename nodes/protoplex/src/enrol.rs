@@ -171,7 +171,7 @@ pub(crate) async fn join(
 
 fn explain(error: EnrolError) -> anyhow::Error {
     match error {
-        error @ EnrolError::Away { .. } => Unreachable(error.to_string()).into(),
+        error @ EnrolError::Away { .. } => Unreachable::new(error.to_string()).into(),
         EnrolError::Refused(why) => anyhow::anyhow!("{why}"),
         EnrolError::Identity(error) => error.into(),
     }

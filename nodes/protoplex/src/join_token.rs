@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::{Common, JoinToken, JoinTokenCreate};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, unmade};
 use crate::handler::operator;
 use crate::output::{columns, print};
 use crate::units::show_time;
@@ -32,7 +32,8 @@ pub(crate) async fn run(common: &Common, command: JoinToken) -> anyhow::Result<(
         JoinToken::List => list(common, &cluster).await,
         JoinToken::Revoke { id } => {
             let request = RevokeJoinTokenRequest { id: id.clone() };
-            cluster.answer(cluster.operator().await?.revoke_join_token(request)).await?;
+            let revoked = cluster.answer(cluster.operator().await?.revoke_join_token(request)).await;
+            revoked.map_err(|error| unmade(error, "it was revoked (run it again)"))?;
             let text = format!("nobody joins with {id} any more");
             Ok(print(common.json, &json!({ "id": id, "revoked": true }), |_| text)?)
         }
@@ -48,7 +49,9 @@ async fn create(common: &Common, cluster: &Cluster, command: JoinTokenCreate) ->
         life_s: u32::try_from(expires.as_secs()).unwrap_or(u32::MAX),
         operator: operator::name(),
     };
-    let made = cluster.answer(cluster.operator().await?.create_join_token(request)).await?;
+    let made = cluster.answer(cluster.operator().await?.create_join_token(request)).await;
+    let made =
+        made.map_err(|error| unmade(error, "there is a token of no use now (join-token list shows it)"))?;
     let created = Created {
         token: made.token,
         id: made.id,

@@ -4,7 +4,7 @@ use protoplex_wire::proto::{ListRevocationsRequest, Revocation};
 use serde_json::json;
 
 use crate::cli::{Common, Node};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, unmade};
 use crate::handler::operator;
 use crate::output::{columns, print};
 use crate::units::show_time;
@@ -22,7 +22,8 @@ pub(crate) async fn run(common: &Common, command: Node) -> anyhow::Result<()> {
 pub(crate) async fn change(common: &Common, name: &str, revoked: bool) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
     let wanted = Revocation { name: name.to_owned(), revoked, operator: operator::name(), at_ms: 0 };
-    let here = cluster.answer(cluster.operator().await?.change_revocation(wanted)).await?.here;
+    let changed = cluster.answer(cluster.operator().await?.change_revocation(wanted)).await;
+    let here = changed.map_err(|error| unmade(error, "that was done (run it again)"))?.here;
     // Operators come and go, and nobody keeps a list of them.
     let is_operator = name.starts_with("operator/");
     let text = match (revoked, here) {

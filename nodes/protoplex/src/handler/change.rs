@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{named, now, send};
 use crate::cli::{Common, HandlerAdd, HandlerEdit, HandlerFields, Usage};
-use crate::cluster::{Cluster, Outdated, Unreachable};
+use crate::cluster::{Cluster, Outdated, unmade};
 use crate::output::print;
 
 /// How long a change is made anew where somebody else was faster.
@@ -108,7 +108,9 @@ async fn change(
         let base = if changes.replace.is_empty() { 0 } else { list.version };
         match send(cluster, HandlerChanges { base, ..changes }).await {
             Err(error) if error.is::<Outdated>() && Instant::now() < end => sleep(backoff.next_delay()).await,
-            done => break done.map_err(unmade)?,
+            done => {
+                break done.map_err(|error| unmade(error, "the handler was changed (run it again to see)"))?;
+            }
         }
     };
     let changed =
@@ -120,14 +122,6 @@ async fn change(
         }
     })?;
     Ok(())
-}
-
-/// Where it is not known whether it was made, that is said.
-fn unmade(error: anyhow::Error) -> anyhow::Error {
-    if error.is::<Unreachable>() {
-        return error.context("whether the handler was changed is not known (run it again to see)");
-    }
-    error
 }
 
 fn replacing(handler: proto::Handler) -> HandlerChanges {

@@ -67,6 +67,12 @@ impl Search {
         next
     }
 
+    /// Whether this one was tried in this round.
+    #[must_use]
+    pub fn has_tried(&self, seed: &str) -> bool {
+        self.tried.iter().any(|tried| tried == seed)
+    }
+
     /// How long the seed that is tried may take to answer.
     #[must_use]
     pub fn patience(&self) -> Duration {
