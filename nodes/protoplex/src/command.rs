@@ -159,7 +159,8 @@ pub(crate) async fn carry_out(common: &Common, verb: Verb, targets: &[Target]) -
     let nodes = Nodes::find(common).await?;
     let mut chosen = choose(&nodes, verb, targets);
     if verb == Verb::Start {
-        chosen = chosen.context("a node that was drained has ended, and is started as it was at first");
+        chosen = chosen.context("a node that has ended is started as it was at first: `protoplex KIND`, systemctl start, or under `up` kill -HUP and \
+             the pid of `up`");
     }
     let chosen = chosen?;
     let drain = settings.drain.drain_grace() + settings.drain.drain_timeout();

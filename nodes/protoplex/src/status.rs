@@ -1,6 +1,6 @@
 //! `protoplex status`: what runs where, in supervisord's words.
 
-mod local;
+pub(crate) mod local;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -53,6 +53,9 @@ struct NodeReport {
     pid: u32,
     ready: bool,
     draining: bool,
+    /// Why it isn't ready, where it knows.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
     /// Whether it has been heard of just now.
     answers: bool,
     meta: String,
@@ -151,7 +154,11 @@ fn rows(nodes: &[NodeReport]) -> String {
     for node in nodes {
         let state = node.state();
         let alive = format!("pid {}, uptime {}", node.pid, uptime(node.uptime_ms));
-        rows.push([node.node.clone(), state.to_owned(), alive, node.listens.join(", ")]);
+        let last = match state {
+            "WAITING" => node.reason.clone(),
+            _ => node.listens.join(", "),
+        };
+        rows.push([node.node.clone(), state.to_owned(), alive, last]);
         for child in &node.children {
             let restarts = match child.restarts {
                 0 => String::new(),
@@ -260,7 +267,7 @@ impl Report {
 }
 
 impl NodeReport {
-    /// In supervisord's words. Of a node whose children are all at rest it is theirs.
+    /// In supervisord's words, and one for who could run but lacks something. Of a node whose children are all at rest it is theirs.
     fn state(&self) -> &str {
         let first = self.children.first().map(|child| child.state.as_str());
         let at_rest = first.filter(|state| {
@@ -272,6 +279,7 @@ impl NodeReport {
             _ if self.draining => "STOPPING",
             Some(state) => state,
             None if self.ready => "RUNNING",
+            None if !self.reason.is_empty() => "WAITING",
             None => "STARTING",
         }
     }
@@ -288,6 +296,7 @@ impl From<NodeStatus> for NodeReport {
             pid: hello.pid,
             ready: state.ready,
             draining: state.draining,
+            reason: state.reason,
             answers: Duration::from_millis(status.seen_ms_ago) < SILENT_AFTER,
             meta: hello.meta,
             listens: hello.listens,

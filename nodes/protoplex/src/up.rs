@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use protoplex_runtime::signals::{self, ReloadSignals, StopSignals, UpgradeSignals};
 use protoplex_runtime::start::StartError;
-use protoplex_runtime::supervisor::{Policy, Process, Program, State};
+use protoplex_runtime::supervisor::{Policy, Process, Program, State, Status};
 use protoplex_runtime::{parent, running, telemetry, upgrade};
 use protoplex_wire::identity::Identity;
 use protoplex_wire::proto::{Handler, HandlerChanges, Placement};
@@ -29,6 +29,7 @@ use crate::command::{self, Verb};
 use crate::node::Kind;
 use crate::nodes::Target;
 use crate::settings::Settings;
+use crate::status::local;
 use crate::{demo, deploy, output, token};
 
 /// A node that isn't ready by then has a problem that its log tells.
@@ -43,6 +44,11 @@ const TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 const TOKEN_MAX_BYTES: u64 = 64 << 30;
 /// Below this path it lets files be uploaded.
 const FILES: &str = "/files/";
+
+/// A node that isn't ready by then says what it waits for.
+const WAIT_TOLD: Duration = Duration::from_secs(3);
+/// How often one that has died too often is started again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often it is looked whether the terminal is still there.
 const TERMINAL_INTERVAL: Duration = Duration::from_secs(1);
@@ -132,7 +138,7 @@ impl Nodes {
         Ok(Self { nodes: nodes.into(), log, logs, log_begin })
     }
 
-    /// Has every node read its configuration anew at each SIGHUP, and starts again those that have died too often. Returns
+    /// Has every node read its configuration anew at each SIGHUP, and starts those that don't run. Returns
     /// where that says that the terminal which `up` was started in is closed.
     async fn pass_on(&self, mut reloads: ReloadSignals, mut terminal: Terminal) {
         let mut looks = interval(TERMINAL_INTERVAL);
@@ -152,7 +158,7 @@ impl Nodes {
                 return;
             }
             for (_, process) in &self.nodes {
-                if process.status().borrow().state == State::Fatal {
+                if matches!(process.status().borrow().state, State::Fatal | State::Exited) {
                     process.begin().await;
                     continue;
                 }
@@ -193,7 +199,7 @@ impl Nodes {
         }
         tokio::select! {
             given_up = self.nothing_runs() => Ok(given_up),
-            never = self.tell_of_the_given_up() => match never {},
+            never = self.see_to_the_ended() => match never {},
         }
     }
 
@@ -219,7 +225,10 @@ impl Nodes {
 
     /// Waits until all nodes are ready, makes what a first start lacks, and tells what there is to try.
     async fn introduce(&self, common: &Common, settings: &Settings) -> anyhow::Result<String> {
-        self.ready().await?;
+        tokio::select! {
+            ready = self.ready() => ready?,
+            never = self.tell_of_the_waiting(common) => match never {},
+        }
         let cluster = Cluster::find(common)?;
         furnish(&cluster).await?;
         let nodes = running::list(&settings.data)?;
@@ -253,20 +262,54 @@ impl Nodes {
         Ok(())
     }
 
-    /// Says so of each node that has died too often to be started again, and when it runs again. Never ends.
-    async fn tell_of_the_given_up(&self) -> Infallible {
+    /// Says what nodes wait for that are not ready yet, whenever that changes. Never ends.
+    async fn tell_of_the_waiting(&self, common: &Common) -> Infallible {
+        let mut told = String::new();
+        loop {
+            sleep(WAIT_TOLD).await;
+            let late = self.nodes.iter().find(|(_, process)| !process.status().borrow().ready);
+            let Some((kind, _)) = late else { continue };
+            let node = kind.node();
+            if let Some(reason) = local::reason(common, &node).await {
+                let text = format!("protoplex: waiting for {node}: {reason}");
+                if text != told {
+                    output::tell(&text);
+                    told = text;
+                }
+            }
+        }
+    }
+
+    /// Says so of each node that was drained or has died too often, how it is started again, and when it runs again. One
+    /// that has died is tried again now and then, for what it died of may pass: a full disk, a port that was taken. Never
+    /// ends.
+    async fn see_to_the_ended(&self) -> Infallible {
         let told = self.nodes.iter().map(|(kind, process)| async move {
             let mut status = process.status();
-            // An error means that its keeper is gone.
-            while status.wait_for(|status| status.state == State::Fatal).await.is_ok() {
-                let (node, up, log) = (kind.node(), std::process::id(), self.log.display());
-                output::tell(&format!(
-                    "protoplex: {node} died too often and is not started again; the others go on without it. The log \
-                     says why: {log}. Start it again: kill -HUP {up}"
-                ));
-                if status.wait_for(|status| status.ready).await.is_ok() {
-                    output::tell(&format!("protoplex: {node} runs again"));
+            let (node, up, log) = (kind.node(), std::process::id(), self.log.display());
+            let again = format!("kill -HUP {up}");
+            loop {
+                let is_over = |status: &Status| matches!(status.state, State::Fatal | State::Exited);
+                // An error means that its keeper is gone.
+                let Ok(state) = status.wait_for(is_over).await.map(|status| status.state) else { return };
+                output::tell(&match state {
+                    State::Exited => format!("protoplex: {node} was drained. Start it again: {again}"),
+                    _ => format!(
+                        "protoplex: {node} died too often; the others go on without it. The log says why: {log}. It is \
+                         tried again every {} s, and at once by {again}",
+                        RETRY_INTERVAL.as_secs()
+                    ),
+                });
+                loop {
+                    let begun = timeout(RETRY_INTERVAL, status.wait_for(|status| status.ready)).await;
+                    if begun.is_ok() {
+                        break;
+                    }
+                    if process.status().borrow().state == State::Fatal {
+                        process.begin().await;
+                    }
                 }
+                output::tell(&format!("protoplex: {node} runs again"));
             }
         });
         futures_util::future::join_all(told).await;

@@ -12,10 +12,11 @@ mod succession;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use protoplex_wire::join::Standing;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -42,6 +43,8 @@ pub(crate) use succession::Held;
 const STOP_MARGIN: Duration = Duration::from_secs(2);
 /// A child that isn't ready by then has a problem that its log tells.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Another seed leads within so long where one has died.
+const SEED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// All children of one node.
 #[derive(Debug)]
@@ -54,6 +57,8 @@ pub(crate) struct Children {
     configured: watch::Sender<Configuration>,
     /// One change of many children at a time.
     changing: tokio::sync::Mutex<()>,
+    /// Of a node that has a link to the seeds.
+    seeds: OnceLock<watch::Receiver<Standing>>,
 }
 
 /// Which children are meant: all, or one.
@@ -66,6 +71,8 @@ pub(crate) enum ChildError {
     Unknown { index: u32, count: usize },
     #[error("child {index} is {state} and did not become ready; its log says why")]
     NotReady { index: u32, state: State },
+    #[error("no seed leads, and without one the successor of child {0} could not begin: it stays as it is")]
+    Seedless(u32),
     #[error("child {0} was started again meanwhile")]
     StartedAgain(u32),
     #[error("the node is about to end")]
@@ -287,6 +294,9 @@ impl Children {
             return Err(ChildError::Draining);
         };
         let keeps_own = !self.places().spec.own.is_empty();
+        if old.now().state == State::Running && !self.is_led().await {
+            return Err(ChildError::Seedless(index));
+        }
         match old.now().state {
             // Whoever it still serves it serves to the end.
             State::Stopping => old.gone().await,
@@ -318,6 +328,20 @@ impl Children {
         old.retire();
         info!(index, "a child was replaced");
         Ok(())
+    }
+
+    /// Replaces nobody from here on while no seed leads by this.
+    pub(crate) fn follow(&self, seeds: watch::Receiver<Standing>) {
+        let _ = self.seeds.set(seeds);
+    }
+
+    /// Whether a seed leads, or does so in a moment.
+    async fn is_led(&self) -> bool {
+        let Some(seeds) = self.seeds.get() else { return true };
+        let mut seeds = seeds.clone();
+        // An error means that the link has ended with the node.
+        let led = timeout(SEED_PATIENCE, seeds.wait_for(|standing| standing.lost_since.is_none()));
+        led.await.is_ok()
     }
 
     fn start_process(&self, parcel: Parcel) -> Process {
@@ -409,6 +433,7 @@ impl Unstarted {
             stirred: watch::Sender::new(()),
             configured,
             changing: tokio::sync::Mutex::new(()),
+            seeds: OnceLock::new(),
         };
         match former {
             Some(former) => children.resume(former, own),

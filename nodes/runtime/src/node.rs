@@ -74,6 +74,9 @@ pub(crate) struct StatusPage {
     uptime_ms: u64,
     ready: bool,
     draining: bool,
+    /// Why it isn't ready.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
     /// A child is not started again any more.
     degraded: bool,
     addresses: Vec<Address>,
@@ -126,6 +129,9 @@ impl Node {
         // The code of a node of a single process has to become ready again.
         let was_ready =
             estate.came.as_ref().is_some_and(|came| came.was_ready) && matches!(body, Body::Children(_));
+        if let (Body::Children(children), Some(seeds)) = (&body, &seeds) {
+            children.follow(seeds.clone());
+        }
         Self {
             upgrades: Upgrades::new(estate.came.as_ref().map(|came| came.status.clone())),
             estate,
@@ -296,6 +302,14 @@ impl Node {
         Some(solo.report().borrow().hindrance.clone()).filter(|words| !words.is_empty())
     }
 
+    /// Why it isn't ready, as far as that is known; empty where it is.
+    fn reason(&self) -> String {
+        if self.is_ready() {
+            return String::new();
+        }
+        self.hindrance().or_else(|| self.seedless()).unwrap_or_default()
+    }
+
     fn statuses(&self) -> Vec<Status> {
         match &self.body {
             Body::Children(children) => children.statuses(),
@@ -326,6 +340,7 @@ impl Node {
             processors: std::thread::available_parallelism().map_or(0, |count| count.get() as u32),
             file_limit: descriptors::limit(),
             open_files: procfs::open_files(std::process::id()).unwrap_or_default(),
+            reason: self.reason(),
         }
     }
 
@@ -376,6 +391,7 @@ impl Node {
             uptime_ms: self.estate.started.elapsed().as_millis() as u64,
             ready: self.is_ready(),
             draining: *self.draining.borrow(),
+            reason: self.reason(),
             degraded: statuses.iter().any(|status| status.state == State::Fatal),
             addresses: about.addresses,
             file_limit: descriptors::limit(),

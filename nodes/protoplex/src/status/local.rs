@@ -26,6 +26,8 @@ struct Page {
     uptime_ms: u64,
     ready: bool,
     draining: bool,
+    #[serde(default)]
+    reason: String,
     addresses: Vec<Address>,
     file_limit: u64,
     open_files: u64,
@@ -49,6 +51,16 @@ struct Child {
     uptime_ms: u64,
     restarts: u32,
     open_files: u64,
+}
+
+/// Why a node that runs isn't ready, where it says so.
+pub(crate) async fn reason(common: &Common, node: &str) -> Option<String> {
+    let nodes = nodes(common).await.ok()?;
+    nodes
+        .into_iter()
+        .find(|report| report.node == node)
+        .map(|report| report.reason)
+        .filter(|it| !it.is_empty())
 }
 
 /// All that run, by name. One that doesn't answer is told without what only it knows.
@@ -85,6 +97,7 @@ fn report(node: String, found: Found, page: Option<Page>) -> NodeReport {
         pid: page.pid,
         ready: page.ready,
         draining: page.draining,
+        reason: page.reason,
         answers,
         meta: found.meta.to_string(),
         listens,

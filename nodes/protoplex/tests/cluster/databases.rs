@@ -65,6 +65,12 @@ fn row_a_database_that_goes_away_is_told_once_and_comes_back_by_itself() {
         get(&ready, &[]).text()
     );
     assert!(bench.is_served("/files/before"), "what fileservers know goes on");
+    until("the status says who waits, and for what", || {
+        let status = bench.cluster.run(&["status"]);
+        let text = String::from_utf8_lossy(&status.stdout).into_owned();
+        let line = text.lines().find(|line| line.starts_with("datastore-1"))?;
+        (line.contains("WAITING") && line.contains("the database is away: ")).then_some(())
+    });
     let refused = bench.upload("/files/meanwhile");
     assert!(matches!(refused, 502..=504), "{refused}");
     until("a command is told why", || {

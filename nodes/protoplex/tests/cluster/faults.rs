@@ -223,16 +223,57 @@ fn row_a_datastore_that_stands_still_for_a_while_ends_no_lead_for_good() {
 fn row_a_seed_that_dies_too_often_ends_nobody_else_and_is_started_again_by_a_signal() {
     let mut cluster = start();
     assert_eq!(put(&cluster, "/files/x", b"x", &[]).status, 201);
-    // As `up` tells it.
-    let started = |logs: &str| -> Vec<u64> {
-        let lines = logs.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let its = lines.filter(|line| line["process"] == "seed-1" && line["message"] == "started");
-        its.filter_map(|line| line["pid"].as_u64()).collect()
-    };
+    wear_out(&cluster, "seed-1");
+    for n in 0..50 {
+        assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).status, 200, "request {n}");
+    }
+    // Without a seed no new child could begin: those that serve stay.
+    let fileserver = cluster.child_pid("fileserver-1", 0);
+    let refused = cluster.run(&["restart", "fileserver-1"]);
+    let told = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(!refused.status.success() && told.contains("no seed leads, and without one"), "{told}");
+    assert_eq!(cluster.child_pid("fileserver-1", 0), fileserver);
+    assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).status, 200);
+
+    signal(cluster.pid(), Signal::HUP);
+    until("the seed leads again", || cluster.run(&["status"]).status.success().then_some(()));
+    until("an upload is taken", || (put(&cluster, "/files/y", b"y", &[]).status == 201).then_some(()));
+    assert_eq!(cluster.stop(), Some(0));
+}
+
+#[test]
+fn a_node_that_died_too_often_is_tried_again_and_one_that_was_drained_by_a_signal() {
+    let cluster = start();
+    let pid = wear_out(&cluster, "live-1");
+    // Half a minute later.
+    let again = until("it is tried again", || {
+        started(&cluster.logs(), "live-1").last().copied().filter(|it| *it != pid)
+    });
+    until("it is ready", || (cluster.json(&["discover", "live"])["live"] == 1).then_some(()));
+    assert_eq!(cluster.json(&["drain", "live-1"])[0]["ok"], true);
+    assert_eq!(started(&cluster.logs(), "live-1").last(), Some(&again));
+    let gone = cluster.run(&["start", "live-1"]);
+    let told = String::from_utf8_lossy(&gone.stderr).into_owned();
+    assert!(!gone.status.success() && told.contains("kill -HUP"), "{told}");
+    signal(cluster.pid(), Signal::HUP);
+    until("it was started", || {
+        started(&cluster.logs(), "live-1").last().filter(|it| **it != again).map(|_| ())
+    });
+}
+
+/// The pids of a node of `up`, as that tells them.
+fn started(logs: &str, node: &str) -> Vec<u64> {
+    let lines = logs.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let its = lines.filter(|line| line["process"] == node && line["message"] == "started");
+    its.filter_map(|line| line["pid"].as_u64()).collect()
+}
+
+/// Kills a node until it is given up; its last pid.
+fn wear_out(cluster: &Cluster, node: &str) -> u64 {
     let mut killed = Vec::new();
-    until("the seed is given up", || {
+    until("it is given up", || {
         let logs = cluster.logs();
-        let pid = *started(&logs).last()?;
+        let pid = *started(&logs, node).last()?;
         if !killed.contains(&pid) {
             kill(pid);
             killed.push(pid);
@@ -240,11 +281,5 @@ fn row_a_seed_that_dies_too_often_ends_nobody_else_and_is_started_again_by_a_sig
         logs.contains("died too often; it is not started again").then_some(())
     });
     assert!(killed.len() > 1);
-    for n in 0..50 {
-        assert_eq!(get(&format!("{}/files/x", cluster.http()), &[]).status, 200, "request {n}");
-    }
-    signal(cluster.pid(), Signal::HUP);
-    until("the seed leads again", || cluster.run(&["status"]).status.success().then_some(()));
-    until("an upload is taken", || (put(&cluster, "/files/y", b"y", &[]).status == 201).then_some(()));
-    assert_eq!(cluster.stop(), Some(0));
+    *killed.last().unwrap()
 }
