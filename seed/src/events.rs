@@ -19,6 +19,7 @@ use protoplex_wire::cloud_event::CloudEvent;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::cluster::Handle;
 use crate::role::Role;
 pub(crate) use carrier::EventLogs;
 use carrier::{AnyCarrier, Reign};
@@ -40,6 +41,7 @@ impl EventBus {
     pub(crate) async fn start(
         config: &config::Config,
         datastore: EventLogs,
+        cluster: Handle,
         role: watch::Receiver<Role>,
         announced: mpsc::Receiver<CloudEvent>,
         ending: watch::Receiver<bool>,
@@ -49,7 +51,7 @@ impl EventBus {
         let carrier = if config.0.nats.is_some() {
             AnyCarrier::Nats(Nats::connect(config, datastore.clone()).await?)
         } else {
-            let (kept, run) = Kept::new(datastore.clone(), leads.clone(), config);
+            let (kept, run) = Kept::new(datastore.clone(), cluster, leads.clone(), config);
             tasks.spawn(run);
             AnyCarrier::Kept(kept)
         };

@@ -24,7 +24,7 @@ use crate::cluster::{Cluster, Handle};
 use crate::datastores::{Datastores, call, limited};
 use crate::enrolment::Registrar;
 use crate::handlers::{self, HandlerError, Plan};
-use crate::leader::{fenced, load};
+use crate::leader::{fenced, led, load};
 use crate::role::Role;
 
 /// How long a client of a deployment may keep the next asset waiting.
@@ -268,10 +268,10 @@ impl Operator for Console {
         &self,
         request: Request<CreateJoinTokenRequest>,
     ) -> Result<Response<CreateJoinTokenReply>, Status> {
-        self.leading().await?;
+        let term = self.leading().await?;
         let (caller, wanted) = (caller(&request)?, request.into_inner());
         let wanted = CreateJoinTokenRequest { operator: author(&caller, &wanted.operator), ..wanted };
-        Ok(Response::new(self.registrar.create_token(wanted).await?))
+        Ok(Response::new(self.registrar.create_token(wanted, term).await?))
     }
 
     async fn list_join_tokens(
@@ -287,18 +287,18 @@ impl Operator for Console {
         &self,
         request: Request<RevokeJoinTokenRequest>,
     ) -> Result<Response<RevokeJoinTokenReply>, Status> {
-        self.leading().await?;
+        let request = RevokeJoinTokenRequest { term: self.leading().await?, ..request.into_inner() };
         let mut datastore = self.datastores.client();
-        Ok(Response::new(call(datastore.revoke_join_token(limited(request.into_inner()))).await?))
+        Ok(Response::new(led(&self.cluster, datastore.revoke_join_token(limited(request))).await?))
     }
 
     async fn change_revocation(
         &self,
         request: Request<Revocation>,
     ) -> Result<Response<ChangeRevocationReply>, Status> {
-        self.leading().await?;
+        let term = self.leading().await?;
         let (caller, wanted) = (caller(&request)?, request.into_inner());
-        let wanted = Revocation { operator: author(&caller, &wanted.operator), ..wanted };
+        let wanted = Revocation { operator: author(&caller, &wanted.operator), term, ..wanted };
         Ok(Response::new(self.registrar.change_revocation(wanted, &caller).await?))
     }
 

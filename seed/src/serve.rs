@@ -158,7 +158,15 @@ pub async fn serve(
     tasks.spawn(keep_snapshot(start.snapshot.clone(), cluster.clone()));
 
     let logs = EventLogs::new(identity, &start.datastores, Arc::clone(&datastores))?;
-    let bus = EventBus::start(&start.events, logs, role.clone(), to_announce, ending.subscribe(), &mut tasks);
+    let bus = EventBus::start(
+        &start.events,
+        logs,
+        cluster.clone(),
+        role.clone(),
+        to_announce,
+        ending.subscribe(),
+        &mut tasks,
+    );
     let events = EventsServer::new(bus.await?)
         .max_decoding_message_size(MAX_EVENTS_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_EVENTS_MESSAGE_BYTES);

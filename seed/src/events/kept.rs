@@ -20,6 +20,7 @@ use super::carrier::{
     Carrier, CarrierError, EventLogs, Interest, Membership, Outgoing, Reign, Start, membership,
 };
 use super::config::Config;
+use crate::cluster::Handle;
 use log::{Log, answer, limited};
 use sharer::{Call, MAX_WAITING_CALLS, Sharer};
 use sharing::{Sharing, Terms};
@@ -62,6 +63,7 @@ impl Kept {
     /// The carrier, and the task that opens the log whenever this seed leads.
     pub(crate) fn new(
         datastore: EventLogs,
+        cluster: Handle,
         mut leads: Reign,
         config: &Config,
     ) -> (Arc<Self>, impl Future<Output = ()> + use<>) {
@@ -79,7 +81,7 @@ impl Kept {
                 let term = async {
                     let Some(present) = present else { return };
                     loop {
-                        match Term::begin(present, datastore.clone(), retention).await {
+                        match Term::begin(present, cluster.clone(), datastore.clone(), retention).await {
                             Ok(term) => break drop(tell.send_replace(Some(Arc::new(term)))),
                             Err(error) => tracing::debug!(%error, "the log of events can't be opened"),
                         }
@@ -209,10 +211,11 @@ impl Carrier for Kept {
 impl Term {
     async fn begin(
         term: u64,
+        cluster: Handle,
         datastore: EventLogs,
         retention: TrimEventsRequest,
     ) -> Result<Self, CarrierError> {
-        let (log, waiting) = Log::open(term, datastore.clone()).await?;
+        let (log, waiting) = Log::open(term, cluster, datastore.clone()).await?;
         let positions = Positions::default();
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&log).append_all(waiting));

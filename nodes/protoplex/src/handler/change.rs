@@ -109,7 +109,8 @@ async fn change(
         match send(cluster, HandlerChanges { base, ..changes }).await {
             Err(error) if error.is::<Outdated>() && Instant::now() < end => sleep(backoff.next_delay()).await,
             done => {
-                break done.map_err(|error| unmade(error, "the handler was changed (run it again to see)"))?;
+                break done
+                    .map_err(|error| unmade(error, "the handler was changed (run it again to see)"))?;
             }
         }
     };

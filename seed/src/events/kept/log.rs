@@ -13,7 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tonic::{Request, Response, Status};
 
+use crate::cluster::Handle;
 use crate::events::carrier::{CarrierError, EventLogs, Outgoing};
+use crate::leader::fenced;
 
 /// Calls that wait to be appended; more are told to come later.
 const MAX_WAITING: usize = 1024;
@@ -50,6 +52,7 @@ pub(super) struct Page {
 /// The log during one term of this seed.
 pub(super) struct Log {
     term: u64,
+    cluster: Handle,
     datastore: EventLogs,
     tail: Mutex<Tail>,
     head: watch::Sender<u64>,
@@ -73,10 +76,12 @@ impl Log {
     /// The log, and what waits for [`Self::append_all`].
     pub(super) async fn open(
         term: u64,
+        cluster: Handle,
         datastore: EventLogs,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Waiting>), CarrierError> {
         let (waiting, to_append) = mpsc::channel(MAX_WAITING);
-        let log = Self { term, datastore, tail: Mutex::default(), head: watch::Sender::new(0), waiting };
+        let (tail, head) = (Mutex::default(), watch::Sender::new(0));
+        let log = Self { term, cluster, datastore, tail, head, waiting };
         log.look().await?;
         Ok((Arc::new(log), to_append))
     }
@@ -138,6 +143,7 @@ impl Log {
             }
             Err(status) => {
                 tracing::debug!(reason = status.message(), "events are not kept");
+                fenced(&status, &self.cluster).await;
                 for Waiting { done, .. } in batch {
                     let _ = done.send(Err(status.clone().into()));
                 }
