@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use protoplex_wire::cloud_event::CloudEvent;
 use protoplex_wire::proto::{
-    AppendEventsRequest, Asset, ChangeHandlersRequest, DeadEvent, Handler, ListDeadEventsRequest,
-    LoggedEvent, NewEvent, PostponeEventsRequest, PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest,
-    SubscriptionMove, TakeLeaseRequest, TrimEventsRequest,
+    AppendEventsRequest, Asset, ChangeHandlersRequest, DeadEvent, DueEventsReply, DueEventsRequest, Handler,
+    ListDeadEventsRequest, LoggedEvent, NewEvent, PostponeEventsRequest, PutSubscriptionRequest,
+    ReadEventsReply, ReadEventsRequest, SubscriptionMove, TakeLeaseRequest, TrimEventsRequest,
 };
 
 use super::{EventLog, MAX_DEAD, PAGE_BYTES};
@@ -25,6 +25,7 @@ macro_rules! event_contract {
             the_oldest_go_by_number_bytes_and_age
             delayed_events_wait_and_outlive_a_crash
             what_is_due_comes_in_pages_of_a_bounded_size
+            due_events_that_are_too_large_hold_nothing_up
             subscriptions_keep_their_position
             dead_events_are_listed_and_bounded
             changes_announce_themselves
@@ -60,6 +61,10 @@ async fn append(store: &impl EventLog, term: u64, events: Vec<NewEvent>) -> Stor
 
 async fn read(store: &impl EventLog, after: u64) -> ReadEventsReply {
     store.read_events(ReadEventsRequest { after, limit: 1000 }).await.unwrap()
+}
+
+async fn due(store: &impl EventLog, limit: u32, max_event_bytes: u64) -> DueEventsReply {
+    store.due_events(DueEventsRequest { limit, max_event_bytes }).await.unwrap()
 }
 
 fn ids(events: &[LoggedEvent]) -> Vec<String> {
@@ -184,19 +189,19 @@ pub(crate) async fn delayed_events_wait_and_outlive_a_crash<D: Database>(databas
     postpone(&store, "now", 0).await;
     drop(store);
     let store = database.open().await;
-    let due = async || {
-        let due = store.due_events(10).await.unwrap();
+    let waiting = async || {
+        let due = due(&*store, 10, 0).await.events;
         due.into_iter().map(|it| (it.number, String::from_utf8(it.event).unwrap())).collect::<Vec<_>>()
     };
     let both = crate::store::contract::until("the second is due", async || {
-        let due = due().await;
+        let due = waiting().await;
         (due.len() == 2).then_some(due)
     })
     .await;
     assert_eq!([&both[0].1, &both[1].1], ["now", "later"], "in the order of their times");
     store.drop_due(vec![both[0].0]).await.unwrap();
     store.drop_due(vec![both[0].0]).await.unwrap();
-    assert_eq!(due().await.len(), 1);
+    assert_eq!(waiting().await.len(), 1);
     assert!(!postpone(&store, "now", 3_600_000).await.repeated[0], "it waits no longer");
 }
 
@@ -206,11 +211,33 @@ pub(crate) async fn what_is_due_comes_in_pages_of_a_bounded_size<D: Database>(da
     let events = vec![sized("huge", third * 4), sized("a", third), sized("b", third), sized("c", third * 2)];
     store.postpone_events(PostponeEventsRequest { events, delay_ms: 0 }).await.unwrap();
     for expected in [1, 2, 1] {
-        let due = store.due_events(100).await.unwrap();
+        let due = due(&*store, 100, 0).await.events;
         assert_eq!(due.len(), expected);
         store.drop_due(due.into_iter().map(|it| it.number).collect()).await.unwrap();
     }
-    assert!(store.due_events(100).await.unwrap().is_empty());
+    assert!(due(&*store, 100, 0).await.events.is_empty());
+}
+
+pub(crate) async fn due_events_that_are_too_large_hold_nothing_up<D: Database>(database: &D) {
+    let store = database.open().await;
+    let most = usize::try_from(PAGE_BYTES).unwrap() / 2;
+    // More than one page of them, by number and by size.
+    let mut events: Vec<_> = (0..3).map(|n| sized(&format!("large {n}"), most + 1)).collect();
+    events.extend([sized("just", most), sized("small", 5)]);
+    store.postpone_events(PostponeEventsRequest { events, delay_ms: 0 }).await.unwrap();
+    store
+        .postpone_events(PostponeEventsRequest { events: vec![new("later")], delay_ms: 3_600_000 })
+        .await
+        .unwrap();
+    let fit = due(&*store, 2, most as u64).await;
+    let names: Vec<_> = fit.events.iter().map(|it| it.event.trim_ascii()).collect();
+    assert_eq!((names, fit.larger), (vec![&b"just"[..], b"small"], 3));
+    store.drop_due(fit.events.iter().map(|it| it.number).collect()).await.unwrap();
+    let none = due(&*store, 2, most as u64).await;
+    assert_eq!((none.events.len(), none.larger), (0, 3));
+    // Somebody may take them later, one page after the other.
+    assert_eq!(due(&*store, 2, most as u64 + 1).await.events[0].event.trim_ascii(), b"large 0");
+    assert_eq!(due(&*store, 2, 0).await.larger, 0);
 }
 
 pub(crate) async fn subscriptions_keep_their_position<D: Database>(database: &D) {
@@ -284,7 +311,7 @@ pub(crate) async fn changes_announce_themselves<D: Database>(database: &D) {
     let reference = file.file.unwrap().reference;
     store.mark_stored(&reference).await.unwrap();
     store.mark_stored(&reference).await.unwrap();
-    let due = store.due_events(10).await.unwrap();
+    let due = due(&*store, 10, 0).await.events;
     let events: Vec<_> = due.iter().map(|it| CloudEvent::from_json(&it.event).unwrap()).collect();
     let topics: Vec<_> = events.iter().map(CloudEvent::topic).collect();
     assert_eq!(topics, ["handlers.changed", "build.deployed", "upload.finished", "file.stored"]);

@@ -62,9 +62,7 @@ impl<S: EventLog> Service for EventService<S> {
     }
 
     async fn due_events(&self, request: Request<DueEventsRequest>) -> Answer<DueEventsReply> {
-        answer(
-            self.store.due_events(request.into_inner().limit).await.map(|events| DueEventsReply { events }),
-        )
+        answer(self.store.due_events(request.into_inner()).await)
     }
 
     async fn drop_due(&self, request: Request<DropDueRequest>) -> Answer<DropDueReply> {

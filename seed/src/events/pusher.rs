@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protoplex_wire::cloud_event::CloudEvent;
-use protoplex_wire::proto::{DropDueRequest, DueEvent, DueEventsRequest};
+use protoplex_wire::proto::{DropDueRequest, DueEvent, DueEventsReply, DueEventsRequest};
 use tokio::time::{sleep, timeout};
 use tonic::{Response, Status};
 
@@ -53,15 +53,18 @@ struct Turn {
     /// How many were published.
     taken: usize,
     /// How many can't be, and stay.
-    stuck: usize,
+    stuck: u64,
 }
 
 async fn turn(datastore: &EventLogs, carrier: &impl Carrier) -> Result<Turn, CarrierError> {
-    let due = call(datastore.client().due_events(DueEventsRequest { limit: BATCH })).await?.events;
-    // The carrier's limit may be another one than when it was asked first. The others don't wait for these.
+    // The carrier's limit may be another one than when these were taken. The others don't wait for them.
     let most = carrier.max_event_bytes();
-    let (due, stuck): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.event.len() <= most);
-    let stuck = stuck.len();
+    let max_event_bytes = if most == usize::MAX { 0 } else { most as u64 };
+    let request = DueEventsRequest { limit: BATCH, max_event_bytes };
+    let DueEventsReply { events: due, larger } = call(datastore.client().due_events(request)).await?;
+    // A datastore of before doesn't leave them out.
+    let (due, left): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.event.len() <= most);
+    let stuck = larger + left.len() as u64;
     if due.is_empty() {
         return Ok(Turn { taken: 0, stuck });
     }
