@@ -6,7 +6,7 @@ pub(crate) mod ageing;
 #[cfg(test)]
 pub(crate) mod contract;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 
 use protoplex_wire::events::REPEAT_WINDOW;
@@ -101,6 +101,9 @@ pub trait EventLog: Send + Sync + 'static {
         &self,
         request: ListDeadEventsRequest,
     ) -> impl Future<Output = StoreResult<Vec<DeadEvent>>> + Send;
+
+    /// How many dead events each subscription has that has any.
+    fn count_buried(&self) -> impl Future<Output = StoreResult<HashMap<String, u64>>> + Send;
 }
 
 /// Where the log has come to.

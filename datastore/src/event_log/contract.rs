@@ -1,6 +1,7 @@
 //! What every log of events has to keep, as tests against the trait. A database passes by `event_contract!(its test
 //! database)`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use protoplex_wire::cloud_event::CloudEvent;
@@ -293,8 +294,18 @@ pub(crate) async fn dead_events_are_listed_and_bounded<D: Database>(database: &D
     assert!(first[0].attempts == 5 && first[0].event == b"x" && first[0].died_at_ms > 0);
     let subscriptions = store.list_subscriptions().await.unwrap().subscriptions;
     assert_eq!(subscriptions[0].dead, MAX_DEAD.cast_unsigned());
+    // Another carrier has subscriptions that the datastore doesn't know; these are more than a page.
+    let event = vec![b'x'; usize::try_from(PAGE_BYTES).unwrap() / 2];
+    for position in 1..=3 {
+        let large = DeadEvent { subscription: "large".to_owned(), event: event.clone(), ..dead(position) };
+        store.bury_event(large).await.unwrap();
+    }
+    let counts = store.count_buried().await.unwrap();
+    let expected = [("s".to_owned(), MAX_DEAD.cast_unsigned()), ("large".to_owned(), 3)];
+    assert_eq!(counts, HashMap::from(expected));
     store.remove_subscription("s").await.unwrap();
     assert!(list(0).await.is_empty());
+    assert_eq!(store.count_buried().await.unwrap().get("s"), None);
 }
 
 pub(crate) async fn changes_announce_themselves<D: Database>(database: &D) {

@@ -1,6 +1,6 @@
 //! The log of events, and what lasts beside it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::TryStreamExt;
 use protoplex_wire::proto::{
@@ -100,6 +100,16 @@ impl EventLog for PgStore {
                 taken.push(row);
             }
             Ok(taken)
+        })
+        .await
+    }
+
+    async fn count_buried(&self) -> StoreResult<HashMap<String, u64>> {
+        self.call(|| async {
+            let counts =
+                sqlx::query_as("SELECT subscription, count(*) FROM dead_events GROUP BY subscription");
+            let counts: Vec<(String, i64)> = counts.fetch_all(&self.pool).await?;
+            Ok(counts.into_iter().map(|(subscription, count)| (subscription, unsigned(count))).collect())
         })
         .await
     }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::event_log_server::EventLog as Service;
 use protoplex_wire::proto::{
-    AppendEventsReply, AppendEventsRequest, BuryEventReply, DeadEvent, DeadEventList, DropDueReply,
-    DropDueRequest, DueEventsReply, DueEventsRequest, ListDeadEventsRequest, ListSubscriptionsRequest,
-    MoveSubscriptionsReply, MoveSubscriptionsRequest, PostponeEventsReply, PostponeEventsRequest,
-    PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest, RemoveSubscriptionReply,
-    RemoveSubscriptionRequest, Subscription, SubscriptionList, TrimEventsReply, TrimEventsRequest,
+    AppendEventsReply, AppendEventsRequest, BuriedCounts, BuryEventReply, CountBuriedRequest, DeadEvent,
+    DeadEventList, DropDueReply, DropDueRequest, DueEventsReply, DueEventsRequest, ListDeadEventsRequest,
+    ListSubscriptionsRequest, MoveSubscriptionsReply, MoveSubscriptionsRequest, PostponeEventsReply,
+    PostponeEventsRequest, PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest,
+    RemoveSubscriptionReply, RemoveSubscriptionRequest, Subscription, SubscriptionList, TrimEventsReply,
+    TrimEventsRequest,
 };
 use tonic::Request;
 
@@ -102,5 +103,9 @@ impl<S: EventLog> Service for EventService<S> {
 
     async fn list_buried(&self, request: Request<ListDeadEventsRequest>) -> Answer<DeadEventList> {
         answer(self.store.list_buried(request.into_inner()).await.map(|events| DeadEventList { events }))
+    }
+
+    async fn count_buried(&self, _: Request<CountBuriedRequest>) -> Answer<BuriedCounts> {
+        answer(self.store.count_buried().await.map(|counts| BuriedCounts { counts }))
     }
 }

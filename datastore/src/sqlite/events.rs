@@ -1,6 +1,6 @@
 //! The log of events, and what lasts beside it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::TryStreamExt;
 use protoplex_wire::proto::{
@@ -264,6 +264,12 @@ impl EventLog for SqliteStore {
             taken.push(row);
         }
         Ok(taken)
+    }
+
+    async fn count_buried(&self) -> StoreResult<HashMap<String, u64>> {
+        let counts = sqlx::query_as("SELECT subscription, count(*) FROM dead_events GROUP BY subscription");
+        let counts: Vec<(String, u64)> = counts.fetch_all(&self.readers).await?;
+        Ok(counts.into_iter().collect())
     }
 }
 

@@ -21,7 +21,8 @@ use super::carrier::{
 };
 use super::config::Config;
 use crate::cluster::Handle;
-use log::{Log, answer, limited};
+use log::Log;
+pub(super) use log::{answer, limited};
 use sharer::{Call, MAX_WAITING_CALLS, Sharer};
 use sharing::{Sharing, Terms};
 

@@ -21,7 +21,7 @@ use futures_util::TryStreamExt;
 use protoplex_wire::cloud_event::MAX_EVENT_BYTES;
 use protoplex_wire::events::REPEAT_WINDOW;
 use protoplex_wire::proto::{
-    KeptEvent, ListDeadEventsRequest, LostEvents, RemoveSubscriptionRequest, Subscription, SubscriptionList,
+    CountBuriedRequest, KeptEvent, LostEvents, RemoveSubscriptionRequest, Subscription, SubscriptionList,
 };
 use protoplex_wire::topic::TopicPattern;
 use tokio::sync::{Mutex, watch};
@@ -31,6 +31,7 @@ use super::carrier::{
     Carrier, CarrierError, EventLogs, Interest, Membership, Outgoing, Start, Told, membership,
 };
 use super::config::Config;
+use super::kept::{answer, limited};
 use member::Member;
 
 pub use connect::NatsError;
@@ -199,13 +200,6 @@ impl Nats {
             stream.create_consumer(self.consumer(interest, begin)).await.map_err(|error| failed(&error))?;
         Ok(made.cached_info().clone())
     }
-
-    async fn dead(&self, name: &str) -> u64 {
-        let request = ListDeadEventsRequest { subscription: name.to_owned(), limit: u32::MAX };
-        let mut datastore = self.datastore.client();
-        let listed = timeout(ANSWER_TIMEOUT, datastore.list_buried(request)).await;
-        listed.ok().and_then(Result::ok).map_or(0, |listed| listed.into_inner().events.len() as u64)
-    }
 }
 
 impl Carrier for Arc<Nats> {
@@ -276,6 +270,9 @@ impl Carrier for Arc<Nats> {
     async fn subscriptions(&self) -> Result<SubscriptionList, CarrierError> {
         let stream = self.ready().await?;
         let state = stream.get_info().await.map_err(|error| failed(&error))?.state;
+        let mut datastore = self.datastore.client();
+        let buried = datastore.count_buried(limited(ANSWER_TIMEOUT, CountBuriedRequest {}));
+        let dead = answer(ANSWER_TIMEOUT, buried).await?.counts;
         let consumers: Vec<Info> = stream.consumers().try_collect().await.map_err(|error| failed(&error))?;
         let mut subscriptions = Vec::new();
         for info in consumers.into_iter().filter(|info| info.config.durable_name.is_some()) {
@@ -283,7 +280,7 @@ impl Carrier for Arc<Nats> {
             subscriptions.push(Subscription {
                 patterns: info.config.description.unwrap_or_default().split(' ').map(str::to_owned).collect(),
                 position: if is_done { state.last_sequence } else { info.ack_floor.stream_sequence },
-                dead: self.dead(&info.name).await,
+                dead: dead.get(&info.name).copied().unwrap_or_default(),
                 subscribers: 0,
                 created_at_ms: millis(info.created),
                 name: info.name,

@@ -246,14 +246,14 @@ fn size(waiting: &Waiting) -> (usize, usize) {
     (waiting.events.len(), waiting.events.iter().map(|event| event.json.len()).sum())
 }
 
-pub(super) fn limited<T>(patience: Duration, message: T) -> Request<T> {
+pub(in crate::events) fn limited<T>(patience: Duration, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(patience);
     request
 }
 
 /// The answer to a call, in time whatever the connection does.
-pub(super) async fn answer<T>(
+pub(in crate::events) async fn answer<T>(
     patience: Duration,
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Status> {

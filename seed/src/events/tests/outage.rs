@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use protoplex_wire::cloud_event::{EventData, MAX_EVENT_BYTES};
 use protoplex_wire::events::{Bus, Notice};
+use protoplex_wire::proto::ListSubscriptionsRequest;
 use tokio::time::{Instant, timeout};
+use tonic::Code;
 
 use super::rig::{DEADLINE, Keeper, Rig, alone, event, events, named, take, until};
 
@@ -80,4 +82,16 @@ async fn due_events_that_nats_does_not_take_hold_no_others_up() {
     rig.nats.as_ref().unwrap().resume();
     let mut subscriber = rig.subscribe(named("s", "a")).await;
     assert_eq!(take(&mut subscriber, 2).await, ["0", "1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn dead_events_that_cannot_be_counted_are_not_told_as_none() {
+    let mut rig = Rig::start(Keeper::Nats).await;
+    let _subscriber = rig.subscribe(named("s", "a")).await;
+    let list = rig.bus.client().list_subscriptions(ListSubscriptionsRequest {}).await.unwrap().into_inner();
+    assert_eq!((list.subscriptions.len(), list.subscriptions[0].dead), (1, 0));
+    rig.kill_datastore();
+    let refused = rig.bus.client().list_subscriptions(ListSubscriptionsRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(refused.message().contains("the datastore"), "{refused:?}");
 }

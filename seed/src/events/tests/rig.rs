@@ -49,7 +49,7 @@ pub(super) struct Rig {
     pub(super) nats: Option<nats::Server>,
     pub(super) seed_address: SocketAddr,
     seed: Option<Process>,
-    _datastore: Process,
+    datastore: Option<Process>,
     config: Config,
     data: TempDir,
     datastore_address: SocketAddr,
@@ -104,7 +104,7 @@ impl Rig {
             nats,
             seed_address,
             seed: None,
-            _datastore: datastore,
+            datastore: Some(datastore),
             config: Config(raw),
             data,
             datastore_address,
@@ -117,6 +117,11 @@ impl Rig {
     /// Ends the seed at once, mid-sentence.
     pub(super) fn kill_seed(&mut self) {
         self.seed = None;
+    }
+
+    /// As [`Self::kill_seed`].
+    pub(super) fn kill_datastore(&mut self) {
+        self.datastore = None;
     }
 
     pub(super) async fn start_seed(&mut self) {
