@@ -7,6 +7,7 @@ use protoplex_wire::proto::{JoinHello, NewEvent, PostponeEventsRequest};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
+use tonic::{Code, Status};
 
 use super::carrier::EventLogs;
 
@@ -51,6 +52,7 @@ impl Announcements {
 
 /// Has the datastore keep what is told, so that it is published whatever becomes of this seed.
 pub(crate) async fn announce(datastore: EventLogs, mut events: mpsc::Receiver<CloudEvent>) {
+    let mut complaint = String::new();
     while let Some(event) = events.recv().await {
         let json = match event.to_json() {
             Ok(json) => json,
@@ -61,11 +63,19 @@ pub(crate) async fn announce(datastore: EventLogs, mut events: mpsc::Receiver<Cl
         };
         let new = NewEvent { key: event.key().to_vec(), event: json };
         let request = PostponeEventsRequest { events: vec![new], delay_ms: 0 };
-        // Repeated, it is known by its key.
-        while !matches!(
-            timeout(CALL_TIMEOUT, datastore.client().postpone_events(request.clone())).await,
-            Ok(Ok(_))
-        ) {
+        loop {
+            let late = |_| Err(Status::deadline_exceeded("it does not answer"));
+            let kept = timeout(CALL_TIMEOUT, datastore.client().postpone_events(request.clone())).await;
+            let Err(status) = kept.unwrap_or_else(late) else { break complaint.clear() };
+            if status.code() == Code::InvalidArgument {
+                tracing::error!(reason = status.message(), "an event that the datastore refuses is dropped");
+                break;
+            }
+            // Repeated, it is known by its key.
+            if complaint != status.message() {
+                status.message().clone_into(&mut complaint);
+                tracing::warn!(reason = complaint, "who joins and leaves can't be told; trying again");
+            }
             sleep(RETRY).await;
         }
     }
