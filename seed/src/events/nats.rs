@@ -36,7 +36,7 @@ use member::Member;
 
 pub use connect::NatsError;
 
-/// How long a call waits for NATS to be there.
+/// How long a call waits for NATS to be there, and for the stream.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 const CONNECT_LOOK: Duration = Duration::from_millis(50);
 /// How long JetStream may take for one answer.
@@ -88,7 +88,7 @@ impl Nats {
     }
 
     /// How often it was connected; nothing while it isn't.
-    fn connection(&self) -> Option<u64> {
+    pub(super) fn connection(&self) -> Option<u64> {
         let client = self.context.client();
         let connects = client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
         (client.connection_state() == State::Connected).then_some(connects)
@@ -96,16 +96,18 @@ impl Nats {
 
     /// NATS is there, and the stream is as it is configured.
     async fn ready(&self) -> Result<Stream<()>, CarrierError> {
-        let connected = async {
-            loop {
-                if let Some(connection) = self.connection() {
-                    return connection;
-                }
-                sleep(CONNECT_LOOK).await;
+        let away = |_| CarrierError::Away("NATS is away (events.nats); try again when it is back".to_owned());
+        // Whoever comes meanwhile waits for the same answer, so all of it counts.
+        timeout(CONNECT_PATIENCE, self.see_to_stream()).await.map_err(away)?
+    }
+
+    async fn see_to_stream(&self) -> Result<Stream<()>, CarrierError> {
+        let connection = loop {
+            match self.connection() {
+                Some(connection) => break connection,
+                None => sleep(CONNECT_LOOK).await,
             }
         };
-        let away = |_| CarrierError::Away("NATS is away (events.nats); try again when it is back".to_owned());
-        let connection = timeout(CONNECT_PATIENCE, connected).await.map_err(away)?;
         let mut seen_to = self.seen_to.lock().await;
         if *seen_to != Some(connection) {
             let made = self.context.create_or_update_stream(self.stream_config()).await;

@@ -8,6 +8,7 @@ use protoplex_wire::proto::ListSubscriptionsRequest;
 use tokio::time::{Instant, timeout};
 use tonic::Code;
 
+use super::super::carrier::Carrier;
 use super::rig::{DEADLINE, Keeper, Rig, alone, event, events, named, take, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -94,4 +95,22 @@ async fn dead_events_that_cannot_be_counted_are_not_told_as_none() {
     let refused = rig.bus.client().list_subscriptions(ListSubscriptionsRequest {}).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
     assert!(refused.message().contains("the datastore"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn nats_that_is_silent_keeps_nobody_longer_than_one_that_is_away() {
+    let rig = Rig::start(Keeper::Nats).await;
+    let carrier = rig.nats_carrier().await;
+    until("NATS is connected", async || carrier.connection()).await;
+    rig.nats.as_ref().unwrap().stop();
+    tokio::time::pause();
+    let began = Instant::now();
+    // They wait for one another's answer.
+    let all = tokio::join!(carrier.subscriptions(), carrier.subscriptions(), carrier.subscriptions());
+    for refused in <[_; 3]>::from(all) {
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("NATS is away"), "{refused}");
+    }
+    // By the clock of the test, which passes only where all wait.
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }

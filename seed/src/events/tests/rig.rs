@@ -16,7 +16,10 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::time::{sleep, timeout};
 
+use crate::datastores::Datastores;
+use crate::events::EventLogs;
 use crate::events::config::{Config, Raw};
+use crate::events::nats::Nats;
 use crate::serve;
 
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
@@ -112,6 +115,15 @@ impl Rig {
         };
         rig.start_seed().await;
         rig
+    }
+
+    /// The seed's own way to NATS, once more.
+    pub(super) async fn nats_carrier(&self) -> Arc<Nats> {
+        let seed = self.identity.issue(Kind::Seed, "seed-1").unwrap();
+        let addresses = [self.datastore_address.to_string()];
+        let datastores = Arc::new(Datastores::new(&seed, &addresses).unwrap());
+        let logs = EventLogs::new(&seed, &addresses, datastores).unwrap();
+        Nats::connect(&self.config, logs).await.unwrap()
     }
 
     /// Ends the seed at once, mid-sentence.

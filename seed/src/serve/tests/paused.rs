@@ -181,3 +181,17 @@ async fn what_it_wants_changed_stays_as_it_is_and_ends_its_lead() {
         assert_eq!(state().await, before, "{change:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_datastore_that_is_silent_keeps_no_change_for_longer_than_a_command_waits() {
+    let rig = Rig::new();
+    // Connections are made, and nobody takes them.
+    let _silent = std::net::TcpListener::bind(rig.datastore).unwrap();
+    let seed = Paused::start(&rig, 1).await;
+    let began = tokio::time::Instant::now();
+    let wanted = of_operator(adding(handler("a", "/a/{room}")), &rig.identity);
+    let refused = seed.console.change_handlers(wanted).await.unwrap_err();
+    assert!(refused.message().contains("perhaps stored"), "{refused:?}");
+    // By the clock of the test, which passes only where all wait.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
