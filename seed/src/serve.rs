@@ -51,6 +51,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Wait between two snapshots, at least; and at least this often as long as one takes.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(5);
 const SNAPSHOT_SHARE: u32 = 20;
+/// How long it may take to give back events that subscribers have left.
+const EVENTS_END_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the loop that keeps the row may take to end.
 const LEAD_END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -167,7 +169,8 @@ pub async fn serve(
         ending.subscribe(),
         &mut tasks,
     );
-    let events = EventsServer::new(bus.await?)
+    let bus = bus.await?;
+    let events = EventsServer::new(bus.clone())
         .max_decoding_message_size(MAX_EVENTS_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_EVENTS_MESSAGE_BYTES);
     let links = Links::new(
@@ -224,6 +227,7 @@ pub async fn serve(
         () = watch_role(role, tell) => {}
     }
 
+    let _ = timeout(EVENTS_END_TIMEOUT, bus.end()).await;
     tasks.shutdown().await;
     if let Err(error) = save(start.snapshot, &cluster).await {
         tracing::warn!(%error, "owners are not remembered");

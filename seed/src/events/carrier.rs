@@ -208,6 +208,11 @@ pub(crate) trait Carrier: Send + Sync + 'static {
 
     /// Forgets a subscription; its subscribers are told.
     fn remove(&self, name: &str) -> impl Future<Output = Result<(), CarrierError>> + Send;
+
+    /// Gives back what subscribers have left without an answer, once all are told to go: so others have it at once.
+    fn end(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// The one that is configured. Clones share it.
@@ -260,6 +265,13 @@ impl Carrier for AnyCarrier {
         match self {
             Self::Kept(kept) => kept.remove(name).await,
             Self::Nats(nats) => nats.remove(name).await,
+        }
+    }
+
+    async fn end(&self) {
+        match self {
+            Self::Kept(kept) => kept.end().await,
+            Self::Nats(nats) => nats.end().await,
         }
     }
 }

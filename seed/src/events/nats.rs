@@ -25,6 +25,7 @@ use protoplex_wire::proto::{
 };
 use protoplex_wire::topic::TopicPattern;
 use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::carrier::{
@@ -66,6 +67,8 @@ pub(crate) struct Nats {
     /// Of which subscription which position was given back how often by who had not come to it: JetStream counts that as a
     /// delivery, and it is no attempt.
     excused: std::sync::Mutex<HashMap<(String, u64), u32>>,
+    /// Those who serve subscribers.
+    members: std::sync::Mutex<JoinSet<()>>,
 }
 
 impl Nats {
@@ -80,11 +83,18 @@ impl Nats {
             seen_to: Mutex::new(None),
             removals: watch::Sender::new(0),
             excused: std::sync::Mutex::default(),
+            members: std::sync::Mutex::default(),
         }))
     }
 
     fn excused(&self) -> MutexGuard<'_, HashMap<(String, u64), u32>> {
         self.excused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn members(&self) -> MutexGuard<'_, JoinSet<()>> {
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        while members.try_join_next().is_some() {}
+        members
     }
 
     /// How often it was connected; nothing while it isn't.
@@ -265,7 +275,7 @@ impl Carrier for Arc<Nats> {
             let _ = seat.told.try_send(Told::Lost(lost));
         }
         let position = lost.map_or(after, |lost| lost.last);
-        tokio::spawn(Member::new(Arc::clone(self), interest, seat, position).run());
+        self.members().spawn(Member::new(Arc::clone(self), interest, seat, position).run());
         Ok(membership)
     }
 
@@ -316,6 +326,15 @@ impl Carrier for Arc<Nats> {
                 }
                 _ => Err(failed(&error)),
             },
+        }
+    }
+
+    async fn end(&self) {
+        let mut members = std::mem::take(&mut *self.members());
+        while members.join_next().await.is_some() {}
+        // What they have said may be on its way still.
+        if let Err(error) = self.context.client().flush().await {
+            tracing::debug!(%error, "NATS was not told what subscribers have left");
         }
     }
 }

@@ -60,6 +60,11 @@ impl EventBus {
         Self { carrier, datastore, subscribers, names: Names::default(), role, ending }
     }
 
+    /// See [`Carrier::end`].
+    pub(crate) async fn end(&self) {
+        self.carrier.end().await;
+    }
+
     /// One that knows who leads says so at once: subscribers of one name meet there.
     fn not_led(&self) -> Result<(), Status> {
         match &*self.role.borrow() {

@@ -1,5 +1,6 @@
 //! NATS goes away, and comes back.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use protoplex_wire::cloud_event::{EventData, MAX_EVENT_BYTES};
@@ -8,7 +9,7 @@ use protoplex_wire::proto::ListSubscriptionsRequest;
 use tokio::time::{Instant, timeout};
 use tonic::Code;
 
-use super::super::carrier::Carrier;
+use super::super::carrier::{Carrier, Interest, Start, Told};
 use super::rig::{DEADLINE, Keeper, Rig, alone, event, events, named, take, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -113,4 +114,39 @@ async fn nats_that_is_silent_keeps_nobody_longer_than_one_that_is_away() {
     }
     // By the clock of the test, which passes only where all wait.
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+/// In a runtime that does nothing any more once its last call has returned, as a process that ends.
+#[test]
+fn what_is_out_at_the_end_of_a_seed_is_given_back_before() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (outside, ending) = (tokio::runtime::Runtime::new().unwrap(), runtime());
+    // Nobody waits for as long as this.
+    let rig = outside.block_on(Rig::start_with(Keeper::Nats, |raw| raw.ack_timeout_ms = 600_000));
+    outside.block_on(rig.publish(&events("a", 0..3)));
+    let interest = Interest {
+        name: "s".to_owned(),
+        patterns: vec!["a".parse().unwrap()],
+        start: Start::Earliest,
+        window: 10,
+    };
+    ending.block_on(async {
+        let carrier = rig.nats_carrier().await;
+        let mut membership = carrier.subscribe(interest).await.unwrap();
+        for _ in 0..3 {
+            let told = timeout(DEADLINE, membership.told.recv()).await.unwrap();
+            assert!(matches!(told, Some(Told::Event(_))), "{told:?}");
+        }
+        drop(membership);
+        carrier.end().await;
+    });
+    drop(ending);
+    outside.block_on(async {
+        let mut heir = rig.subscribe(named("s", "a")).await;
+        // JetStream may give one twice that it gives back.
+        let mut ids = BTreeSet::new();
+        while ids.len() < 3 {
+            ids.extend(take(&mut heir, 1).await);
+        }
+    });
 }
