@@ -31,7 +31,7 @@ use crate::cluster::{Cluster, Handle, MAX_ERRANDS, Myself};
 use crate::config::{self, Config};
 use crate::datastores::Datastores;
 use crate::enrolment::{self, Registrar};
-use crate::events::{self, EventBus, EventLogs, NatsError};
+use crate::events::{self, EventBus, NatsError};
 use crate::handover::hand_over;
 use crate::leader::{self, Candidate};
 use crate::link::Links;
@@ -159,10 +159,9 @@ pub async fn serve(
     tasks.spawn(leader::run_errands(errands_to_run, Arc::clone(&datastores), cluster.clone()));
     tasks.spawn(keep_snapshot(start.snapshot.clone(), cluster.clone()));
 
-    let logs = EventLogs::new(identity, &start.datastores, Arc::clone(&datastores))?;
     let bus = EventBus::start(
         &start.events,
-        logs,
+        Arc::clone(&datastores),
         cluster.clone(),
         role.clone(),
         to_announce,

@@ -28,11 +28,9 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::carrier::{
-    Carrier, CarrierError, EventLogs, Interest, Membership, Outgoing, Start, Told, membership,
-};
+use super::carrier::{Carrier, CarrierError, Interest, Membership, Outgoing, Start, Told, membership};
 use super::config::Config;
-use super::kept::{answer, limited};
+use crate::datastores::{Datastores, call, limited};
 use member::Member;
 
 pub use connect::NatsError;
@@ -59,7 +57,7 @@ const MAX_HEADER_BYTES: usize = 128;
 pub(crate) struct Nats {
     context: Context,
     config: Config,
-    datastore: EventLogs,
+    datastores: Arc<Datastores>,
     /// Whether the stream was seen to since NATS was connected so often.
     seen_to: Mutex<Option<u64>>,
     /// Grows when a subscription is removed here.
@@ -73,13 +71,16 @@ pub(crate) struct Nats {
 
 impl Nats {
     /// Connects, now or whenever the server is there.
-    pub(crate) async fn connect(config: &Config, datastore: EventLogs) -> Result<Arc<Self>, NatsError> {
+    pub(crate) async fn connect(
+        config: &Config,
+        datastores: Arc<Datastores>,
+    ) -> Result<Arc<Self>, NatsError> {
         let client = connect::connect(config).await?;
         let context = context::ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client);
         Ok(Arc::new(Self {
             context,
             config: config.clone(),
-            datastore,
+            datastores,
             seen_to: Mutex::new(None),
             removals: watch::Sender::new(0),
             excused: std::sync::Mutex::default(),
@@ -282,9 +283,9 @@ impl Carrier for Arc<Nats> {
     async fn subscriptions(&self) -> Result<SubscriptionList, CarrierError> {
         let stream = self.ready().await?;
         let state = stream.get_info().await.map_err(|error| failed(&error))?.state;
-        let mut datastore = self.datastore.client();
-        let buried = datastore.count_buried(limited(ANSWER_TIMEOUT, CountBuriedRequest {}));
-        let dead = answer(ANSWER_TIMEOUT, buried).await?.counts;
+        let mut datastore = self.datastores.events();
+        let buried = datastore.count_buried(limited(CountBuriedRequest {}));
+        let dead = call(buried).await?.counts;
         let consumers: Vec<Info> = stream.consumers().try_collect().await.map_err(|error| failed(&error))?;
         let mut subscriptions = Vec::new();
         for info in consumers.into_iter().filter(|info| info.config.durable_name.is_some()) {
@@ -307,9 +308,8 @@ impl Carrier for Arc<Nats> {
         let stream = self.ready().await?;
         // The dead are the datastore's, which may be away: then they stay, and go when the name is removed again.
         let request = RemoveSubscriptionRequest { name: name.to_owned() };
-        let mut datastore = self.datastore.client();
-        let buried = timeout(ANSWER_TIMEOUT, datastore.remove_kept_subscription(request)).await;
-        let had_dead = matches!(buried, Ok(Ok(_)));
+        let mut datastore = self.datastores.events();
+        let had_dead = call(datastore.remove_kept_subscription(limited(request))).await.is_ok();
         let deleted = stream.delete_consumer(name).await;
         self.removals.send_modify(|removals| *removals += 1);
         match deleted {

@@ -17,7 +17,6 @@ use tokio::runtime::Runtime;
 use tokio::time::{sleep, timeout};
 
 use crate::datastores::Datastores;
-use crate::events::EventLogs;
 use crate::events::config::{Config, Raw};
 use crate::events::nats::Nats;
 use crate::serve;
@@ -122,8 +121,7 @@ impl Rig {
         let seed = self.identity.issue(Kind::Seed, "seed-1").unwrap();
         let addresses = [self.datastore_address.to_string()];
         let datastores = Arc::new(Datastores::new(&seed, &addresses).unwrap());
-        let logs = EventLogs::new(&seed, &addresses, datastores).unwrap();
-        Nats::connect(&self.config, logs).await.unwrap()
+        Nats::connect(&self.config, datastores).await.unwrap()
     }
 
     /// Ends the seed at once, mid-sentence.

@@ -24,7 +24,7 @@ use super::rig::{Rig, adding, handler, until};
 use crate::cluster::{Cluster, Handle, Myself};
 use crate::datastores::Datastores;
 use crate::enrolment::Registrar;
-use crate::events::{self, EventBus, EventLogs};
+use crate::events::{self, EventBus};
 use crate::operator::Console;
 use crate::ownership::{Limits, Ownership, Timing};
 use crate::role::Role;
@@ -63,11 +63,10 @@ impl Paused {
         let registrar =
             Registrar::new(identity, "seed-1", cluster.clone(), Arc::clone(&datastores), role.clone(), gate);
         let console = Console::new(cluster.clone(), Arc::clone(&datastores), role.clone(), registrar.clone());
-        let logs = EventLogs::new(identity, &addresses, datastores).unwrap();
         let config = events::config::Config::default();
         let bus = EventBus::start(
             &config,
-            logs,
+            datastores,
             cluster.clone(),
             role.clone(),
             to_announce,
