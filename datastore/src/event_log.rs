@@ -6,17 +6,18 @@ pub(crate) mod ageing;
 #[cfg(test)]
 pub(crate) mod contract;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 
 use protoplex_wire::events::REPEAT_WINDOW;
 use protoplex_wire::proto::{
-    AppendEventsReply, AppendEventsRequest, DeadEvent, DueEvent, ListDeadEventsRequest, NewEvent,
-    PostponeEventsReply, PostponeEventsRequest, PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest,
-    Subscription, SubscriptionList, SubscriptionMove, TrimEventsReply, TrimEventsRequest,
+    AppendEventsReply, AppendEventsRequest, DeadEvent, DueEventsReply, DueEventsRequest,
+    ListDeadEventsRequest, NewEvent, PostponeEventsReply, PostponeEventsRequest, PutSubscriptionRequest,
+    ReadEventsReply, ReadEventsRequest, Subscription, SubscriptionList, SubscriptionMove, TrimEventsReply,
+    TrimEventsRequest,
 };
 
-use crate::store::{StoreError, StoreResult};
+use crate::store::{StoreError, StoreResult, integer};
 
 /// The most rows of one page, and of one call that drops.
 pub(crate) const MAX_PAGE: u32 = 1024;
@@ -64,8 +65,12 @@ pub trait EventLog: Send + Sync + 'static {
         request: PostponeEventsRequest,
     ) -> impl Future<Output = StoreResult<PostponeEventsReply>> + Send;
 
-    /// Those whose time has come, the first due first; also no more than some megabytes, but one at least.
-    fn due_events(&self, limit: u32) -> impl Future<Output = StoreResult<Vec<DueEvent>>> + Send;
+    /// Those whose time has come, the first due first; also no more than some megabytes, but one at least. Those that are
+    /// larger than was asked for hold none of the others up: they are only counted.
+    fn due_events(
+        &self,
+        request: DueEventsRequest,
+    ) -> impl Future<Output = StoreResult<DueEventsReply>> + Send;
 
     /// Forgets those that were published.
     fn drop_due(&self, numbers: Vec<u64>) -> impl Future<Output = StoreResult<()>> + Send;
@@ -96,6 +101,9 @@ pub trait EventLog: Send + Sync + 'static {
         &self,
         request: ListDeadEventsRequest,
     ) -> impl Future<Output = StoreResult<Vec<DeadEvent>>> + Send;
+
+    /// How many dead events each subscription has that has any.
+    fn count_buried(&self) -> impl Future<Output = StoreResult<HashMap<String, u64>>> + Send;
 }
 
 /// Where the log has come to.
@@ -173,6 +181,11 @@ pub(crate) fn no_subscription(name: &str) -> StoreError {
 
 pub(crate) fn listed(limit: u32) -> u32 {
     if limit == 0 { DEFAULT_LISTED } else { limit.min(MAX_PAGE) }
+}
+
+/// How large due events may be, as databases compare it.
+pub(crate) fn most_bytes(request: &DueEventsRequest) -> i64 {
+    if request.max_event_bytes == 0 { i64::MAX } else { integer(request.max_event_bytes) }
 }
 
 /// How much a page may still have. Rows are of any size.

@@ -30,8 +30,8 @@ use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
     CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
     ListFilesReply, ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest,
-    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation, Site,
-    StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation,
+    RevokeJoinTokenRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, watch};
@@ -225,8 +225,8 @@ impl Store for PgStore {
         self.call(|| identity::tokens(&self.pool)).await
     }
 
-    async fn revoke_join_token(&self, id: &str) -> StoreResult<()> {
-        self.call(|| identity::revoke_token(&self.pool, id)).await
+    async fn revoke_join_token(&self, request: RevokeJoinTokenRequest) -> StoreResult<()> {
+        self.call(|| identity::revoke_token(self, &request)).await
     }
 
     async fn redeem_join_token(&self, request: RedeemJoinTokenRequest) -> StoreResult<RedeemJoinTokenReply> {
@@ -234,7 +234,7 @@ impl Store for PgStore {
     }
 
     async fn change_revocation(&self, wanted: Revocation) -> StoreResult<()> {
-        self.call(|| identity::change(&self.pool, &wanted, unix_time_ms())).await
+        self.call(|| identity::change(self, &wanted, unix_time_ms())).await
     }
 
     async fn list_revocations(&self) -> StoreResult<Vec<Revocation>> {

@@ -301,7 +301,7 @@ impl<S: Store> Datastore for Service<S> {
         &self,
         request: Request<RevokeJoinTokenRequest>,
     ) -> Answer<RevokeJoinTokenReply> {
-        let revoked = self.store.revoke_join_token(&request.into_inner().id).await;
+        let revoked = self.store.revoke_join_token(request.into_inner()).await;
         answer(revoked.map(|()| RevokeJoinTokenReply {}))
     }
 

@@ -27,8 +27,8 @@ use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
     CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
     ListFilesReply, ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest,
-    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation, Site,
-    StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation,
+    RevokeJoinTokenRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;
@@ -174,8 +174,8 @@ impl Store for SqliteStore {
         identity::tokens(&self.readers).await
     }
 
-    async fn revoke_join_token(&self, id: &str) -> StoreResult<()> {
-        identity::revoke_token(&self.writer, id).await
+    async fn revoke_join_token(&self, request: RevokeJoinTokenRequest) -> StoreResult<()> {
+        identity::revoke_token(self, &request).await
     }
 
     async fn redeem_join_token(&self, request: RedeemJoinTokenRequest) -> StoreResult<RedeemJoinTokenReply> {
@@ -183,7 +183,7 @@ impl Store for SqliteStore {
     }
 
     async fn change_revocation(&self, wanted: Revocation) -> StoreResult<()> {
-        identity::change(&self.writer, &wanted, unix_time_ms()).await
+        identity::change(self, &wanted, unix_time_ms()).await
     }
 
     async fn list_revocations(&self) -> StoreResult<Vec<Revocation>> {

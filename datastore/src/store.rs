@@ -11,8 +11,8 @@ use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
     CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
     ListFilesReply, ListFilesRequest, LoadRoutesReply, PeekLeaseReply, PutMemberRequest,
-    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation, Site,
-    StoredFile, TakeLeaseReply, TakeLeaseRequest,
+    RedeemJoinTokenReply, RedeemJoinTokenRequest, ReleaseLeaseRequest, RemoveMemberRequest, Revocation,
+    RevokeJoinTokenRequest, Site, StoredFile, TakeLeaseReply, TakeLeaseRequest,
 };
 use sqlx::postgres::PgDatabaseError;
 use thiserror::Error;
@@ -159,7 +159,10 @@ pub trait Store: Send + Sync + 'static {
     fn list_join_tokens(&self) -> impl Future<Output = StoreResult<Vec<JoinToken>>> + Send;
 
     /// Nobody joins with this token any more. [`StoreError::NotFound`]: there is none. Repeating it changes nothing.
-    fn revoke_join_token(&self, id: &str) -> impl Future<Output = StoreResult<()>> + Send;
+    fn revoke_join_token(
+        &self,
+        request: RevokeJoinTokenRequest,
+    ) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Takes one use of a join token for a name, or says why it opens nothing. A name that has joined with it before takes
     /// none.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use protoplex_wire::identity::{Identity, TrustedChannel};
 use protoplex_wire::proto::datastore_client::DatastoreClient;
+use protoplex_wire::proto::event_log_client::EventLogClient;
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status};
 
@@ -16,10 +17,14 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for the leader's row where there is another one: it has to be asked before the row is over.
 const ROW_TIMEOUT: Duration = Duration::from_millis(800);
 
+/// A page of events, with what is around them.
+const MAX_LOG_MESSAGE_BYTES: usize = 64 << 20;
+
 pub(crate) type Datastore = DatastoreClient<TrustedChannel>;
+pub(crate) type EventLog = EventLogClient<TrustedChannel>;
 
 pub(crate) struct Datastores {
-    all: Vec<(String, Datastore)>,
+    all: Vec<(String, Datastore, EventLog)>,
     used: AtomicUsize,
     /// What this seed's last attempt to lead failed of; empty where it didn't.
     trouble: Mutex<String>,
@@ -29,16 +34,17 @@ impl Datastores {
     /// Connects to none of them yet. `addresses` are "host:port" each.
     pub(crate) fn new(identity: &Identity, addresses: &[String]) -> Result<Self, tonic::transport::Error> {
         let client = |address: &String| {
-            let client = DatastoreClient::new(identity.channel(address)?)
-                .max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
-            Ok((address.clone(), client))
+            let channel = identity.channel(address)?;
+            let client = Datastore::new(channel.clone()).max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
+            let events = EventLog::new(channel).max_decoding_message_size(MAX_LOG_MESSAGE_BYTES);
+            Ok((address.clone(), client, events))
         };
         let all = addresses.iter().map(client).collect::<Result<_, _>>()?;
         Ok(Self { all, used: AtomicUsize::new(0), trouble: Mutex::default() })
     }
 
     /// Which of them is used now.
-    pub(crate) fn index(&self) -> usize {
+    fn index(&self) -> usize {
         self.used.load(Ordering::Relaxed) % self.all.len()
     }
 
@@ -47,9 +53,14 @@ impl Datastores {
         self.all[self.index()].1.clone()
     }
 
+    /// The log of events of the one that is used now.
+    pub(crate) fn events(&self) -> EventLog {
+        self.all[self.index()].2.clone()
+    }
+
     /// Where they are, the one that is used first.
     pub(crate) fn addresses(&self) -> Vec<String> {
-        let mut addresses: Vec<_> = self.all.iter().map(|(address, _)| address.clone()).collect();
+        let mut addresses: Vec<_> = self.all.iter().map(|(address, ..)| address.clone()).collect();
         addresses.rotate_left(self.index());
         addresses
     }
@@ -92,8 +103,13 @@ impl Datastores {
 
 /// A request that the datastore has [`CALL_TIMEOUT`] for.
 pub(crate) fn limited<T>(message: T) -> Request<T> {
+    limited_to(CALL_TIMEOUT, message)
+}
+
+/// The same with another time.
+pub(crate) fn limited_to<T>(patience: Duration, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(CALL_TIMEOUT);
+    request.set_timeout(patience);
     request
 }
 

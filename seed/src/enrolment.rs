@@ -31,6 +31,7 @@ use tonic::{Request, Response, Status};
 
 use crate::cluster::Handle;
 use crate::datastores::{Datastores, call, limited};
+use crate::leader::led;
 use crate::operator::unix_ms;
 use crate::role::Role;
 
@@ -86,7 +87,7 @@ impl Registrar {
     }
 
     /// Revokes a name, or readmits it, for this caller: from when this returns on this seed goes by it, the others within
-    /// a second. Only of the seed that leads.
+    /// a second. Only of the seed that leads, whose term stands in it.
     pub(crate) async fn change_revocation(
         &self,
         wanted: Revocation,
@@ -98,16 +99,18 @@ impl Registrar {
         let (name, revoked, who) = (wanted.name.clone(), wanted.revoked, wanted.operator.clone());
         // Then it is still here.
         let here = self.is_here(&name).await?;
-        call(self.datastores.client().change_revocation(limited(wanted))).await?;
+        let mut datastore = self.datastores.client();
+        led(&self.cluster, datastore.change_revocation(limited(wanted))).await?;
         tracing::warn!(name, revoked, operator = who, "who may be in the cluster has changed");
         self.look().await?;
         Ok(ChangeRevocationReply { here })
     }
 
-    /// Makes a join token, of which the datastore keeps a digest.
+    /// Makes a join token, of which the datastore keeps a digest. Only of the seed that leads, in this term.
     pub(crate) async fn create_token(
         &self,
         wanted: CreateJoinTokenRequest,
+        term: u64,
     ) -> Result<CreateJoinTokenReply, Status> {
         let CreateJoinTokenRequest { kind, pools, uses, life_s, operator } = wanted;
         if !(1..=MAX_TOKEN_LIFE_S).contains(&life_s) {
@@ -128,10 +131,11 @@ impl Registrar {
             uses,
             expires_at_ms,
             created_by: operator,
+            term,
             ..Default::default()
         };
         tracing::info!(id = kept.id, kind = kept.kind, operator = kept.created_by, "a join token is made");
-        call(self.datastores.client().put_join_token(limited(kept))).await?;
+        led(&self.cluster, self.datastores.client().put_join_token(limited(kept))).await?;
         Ok(CreateJoinTokenReply { token: token.to_string(), id: token.id().to_owned(), expires_at_ms })
     }
 
@@ -185,9 +189,7 @@ pub(crate) fn over_http(registrar: Registrar) -> Router {
 #[tonic::async_trait]
 impl Enrolment for Registrar {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<Credentials>, Status> {
-        if let Some(refusal) = self.role.borrow().refusal() {
-            return Err(refusal);
-        }
+        let term = self.role.borrow().term()?;
         let EnrolRequest { token, kind, node, public_key } = request.into_inner();
         check_name("node", &node).map_err(|error| Status::invalid_argument(error.to_string()))?;
         if !is_public_key(&public_key) {
@@ -212,8 +214,10 @@ impl Enrolment for Registrar {
             kind: kind.clone(),
             node: subject,
             key_sha256: key_sha256(&public_key).to_vec(),
+            term,
         };
-        let redeemed = call(self.datastores.client().redeem_join_token(limited(redeem))).await?;
+        let mut datastore = self.datastores.client();
+        let redeemed = led(&self.cluster, datastore.redeem_join_token(limited(redeem))).await?;
         if let Some(refusal) = refusal(id, &kind, &redeemed) {
             tracing::warn!(id, node, kind, reason = refusal.message(), "a join token was refused");
             return Err(refusal);

@@ -15,12 +15,15 @@ mod service;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use protoplex_wire::cloud_event::CloudEvent;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::cluster::Handle;
+use crate::datastores::Datastores;
 use crate::role::Role;
-pub(crate) use carrier::EventLogs;
 use carrier::{AnyCarrier, Reign};
 use kept::Kept;
 use nats::Nats;
@@ -39,7 +42,8 @@ impl EventBus {
     /// The bus, by the carrier that is configured, and all its tasks.
     pub(crate) async fn start(
         config: &config::Config,
-        datastore: EventLogs,
+        datastores: Arc<Datastores>,
+        cluster: Handle,
         role: watch::Receiver<Role>,
         announced: mpsc::Receiver<CloudEvent>,
         ending: watch::Receiver<bool>,
@@ -47,15 +51,15 @@ impl EventBus {
     ) -> Result<Self, NatsError> {
         let leads = reign(role.clone(), tasks);
         let carrier = if config.0.nats.is_some() {
-            AnyCarrier::Nats(Nats::connect(config, datastore.clone()).await?)
+            AnyCarrier::Nats(Nats::connect(config, Arc::clone(&datastores)).await?)
         } else {
-            let (kept, run) = Kept::new(datastore.clone(), leads.clone(), config);
+            let (kept, run) = Kept::new(Arc::clone(&datastores), cluster, leads.clone(), config);
             tasks.spawn(run);
             AnyCarrier::Kept(kept)
         };
-        tasks.spawn(pusher::push(datastore.clone(), carrier.clone(), leads));
-        tasks.spawn(announcer::announce(datastore.clone(), announced));
-        Ok(Self::new(carrier, datastore, role, ending))
+        tasks.spawn(pusher::push(Arc::clone(&datastores), carrier.clone(), leads));
+        tasks.spawn(announcer::announce(Arc::clone(&datastores), announced));
+        Ok(Self::new(carrier, datastores, role, ending))
     }
 }
 

@@ -15,7 +15,7 @@ use protoplex_wire::proto::{
 use protoplex_wire::seeds::{self, Redirect, Seeds};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::sleep;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 use crate::cluster::{Cluster, Errand, Handle};
 use crate::datastores::{Datastores, call, call_within, limited};
@@ -194,6 +194,19 @@ async fn run_errand(errand: Errand, datastores: &Datastores, cluster: Handle) {
                 fenced(&status, &cluster).await;
             }
         }
+    }
+}
+
+/// The answer to a change that this seed makes as the one that leads.
+pub(crate) async fn led<T>(
+    cluster: &Handle,
+    change: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Status> {
+    match call(change).await {
+        Err(status) if fenced(&status, cluster).await => {
+            Err(Status::unavailable("another seed leads since a moment ago; try again"))
+        }
+        outcome => outcome,
     }
 }
 

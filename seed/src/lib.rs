@@ -25,6 +25,8 @@ mod nodes;
 mod operator;
 mod outside;
 pub mod ownership;
+#[cfg(test)]
+mod rig;
 mod routes;
 mod snapshot;
 mod understudy;

@@ -24,7 +24,7 @@ use crate::cluster::{Cluster, Handle};
 use crate::datastores::{Datastores, call, limited};
 use crate::enrolment::Registrar;
 use crate::handlers::{self, HandlerError, Plan};
-use crate::leader::{fenced, load};
+use crate::leader::{fenced, led, load};
 use crate::role::Role;
 
 /// How long a client of a deployment may keep the next asset waiting.
@@ -37,8 +37,9 @@ const MAX_WAITING_ASSETS: usize = 2;
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What somebody says of themselves, as far as it is told. History takes 255 bytes.
 const MAX_CLAIM_BYTES: usize = 200;
-/// Attempts to read back what was stored, a quarter of a second apart.
-const RELOADS: usize = 20;
+/// How long what was stored is read back, again and again: with the change less than a command waits.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(4);
+const RELOAD_PAUSE: Duration = Duration::from_millis(250);
 
 /// Clones share all of it.
 #[derive(Clone)]
@@ -157,20 +158,19 @@ impl Console {
 
     /// Reads back what the datastore holds now, so that every change is seen in the order in which it was stored.
     async fn reload(&self) -> Result<u64, Status> {
-        let mut tries = 0;
-        let loaded = loop {
-            match load(&self.datastores).await {
-                Ok(loaded) => break loaded,
-                Err(_) if tries < RELOADS => tries += 1,
-                Err(status) => {
-                    let text = format!(
-                        "perhaps stored, but in effect only when the seed reads it again: {}",
-                        status.message()
-                    );
-                    return Err(Status::unavailable(text));
+        let mut why = "the datastore does not answer".to_owned();
+        let loaded = timeout(RELOAD_TIMEOUT, async {
+            loop {
+                match load(&self.datastores).await {
+                    Ok(loaded) => return loaded,
+                    Err(status) => status.message().clone_into(&mut why),
                 }
+                sleep(RELOAD_PAUSE).await;
             }
-            sleep(Duration::from_millis(250)).await;
+        });
+        let Ok(loaded) = loaded.await else {
+            let text = format!("perhaps stored, but in effect only when the seed reads it again: {why}");
+            return Err(Status::unavailable(text));
         };
         self.ask(move |cluster, now| cluster.set_routes(loaded, now)).await
     }
@@ -268,10 +268,10 @@ impl Operator for Console {
         &self,
         request: Request<CreateJoinTokenRequest>,
     ) -> Result<Response<CreateJoinTokenReply>, Status> {
-        self.leading().await?;
+        let term = self.leading().await?;
         let (caller, wanted) = (caller(&request)?, request.into_inner());
         let wanted = CreateJoinTokenRequest { operator: author(&caller, &wanted.operator), ..wanted };
-        Ok(Response::new(self.registrar.create_token(wanted).await?))
+        Ok(Response::new(self.registrar.create_token(wanted, term).await?))
     }
 
     async fn list_join_tokens(
@@ -287,18 +287,18 @@ impl Operator for Console {
         &self,
         request: Request<RevokeJoinTokenRequest>,
     ) -> Result<Response<RevokeJoinTokenReply>, Status> {
-        self.leading().await?;
+        let request = RevokeJoinTokenRequest { term: self.leading().await?, ..request.into_inner() };
         let mut datastore = self.datastores.client();
-        Ok(Response::new(call(datastore.revoke_join_token(limited(request.into_inner()))).await?))
+        Ok(Response::new(led(&self.cluster, datastore.revoke_join_token(limited(request))).await?))
     }
 
     async fn change_revocation(
         &self,
         request: Request<Revocation>,
     ) -> Result<Response<ChangeRevocationReply>, Status> {
-        self.leading().await?;
+        let term = self.leading().await?;
         let (caller, wanted) = (caller(&request)?, request.into_inner());
-        let wanted = Revocation { operator: author(&caller, &wanted.operator), ..wanted };
+        let wanted = Revocation { operator: author(&caller, &wanted.operator), term, ..wanted };
         Ok(Response::new(self.registrar.change_revocation(wanted, &caller).await?))
     }
 

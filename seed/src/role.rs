@@ -29,21 +29,26 @@ impl Role {
         *self != Self::Waiting
     }
 
-    /// The answer to what only a seed that leads can do; nothing where this one does.
-    pub(crate) fn refusal(&self) -> Option<Status> {
+    /// The term in which it leads, or the answer to what only a seed that leads can do.
+    pub(crate) fn term(&self) -> Result<u64, Status> {
         match self {
-            Self::Leading(_) => None,
+            Self::Leading(term) => Ok(*term),
             Self::Waiting => {
-                Some(Redirect::status("this seed does not lead, and knows of none that does", None))
+                Err(Redirect::status("this seed does not lead, and knows of none that does", None))
             }
             Self::Understudy { leader, .. } => {
                 let who = match leader.address.as_str() {
                     "" => "another one".to_owned(),
                     address => format!("the one at {address}"),
                 };
-                Some(Redirect::status(&format!("this seed does not lead: {who} does"), self.leader()))
+                Err(Redirect::status(&format!("this seed does not lead: {who} does"), self.leader()))
             }
         }
+    }
+
+    /// As [`Self::term`]: nothing where it leads.
+    pub(crate) fn refusal(&self) -> Option<Status> {
+        self.term().err()
     }
 
     /// Who else leads, where it says how it is reached.

@@ -31,7 +31,7 @@ use crate::cluster::{Cluster, Handle, MAX_ERRANDS, Myself};
 use crate::config::{self, Config};
 use crate::datastores::Datastores;
 use crate::enrolment::{self, Registrar};
-use crate::events::{self, EventBus, EventLogs, NatsError};
+use crate::events::{self, EventBus, NatsError};
 use crate::handover::hand_over;
 use crate::leader::{self, Candidate};
 use crate::link::Links;
@@ -51,6 +51,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Wait between two snapshots, at least; and at least this often as long as one takes.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(5);
 const SNAPSHOT_SHARE: u32 = 20;
+/// How long it may take to give back events that subscribers have left.
+const EVENTS_END_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the loop that keeps the row may take to end.
 const LEAD_END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -157,9 +159,17 @@ pub async fn serve(
     tasks.spawn(leader::run_errands(errands_to_run, Arc::clone(&datastores), cluster.clone()));
     tasks.spawn(keep_snapshot(start.snapshot.clone(), cluster.clone()));
 
-    let logs = EventLogs::new(identity, &start.datastores, Arc::clone(&datastores))?;
-    let bus = EventBus::start(&start.events, logs, role.clone(), to_announce, ending.subscribe(), &mut tasks);
-    let events = EventsServer::new(bus.await?)
+    let bus = EventBus::start(
+        &start.events,
+        Arc::clone(&datastores),
+        cluster.clone(),
+        role.clone(),
+        to_announce,
+        ending.subscribe(),
+        &mut tasks,
+    );
+    let bus = bus.await?;
+    let events = EventsServer::new(bus.clone())
         .max_decoding_message_size(MAX_EVENTS_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_EVENTS_MESSAGE_BYTES);
     let links = Links::new(
@@ -216,6 +226,7 @@ pub async fn serve(
         () = watch_role(role, tell) => {}
     }
 
+    let _ = timeout(EVENTS_END_TIMEOUT, bus.end()).await;
     tasks.shutdown().await;
     if let Err(error) = save(start.snapshot, &cluster).await {
         tracing::warn!(%error, "owners are not remembered");

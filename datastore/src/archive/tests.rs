@@ -8,7 +8,7 @@ use protoplex_testkit::postgres::Server;
 use protoplex_wire::proto::{
     AppendEventsRequest, Asset, ChangeHandlersRequest, DeadEvent, FindSiteReply, Handler, JoinToken,
     ListFilesRequest, Member, NewEvent, PostponeEventsRequest, PutMemberRequest, PutSubscriptionRequest,
-    ReadEventsRequest, RedeemJoinTokenRequest, Revocation, TakeLeaseRequest,
+    ReadEventsRequest, RedeemJoinTokenRequest, Revocation, RevokeJoinTokenRequest, TakeLeaseRequest,
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tempfile::TempDir;
@@ -104,7 +104,7 @@ async fn fill(store: &(impl Store + EventLog)) {
         ..JoinToken::default()
     };
     store.put_join_token(token.clone()).await.unwrap();
-    store.revoke_join_token("t").await.unwrap();
+    store.revoke_join_token(RevokeJoinTokenRequest { id: "t".to_owned(), term: 0 }).await.unwrap();
     let spare = JoinToken { id: "u".to_owned(), kind: "proxy".to_owned(), pools: Vec::new(), ..token };
     store.put_join_token(spare).await.unwrap();
     for (node, key_sha256) in [("proxy-7", vec![255; 32]), ("of-an-earlier-version", Vec::new())] {
@@ -114,10 +114,16 @@ async fn fill(store: &(impl Store + EventLog)) {
             kind: "proxy".to_owned(),
             node: node.to_owned(),
             key_sha256,
+            term: 0,
         };
         assert_eq!(store.redeem_join_token(joins).await.unwrap().kind, "proxy");
     }
-    let gone = Revocation { name: "live-9".to_owned(), revoked: true, operator: "ann".to_owned(), at_ms: 0 };
+    let gone = Revocation {
+        name: "live-9".to_owned(),
+        revoked: true,
+        operator: "ann".to_owned(),
+        ..Revocation::default()
+    };
     store.change_revocation(gone).await.unwrap();
     let member = Member {
         id: "live-1:0".to_owned(),

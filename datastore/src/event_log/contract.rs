@@ -1,13 +1,14 @@
 //! What every log of events has to keep, as tests against the trait. A database passes by `event_contract!(its test
 //! database)`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use protoplex_wire::cloud_event::CloudEvent;
 use protoplex_wire::proto::{
-    AppendEventsRequest, Asset, ChangeHandlersRequest, DeadEvent, Handler, ListDeadEventsRequest,
-    LoggedEvent, NewEvent, PostponeEventsRequest, PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest,
-    SubscriptionMove, TakeLeaseRequest, TrimEventsRequest,
+    AppendEventsRequest, Asset, ChangeHandlersRequest, DeadEvent, DueEventsReply, DueEventsRequest, Handler,
+    ListDeadEventsRequest, LoggedEvent, NewEvent, PostponeEventsRequest, PutSubscriptionRequest,
+    ReadEventsReply, ReadEventsRequest, SubscriptionMove, TakeLeaseRequest, TrimEventsRequest,
 };
 
 use super::{EventLog, MAX_DEAD, PAGE_BYTES};
@@ -25,6 +26,7 @@ macro_rules! event_contract {
             the_oldest_go_by_number_bytes_and_age
             delayed_events_wait_and_outlive_a_crash
             what_is_due_comes_in_pages_of_a_bounded_size
+            due_events_that_are_too_large_hold_nothing_up
             subscriptions_keep_their_position
             dead_events_are_listed_and_bounded
             changes_announce_themselves
@@ -60,6 +62,10 @@ async fn append(store: &impl EventLog, term: u64, events: Vec<NewEvent>) -> Stor
 
 async fn read(store: &impl EventLog, after: u64) -> ReadEventsReply {
     store.read_events(ReadEventsRequest { after, limit: 1000 }).await.unwrap()
+}
+
+async fn due(store: &impl EventLog, limit: u32, max_event_bytes: u64) -> DueEventsReply {
+    store.due_events(DueEventsRequest { limit, max_event_bytes }).await.unwrap()
 }
 
 fn ids(events: &[LoggedEvent]) -> Vec<String> {
@@ -184,19 +190,19 @@ pub(crate) async fn delayed_events_wait_and_outlive_a_crash<D: Database>(databas
     postpone(&store, "now", 0).await;
     drop(store);
     let store = database.open().await;
-    let due = async || {
-        let due = store.due_events(10).await.unwrap();
+    let waiting = async || {
+        let due = due(&*store, 10, 0).await.events;
         due.into_iter().map(|it| (it.number, String::from_utf8(it.event).unwrap())).collect::<Vec<_>>()
     };
     let both = crate::store::contract::until("the second is due", async || {
-        let due = due().await;
+        let due = waiting().await;
         (due.len() == 2).then_some(due)
     })
     .await;
     assert_eq!([&both[0].1, &both[1].1], ["now", "later"], "in the order of their times");
     store.drop_due(vec![both[0].0]).await.unwrap();
     store.drop_due(vec![both[0].0]).await.unwrap();
-    assert_eq!(due().await.len(), 1);
+    assert_eq!(waiting().await.len(), 1);
     assert!(!postpone(&store, "now", 3_600_000).await.repeated[0], "it waits no longer");
 }
 
@@ -206,11 +212,33 @@ pub(crate) async fn what_is_due_comes_in_pages_of_a_bounded_size<D: Database>(da
     let events = vec![sized("huge", third * 4), sized("a", third), sized("b", third), sized("c", third * 2)];
     store.postpone_events(PostponeEventsRequest { events, delay_ms: 0 }).await.unwrap();
     for expected in [1, 2, 1] {
-        let due = store.due_events(100).await.unwrap();
+        let due = due(&*store, 100, 0).await.events;
         assert_eq!(due.len(), expected);
         store.drop_due(due.into_iter().map(|it| it.number).collect()).await.unwrap();
     }
-    assert!(store.due_events(100).await.unwrap().is_empty());
+    assert!(due(&*store, 100, 0).await.events.is_empty());
+}
+
+pub(crate) async fn due_events_that_are_too_large_hold_nothing_up<D: Database>(database: &D) {
+    let store = database.open().await;
+    let most = usize::try_from(PAGE_BYTES).unwrap() / 2;
+    // More than one page of them, by number and by size.
+    let mut events: Vec<_> = (0..3).map(|n| sized(&format!("large {n}"), most + 1)).collect();
+    events.extend([sized("just", most), sized("small", 5)]);
+    store.postpone_events(PostponeEventsRequest { events, delay_ms: 0 }).await.unwrap();
+    store
+        .postpone_events(PostponeEventsRequest { events: vec![new("later")], delay_ms: 3_600_000 })
+        .await
+        .unwrap();
+    let fit = due(&*store, 2, most as u64).await;
+    let names: Vec<_> = fit.events.iter().map(|it| it.event.trim_ascii()).collect();
+    assert_eq!((names, fit.larger), (vec![&b"just"[..], b"small"], 3));
+    store.drop_due(fit.events.iter().map(|it| it.number).collect()).await.unwrap();
+    let none = due(&*store, 2, most as u64).await;
+    assert_eq!((none.events.len(), none.larger), (0, 3));
+    // Somebody may take them later, one page after the other.
+    assert_eq!(due(&*store, 2, most as u64 + 1).await.events[0].event.trim_ascii(), b"large 0");
+    assert_eq!(due(&*store, 2, 0).await.larger, 0);
 }
 
 pub(crate) async fn subscriptions_keep_their_position<D: Database>(database: &D) {
@@ -266,8 +294,18 @@ pub(crate) async fn dead_events_are_listed_and_bounded<D: Database>(database: &D
     assert!(first[0].attempts == 5 && first[0].event == b"x" && first[0].died_at_ms > 0);
     let subscriptions = store.list_subscriptions().await.unwrap().subscriptions;
     assert_eq!(subscriptions[0].dead, MAX_DEAD.cast_unsigned());
+    // Another carrier has subscriptions that the datastore doesn't know; these are more than a page.
+    let event = vec![b'x'; usize::try_from(PAGE_BYTES).unwrap() / 2];
+    for position in 1..=3 {
+        let large = DeadEvent { subscription: "large".to_owned(), event: event.clone(), ..dead(position) };
+        store.bury_event(large).await.unwrap();
+    }
+    let counts = store.count_buried().await.unwrap();
+    let expected = [("s".to_owned(), MAX_DEAD.cast_unsigned()), ("large".to_owned(), 3)];
+    assert_eq!(counts, HashMap::from(expected));
     store.remove_subscription("s").await.unwrap();
     assert!(list(0).await.is_empty());
+    assert_eq!(store.count_buried().await.unwrap().get("s"), None);
 }
 
 pub(crate) async fn changes_announce_themselves<D: Database>(database: &D) {
@@ -284,7 +322,7 @@ pub(crate) async fn changes_announce_themselves<D: Database>(database: &D) {
     let reference = file.file.unwrap().reference;
     store.mark_stored(&reference).await.unwrap();
     store.mark_stored(&reference).await.unwrap();
-    let due = store.due_events(10).await.unwrap();
+    let due = due(&*store, 10, 0).await.events;
     let events: Vec<_> = due.iter().map(|it| CloudEvent::from_json(&it.event).unwrap()).collect();
     let topics: Vec<_> = events.iter().map(CloudEvent::topic).collect();
     assert_eq!(topics, ["handlers.changed", "build.deployed", "upload.finished", "file.stored"]);

@@ -1,12 +1,13 @@
 //! The log of events, and what lasts beside it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::TryStreamExt;
 use protoplex_wire::proto::{
-    AppendEventsReply, AppendEventsRequest, DeadEvent, DueEvent, ListDeadEventsRequest, LoggedEvent,
-    NewEvent, PostponeEventsReply, PostponeEventsRequest, PutSubscriptionRequest, ReadEventsReply,
-    ReadEventsRequest, Subscription, SubscriptionList, SubscriptionMove, TrimEventsReply, TrimEventsRequest,
+    AppendEventsReply, AppendEventsRequest, DeadEvent, DueEvent, DueEventsReply, DueEventsRequest,
+    ListDeadEventsRequest, LoggedEvent, NewEvent, PostponeEventsReply, PostponeEventsRequest,
+    PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest, Subscription, SubscriptionList,
+    SubscriptionMove, TrimEventsReply, TrimEventsRequest,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -34,19 +35,8 @@ impl EventLog for PgStore {
         self.call(|| postpone_all(self, &request, unix_time_ms())).await
     }
 
-    async fn due_events(&self, limit: u32) -> StoreResult<Vec<DueEvent>> {
-        self.call(|| async {
-            let query = sqlx::query(
-                "SELECT number, event FROM due_events WHERE due_at_ms <= $1 ORDER BY due_at_ms, number LIMIT $2",
-            );
-            let query = query.bind(unix_time_ms()).bind(i64::from(limit.min(event_log::MAX_PAGE))).try_map(due);
-            let (mut rows, mut page, mut taken) = (query.fetch(&self.pool), Page::default(), Vec::new());
-            while let Some(row) = rows.try_next().await?.filter(|row| page.takes(row.event.len())) {
-                taken.push(row);
-            }
-            Ok(taken)
-        })
-        .await
+    async fn due_events(&self, request: DueEventsRequest) -> StoreResult<DueEventsReply> {
+        self.call(|| due_events(self, &request, unix_time_ms())).await
     }
 
     async fn drop_due(&self, numbers: Vec<u64>) -> StoreResult<()> {
@@ -110,6 +100,16 @@ impl EventLog for PgStore {
                 taken.push(row);
             }
             Ok(taken)
+        })
+        .await
+    }
+
+    async fn count_buried(&self) -> StoreResult<HashMap<String, u64>> {
+        self.call(|| async {
+            let counts =
+                sqlx::query_as("SELECT subscription, count(*) FROM dead_events GROUP BY subscription");
+            let counts: Vec<(String, i64)> = counts.fetch_all(&self.pool).await?;
+            Ok(counts.into_iter().map(|(subscription, count)| (subscription, unsigned(count))).collect())
         })
         .await
     }
@@ -235,6 +235,24 @@ async fn postpone_all(
     }
     change.commit().await?;
     Ok(PostponeEventsReply { repeated, due_at_ms })
+}
+
+async fn due_events(store: &PgStore, request: &DueEventsRequest, now_ms: i64) -> StoreResult<DueEventsReply> {
+    let (most, limit) = (event_log::most_bytes(request), request.limit.min(event_log::MAX_PAGE));
+    let query = sqlx::query(
+        "SELECT number, event FROM due_events WHERE due_at_ms <= $1 AND length(event) <= $2
+         ORDER BY due_at_ms, number LIMIT $3",
+    );
+    let query = query.bind(now_ms).bind(most).bind(i64::from(limit)).try_map(due);
+    let (mut rows, mut page, mut events) = (query.fetch(&store.pool), Page::default(), Vec::new());
+    while let Some(row) = rows.try_next().await?.filter(|row| page.takes(row.event.len())) {
+        events.push(row);
+    }
+    drop(rows);
+    let larger =
+        sqlx::query_scalar("SELECT count(*) FROM due_events WHERE due_at_ms <= $1 AND length(event) > $2");
+    let larger = unsigned(larger.bind(now_ms).bind(most).fetch_one(&store.pool).await?);
+    Ok(DueEventsReply { events, larger })
 }
 
 async fn put_subscription(

@@ -1,12 +1,12 @@
 //! Join tokens and revoked names.
 
 use protoplex_wire::proto::{
-    JoinRefusal, JoinToken, RedeemJoinTokenReply, RedeemJoinTokenRequest, Revocation,
+    JoinRefusal, JoinToken, RedeemJoinTokenReply, RedeemJoinTokenRequest, Revocation, RevokeJoinTokenRequest,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 
-use super::{Named, PgStore, lock};
+use super::{Named, PgStore, leases, lock};
 use crate::join_token::{self, MAX_TOKENS, REMEMBERED_MS, check_key, check_subject, joined, parted};
 use crate::store::{StoreError, StoreResult};
 
@@ -18,6 +18,7 @@ const SELECT: &str =
 pub(super) async fn put_token(store: &PgStore, token: &JoinToken, now_ms: i64) -> StoreResult<()> {
     join_token::check(token)?;
     let mut change = store.change().await?;
+    leases::fence(&mut change, token.term).await?;
     sqlx::query("DELETE FROM join_tokens WHERE expires_at_ms < $1")
         .bind(now_ms - REMEMBERED_MS)
         .execute(&mut *change)
@@ -50,13 +51,17 @@ pub(super) async fn tokens(pool: &PgPool) -> StoreResult<Vec<JoinToken>> {
 }
 
 /// See [`crate::store::Store::revoke_join_token`].
-pub(super) async fn revoke_token(pool: &PgPool, id: &str) -> StoreResult<()> {
-    let revoked =
-        sqlx::query("UPDATE join_tokens SET revoked = true WHERE id = $1").bind(id).execute(pool).await?;
+pub(super) async fn revoke_token(store: &PgStore, request: &RevokeJoinTokenRequest) -> StoreResult<()> {
+    let mut change = store.change().await?;
+    leases::fence(&mut change, request.term).await?;
+    let revoked = sqlx::query("UPDATE join_tokens SET revoked = true WHERE id = $1")
+        .bind(&request.id)
+        .execute(&mut *change)
+        .await?;
     if revoked.rows_affected() == 0 {
-        return Err(StoreError::NotFound(format!("there is no join token {id:?}")));
+        return Err(StoreError::NotFound(format!("there is no join token {:?}", request.id)));
     }
-    Ok(())
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::redeem_join_token`].
@@ -68,6 +73,7 @@ pub(super) async fn redeem(
     check_subject(&request.node)?;
     check_key(&request.key_sha256)?;
     let mut change = store.change().await?;
+    leases::fence(&mut change, request.term).await?;
     lock(&mut change, Named::JoinToken, &request.id).await?;
     let find = format!("{SELECT} WHERE id = $1");
     let kept = sqlx::query(sqlx::AssertSqlSafe(find)).bind(&request.id).try_map(read);
@@ -97,8 +103,10 @@ pub(super) async fn redeem(
 }
 
 /// See [`crate::store::Store::change_revocation`].
-pub(super) async fn change(pool: &PgPool, wanted: &Revocation, now_ms: i64) -> StoreResult<()> {
+pub(super) async fn change(store: &PgStore, wanted: &Revocation, now_ms: i64) -> StoreResult<()> {
     check_subject(&wanted.name)?;
+    let mut change = store.change().await?;
+    leases::fence(&mut change, wanted.term).await?;
     let query = if wanted.revoked {
         sqlx::query("INSERT INTO revocations (name, operator, at_ms) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING")
             .bind(&wanted.name)
@@ -107,8 +115,8 @@ pub(super) async fn change(pool: &PgPool, wanted: &Revocation, now_ms: i64) -> S
     } else {
         sqlx::query("DELETE FROM revocations WHERE name = $1").bind(&wanted.name)
     };
-    query.execute(pool).await?;
-    Ok(())
+    query.execute(&mut *change).await?;
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::list_revocations`].
@@ -119,6 +127,7 @@ pub(super) async fn revocations(pool: &PgPool) -> StoreResult<Vec<Revocation>> {
             revoked: true,
             operator: row.try_get("operator")?,
             at_ms: row.try_get("at_ms")?,
+            term: 0,
         })
     };
     let query = sqlx::query("SELECT name, operator, at_ms FROM revocations ORDER BY name");
@@ -137,6 +146,7 @@ fn read(row: PgRow) -> Result<JoinToken, sqlx::Error> {
         created_by: row.try_get("created_by")?,
         revoked: row.try_get("revoked")?,
         uses_taken: number(&row, "uses_taken")?,
+        term: 0,
     })
 }
 

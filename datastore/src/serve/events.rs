@@ -6,11 +6,12 @@ use std::time::Duration;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::event_log_server::EventLog as Service;
 use protoplex_wire::proto::{
-    AppendEventsReply, AppendEventsRequest, BuryEventReply, DeadEvent, DeadEventList, DropDueReply,
-    DropDueRequest, DueEventsReply, DueEventsRequest, ListDeadEventsRequest, ListSubscriptionsRequest,
-    MoveSubscriptionsReply, MoveSubscriptionsRequest, PostponeEventsReply, PostponeEventsRequest,
-    PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest, RemoveSubscriptionReply,
-    RemoveSubscriptionRequest, Subscription, SubscriptionList, TrimEventsReply, TrimEventsRequest,
+    AppendEventsReply, AppendEventsRequest, BuriedCounts, BuryEventReply, CountBuriedRequest, DeadEvent,
+    DeadEventList, DropDueReply, DropDueRequest, DueEventsReply, DueEventsRequest, ListDeadEventsRequest,
+    ListSubscriptionsRequest, MoveSubscriptionsReply, MoveSubscriptionsRequest, PostponeEventsReply,
+    PostponeEventsRequest, PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest,
+    RemoveSubscriptionReply, RemoveSubscriptionRequest, Subscription, SubscriptionList, TrimEventsReply,
+    TrimEventsRequest,
 };
 use tonic::Request;
 
@@ -62,9 +63,7 @@ impl<S: EventLog> Service for EventService<S> {
     }
 
     async fn due_events(&self, request: Request<DueEventsRequest>) -> Answer<DueEventsReply> {
-        answer(
-            self.store.due_events(request.into_inner().limit).await.map(|events| DueEventsReply { events }),
-        )
+        answer(self.store.due_events(request.into_inner()).await)
     }
 
     async fn drop_due(&self, request: Request<DropDueRequest>) -> Answer<DropDueReply> {
@@ -104,5 +103,9 @@ impl<S: EventLog> Service for EventService<S> {
 
     async fn list_buried(&self, request: Request<ListDeadEventsRequest>) -> Answer<DeadEventList> {
         answer(self.store.list_buried(request.into_inner()).await.map(|events| DeadEventList { events }))
+    }
+
+    async fn count_buried(&self, _: Request<CountBuriedRequest>) -> Answer<BuriedCounts> {
+        answer(self.store.count_buried().await.map(|counts| BuriedCounts { counts }))
     }
 }

@@ -1,12 +1,13 @@
 //! The log of events, and what lasts beside it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::TryStreamExt;
 use protoplex_wire::proto::{
-    AppendEventsReply, AppendEventsRequest, DeadEvent, DueEvent, ListDeadEventsRequest, LoggedEvent,
-    NewEvent, PostponeEventsReply, PostponeEventsRequest, PutSubscriptionRequest, ReadEventsReply,
-    ReadEventsRequest, Subscription, SubscriptionList, SubscriptionMove, TrimEventsReply, TrimEventsRequest,
+    AppendEventsReply, AppendEventsRequest, DeadEvent, DueEvent, DueEventsReply, DueEventsRequest,
+    ListDeadEventsRequest, LoggedEvent, NewEvent, PostponeEventsReply, PostponeEventsRequest,
+    PutSubscriptionRequest, ReadEventsReply, ReadEventsRequest, Subscription, SubscriptionList,
+    SubscriptionMove, TrimEventsReply, TrimEventsRequest,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
@@ -133,16 +134,22 @@ impl EventLog for SqliteStore {
         Ok(PostponeEventsReply { repeated, due_at_ms })
     }
 
-    async fn due_events(&self, limit: u32) -> StoreResult<Vec<DueEvent>> {
+    async fn due_events(&self, request: DueEventsRequest) -> StoreResult<DueEventsReply> {
+        let (now_ms, most) = (unix_time_ms(), event_log::most_bytes(&request));
         let query = sqlx::query(
-            "SELECT number, event FROM due_events WHERE due_at_ms <= ? ORDER BY due_at_ms, number LIMIT ?",
+            "SELECT number, event FROM due_events WHERE due_at_ms <= ? AND length(event) <= ?
+             ORDER BY due_at_ms, number LIMIT ?",
         );
-        let query = query.bind(unix_time_ms()).bind(limit.min(event_log::MAX_PAGE)).try_map(due);
-        let (mut rows, mut page, mut taken) = (query.fetch(&self.readers), Page::default(), Vec::new());
+        let query = query.bind(now_ms).bind(most).bind(request.limit.min(event_log::MAX_PAGE)).try_map(due);
+        let (mut rows, mut page, mut events) = (query.fetch(&self.readers), Page::default(), Vec::new());
         while let Some(row) = rows.try_next().await?.filter(|row| page.takes(row.event.len())) {
-            taken.push(row);
+            events.push(row);
         }
-        Ok(taken)
+        drop(rows);
+        let larger =
+            sqlx::query_scalar("SELECT count(*) FROM due_events WHERE due_at_ms <= ? AND length(event) > ?");
+        let larger = larger.bind(now_ms).bind(most).fetch_one(&self.readers).await?;
+        Ok(DueEventsReply { events, larger })
     }
 
     async fn drop_due(&self, numbers: Vec<u64>) -> StoreResult<()> {
@@ -257,6 +264,12 @@ impl EventLog for SqliteStore {
             taken.push(row);
         }
         Ok(taken)
+    }
+
+    async fn count_buried(&self) -> StoreResult<HashMap<String, u64>> {
+        let counts = sqlx::query_as("SELECT subscription, count(*) FROM dead_events GROUP BY subscription");
+        let counts: Vec<(String, u64)> = counts.fetch_all(&self.readers).await?;
+        Ok(counts.into_iter().collect())
     }
 }
 

@@ -1,12 +1,12 @@
 //! Join tokens and revoked names.
 
 use protoplex_wire::proto::{
-    JoinRefusal, JoinToken, RedeemJoinTokenReply, RedeemJoinTokenRequest, Revocation,
+    JoinRefusal, JoinToken, RedeemJoinTokenReply, RedeemJoinTokenRequest, Revocation, RevokeJoinTokenRequest,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqlitePool};
 
-use super::SqliteStore;
+use super::{SqliteStore, leases};
 use crate::join_token::{self, MAX_TOKENS, REMEMBERED_MS, check_key, check_subject, joined, parted};
 use crate::store::{StoreError, StoreResult};
 
@@ -18,6 +18,7 @@ const SELECT: &str =
 pub(super) async fn put_token(store: &SqliteStore, token: &JoinToken, now_ms: i64) -> StoreResult<()> {
     join_token::check(token)?;
     let mut change = store.change().await?;
+    leases::fence(&mut change, token.term).await?;
     sqlx::query("DELETE FROM join_tokens WHERE expires_at_ms < ?")
         .bind(now_ms - REMEMBERED_MS)
         .execute(&mut *change)
@@ -50,13 +51,17 @@ pub(super) async fn tokens(readers: &SqlitePool) -> StoreResult<Vec<JoinToken>> 
 }
 
 /// See [`crate::store::Store::revoke_join_token`].
-pub(super) async fn revoke_token(writer: &SqlitePool, id: &str) -> StoreResult<()> {
-    let revoked =
-        sqlx::query("UPDATE join_tokens SET revoked = 1 WHERE id = ?").bind(id).execute(writer).await?;
+pub(super) async fn revoke_token(store: &SqliteStore, request: &RevokeJoinTokenRequest) -> StoreResult<()> {
+    let mut change = store.change().await?;
+    leases::fence(&mut change, request.term).await?;
+    let revoked = sqlx::query("UPDATE join_tokens SET revoked = 1 WHERE id = ?")
+        .bind(&request.id)
+        .execute(&mut *change)
+        .await?;
     if revoked.rows_affected() == 0 {
-        return Err(StoreError::NotFound(format!("there is no join token {id:?}")));
+        return Err(StoreError::NotFound(format!("there is no join token {:?}", request.id)));
     }
-    Ok(())
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::redeem_join_token`].
@@ -68,6 +73,7 @@ pub(super) async fn redeem(
     check_subject(&request.node)?;
     check_key(&request.key_sha256)?;
     let mut change = store.change().await?;
+    leases::fence(&mut change, request.term).await?;
     let find = format!("{SELECT} WHERE id = ?");
     let kept = sqlx::query(sqlx::AssertSqlSafe(find)).bind(&request.id).try_map(read);
     let kept = kept.fetch_optional(&mut *change).await?;
@@ -93,8 +99,10 @@ pub(super) async fn redeem(
 }
 
 /// See [`crate::store::Store::change_revocation`].
-pub(super) async fn change(writer: &SqlitePool, wanted: &Revocation, now_ms: i64) -> StoreResult<()> {
+pub(super) async fn change(store: &SqliteStore, wanted: &Revocation, now_ms: i64) -> StoreResult<()> {
     check_subject(&wanted.name)?;
+    let mut change = store.change().await?;
+    leases::fence(&mut change, wanted.term).await?;
     let query = if wanted.revoked {
         sqlx::query(
             "INSERT INTO revocations (name, operator, at_ms) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING",
@@ -105,8 +113,8 @@ pub(super) async fn change(writer: &SqlitePool, wanted: &Revocation, now_ms: i64
     } else {
         sqlx::query("DELETE FROM revocations WHERE name = ?").bind(&wanted.name)
     };
-    query.execute(writer).await?;
-    Ok(())
+    query.execute(&mut *change).await?;
+    Ok(change.commit().await?)
 }
 
 /// See [`crate::store::Store::list_revocations`].
@@ -117,6 +125,7 @@ pub(super) async fn revocations(readers: &SqlitePool) -> StoreResult<Vec<Revocat
             revoked: true,
             operator: row.try_get("operator")?,
             at_ms: row.try_get("at_ms")?,
+            term: 0,
         })
     };
     let query = sqlx::query("SELECT name, operator, at_ms FROM revocations ORDER BY name");
@@ -135,5 +144,6 @@ fn read(row: SqliteRow) -> Result<JoinToken, sqlx::Error> {
         created_by: row.try_get("created_by")?,
         revoked: row.try_get("revoked")?,
         uses_taken: row.try_get("uses_taken")?,
+        term: 0,
     })
 }

@@ -96,7 +96,8 @@ macro_rules! contract {
                 another_key_under_a_name_that_has_joined_is_somebody_else
                 one_use_of_a_join_token_goes_to_exactly_one_of_many
                 what_no_join_token_can_be_is_refused
-                names_are_revoked_and_readmitted;
+                names_are_revoked_and_readmitted
+                who_leads_no_more_lets_nobody_in_and_shuts_nobody_out;
         }
     };
     (@tests $database:expr; $($part:ident: $($test:ident)+;)+) => {

@@ -31,7 +31,7 @@ pub(crate) async fn run(common: &Common, command: JoinToken) -> anyhow::Result<(
         JoinToken::Create(command) => create(common, &cluster, command).await,
         JoinToken::List => list(common, &cluster).await,
         JoinToken::Revoke { id } => {
-            let request = RevokeJoinTokenRequest { id: id.clone() };
+            let request = RevokeJoinTokenRequest { id: id.clone(), term: 0 };
             let revoked = cluster.answer(cluster.operator().await?.revoke_join_token(request)).await;
             revoked.map_err(|error| unmade(error, "it was revoked (run it again)"))?;
             let text = format!("nobody joins with {id} any more");

@@ -21,7 +21,8 @@ pub(crate) async fn run(common: &Common, command: Node) -> anyhow::Result<()> {
 /// Revokes a name, or readmits it.
 pub(crate) async fn change(common: &Common, name: &str, revoked: bool) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
-    let wanted = Revocation { name: name.to_owned(), revoked, operator: operator::name(), at_ms: 0 };
+    let wanted =
+        Revocation { name: name.to_owned(), revoked, operator: operator::name(), ..Revocation::default() };
     let changed = cluster.answer(cluster.operator().await?.change_revocation(wanted)).await;
     let here = changed.map_err(|error| unmade(error, "that was done (run it again)"))?.here;
     // Operators come and go, and nobody keeps a list of them.

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::ports::Port;
@@ -73,6 +74,16 @@ impl Server {
         let mut child = self.process().take().expect("it runs");
         child.kill().expect("it is this process' child");
         child.wait().expect("it is this process' child");
+    }
+
+    /// Has it answer nobody from here on, though its connections stand, as on a machine that hangs.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn stop(&self) {
+        let process = self.process();
+        let id = Pid::from_child(process.as_ref().expect("it runs"));
+        kill_process(id, Signal::STOP).expect("it is this process' child");
     }
 
     /// Starts it again on the same data and port, and waits until it answers.

@@ -89,6 +89,7 @@ const TABLE: &[Row] = &[
                 "RemoveKeptSubscription",
                 "BuryEvent",
                 "ListBuried",
+                "CountBuried",
             ],
             Access::Only(SEEDS),
         )],

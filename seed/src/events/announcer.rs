@@ -1,18 +1,19 @@
 //! What the seed itself has to tell: which nodes have joined, left and been lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_wire::cloud_event::{CloudEvent, EventData};
 use protoplex_wire::proto::{JoinHello, NewEvent, PostponeEventsRequest};
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
+use tonic::Code;
 
-use super::carrier::EventLogs;
+use crate::datastores::{Datastores, call, limited};
 
 /// Events that wait for the datastore; any more are not told.
 pub(crate) const MAX_ANNOUNCEMENTS: usize = 1024;
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The way to [`announce`], for whom nothing may stop. Clones share it.
@@ -50,7 +51,8 @@ impl Announcements {
 }
 
 /// Has the datastore keep what is told, so that it is published whatever becomes of this seed.
-pub(crate) async fn announce(datastore: EventLogs, mut events: mpsc::Receiver<CloudEvent>) {
+pub(crate) async fn announce(datastores: Arc<Datastores>, mut events: mpsc::Receiver<CloudEvent>) {
+    let mut complaint = String::new();
     while let Some(event) = events.recv().await {
         let json = match event.to_json() {
             Ok(json) => json,
@@ -61,11 +63,18 @@ pub(crate) async fn announce(datastore: EventLogs, mut events: mpsc::Receiver<Cl
         };
         let new = NewEvent { key: event.key().to_vec(), event: json };
         let request = PostponeEventsRequest { events: vec![new], delay_ms: 0 };
-        // Repeated, it is known by its key.
-        while !matches!(
-            timeout(CALL_TIMEOUT, datastore.client().postpone_events(request.clone())).await,
-            Ok(Ok(_))
-        ) {
+        loop {
+            let kept = call(datastores.events().postpone_events(limited(request.clone()))).await;
+            let Err(status) = kept else { break complaint.clear() };
+            if status.code() == Code::InvalidArgument {
+                tracing::error!(reason = status.message(), "an event that the datastore refuses is dropped");
+                break;
+            }
+            // Repeated, it is known by its key.
+            if complaint != status.message() {
+                status.message().clone_into(&mut complaint);
+                tracing::warn!(reason = complaint, "who joins and leaves can't be told; trying again");
+            }
             sleep(RETRY).await;
         }
     }

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_wire::cloud_event::CloudEvent;
-use protoplex_wire::identity::{Identity, TrustedChannel};
-use protoplex_wire::proto::event_log_client::EventLogClient;
 use protoplex_wire::proto::{EventDelivery, KeptEvent, LostEvents, SubscriptionList};
 use protoplex_wire::topic::TopicPattern;
 use thiserror::Error;
@@ -15,44 +13,6 @@ use tonic::{Code, Status};
 
 use super::kept::Kept;
 use super::nats::Nats;
-use crate::datastores::Datastores;
-
-/// A page of events, with what is around them.
-const MAX_LOG_MESSAGE_BYTES: usize = 64 << 20;
-
-type EventLog = EventLogClient<TrustedChannel>;
-
-/// The datastores' part. Clones share it.
-#[derive(Clone)]
-pub(crate) struct EventLogs {
-    all: Arc<[EventLog]>,
-    datastores: Arc<Datastores>,
-}
-
-impl EventLogs {
-    /// See [`Datastores::not_leading`].
-    pub(crate) fn not_leading(&self) -> String {
-        self.datastores.not_leading()
-    }
-
-    /// Of these datastores, which are those of `datastores`.
-    pub(crate) fn new(
-        identity: &Identity,
-        addresses: &[String],
-        datastores: Arc<Datastores>,
-    ) -> Result<Self, tonic::transport::Error> {
-        let client = |address: &String| {
-            let client = EventLog::new(identity.channel(address)?);
-            Ok(client.max_decoding_message_size(MAX_LOG_MESSAGE_BYTES))
-        };
-        Ok(Self { all: addresses.iter().map(client).collect::<Result<_, _>>()?, datastores })
-    }
-
-    /// Of the one that is used now.
-    pub(crate) fn client(&self) -> EventLog {
-        self.all[self.datastores.index()].clone()
-    }
-}
 
 /// The term in which this seed leads, while it does.
 pub(crate) type Reign = watch::Receiver<Option<u64>>;
@@ -180,6 +140,8 @@ impl From<Status> for CarrierError {
         match status.code() {
             Code::ResourceExhausted => Self::Full(text),
             Code::InvalidArgument | Code::Unimplemented => Self::Broken(text),
+            // It is the seed that says so.
+            Code::DeadlineExceeded => Self::Away(text),
             _ => Self::Away(format!("the datastore: {text}")),
         }
     }
@@ -208,6 +170,11 @@ pub(crate) trait Carrier: Send + Sync + 'static {
 
     /// Forgets a subscription; its subscribers are told.
     fn remove(&self, name: &str) -> impl Future<Output = Result<(), CarrierError>> + Send;
+
+    /// Gives back what subscribers have left without an answer, once all are told to go: so others have it at once.
+    fn end(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// The one that is configured. Clones share it.
@@ -260,6 +227,13 @@ impl Carrier for AnyCarrier {
         match self {
             Self::Kept(kept) => kept.remove(name).await,
             Self::Nats(nats) => nats.remove(name).await,
+        }
+    }
+
+    async fn end(&self) {
+        match self {
+            Self::Kept(kept) => kept.end().await,
+            Self::Nats(nats) => nats.end().await,
         }
     }
 }

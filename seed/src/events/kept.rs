@@ -16,16 +16,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::carrier::{
-    Carrier, CarrierError, EventLogs, Interest, Membership, Outgoing, Reign, Start, membership,
-};
+use super::carrier::{Carrier, CarrierError, Interest, Membership, Outgoing, Reign, Start, membership};
 use super::config::Config;
-use log::{Log, answer, limited};
+use crate::cluster::Handle;
+use crate::datastores::{CALL_TIMEOUT, Datastores, call, limited};
+use log::Log;
 use sharer::{Call, MAX_WAITING_CALLS, Sharer};
 use sharing::{Sharing, Terms};
 
-/// How long a call of the datastore may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a call waits for this seed to lead.
 const LEADING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Wait after the log could not be opened.
@@ -39,7 +37,7 @@ const ATTEMPTS: usize = 5;
 
 /// Events kept by the cluster itself.
 pub(crate) struct Kept {
-    datastore: EventLogs,
+    datastores: Arc<Datastores>,
     terms: Terms,
     reign: watch::Receiver<Option<Arc<Term>>>,
 }
@@ -61,13 +59,14 @@ pub(super) struct Positions(Arc<Mutex<HashMap<String, (u64, bool)>>>);
 impl Kept {
     /// The carrier, and the task that opens the log whenever this seed leads.
     pub(crate) fn new(
-        datastore: EventLogs,
+        datastores: Arc<Datastores>,
+        cluster: Handle,
         mut leads: Reign,
         config: &Config,
     ) -> (Arc<Self>, impl Future<Output = ()> + use<>) {
         let (tell, reign) = watch::channel(None);
         let terms = Terms { ack_timeout: Some(config.ack_timeout()), max_attempts: config.0.max_attempts };
-        let kept = Arc::new(Self { datastore: datastore.clone(), terms, reign });
+        let kept = Arc::new(Self { datastores: Arc::clone(&datastores), terms, reign });
         let retention = TrimEventsRequest {
             max_age_ms: u64::try_from(config.max_age().as_millis()).unwrap_or(u64::MAX),
             max_events: config.0.max_events,
@@ -79,7 +78,8 @@ impl Kept {
                 let term = async {
                     let Some(present) = present else { return };
                     loop {
-                        match Term::begin(present, datastore.clone(), retention).await {
+                        match Term::begin(present, cluster.clone(), Arc::clone(&datastores), retention).await
+                        {
                             Ok(term) => break drop(tell.send_replace(Some(Arc::new(term)))),
                             Err(error) => tracing::debug!(%error, "the log of events can't be opened"),
                         }
@@ -102,7 +102,7 @@ impl Kept {
         let mut reign = self.reign.clone();
         let led = timeout(LEADING_TIMEOUT, reign.wait_for(Option::is_some)).await;
         let term = led.ok().and_then(Result::ok).and_then(|term| term.clone());
-        term.ok_or_else(|| CarrierError::Away(self.datastore.not_leading()))
+        term.ok_or_else(|| CarrierError::Away(self.datastores.not_leading()))
     }
 
     async fn begin(&self, term: &Term, interest: &Interest) -> Result<u64, CarrierError> {
@@ -118,8 +118,8 @@ impl Kept {
         }
         let request =
             PutSubscriptionRequest { name: interest.name.clone(), patterns: interest.pattern_texts(), after };
-        let mut datastore = self.datastore.client();
-        let known = answer(CALL_TIMEOUT, datastore.put_subscription(limited(CALL_TIMEOUT, request))).await?;
+        let mut datastore = self.datastores.events();
+        let known = call(datastore.put_subscription(limited(request))).await?;
         if known.patterns != interest.pattern_texts() {
             let patterns = known.patterns.join(" ");
             return Err(CarrierError::OtherPatterns { name: interest.name.clone(), patterns });
@@ -138,7 +138,7 @@ impl Kept {
             patterns: interest.patterns.clone(),
             sharing: Sharing::new(after, terms),
             log: Arc::clone(&term.log),
-            datastore: self.datastore.clone(),
+            datastores: Arc::clone(&self.datastores),
             positions: term.positions.clone(),
         };
         let (calls, to_hear) = mpsc::channel(MAX_WAITING_CALLS);
@@ -180,9 +180,8 @@ impl Carrier for Kept {
     }
 
     async fn subscriptions(&self) -> Result<SubscriptionList, CarrierError> {
-        let mut datastore = self.datastore.client();
-        let call = datastore.list_kept_subscriptions(limited(CALL_TIMEOUT, ListSubscriptionsRequest {}));
-        Ok(answer(CALL_TIMEOUT, call).await?)
+        let mut datastore = self.datastores.events();
+        Ok(call(datastore.list_kept_subscriptions(limited(ListSubscriptionsRequest {}))).await?)
     }
 
     async fn remove(&self, name: &str) -> Result<(), CarrierError> {
@@ -194,9 +193,9 @@ impl Carrier for Kept {
         }
         // Else it might be written to another one that has the name later.
         term.positions.forget(name);
-        let mut datastore = self.datastore.client();
-        let request = limited(CALL_TIMEOUT, RemoveSubscriptionRequest { name: name.to_owned() });
-        match answer(CALL_TIMEOUT, datastore.remove_kept_subscription(request)).await {
+        let mut datastore = self.datastores.events();
+        let request = limited(RemoveSubscriptionRequest { name: name.to_owned() });
+        match call(datastore.remove_kept_subscription(request)).await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == tonic::Code::NotFound => {
                 Err(CarrierError::Unknown(name.to_owned()))
@@ -209,16 +208,17 @@ impl Carrier for Kept {
 impl Term {
     async fn begin(
         term: u64,
-        datastore: EventLogs,
+        cluster: Handle,
+        datastores: Arc<Datastores>,
         retention: TrimEventsRequest,
     ) -> Result<Self, CarrierError> {
-        let (log, waiting) = Log::open(term, datastore.clone()).await?;
+        let (log, waiting) = Log::open(term, cluster, Arc::clone(&datastores)).await?;
         let positions = Positions::default();
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&log).append_all(waiting));
         tasks.spawn(Arc::clone(&log).look_again_and_again());
-        tasks.spawn(positions.clone().keep(datastore.clone()));
-        tasks.spawn(trim(datastore, retention));
+        tasks.spawn(positions.clone().keep(Arc::clone(&datastores)));
+        tasks.spawn(trim(datastores, retention));
         Ok(Self { log, positions, named: Mutex::default(), tasks: Mutex::new(tasks) })
     }
 
@@ -252,7 +252,7 @@ impl Positions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
-    async fn keep(self, datastore: EventLogs) {
+    async fn keep(self, datastores: Arc<Datastores>) {
         loop {
             sleep(KEEP_POSITIONS_EVERY).await;
             let take = |(name, (position, is_new)): (&String, &mut (u64, bool))| {
@@ -266,8 +266,8 @@ impl Positions {
                 continue;
             }
             let names: Vec<_> = moves.iter().map(|it| it.name.clone()).collect();
-            let request = limited(CALL_TIMEOUT, MoveSubscriptionsRequest { moves });
-            if let Err(status) = answer(CALL_TIMEOUT, datastore.client().move_subscriptions(request)).await {
+            let request = limited(MoveSubscriptionsRequest { moves });
+            if let Err(status) = call(datastores.events().move_subscriptions(request)).await {
                 tracing::debug!(reason = status.message(), "positions of subscriptions are not kept");
                 let mut positions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
                 for name in names {
@@ -281,9 +281,9 @@ impl Positions {
 }
 
 /// Keeps the log within its limits.
-async fn trim(datastore: EventLogs, retention: TrimEventsRequest) {
+async fn trim(datastores: Arc<Datastores>, retention: TrimEventsRequest) {
     loop {
-        match answer(CALL_TIMEOUT, datastore.client().trim_events(limited(CALL_TIMEOUT, retention))).await {
+        match call(datastores.events().trim_events(limited(retention))).await {
             Ok(trimmed) if trimmed.more => continue,
             Ok(_) => {}
             Err(status) => tracing::debug!(reason = status.message(), "the log of events is not trimmed"),

@@ -21,21 +21,21 @@ use futures_util::TryStreamExt;
 use protoplex_wire::cloud_event::MAX_EVENT_BYTES;
 use protoplex_wire::events::REPEAT_WINDOW;
 use protoplex_wire::proto::{
-    KeptEvent, ListDeadEventsRequest, LostEvents, RemoveSubscriptionRequest, Subscription, SubscriptionList,
+    CountBuriedRequest, KeptEvent, LostEvents, RemoveSubscriptionRequest, Subscription, SubscriptionList,
 };
 use protoplex_wire::topic::TopicPattern;
 use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::carrier::{
-    Carrier, CarrierError, EventLogs, Interest, Membership, Outgoing, Start, Told, membership,
-};
+use super::carrier::{Carrier, CarrierError, Interest, Membership, Outgoing, Start, Told, membership};
 use super::config::Config;
+use crate::datastores::{Datastores, call, limited};
 use member::Member;
 
 pub use connect::NatsError;
 
-/// How long a call waits for NATS to be there.
+/// How long a call waits for NATS to be there, and for the stream.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 const CONNECT_LOOK: Duration = Duration::from_millis(50);
 /// How long JetStream may take for one answer.
@@ -57,7 +57,7 @@ const MAX_HEADER_BYTES: usize = 128;
 pub(crate) struct Nats {
     context: Context,
     config: Config,
-    datastore: EventLogs,
+    datastores: Arc<Datastores>,
     /// Whether the stream was seen to since NATS was connected so often.
     seen_to: Mutex<Option<u64>>,
     /// Grows when a subscription is removed here.
@@ -65,20 +65,26 @@ pub(crate) struct Nats {
     /// Of which subscription which position was given back how often by who had not come to it: JetStream counts that as a
     /// delivery, and it is no attempt.
     excused: std::sync::Mutex<HashMap<(String, u64), u32>>,
+    /// Those who serve subscribers.
+    members: std::sync::Mutex<JoinSet<()>>,
 }
 
 impl Nats {
     /// Connects, now or whenever the server is there.
-    pub(crate) async fn connect(config: &Config, datastore: EventLogs) -> Result<Arc<Self>, NatsError> {
+    pub(crate) async fn connect(
+        config: &Config,
+        datastores: Arc<Datastores>,
+    ) -> Result<Arc<Self>, NatsError> {
         let client = connect::connect(config).await?;
         let context = context::ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client);
         Ok(Arc::new(Self {
             context,
             config: config.clone(),
-            datastore,
+            datastores,
             seen_to: Mutex::new(None),
             removals: watch::Sender::new(0),
             excused: std::sync::Mutex::default(),
+            members: std::sync::Mutex::default(),
         }))
     }
 
@@ -86,8 +92,14 @@ impl Nats {
         self.excused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn members(&self) -> MutexGuard<'_, JoinSet<()>> {
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        while members.try_join_next().is_some() {}
+        members
+    }
+
     /// How often it was connected; nothing while it isn't.
-    fn connection(&self) -> Option<u64> {
+    pub(super) fn connection(&self) -> Option<u64> {
         let client = self.context.client();
         let connects = client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
         (client.connection_state() == State::Connected).then_some(connects)
@@ -95,16 +107,18 @@ impl Nats {
 
     /// NATS is there, and the stream is as it is configured.
     async fn ready(&self) -> Result<Stream<()>, CarrierError> {
-        let connected = async {
-            loop {
-                if let Some(connection) = self.connection() {
-                    return connection;
-                }
-                sleep(CONNECT_LOOK).await;
+        let away = |_| CarrierError::Away("NATS is away (events.nats); try again when it is back".to_owned());
+        // Whoever comes meanwhile waits for the same answer, so all of it counts.
+        timeout(CONNECT_PATIENCE, self.see_to_stream()).await.map_err(away)?
+    }
+
+    async fn see_to_stream(&self) -> Result<Stream<()>, CarrierError> {
+        let connection = loop {
+            match self.connection() {
+                Some(connection) => break connection,
+                None => sleep(CONNECT_LOOK).await,
             }
         };
-        let away = |_| CarrierError::Away("NATS is away (events.nats); try again when it is back".to_owned());
-        let connection = timeout(CONNECT_PATIENCE, connected).await.map_err(away)?;
         let mut seen_to = self.seen_to.lock().await;
         if *seen_to != Some(connection) {
             let made = self.context.create_or_update_stream(self.stream_config()).await;
@@ -199,13 +213,6 @@ impl Nats {
             stream.create_consumer(self.consumer(interest, begin)).await.map_err(|error| failed(&error))?;
         Ok(made.cached_info().clone())
     }
-
-    async fn dead(&self, name: &str) -> u64 {
-        let request = ListDeadEventsRequest { subscription: name.to_owned(), limit: u32::MAX };
-        let mut datastore = self.datastore.client();
-        let listed = timeout(ANSWER_TIMEOUT, datastore.list_buried(request)).await;
-        listed.ok().and_then(Result::ok).map_or(0, |listed| listed.into_inner().events.len() as u64)
-    }
 }
 
 impl Carrier for Arc<Nats> {
@@ -269,13 +276,16 @@ impl Carrier for Arc<Nats> {
             let _ = seat.told.try_send(Told::Lost(lost));
         }
         let position = lost.map_or(after, |lost| lost.last);
-        tokio::spawn(Member::new(Arc::clone(self), interest, seat, position).run());
+        self.members().spawn(Member::new(Arc::clone(self), interest, seat, position).run());
         Ok(membership)
     }
 
     async fn subscriptions(&self) -> Result<SubscriptionList, CarrierError> {
         let stream = self.ready().await?;
         let state = stream.get_info().await.map_err(|error| failed(&error))?.state;
+        let mut datastore = self.datastores.events();
+        let buried = datastore.count_buried(limited(CountBuriedRequest {}));
+        let dead = call(buried).await?.counts;
         let consumers: Vec<Info> = stream.consumers().try_collect().await.map_err(|error| failed(&error))?;
         let mut subscriptions = Vec::new();
         for info in consumers.into_iter().filter(|info| info.config.durable_name.is_some()) {
@@ -283,7 +293,7 @@ impl Carrier for Arc<Nats> {
             subscriptions.push(Subscription {
                 patterns: info.config.description.unwrap_or_default().split(' ').map(str::to_owned).collect(),
                 position: if is_done { state.last_sequence } else { info.ack_floor.stream_sequence },
-                dead: self.dead(&info.name).await,
+                dead: dead.get(&info.name).copied().unwrap_or_default(),
                 subscribers: 0,
                 created_at_ms: millis(info.created),
                 name: info.name,
@@ -298,9 +308,8 @@ impl Carrier for Arc<Nats> {
         let stream = self.ready().await?;
         // The dead are the datastore's, which may be away: then they stay, and go when the name is removed again.
         let request = RemoveSubscriptionRequest { name: name.to_owned() };
-        let mut datastore = self.datastore.client();
-        let buried = timeout(ANSWER_TIMEOUT, datastore.remove_kept_subscription(request)).await;
-        let had_dead = matches!(buried, Ok(Ok(_)));
+        let mut datastore = self.datastores.events();
+        let had_dead = call(datastore.remove_kept_subscription(limited(request))).await.is_ok();
         let deleted = stream.delete_consumer(name).await;
         self.removals.send_modify(|removals| *removals += 1);
         match deleted {
@@ -317,6 +326,15 @@ impl Carrier for Arc<Nats> {
                 }
                 _ => Err(failed(&error)),
             },
+        }
+    }
+
+    async fn end(&self) {
+        let mut members = std::mem::take(&mut *self.members());
+        while members.join_next().await.is_some() {}
+        // What they have said may be on its way still.
+        if let Err(error) = self.context.client().flush().await {
+            tracing::debug!(%error, "NATS was not told what subscribers have left");
         }
     }
 }

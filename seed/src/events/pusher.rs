@@ -1,13 +1,14 @@
 //! Publishes what waits in the datastore until its time has come: delayed events, and what the datastore itself tells.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_wire::cloud_event::CloudEvent;
-use protoplex_wire::proto::{DropDueRequest, DueEvent, DueEventsRequest};
-use tokio::time::{sleep, timeout};
-use tonic::{Response, Status};
+use protoplex_wire::proto::{DropDueRequest, DueEvent, DueEventsReply, DueEventsRequest};
+use tokio::time::sleep;
 
-use super::carrier::{Carrier, CarrierError, EventLogs, Outgoing, Reign};
+use super::carrier::{Carrier, CarrierError, Outgoing, Reign};
+use crate::datastores::{Datastores, call, limited};
 
 /// Taken at once.
 const BATCH: u32 = 256;
@@ -15,18 +16,17 @@ const BATCH: u32 = 256;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 const STUCK: &str = "due events are larger than NATS takes (max_payload), and wait until it does";
 
 /// Publishes for as long as this future runs, while this seed leads. What is published and not dropped, for the seed dies
 /// in between, is published again, and known by its source and id.
-pub(crate) async fn push(datastore: EventLogs, carrier: impl Carrier, mut leads: Reign) {
+pub(crate) async fn push(datastores: Arc<Datastores>, carrier: impl Carrier, mut leads: Reign) {
     let mut complaint = String::new();
     loop {
         if leads.wait_for(Option::is_some).await.is_err() {
             return;
         }
-        let pause = match turn(&datastore, &carrier).await {
+        let pause = match turn(&datastores, &carrier).await {
             Ok(Turn { taken, stuck }) => {
                 if stuck == 0 {
                     complaint.clear();
@@ -53,15 +53,19 @@ struct Turn {
     /// How many were published.
     taken: usize,
     /// How many can't be, and stay.
-    stuck: usize,
+    stuck: u64,
 }
 
-async fn turn(datastore: &EventLogs, carrier: &impl Carrier) -> Result<Turn, CarrierError> {
-    let due = call(datastore.client().due_events(DueEventsRequest { limit: BATCH })).await?.events;
-    // The carrier's limit may be another one than when it was asked first. The others don't wait for these.
+async fn turn(datastores: &Datastores, carrier: &impl Carrier) -> Result<Turn, CarrierError> {
+    // The carrier's limit may be another one than when these were taken. The others don't wait for them.
     let most = carrier.max_event_bytes();
-    let (due, stuck): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.event.len() <= most);
-    let stuck = stuck.len();
+    let max_event_bytes = if most == usize::MAX { 0 } else { most as u64 };
+    let request = DueEventsRequest { limit: BATCH, max_event_bytes };
+    let DueEventsReply { events: due, larger } =
+        call(datastores.events().due_events(limited(request))).await?;
+    // A datastore of before doesn't leave them out.
+    let (due, left): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.event.len() <= most);
+    let stuck = larger + left.len() as u64;
     if due.is_empty() {
         return Ok(Turn { taken: 0, stuck });
     }
@@ -79,11 +83,6 @@ async fn turn(datastore: &EventLogs, carrier: &impl Carrier) -> Result<Turn, Car
         carrier.publish(events).await?;
     }
     let taken = numbers.len();
-    call(datastore.client().drop_due(DropDueRequest { numbers })).await?;
+    call(datastores.events().drop_due(limited(DropDueRequest { numbers }))).await?;
     Ok(Turn { taken, stuck })
-}
-
-async fn call<T>(answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
-    let late = |_| Status::deadline_exceeded("it does not answer");
-    Ok(timeout(CALL_TIMEOUT, answer).await.map_err(late)??.into_inner())
 }

@@ -23,8 +23,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::carrier::{
-    Answer, AnyCarrier, Carrier, CarrierError, EventLogs, Interest, Membership, Outgoing, Start, Told,
+    Answer, AnyCarrier, Carrier, CarrierError, Interest, Membership, Outgoing, Start, Told,
 };
+use crate::datastores::{Datastores, call, limited};
 use crate::role::Role;
 
 /// Subscribers of one seed.
@@ -35,13 +36,12 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_WAITING_REPLIES: usize = 4;
 /// How long the carrier may take for a publication, in all.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(8);
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Clones share all of it.
 #[derive(Clone)]
 pub(crate) struct EventBus {
     carrier: AnyCarrier,
-    datastore: EventLogs,
+    datastores: Arc<Datastores>,
     subscribers: Arc<Semaphore>,
     names: Names,
     role: watch::Receiver<Role>,
@@ -52,12 +52,17 @@ impl EventBus {
     /// Subscribers are told to come again later when `ending` becomes true.
     pub(crate) fn new(
         carrier: AnyCarrier,
-        datastore: EventLogs,
+        datastores: Arc<Datastores>,
         role: watch::Receiver<Role>,
         ending: watch::Receiver<bool>,
     ) -> Self {
         let subscribers = Arc::new(Semaphore::new(MAX_SUBSCRIBERS));
-        Self { carrier, datastore, subscribers, names: Names::default(), role, ending }
+        Self { carrier, datastores, subscribers, names: Names::default(), role, ending }
+    }
+
+    /// See [`Carrier::end`].
+    pub(crate) async fn end(&self) {
+        self.carrier.end().await;
     }
 
     /// One that knows who leads says so at once: subscribers of one name meet there.
@@ -79,8 +84,8 @@ impl EventBus {
         }
         let new = |event: Outgoing| NewEvent { key: event.key.to_vec(), event: event.json };
         let request = PostponeEventsRequest { events: events.into_iter().map(new).collect(), delay_ms };
-        let mut datastore = self.datastore.client();
-        let reply = call(datastore.postpone_events(request)).await?;
+        let mut datastore = self.datastores.events();
+        let reply = call(datastore.postpone_events(limited(request))).await.map_err(CarrierError::from)?;
         let due_at_ms = reply.due_at_ms;
         Ok(reply
             .repeated
@@ -206,7 +211,8 @@ impl Events for EventBus {
         if !known.iter().any(|subscription| subscription.name == request.subscription) {
             return Err(CarrierError::Unknown(request.subscription).into());
         }
-        Ok(Response::new(call(self.datastore.client().list_buried(request)).await?))
+        let buried = call(self.datastores.events().list_buried(limited(request))).await;
+        Ok(Response::new(buried.map_err(CarrierError::from)?))
     }
 }
 
@@ -331,9 +337,4 @@ impl Drop for Name {
             }
         }
     }
-}
-
-async fn call<T>(answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
-    let late = |_| Status::unavailable("the datastore does not answer");
-    Ok(timeout(CALL_TIMEOUT, answer).await.map_err(late)??.into_inner())
 }

@@ -2,5 +2,6 @@
 
 mod handlers;
 mod owners;
+mod paused;
 mod rig;
 mod understudies;

@@ -1,6 +1,8 @@
 //! Join tokens, and names that are revoked.
 
-use protoplex_wire::proto::{JoinRefusal, JoinToken, RedeemJoinTokenRequest, Revocation};
+use protoplex_wire::proto::{
+    JoinRefusal, JoinToken, RedeemJoinTokenRequest, Revocation, RevokeJoinTokenRequest, TakeLeaseRequest,
+};
 use tokio::task::JoinSet;
 
 use super::Database;
@@ -19,7 +21,7 @@ fn token(id: &str, kind: &str) -> JoinToken {
 
 fn redeem(id: &str, kind: &str, node: &str) -> RedeemJoinTokenRequest {
     let [id, kind, node] = [id, kind, node].map(ToOwned::to_owned);
-    RedeemJoinTokenRequest { id, secret_sha256: vec![1; 32], kind, node, key_sha256: vec![3; 32] }
+    RedeemJoinTokenRequest { id, secret_sha256: vec![1; 32], kind, node, key_sha256: vec![3; 32], term: 0 }
 }
 
 pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database) {
@@ -54,10 +56,12 @@ pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database
     assert_eq!(told.len(), 3, "what ended long ago is forgotten: {told:?}");
     assert!(told.contains(&("one", 1, false)) && told.contains(&("over", 0, false)));
     assert!(listed.iter().all(|it| it.created_by == "ann" && it.created_at_ms > 0));
-    store.revoke_join_token("rooms").await.unwrap();
-    store.revoke_join_token("rooms").await.unwrap();
+    let revoke =
+        async |id: &str| store.revoke_join_token(RevokeJoinTokenRequest { id: id.to_owned(), term: 0 }).await;
+    revoke("rooms").await.unwrap();
+    revoke("rooms").await.unwrap();
     assert_eq!(ask(redeem("rooms", "backend", "c")).await.0, JoinRefusal::Revoked);
-    assert!(matches!(store.revoke_join_token("none").await, Err(StoreError::NotFound(_))));
+    assert!(matches!(revoke("none").await, Err(StoreError::NotFound(_))));
 }
 
 pub(crate) async fn another_key_under_a_name_that_has_joined_is_somebody_else(database: &impl Database) {
@@ -119,7 +123,12 @@ pub(crate) async fn what_no_join_token_can_be_is_refused(database: &impl Databas
 pub(crate) async fn names_are_revoked_and_readmitted(database: &impl Database) {
     let store = database.open().await;
     let change = async |name: &str, revoked| {
-        let wanted = Revocation { name: name.to_owned(), revoked, operator: "ann".to_owned(), at_ms: 0 };
+        let wanted = Revocation {
+            name: name.to_owned(),
+            revoked,
+            operator: "ann".to_owned(),
+            ..Revocation::default()
+        };
         store.change_revocation(wanted).await
     };
     for name in ["proxy-1", "operator/ada", "proxy-1"] {
@@ -133,4 +142,49 @@ pub(crate) async fn names_are_revoked_and_readmitted(database: &impl Database) {
     change("proxy-1", false).await.unwrap();
     assert_eq!(names().await, ["operator/ada"]);
     assert!(matches!(change("", true).await, Err(StoreError::Invalid(_))));
+}
+
+pub(crate) async fn who_leads_no_more_lets_nobody_in_and_shuts_nobody_out(database: &impl Database) {
+    let store = database.open().await;
+    let begin_term = async || {
+        let (name, holder) = ("seed".to_owned(), "a".to_owned());
+        let taken =
+            store.take_lease(TakeLeaseRequest { name, holder, ttl_ms: 60_000, term: 0 }).await.unwrap();
+        taken.term
+    };
+    let put =
+        async |id: &str, term| store.put_join_token(JoinToken { uses: 2, term, ..token(id, "proxy") }).await;
+    let redeem = async |node: &str, term| {
+        store.redeem_join_token(RedeemJoinTokenRequest { term, ..redeem("one", "proxy", node) }).await
+    };
+    let revoke_token =
+        async |term| store.revoke_join_token(RevokeJoinTokenRequest { id: "one".to_owned(), term }).await;
+    let revoke = async |name: &str, revoked, term| {
+        let operator = "ann".to_owned();
+        store.change_revocation(Revocation { name: name.to_owned(), revoked, operator, at_ms: 0, term }).await
+    };
+    let old = begin_term().await;
+    put("one", old).await.unwrap();
+    redeem("a", old).await.unwrap();
+    let new = begin_term().await;
+    revoke("proxy-1", true, new).await.unwrap();
+    let state = async || (store.list_join_tokens().await.unwrap(), store.list_revocations().await.unwrap());
+    let before = state().await;
+
+    for refused in [
+        put("two", old).await,
+        redeem("a", old).await.map(drop),
+        redeem("b", old).await.map(drop),
+        revoke_token(old).await,
+        revoke("proxy-1", false, old).await,
+        revoke("proxy-2", true, old).await,
+    ] {
+        assert!(matches!(refused, Err(StoreError::Fenced(newest)) if newest == new), "{refused:?}");
+    }
+    assert_eq!(state().await, before, "nothing has changed");
+
+    put("two", new).await.unwrap();
+    assert_eq!(redeem("b", new).await.unwrap().refusal(), JoinRefusal::None);
+    revoke_token(new).await.unwrap();
+    revoke("proxy-1", false, new).await.unwrap();
 }

@@ -86,16 +86,14 @@ fn a_planned_hand_over_takes_less_than_a_second_and_fails_no_request() {
     let before = bench.owners();
     let load = bench.load();
     let newcomers = bench.newcomers();
-    // Each is given time to do what it does now and then, too.
-    let settle = || thread::sleep(Duration::from_secs(1));
 
-    settle();
+    newcomers.until_answered();
     assert_eq!(bench.machines.leader(), "seed-1");
     let drained = bench.machines.run(&["drain", "seed-1"]);
     assert!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
     let second = bench.machines.leader();
     assert_ne!(second, "seed-1");
-    settle();
+    newcomers.until_answered();
     newcomers.tell("drain of the leader");
 
     // The next one goes on as another program, and comes back as an understudy.
@@ -105,14 +103,14 @@ fn a_planned_hand_over_takes_less_than_a_second_and_fails_no_request() {
     assert!(upgraded.status.success(), "{}", String::from_utf8_lossy(&upgraded.stderr));
     until("another one leads", || (bench.machines.leader() != second).then_some(()));
     bench.machines.ready(&second);
-    settle();
+    newcomers.until_answered();
     newcomers.tell("upgrade of the leader");
 
     // The next one is ended by SIGTERM, as systemd does.
     let third = bench.machines.leader();
     assert_eq!(bench.machines.stop(&third), Some(0));
     assert_ne!(bench.machines.leader(), third);
-    settle();
+    newcomers.until_answered();
     newcomers.tell("SIGTERM to the leader");
 
     newcomers.stop();

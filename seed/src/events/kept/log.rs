@@ -10,16 +10,17 @@ use protoplex_wire::proto::{
     AppendEventsReply, AppendEventsRequest, KeptEvent, LoggedEvent, LostEvents, NewEvent, ReadEventsRequest,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
-use tonic::{Request, Response, Status};
+use tokio::time::sleep;
 
-use crate::events::carrier::{CarrierError, EventLogs, Outgoing};
+use crate::cluster::Handle;
+use crate::datastores::{Datastores, call, call_within, limited, limited_to};
+use crate::events::carrier::{CarrierError, Outgoing};
+use crate::leader::fenced;
 
 /// Calls that wait to be appended; more are told to come later.
 const MAX_WAITING: usize = 1024;
-/// How long the datastore may take for a batch, and for anything else.
+/// How long the datastore may take for a batch.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// What is kept in memory: for those that follow closely no page is read.
 const TAIL_EVENTS: usize = 16_384;
 const TAIL_BYTES: usize = 32 << 20;
@@ -50,7 +51,8 @@ pub(super) struct Page {
 /// The log during one term of this seed.
 pub(super) struct Log {
     term: u64,
-    datastore: EventLogs,
+    cluster: Handle,
+    datastores: Arc<Datastores>,
     tail: Mutex<Tail>,
     head: watch::Sender<u64>,
     waiting: mpsc::Sender<Waiting>,
@@ -73,10 +75,12 @@ impl Log {
     /// The log, and what waits for [`Self::append_all`].
     pub(super) async fn open(
         term: u64,
-        datastore: EventLogs,
+        cluster: Handle,
+        datastores: Arc<Datastores>,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Waiting>), CarrierError> {
         let (waiting, to_append) = mpsc::channel(MAX_WAITING);
-        let log = Self { term, datastore, tail: Mutex::default(), head: watch::Sender::new(0), waiting };
+        let (tail, head) = (Mutex::default(), watch::Sender::new(0));
+        let log = Self { term, cluster, datastores, tail, head, waiting };
         log.look().await?;
         Ok((Arc::new(log), to_append))
     }
@@ -123,9 +127,10 @@ impl Log {
     async fn append_batch(&self, batch: Vec<Waiting>) {
         let new = |event: &Outgoing| NewEvent { key: event.key.to_vec(), event: event.json.clone() };
         let events = batch.iter().flat_map(|waiting| &waiting.events).map(new).collect();
-        let mut datastore = self.datastore.client();
+        let mut datastore = self.datastores.events();
         let request = AppendEventsRequest { term: self.term, events };
-        match answer(APPEND_TIMEOUT, datastore.append_events(limited(APPEND_TIMEOUT, request))).await {
+        match call_within(APPEND_TIMEOUT, datastore.append_events(limited_to(APPEND_TIMEOUT, request))).await
+        {
             Ok(AppendEventsReply { positions, kept_at_ms }) => {
                 let mut positions = positions.into_iter();
                 for Waiting { events, done } in batch {
@@ -138,6 +143,7 @@ impl Log {
             }
             Err(status) => {
                 tracing::debug!(reason = status.message(), "events are not kept");
+                fenced(&status, &self.cluster).await;
                 for Waiting { done, .. } in batch {
                     let _ = done.send(Err(status.clone().into()));
                 }
@@ -161,9 +167,9 @@ impl Log {
         if let Some(page) = self.remembered(after) {
             return Ok(page);
         }
-        let mut datastore = self.datastore.client();
+        let mut datastore = self.datastores.events();
         let request = ReadEventsRequest { after, limit: PAGE };
-        let page = answer(CALL_TIMEOUT, datastore.read_events(limited(CALL_TIMEOUT, request))).await?;
+        let page = call(datastore.read_events(limited(request))).await?;
         let first = page.events.first().map_or(page.head + 1, |event| event.position);
         let lost = (first > after + 1).then(|| LostEvents { first: after + 1, last: first - 1 });
         let up_to = page.events.last().map_or(page.head.max(after), |event| event.position);
@@ -172,9 +178,9 @@ impl Log {
 
     /// The first position that is kept, and the last one.
     pub(super) async fn ends(&self) -> Result<(u64, u64), CarrierError> {
-        let mut datastore = self.datastore.client();
+        let mut datastore = self.datastores.events();
         let request = ReadEventsRequest { after: u64::MAX >> 1, limit: 0 };
-        let page = answer(CALL_TIMEOUT, datastore.read_events(limited(CALL_TIMEOUT, request))).await?;
+        let page = call(datastore.read_events(limited(request))).await?;
         self.tail.lock().unwrap_or_else(PoisonError::into_inner).forget(page.earliest);
         Ok((page.earliest, page.head))
     }
@@ -238,19 +244,4 @@ fn record(logged: LoggedEvent) -> Option<Record> {
 
 fn size(waiting: &Waiting) -> (usize, usize) {
     (waiting.events.len(), waiting.events.iter().map(|event| event.json.len()).sum())
-}
-
-pub(super) fn limited<T>(patience: Duration, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(patience);
-    request
-}
-
-/// The answer to a call, in time whatever the connection does.
-pub(super) async fn answer<T>(
-    patience: Duration,
-    call: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Status> {
-    let late = |_| Status::deadline_exceeded("it does not answer");
-    Ok(timeout(patience, call).await.map_err(late)??.into_inner())
 }

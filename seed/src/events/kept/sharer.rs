@@ -11,10 +11,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::log::{Log, answer, limited};
+use super::Positions;
+use super::log::Log;
 use super::sharing::{MemberId, Sharing};
-use super::{CALL_TIMEOUT, Positions};
-use crate::events::carrier::{Answer, CarrierError, EventLogs, Seat, Told};
+use crate::datastores::{Datastores, call, limited};
+use crate::events::carrier::{Answer, CarrierError, Seat, Told};
 
 /// Calls that wait for the task.
 pub(super) const MAX_WAITING_CALLS: usize = 256;
@@ -44,7 +45,7 @@ pub(super) struct Sharer {
     pub(super) patterns: Vec<TopicPattern>,
     pub(super) sharing: Sharing,
     pub(super) log: Arc<Log>,
-    pub(super) datastore: EventLogs,
+    pub(super) datastores: Arc<Datastores>,
     pub(super) positions: Positions,
 }
 
@@ -216,8 +217,8 @@ impl Sharer {
                 died_at_ms: 0,
                 event: record.event.clone(),
             };
-            let mut datastore = self.datastore.client();
-            answer(CALL_TIMEOUT, datastore.bury_event(limited(CALL_TIMEOUT, dead))).await?;
+            let mut datastore = self.datastores.events();
+            call(datastore.bury_event(limited(dead))).await?;
             tracing::warn!(name = self.name, position = record.position, attempts, "an event was put aside");
             metrics::counter!("protoplex_seed_events_dead_total").increment(1);
             self.sharing.ack(record.position);

@@ -22,8 +22,10 @@ pub enum NatsError {
     #[error("events.nats {0:?} is no address: write nats://HOST:4222")]
     Address(String),
     /// A file can't be read.
-    #[error("{}: {source} (events.nats_credentials)", path.display())]
+    #[error("{}: {source} (events.{key})", path.display())]
     File {
+        /// What of the section `[events]` names it.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong.
@@ -57,23 +59,24 @@ pub(super) async fn connect(config: &Config) -> Result<Client, NatsError> {
         options = options.user_and_password(user.clone(), password.clone());
     }
     if let Some(path) = &raw.nats_credentials {
-        let unreadable = |source| NatsError::File { path: path.clone(), source };
+        let unreadable = |source| NatsError::File { key: "nats_credentials", path: path.clone(), source };
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
         options = options.credentials(&text).map_err(unreadable)?;
     }
     if let Some(ca) = &raw.nats_ca {
-        options = options.add_root_certificates(readable(ca)?);
+        options = options.add_root_certificates(readable("nats_ca", ca)?);
     }
     if let (Some(certificate), Some(key)) = (&raw.nats_certificate, &raw.nats_key) {
-        options = options.add_client_certificate(readable(certificate)?, readable(key)?);
+        let certificate = readable("nats_certificate", certificate)?;
+        options = options.add_client_certificate(certificate, readable("nats_key", key)?);
     }
     Ok(options.connect(servers).await?)
 }
 
-fn readable(path: &Path) -> Result<PathBuf, NatsError> {
+fn readable(key: &'static str, path: &Path) -> Result<PathBuf, NatsError> {
     match std::fs::File::open(path) {
         Ok(_) => Ok(path.to_owned()),
-        Err(source) => Err(NatsError::File { path: path.to_owned(), source }),
+        Err(source) => Err(NatsError::File { key, path: path.to_owned(), source }),
     }
 }
 
@@ -84,5 +87,35 @@ fn tell(event: &Event) {
         Event::ServerError(error) => tracing::warn!(%error, "NATS complains"),
         Event::ClientError(error) => tracing::debug!(%error, "NATS' client complains"),
         other => tracing::debug!(%other, "NATS"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::config::Raw;
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_is_named_by_its_own_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let (missing, there) = (folder.path().join("missing"), folder.path().join("there"));
+        std::fs::write(&there, "").unwrap();
+        let [missing, there] = [missing, there].map(Some);
+        let nats = Some("nats://127.0.0.1:1".to_owned());
+        let raw = || Raw { nats: nats.clone(), ..Raw::default() };
+        let pair = |certificate: &Option<PathBuf>, key: &Option<PathBuf>| Raw {
+            nats_certificate: certificate.clone(),
+            nats_key: key.clone(),
+            ..raw()
+        };
+        for (key, raw) in [
+            ("nats_credentials", Raw { nats_credentials: missing.clone(), ..raw() }),
+            ("nats_ca", Raw { nats_ca: missing.clone(), ..raw() }),
+            ("nats_certificate", pair(&missing, &there)),
+            ("nats_key", pair(&there, &missing)),
+        ] {
+            let error = connect(&Config(raw)).await.unwrap_err().to_string();
+            assert!(error.ends_with(&format!("(events.{key})")), "{key}: {error}");
+        }
     }
 }

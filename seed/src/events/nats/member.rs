@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use super::{ANSWER_TIMEOUT, Nats, failed, find, in_time, millis};
+use crate::datastores::{call, limited};
 use crate::events::carrier::{Answer, CarrierError, Interest, Seat, Told};
 
 /// How long JetStream holds a question for messages.
@@ -284,14 +285,14 @@ impl Member {
         let name = &self.interest.name;
         let event = message.payload.to_vec();
         let dead = DeadEvent { subscription: name.clone(), position, attempts, died_at_ms: 0, event };
-        let mut datastore = self.nats.datastore.client();
-        let kind = match timeout(ANSWER_TIMEOUT, datastore.bury_event(dead)).await {
-            Ok(Ok(_)) => {
+        let mut datastore = self.nats.datastores.events();
+        let kind = match call(datastore.bury_event(limited(dead))).await {
+            Ok(_) => {
                 tracing::warn!(name, position, attempts, "an event was put aside");
                 metrics::counter!("protoplex_seed_events_dead_total").increment(1);
                 AckKind::Term
             }
-            _ => AckKind::Nak(Some(BURY_AGAIN)),
+            Err(_) => AckKind::Nak(Some(BURY_AGAIN)),
         };
         let _ = message.ack_with(kind).await;
     }

@@ -1,25 +1,27 @@
-//! A datastore and a seed on free ports, each of which can die as by SIGKILL and come back on its port.
+//! A seed whose events are kept by one thing or another, and what is asked of it.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_datastore::postgres::{PgStore, Target};
-use protoplex_datastore::sqlite::SqliteStore;
+use protoplex_testkit::ports::Port;
 use protoplex_testkit::{nats, postgres};
 use protoplex_wire::cloud_event::{CloudEvent, EventData};
-use protoplex_wire::events::{Bus, Notice, PublishError, Start, Subscriber, Subscription};
+use protoplex_wire::events::{self, Bus, Notice, PublishError, Subscriber, Subscription};
 use protoplex_wire::identity::{Identity, Kind};
 use protoplex_wire::proto::{EventDelivery, KeptEvent};
-use protoplex_wire::seeds::Seeds;
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
+use crate::datastores::Datastores;
 use crate::events::config::{Config, Raw};
-use crate::serve;
+use crate::events::nats::Nats;
+pub(super) use crate::rig::{DEADLINE, until};
+use crate::rig::{Process, address, bind};
+use crate::role::Role;
+use crate::serve::{Start, serve};
 
-pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// Of the configuration of these tests.
 pub(super) const ACK_TIMEOUT: Duration = Duration::from_millis(1000);
 pub(super) const MAX_ATTEMPTS: u32 = 3;
@@ -32,28 +34,18 @@ pub(super) enum Keeper {
     Nats,
 }
 
-/// Goes with all its tasks and sockets.
-struct Process(Option<Runtime>);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
 pub(super) struct Rig {
     pub(super) bus: Bus,
     pub(super) identity: Identity,
     pub(super) nats: Option<nats::Server>,
     pub(super) seed_address: SocketAddr,
     seed: Option<Process>,
-    _datastore: Process,
+    datastore: Option<Process>,
     config: Config,
     data: TempDir,
     datastore_address: SocketAddr,
     _postgres: Option<Arc<postgres::Server>>,
+    _ports: [Port; 2],
 }
 
 impl Rig {
@@ -64,8 +56,8 @@ impl Rig {
     pub(super) async fn start_with(keeper: Keeper, change: impl FnOnce(&mut Raw)) -> Self {
         let data = tempfile::tempdir().unwrap();
         let identity = Identity::open_or_create(&data.path().join("cluster")).unwrap();
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (datastore_address, seed_address) = (free(), free());
+        let ports = [Port::take(), Port::take()];
+        let [datastore_address, seed_address] = ports.each_ref().map(address);
         let nats = matches!(keeper, Keeper::Nats).then(nats::Server::start);
         let postgres = matches!(keeper, Keeper::Postgres).then(postgres::Server::shared);
         let mut raw = Raw {
@@ -76,27 +68,22 @@ impl Rig {
         };
         change(&mut raw);
 
-        let listener = bind(datastore_address).await;
-        let (file, trust) =
-            (data.path().join("protoplex.db"), identity.issue(Kind::Datastore, "datastore-1").unwrap());
-        let url = postgres.as_ref().map(|server| server.database());
-        let datastore = process(async move {
-            let forever = std::future::pending();
-            match url {
-                Some(url) => {
+        let datastore = match &postgres {
+            None => Process::datastore(datastore_address, data.path(), &identity).await,
+            Some(server) => {
+                let listener = bind(datastore_address).await;
+                let trust = identity.issue(Kind::Datastore, "datastore-1").unwrap();
+                let url = server.database();
+                Process::start(|drain, _| async move {
                     let store = PgStore::open(&Target::parse(&url, None).unwrap()).await.unwrap();
-                    protoplex_datastore::serve::serve(Arc::new(store), listener, &trust, forever)
+                    let store = Arc::new(store);
+                    protoplex_datastore::serve::serve(store, listener, &trust, drain.notified())
                         .await
                         .unwrap();
-                }
-                None => {
-                    let store = SqliteStore::open(&file).await.unwrap();
-                    protoplex_datastore::serve::serve(Arc::new(store), listener, &trust, forever)
-                        .await
-                        .unwrap();
-                }
+                    Ok(())
+                })
             }
-        });
+        };
         let bus = Bus::new(&identity, vec![seed_address.to_string()]).unwrap();
         let mut rig = Self {
             bus,
@@ -104,14 +91,23 @@ impl Rig {
             nats,
             seed_address,
             seed: None,
-            _datastore: datastore,
+            datastore: Some(datastore),
             config: Config(raw),
             data,
             datastore_address,
             _postgres: postgres,
+            _ports: ports,
         };
         rig.start_seed().await;
         rig
+    }
+
+    /// The seed's own way to NATS, once more.
+    pub(super) async fn nats_carrier(&self) -> Arc<Nats> {
+        let seed = self.identity.issue(Kind::Seed, "seed-1").unwrap();
+        let addresses = [self.datastore_address.to_string()];
+        let datastores = Arc::new(Datastores::new(&seed, &addresses).unwrap());
+        Nats::connect(&self.config, datastores).await.unwrap()
     }
 
     /// Ends the seed at once, mid-sentence.
@@ -119,23 +115,23 @@ impl Rig {
         self.seed = None;
     }
 
+    /// As [`Self::kill_seed`].
+    pub(super) fn kill_datastore(&mut self) {
+        self.datastore = None;
+    }
+
     pub(super) async fn start_seed(&mut self) {
         let listener = bind(self.seed_address).await;
-        let start = serve::Start {
-            node: "seed-1".to_owned(),
-            instance: "i".to_owned(),
-            address: self.seed_address.to_string(),
-            datastores: vec![self.datastore_address.to_string()],
-            seeds: Seeds::default(),
-            snapshot: self.data.path().join("seed").join("owners"),
-            max_keys: 1000,
+        let start = Start {
             events: self.config.clone(),
-            idle: Default::default(),
+            ..crate::rig::start("seed-1", self.seed_address, self.datastore_address, self.data.path())
         };
         let identity = self.identity.issue(Kind::Seed, "seed-1").unwrap();
-        self.seed = Some(process(async move {
-            serve::serve(start, listener, &identity, |_| {}, std::future::pending()).await.unwrap();
-        }));
+        let seed = Process::start(|drain, role| async move {
+            let tell = |now: &Role| drop(role.send_replace(now.clone()));
+            serve(start, listener, &identity, tell, drain.notified()).await
+        });
+        self.seed = Some(seed);
     }
 
     /// Publishes, however long the seed takes to be there.
@@ -156,39 +152,20 @@ impl Rig {
     }
 }
 
-fn process(main: impl Future<Output = ()> + Send + 'static) -> Process {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.spawn(main);
-    Process(Some(runtime))
-}
-
-/// The port of one that has just died may take a moment to be free.
-async fn bind(address: SocketAddr) -> TcpListener {
-    let bound = async {
-        loop {
-            match TcpListener::bind(address) {
-                Ok(listener) => return listener,
-                Err(_) => sleep(Duration::from_millis(10)).await,
-            }
-        }
-    };
-    timeout(DEADLINE, bound).await.unwrap()
-}
-
 /// Without a name, from now on.
 pub(super) fn alone(pattern: &str) -> Subscription {
     Subscription {
         patterns: vec![pattern.to_owned()],
         name: String::new(),
         exclusive: false,
-        start: Start::Newest,
+        start: events::Start::Newest,
         window: 100,
     }
 }
 
 /// Under a name, from the first event on.
 pub(super) fn named(name: &str, pattern: &str) -> Subscription {
-    Subscription { name: name.to_owned(), start: Start::Earliest, ..alone(pattern) }
+    Subscription { name: name.to_owned(), start: events::Start::Earliest, ..alone(pattern) }
 }
 
 pub(super) fn event(topic: &str, id: &str) -> CloudEvent {
@@ -232,17 +209,4 @@ pub(super) fn id(delivery: &EventDelivery) -> String {
 /// Whether nothing comes for a while.
 pub(super) async fn is_quiet(subscriber: &mut Subscriber) -> bool {
     timeout(Duration::from_millis(300), subscriber.next()).await.is_err()
-}
-
-/// Asks until there is an answer.
-pub(super) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let found = async {
-        loop {
-            if let Some(found) = ask().await {
-                return found;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(DEADLINE, found).await.unwrap_or_else(|_| panic!("still not so: {what}"))
 }

@@ -1,10 +1,8 @@
-//! A datastore and a seed on free ports, each of which can die as by SIGKILL and come back on its port.
+//! A datastore and up to three seeds, and what is asked of them.
 
-use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use protoplex_datastore::sqlite::SqliteStore;
+use protoplex_testkit::ports::Port;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::{Follower, Link};
 use protoplex_wire::identity::{Identity, Kind, LIVE_POOL, TrustedChannel};
@@ -16,45 +14,14 @@ use protoplex_wire::proto::{
 };
 use protoplex_wire::seeds::Seeds;
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::ownership::Idle;
+use crate::rig::{DEADLINE, address, bind};
+pub(super) use crate::rig::{Process, until};
 use crate::role::Role;
-use crate::serve::{RunError, Start, serve};
-
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// A node in a runtime of its own, so that it can be dropped with all its tasks and sockets.
-pub(super) struct Process {
-    runtime: Option<Runtime>,
-    drain: Arc<Notify>,
-    served: Option<JoinHandle<Result<(), RunError>>>,
-    pub(super) role: watch::Receiver<Role>,
-}
-
-impl Process {
-    /// Ends it at once, mid-sentence.
-    pub(super) fn kill(mut self) {
-        self.runtime.take().unwrap().shutdown_background();
-    }
-
-    /// Ends it in good order.
-    pub(super) async fn stop(mut self) {
-        self.drain.notify_one();
-        timeout(DEADLINE, self.served.take().unwrap()).await.unwrap().unwrap().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
+use crate::serve::{Start, serve};
 
 pub(super) struct Rig {
     pub(super) data: TempDir,
@@ -65,36 +32,28 @@ pub(super) struct Rig {
     pub(super) idle: Idle,
     /// Where the second and the third seed are, in the tests of several.
     pub(super) others: [SocketAddr; 2],
+    _ports: [Port; 4],
 }
 
 impl Rig {
     pub(super) fn new() -> Self {
         let data = tempfile::tempdir().unwrap();
         let identity = Identity::open_or_create(&data.path().join("cluster")).unwrap();
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let ports = [(); 4].map(|()| Port::take());
+        let [datastore, seed, second, third] = ports.each_ref().map(address);
         Self {
             data,
             identity,
-            datastore: free(),
-            seed: free(),
-            others: [free(), free()],
+            datastore,
+            seed,
+            others: [second, third],
             idle: Idle::default(),
+            _ports: ports,
         }
     }
 
     pub(super) async fn start_datastore(&self) -> Process {
-        let listener = bind(self.datastore).await;
-        let file = self.data.path().join("protoplex.db");
-        let identity = self.identity.issue(Kind::Datastore, "datastore-1").unwrap();
-        process(|drain, _| async move {
-            let store = Arc::new(SqliteStore::open(&file).await.unwrap());
-            let served =
-                protoplex_datastore::serve::serve(Arc::clone(&store), listener, &identity, drain.notified())
-                    .await;
-            store.close().await;
-            served.unwrap();
-            Ok(())
-        })
+        Process::datastore(self.datastore, self.data.path(), &self.identity).await
     }
 
     pub(super) async fn start_seed(&self) -> Process {
@@ -112,15 +71,8 @@ impl Rig {
         let node = format!("seed-{}", index + 1);
         let identity = self.identity.issue(Kind::Seed, &node).unwrap();
         let start = Start {
-            node: node.clone(),
-            instance: "i".to_owned(),
-            address: address.to_string(),
-            datastores: vec![self.datastore.to_string()],
-            seeds: Seeds::new(Vec::new(), &self.data.path().join(&node)),
-            snapshot: self.data.path().join(&node).join("owners"),
-            max_keys: 1000,
-            events: Default::default(),
             idle: self.idle.clone(),
+            ..crate::rig::start(&node, address, self.datastore, self.data.path())
         };
         let hello = JoinHello {
             node,
@@ -131,7 +83,7 @@ impl Rig {
         };
         let seeds =
             Seeds::new(self.seeds().map(|seed| seed.to_string()).into(), &self.data.path().join("none"));
-        process(|drain, role| async move {
+        Process::start(|drain, role| async move {
             let state = watch::Sender::new(NodeState::default());
             let hello = watch::Sender::new(hello);
             let standing = watch::Sender::new(Standing::new(BootTime::now()));
@@ -199,36 +151,6 @@ impl Rig {
         let who = Follower { node, child: 0, kind, zone: String::new(), member };
         Link::open(&identity, seeds, who).unwrap()
     }
-}
-
-fn process<F, R>(main: F) -> Process
-where
-    F: FnOnce(Arc<Notify>, watch::Sender<Role>) -> R,
-    R: Future<Output = Result<(), RunError>> + Send + 'static,
-{
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let drain = Arc::new(Notify::new());
-    let (tell_role, role) = watch::channel(Role::Waiting);
-    let served = runtime.spawn(main(Arc::clone(&drain), tell_role));
-    Process { runtime: Some(runtime), drain, served: Some(served), role }
-}
-
-/// The port of one that has just died may take a moment to be free.
-async fn bind(address: SocketAddr) -> TcpListener {
-    until("the port is free", async || TcpListener::bind(address).ok()).await
-}
-
-/// Looks again and again, until there is something.
-pub(super) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let found = async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(DEADLINE, found).await.unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
 }
 
 pub(super) async fn leads(seed: &Process) {

@@ -188,8 +188,9 @@ impl Bench {
 
     /// Has new rooms asked for all the time, each of which needs the leader: what the slowest takes is how long none leads.
     pub(super) fn newcomers(&self) -> Newcomers {
-        let slowest = Arc::<Mutex<Duration>>::default();
+        let (slowest, answers) = (Arc::<Mutex<Duration>>::default(), Arc::<AtomicUsize>::default());
         let running = Arc::new(AtomicBool::new(true));
+        let counted = Arc::clone(&answers);
         let (mut client, fresh) = (self.client(), Arc::clone(&self.fresh));
         let (noted, run) = (Arc::clone(&slowest), Arc::clone(&running));
         let asking = thread::spawn(move || {
@@ -199,10 +200,11 @@ impl Bench {
                 let mut slowest = noted.lock().unwrap();
                 *slowest = began.elapsed().max(*slowest);
                 drop(slowest);
+                counted.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(Duration::from_millis(2));
             }
         });
-        Newcomers { slowest, running, asking }
+        Newcomers { slowest, answers, running, asking }
     }
 
     /// Has what is known asked for by two clients until it is stopped.
@@ -343,11 +345,20 @@ impl Events {
 /// A client of what is not known yet.
 pub(super) struct Newcomers {
     slowest: Arc<Mutex<Duration>>,
+    answers: Arc<AtomicUsize>,
     running: Arc<AtomicBool>,
     asking: JoinHandle<()>,
 }
 
 impl Newcomers {
+    /// Waits until so many more were answered that none of before is among them, and every node had its share.
+    pub(super) fn until_answered(&self) {
+        const MORE: usize = 100;
+        let answered = || self.answers.load(Ordering::Relaxed);
+        let before = answered();
+        until("newcomers are answered", || (answered() > before + MORE).then_some(()));
+    }
+
     /// Tells the slowest first assignment since it told the last time, which is to be below a second.
     pub(super) fn tell(&self, what: &str) {
         let slowest = std::mem::take(&mut *self.slowest.lock().unwrap());
