@@ -40,6 +40,8 @@ const MAX_CLAIM_BYTES: usize = 200;
 /// How long what was stored is read back, again and again: with the change less than a command waits.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(4);
 const RELOAD_PAUSE: Duration = Duration::from_millis(250);
+/// When it is looked what has become of a change whose outcome was lost: at once, and when it has had its time.
+const SETTLE_PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
 
 /// Clones share all of it.
 #[derive(Clone)]
@@ -110,7 +112,7 @@ impl Console {
                 // The datastore knows of a change that this seed has not heard of: the rules are asked about that table.
                 Err(status) if status.code() == Code::FailedPrecondition && !reloaded => {
                     reloaded = true;
-                    self.reload().await?;
+                    self.reload(term).await?;
                 }
                 done => return done,
             }
@@ -139,7 +141,7 @@ impl Console {
             Err(status) if is_unclear(&status) => Some(status),
             Err(status) => return Err(status),
         };
-        let table_version = self.reload().await?;
+        let table_version = self.reload(term).await?;
         let (version, now) =
             self.ask(|cluster, _| (cluster.routes.version, cluster.routes.handlers.clone())).await?;
         if let Some(status) = unclear
@@ -150,14 +152,19 @@ impl Console {
             let gone = || {
                 format!("the datastore failed before the change was made ({}); try again", status.message())
             };
-            return Err(if late { status } else { Status::internal(gone()) });
+            if !late {
+                return Err(Status::internal(gone()));
+            }
+            self.settle(term);
+            return Err(Status::deadline_exceeded(status.message()));
         }
         tracing::info!(operator, version, what, "the handlers were changed");
         Ok(HandlersChanged { table_version, version, changed: true })
     }
 
-    /// Reads back what the datastore holds now, so that every change is seen in the order in which it was stored.
-    async fn reload(&self) -> Result<u64, Status> {
+    /// Reads back what the datastore holds now, so that every change is seen in the order in which it was stored. What can't
+    /// be read now is read later.
+    async fn reload(&self, term: u64) -> Result<u64, Status> {
         let mut why = "the datastore does not answer".to_owned();
         let loaded = timeout(RELOAD_TIMEOUT, async {
             loop {
@@ -169,10 +176,42 @@ impl Console {
             }
         });
         let Ok(loaded) = loaded.await else {
-            let text = format!("perhaps stored, but in effect only when the seed reads it again: {why}");
-            return Err(Status::unavailable(text));
+            self.settle(term);
+            let text = format!("perhaps stored, and in effect as soon as the seed can read it again: {why}");
+            return Err(Status::deadline_exceeded(text));
         };
         self.ask(move |cluster, now| cluster.set_routes(loaded, now)).await
+    }
+
+    /// Has what became of a change that nobody could tell of reach the proxies, for as long as this term lasts. The datastore
+    /// may make it after all, some time later: so it is looked for several times.
+    fn settle(&self, term: u64) {
+        let console = self.clone();
+        tokio::spawn(async move {
+            for pause in SETTLE_PAUSES {
+                sleep(pause).await;
+                while !console.is_settled(term).await {
+                    sleep(RELOAD_PAUSE).await;
+                }
+            }
+        });
+    }
+
+    /// Goes by what the datastore holds, where that is something else; says whether that could be read, or is no longer this
+    /// seed's affair.
+    async fn is_settled(&self, term: u64) -> bool {
+        let _turn = self.changes.lock().await;
+        if *self.role.borrow() != Role::Leading(term) {
+            return true;
+        }
+        let Ok(loaded) = load(&self.datastores).await else { return false };
+        let adopt = move |cluster: &mut Cluster, now| {
+            if loaded.table_version != cluster.routes.version || loaded.builds != cluster.routes.builds {
+                cluster.set_routes(loaded, now);
+            }
+        };
+        drop(self.ask(adopt).await);
+        true
     }
 }
 
@@ -243,6 +282,10 @@ impl Operator for Console {
             Err(status) if fenced(&status, &self.cluster).await => {
                 return Err(Status::unavailable("another seed leads since a moment ago: deploy again"));
             }
+            Err(status) if is_unclear(&status) => {
+                self.settle(term);
+                return Err(Status::deadline_exceeded(status.message()));
+            }
             Err(status) => return Err(status),
         };
         tracing::info!(
@@ -252,7 +295,7 @@ impl Operator for Console {
             "a build was deployed"
         );
         let _turn = self.changes.lock().await;
-        self.reload().await?;
+        self.reload(term).await?;
         Ok(Response::new(build))
     }
 
