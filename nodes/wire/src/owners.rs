@@ -14,6 +14,9 @@ use crate::clock::BootTime;
 /// Answers kept for each pool; the least recently used one goes first. Some 110 bytes each.
 const MAX_OWNERS: NonZeroUsize = NonZeroUsize::new(1 << 18).expect("not zero");
 
+/// A question that has no answer by then is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
 /// The member that owns a key, and since which epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -30,7 +33,7 @@ pub struct Owner {
 pub enum Age {
     /// As it is.
     Fresh,
-    /// As it is, but half of its time is over: ask again meanwhile. Said once for each answer.
+    /// As it is, but half of its time is over: ask again meanwhile.
     Ageing,
     /// Only where nobody can be asked.
     Stale,
@@ -74,24 +77,21 @@ fn tenths(time: BootTime) -> u32 {
 
 impl Owners {
     /// The owner of `key`, where an answer is known and stands, and how old that is.
+    ///
+    /// Who is told that it is [`Age::Ageing`] asks for it anew; others are told so once nothing came of that for 2 s.
     pub fn known(&mut self, pool: &str, key: &str, now: BootTime) -> Option<(Owner, Age)> {
         let Answer::Known(known) = self.pools.get_mut(pool)?.answers.get_mut(key)? else { return None };
-        if known.seat.gone.get() {
-            return None;
+        let told = known.tell(now)?;
+        if told.1 == Age::Ageing {
+            known.ageing_at = tenths(now + ASK_AGAIN).min(known.stale_at);
         }
-        let now = tenths(now);
-        let age = if now < known.ageing_at {
-            Age::Fresh
-        } else if now < known.stale_at {
-            known.ageing_at = known.stale_at;
-            Age::Ageing
-        } else if known.stale_at == u32::MAX {
-            Age::Fresh
-        } else {
-            Age::Stale
-        };
-        let Seat { id, address, .. } = &*known.seat;
-        Some((Owner { member: Rc::clone(id), address: *address, epoch: known.epoch }, age))
+        Some(told)
+    }
+
+    /// As [`Self::known`], for whoever only looks: nothing is taken for asked by it, and nothing for used.
+    pub fn look(&self, pool: &str, key: &str, now: BootTime) -> Option<(Owner, Age)> {
+        let Answer::Known(known) = self.pools.get(pool)?.answers.peek(key)? else { return None };
+        known.tell(now)
     }
 
     /// The epoch that was refuted since the last answer for `key`, or 0.
@@ -148,6 +148,24 @@ impl Owners {
             self.pools.insert(pool.into(), of_pool);
         }
         self.pools.get_mut(pool).expect("inserted above")
+    }
+}
+
+impl Known {
+    fn tell(&self, now: BootTime) -> Option<(Owner, Age)> {
+        let Seat { id, address, gone } = &*self.seat;
+        if gone.get() {
+            return None;
+        }
+        let now = tenths(now);
+        let age = if now < self.ageing_at || self.stale_at == u32::MAX {
+            Age::Fresh
+        } else if now < self.stale_at {
+            Age::Ageing
+        } else {
+            Age::Stale
+        };
+        Some((Owner { member: Rc::clone(id), address: *address, epoch: self.epoch }, age))
     }
 }
 

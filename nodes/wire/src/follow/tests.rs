@@ -579,3 +579,28 @@ async fn who_uses_a_key_is_told_once_when_another_server_has_it() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_key_in_use_that_ages_while_others_are_asked_for_is_asked_for_next() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, _) = rig.welcomed(1, 0).await;
+        let shared = Rc::clone(&rig.link.shared);
+        let owner = Owner { member: "live-1:0".into(), address: "127.0.0.1:1".parse().unwrap(), epoch: 7 };
+        // So long that none of it passes by itself.
+        let (now, hour) = (BootTime::now(), Duration::from_hours(1));
+        let mut uses = Vec::new();
+        for (key, fresh) in [("1", 2 * hour), ("2", 4 * hour)] {
+            shared.owners.borrow_mut().learn("rooms", key, &owner, now, fresh);
+            uses.push(rig.link.employ("rooms", key, &owner, || panic!("it has not moved")));
+        }
+        let (first, _) = shared.ask_ageing(now + hour);
+        assert_eq!((first.len(), seed.question().await.key), (1, "1".to_owned()));
+        // The answers are waited for, and meanwhile the other one has aged.
+        shared.tell_moved(now + 2 * hour);
+        let (second, _) = shared.ask_ageing(now + 2 * hour);
+        assert_eq!(second.len(), 2, "both are without an answer");
+        assert_eq!(seed.question().await.key, "2");
+    })
+    .await;
+}

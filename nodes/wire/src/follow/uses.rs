@@ -24,6 +24,8 @@ const MOVING: Duration = Duration::from_millis(100);
 /// Keys asked for in one go: fewer than may be asked for at once, since requests ask, too.
 const MAX_ASKED: usize = 512;
 
+type Answer = oneshot::Receiver<Result<Owner, LocateError>>;
+
 /// The uses there are; a place is taken again once it is free.
 #[derive(Default)]
 pub(super) struct Uses {
@@ -105,9 +107,9 @@ pub(super) async fn keep_asking(link: Weak<Shared>) {
             () = news.notified() => sleep(MOVING).await,
         }
         let Some(shared) = link.upgrade().filter(|shared| !shared.left.get()) else { return };
-        let answers = shared.ask_ageing();
+        let (answers, all) = shared.ask_ageing(BootTime::now());
         pause = match shared.shortest_fresh.get() {
-            _ if answers.len() == MAX_ASKED => SOONEST,
+            _ if !all => SOONEST,
             Some(fresh) => (fresh / 4).clamp(SOONEST, LATEST),
             None => UNKNOWN,
         };
@@ -116,31 +118,38 @@ pub(super) async fn keep_asking(link: Weak<Shared>) {
             // What it says is known then.
             let _ = timeout_at(deadline, answer).await;
         }
-        shared.tell_moved();
+        shared.tell_moved(BootTime::now());
     }
 }
 
 impl Shared {
-    fn ask_ageing(&self) -> Vec<oneshot::Receiver<Result<Owner, LocateError>>> {
+    /// Asks for what is not fresh any more, and says whether that was all of it: [`MAX_ASKED`] keys at most are asked
+    /// for, and questions may be refused.
+    pub(super) fn ask_ageing(&self, now: BootTime) -> (Vec<Answer>, bool) {
         if self.lost_since.get().is_some() {
-            return Vec::new();
+            return (Vec::new(), true);
         }
-        let now = BootTime::now();
         let mut ageing = HashSet::new();
         for Use { pool, key, .. } in self.uses.borrow().places.iter().flatten() {
-            let known = self.owners.borrow_mut().known(pool, key, now);
-            if known.is_none_or(|(_, age)| age != Age::Fresh) && ageing.len() < MAX_ASKED {
+            if ageing.len() == MAX_ASKED {
+                break;
+            }
+            let known = self.owners.borrow().look(pool, key, now);
+            if known.is_none_or(|(_, age)| age != Age::Fresh) {
                 ageing.insert((Rc::clone(pool), key.clone()));
             }
         }
-        ageing.into_iter().filter_map(|(pool, key)| self.ask(&pool, &key).ok()).collect()
+        let answers: Vec<_> = ageing.iter().filter_map(|(pool, key)| self.ask(pool, key).ok()).collect();
+        let all = answers.len() == ageing.len() && answers.len() < MAX_ASKED;
+        (answers, all)
     }
 
-    fn tell_moved(&self) {
-        let (now, mut moved) = (BootTime::now(), Vec::new());
+    /// Tells whoever uses what another server has by now.
+    pub(super) fn tell_moved(&self, now: BootTime) {
+        let mut moved = Vec::new();
         for used in self.uses.borrow_mut().places.iter_mut().flatten() {
             if used.moved.is_some()
-                && let Some((owner, _)) = self.owners.borrow_mut().known(&used.pool, &used.key, now)
+                && let Some((owner, _)) = self.owners.borrow().look(&used.pool, &used.key, now)
                 && owner.epoch > used.epoch
                 && owner.address != used.at
             {
