@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use prost::Message as _;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
     Assigned, Invalidate, Known, Located, Owner, Unavailable, follow_reply::Message, located,
@@ -150,7 +151,8 @@ impl Ownership {
 
     pub(super) fn broadcast_invalid(&mut self, pool: String, keys: Vec<String>) {
         self.broadcast(|position| {
-            Message::Invalidate(Invalidate { sequence: position.sequence, pool, keys })
+            let invalid = Invalidate { sequence: position.sequence, pool, keys };
+            Message::Invalidate(invalid.encode_to_vec().into())
         });
     }
 }

@@ -1,6 +1,7 @@
 //! Single rules of the core that the simulation can't point at by name.
 
-use protoplex_wire::proto::located;
+use prost::Message as _;
+use protoplex_wire::proto::{Invalidate, located};
 
 use super::*;
 
@@ -418,7 +419,9 @@ fn asked_for(actions: &[Action]) -> Vec<(LinkId, Vec<OwnedKey>, bool)> {
 
 fn invalidated(actions: &[Action]) -> Vec<String> {
     let keys = actions.iter().filter_map(|action| match action {
-        Action::Broadcast(_, Message::Invalidate(gone)) => Some(gone.keys.clone()),
+        Action::Broadcast(_, Message::Invalidate(gone)) => {
+            Some(Invalidate::decode(gone.clone()).unwrap().keys)
+        }
         _ => None,
     });
     keys.flatten().collect()

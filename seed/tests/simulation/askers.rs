@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use prost::Message as _;
 use protoplex_seed::ownership::{LinkId, Question};
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::owners::{Age, Owner, Owners};
-use protoplex_wire::proto::{follow_reply::Message, located};
+use protoplex_wire::proto::{Invalidate, follow_reply::Message, located};
 
 use crate::network::{Machine, Packet, Time};
 use crate::world::{Event, KEYS, MS, POOL, QUIET_FROM, SECOND, World};
@@ -115,7 +116,10 @@ impl World {
                     _ => {}
                 }
             }
-            Packet::Reply(Message::Invalidate(gone)) => asker.owners.forget(POOL, &gone.keys),
+            Packet::Reply(Message::Invalidate(gone)) => {
+                let gone = Invalidate::decode(gone).expect("the seed encoded it");
+                asker.owners.forget(POOL, &gone.keys)
+            }
             Packet::Reply(Message::MemberGone(gone)) => asker.owners.forget_member(POOL, &gone.member),
             Packet::Reply(Message::ResetOwners(_)) => asker.owners.forget_all(),
             Packet::Changed(id, made) => return self.change_answered(machine, id, made),

@@ -22,8 +22,8 @@ use crate::proto;
 use crate::proto::datastore_client::DatastoreClient;
 use crate::proto::seed_client::SeedClient;
 use crate::proto::{
-    Build, Draining, FollowHello, FollowReply, FollowRequest, FollowWelcome, Known, Located, Owned, OwnedKey,
-    Table, Yield, follow_reply, follow_request, located,
+    Build, Draining, FollowHello, FollowReply, FollowRequest, FollowWelcome, Invalidate, Known, Located,
+    Owned, OwnedKey, Table, Yield, follow_reply, follow_request, located,
 };
 use crate::seeds::{self, Redirect};
 
@@ -314,11 +314,18 @@ impl Shared {
             Message::Yield(it) => self.asked_to_yield(it),
             Message::Renewed(it) => self.tell_holder(|holder, now| holder.renewed(it.sequence, now)),
             Message::LeaseLost(_) => self.tell_holder(Holder::lease_lost),
-            Message::Invalidate(it) => {
-                self.owners.borrow_mut().forget(&it.pool, &it.keys);
-                self.keys_moved.notify_one();
-                self.advance(it.sequence);
-            }
+            Message::Invalidate(it) => match Invalidate::decode(it) {
+                Ok(it) => {
+                    self.owners.borrow_mut().forget(&it.pool, &it.keys);
+                    self.keys_moved.notify_one();
+                    self.advance(it.sequence);
+                }
+                Err(error) => {
+                    warn!(%error, "an invalidation can't be read: every owner is asked for anew");
+                    self.owners.borrow_mut().forget_all();
+                    self.keys_moved.notify_one();
+                }
+            },
             Message::MemberGone(it) => {
                 self.owners.borrow_mut().forget_member(&it.pool, &it.member);
                 self.keys_moved.notify_one();

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::time::Instant;
 
+use prost::Message as _;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
@@ -110,7 +111,7 @@ impl Conversation {
 
     async fn invalidate(&self, sequence: u64, key: &str) {
         let (pool, keys) = ("rooms".to_owned(), vec![key.to_owned()]);
-        self.say(Reply::Invalidate(Invalidate { sequence, pool, keys })).await;
+        self.say(Reply::Invalidate(Invalidate { sequence, pool, keys }.encode_to_vec().into())).await;
     }
 
     async fn close(self, status: Status) {
