@@ -317,23 +317,23 @@ impl Shared {
             Message::Invalidate(it) => match Invalidate::decode(it) {
                 Ok(it) => {
                     self.owners.borrow_mut().forget(&it.pool, &it.keys);
-                    self.keys_moved.notify_one();
+                    self.note_moved(&it.pool, &it.keys);
                     self.advance(it.sequence);
                 }
                 Err(error) => {
                     warn!(%error, "an invalidation can't be read: every owner is asked for anew");
                     self.owners.borrow_mut().forget_all();
-                    self.keys_moved.notify_one();
+                    self.note_any_moved();
                 }
             },
             Message::MemberGone(it) => {
                 self.owners.borrow_mut().forget_member(&it.pool, &it.member);
-                self.keys_moved.notify_one();
+                self.note_any_moved();
                 self.advance(it.sequence);
             }
             Message::ResetOwners(it) => {
                 self.owners.borrow_mut().forget_all();
-                self.keys_moved.notify_one();
+                self.note_any_moved();
                 self.position.set(it.position.unwrap_or_default());
             }
         }

@@ -595,11 +595,12 @@ async fn a_key_in_use_that_ages_while_others_are_asked_for_is_asked_for_next() {
             shared.owners.borrow_mut().learn("rooms", key, &owner, now, fresh);
             uses.push(rig.link.employ("rooms", key, &owner, || panic!("it has not moved")));
         }
-        let (first, _) = shared.ask_ageing(now + hour);
+        let all = shared.uses.borrow().all();
+        let (first, _) = shared.ask_ageing(&all, now + hour);
         assert_eq!((first.len(), seed.question().await.key), (1, "1".to_owned()));
         // The answers are waited for, and meanwhile the other one has aged.
-        shared.tell_moved(now + 2 * hour);
-        let (second, _) = shared.ask_ageing(now + 2 * hour);
+        shared.tell_moved(&all, now + 2 * hour);
+        let (second, _) = shared.ask_ageing(&all, now + 2 * hour);
         assert_eq!(second.len(), 2, "both are without an answer");
         assert_eq!(seed.question().await.key, "2");
     })
