@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use lru::LruCache;
 
 use crate::clock::BootTime;
 
-/// Answers kept for each pool; the least recently used one goes first. Some 110 bytes each.
-const MAX_OWNERS: NonZeroUsize = NonZeroUsize::new(1 << 18).expect("not zero");
+/// Answers kept, of all pools; the least recently used one of the pool that has most goes first. Some 110 bytes each.
+const MAX_OWNERS: usize = 1 << 18;
 
 /// A question that has no answer by then is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -111,6 +110,7 @@ impl Owners {
         };
         let known = Known { seat: of_pool.seat(owner), epoch: owner.epoch, ageing_at, stale_at };
         of_pool.answers.put(key.into(), Answer::Known(known));
+        self.make_room();
     }
 
     /// Forgets the answer for `key` if it is of `epoch` or an older one: its owner denied it.
@@ -119,6 +119,7 @@ impl Owners {
         let newer = |known: &Known| !known.seat.gone.get() && known.epoch > epoch;
         if !matches!(of_pool.answers.peek(key), Some(Answer::Known(known)) if newer(known)) {
             of_pool.answers.put(key.into(), Answer::Refuted(epoch));
+            self.make_room();
         }
     }
 
@@ -141,10 +142,23 @@ impl Owners {
         self.pools.clear();
     }
 
+    fn len(&self) -> usize {
+        self.pools.values().map(|of_pool| of_pool.answers.len()).sum()
+    }
+
+    /// Forgets an answer where there is one more than may be kept.
+    fn make_room(&mut self) {
+        if self.len() > MAX_OWNERS
+            && let Some(largest) = self.pools.values_mut().max_by_key(|of_pool| of_pool.answers.len())
+        {
+            largest.answers.pop_lru();
+        }
+    }
+
     fn pool(&mut self, pool: &str) -> &mut OfPool {
         // Pools come from the routing table, so they are few; `entry` would allocate each time.
         if !self.pools.contains_key(pool) {
-            let of_pool = OfPool { answers: LruCache::new(MAX_OWNERS), members: HashMap::new() };
+            let of_pool = OfPool { answers: LruCache::unbounded(), members: HashMap::new() };
             self.pools.insert(pool.into(), of_pool);
         }
         self.pools.get_mut(pool).expect("inserted above")

@@ -85,3 +85,21 @@ fn who_only_looks_takes_no_word_from_who_would_ask() {
     owners.refute(POOL, "a", 1);
     assert_eq!(owners.look(POOL, "a", NOW), None);
 }
+
+#[test]
+fn all_pools_have_one_limit_and_the_largest_one_makes_room() {
+    let mut owners = Owners::default();
+    let answer = owner("live-1:0", 1);
+    let few = 8;
+    for number in 0..MAX_OWNERS {
+        learn(&mut owners, POOL, &number.to_string(), &answer);
+    }
+    assert!(known(&mut owners, POOL, "0").is_some(), "it is used, so it stays");
+    for number in 0..few {
+        learn(&mut owners, "rooms", &number.to_string(), &answer);
+    }
+    assert_eq!(owners.len(), MAX_OWNERS);
+    let mut known = |pool, number: usize| known(&mut owners, pool, &number.to_string()).is_some();
+    assert!((0..few).all(|number| known("rooms", number)));
+    assert!(known(POOL, 0) && known(POOL, few + 1) && !(1..=few).any(|number| known(POOL, number)));
+}
