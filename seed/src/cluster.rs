@@ -451,23 +451,23 @@ impl Cluster {
 
     pub(crate) fn status(&self, now: BootTime) -> ClusterStatus {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let names: BTreeSet<_> = self.core.members(now).map(|view| view.member.pool.clone()).collect();
-        let pools = names.into_iter().map(|name| {
-            let views = self.core.members(now).filter(|view| view.member.pool == name);
-            let mut members: Vec<_> = views
-                .map(|view| MemberStatus {
-                    member: Some(view.member.clone()),
-                    keys: view.keys as u64,
-                    lease_left_ms: millis(view.lease_left),
-                    capacity: view.capacity,
-                    draining: view.draining,
-                    overloaded: view.overloaded,
-                    moving_in: view.moving_in as u64,
-                })
-                .collect();
-            members
-                .sort_by(|a, b| a.member.as_ref().map(|it| &it.id).cmp(&b.member.as_ref().map(|it| &it.id)));
-            PoolStatus { name, members }
+        // In the order of their ids.
+        let mut pools: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for view in self.core.members(now) {
+            let status = MemberStatus {
+                member: Some(view.member.clone()),
+                keys: view.keys as u64,
+                lease_left_ms: millis(view.lease_left),
+                capacity: view.capacity,
+                draining: view.draining,
+                overloaded: view.overloaded,
+                moving_in: view.moving_in as u64,
+            };
+            pools.entry(&view.member.pool).or_default().insert(&view.member.id, status);
+        }
+        let pools = pools.into_iter().map(|(name, members)| PoolStatus {
+            name: name.clone(),
+            members: members.into_values().collect(),
         });
         ClusterStatus {
             term: self.core.position().term,
