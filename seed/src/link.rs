@@ -420,11 +420,6 @@ async fn hand_over(
             let asked = move |cluster: &mut Cluster, now| {
                 let zone = cluster.followers.zone(link).to_owned();
                 let (id, refuted_epoch) = (it.id, it.refuted_epoch);
-                cluster.core.advance(now);
-                if cluster.core.leads().is_none() {
-                    // Whoever leads next is asked again.
-                    return;
-                }
                 cluster
                     .core
                     .locate(Question { link, id, zone, pool: it.pool, key: it.key, refuted_epoch }, now);

@@ -94,26 +94,28 @@ impl World {
     pub(crate) fn asker_receives(&mut self, machine: Machine, link: LinkId, packet: Packet) {
         let now = self.clock(machine);
         let asks_once = self.plant == Plant::AsksOnce;
-        let mut leave = false;
+        if let Packet::Changed(id, made) = packet {
+            self.close(link, true);
+            return self.change_answered(machine, id, made);
+        }
         let asker = &mut self.askers[Self::asker_slot(machine)];
         if asker.link != Some(link) {
             return;
         }
         match packet {
-            Packet::Closed => leave = true,
+            Packet::Closed => {
+                asker.link = None;
+                self.close(link, true);
+            }
             Packet::Reply(Message::Located(answer)) => {
-                match (asker.waiting.remove(&answer.id), answer.result) {
-                    (Some((key, asked)), Some(located::Result::Owner(owner))) => {
-                        let address = owner.address.parse().expect("members' addresses are their machines'");
-                        let told = Duration::from_millis(owner.fresh_ms.into());
-                        let fresh = if asks_once { told * 100 } else { told };
-                        let owner = Owner { member: owner.member.into(), address, epoch: owner.epoch };
-                        asker.owners.learn(POOL, &key.to_string(), &owner, asked.min(now), fresh);
-                    }
-                    (_, Some(located::Result::Unavailable(away))) => {
-                        leave = away.reason == "the seed does not lead"
-                    }
-                    _ => {}
+                if let Some((key, asked)) = asker.waiting.remove(&answer.id)
+                    && let Some(located::Result::Owner(owner)) = answer.result
+                {
+                    let address = owner.address.parse().expect("members' addresses are their machines'");
+                    let told = Duration::from_millis(owner.fresh_ms.into());
+                    let fresh = if asks_once { told * 100 } else { told };
+                    let owner = Owner { member: owner.member.into(), address, epoch: owner.epoch };
+                    asker.owners.learn(POOL, &key.to_string(), &owner, asked.min(now), fresh);
                 }
             }
             Packet::Reply(Message::Invalidate(gone)) => {
@@ -122,12 +124,7 @@ impl World {
             }
             Packet::Reply(Message::MemberGone(gone)) => asker.owners.forget_member(POOL, &gone.member),
             Packet::Reply(Message::ResetOwners(_)) => asker.owners.forget_all(),
-            Packet::Changed(id, made) => return self.change_answered(machine, id, made),
             _ => {}
-        }
-        if leave {
-            asker.link = None;
-            self.close(link, true);
         }
     }
 
