@@ -110,7 +110,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         child: context.index(),
         kind: KIND.to_owned(),
         zone: common.zone.clone(),
-        member: Some(member),
+        membership: Some(member.into()),
     };
     let link =
         Link::open(&identity, common.seeds(), who).map_err(|error| ServeError::Seed(error.to_string()))?;

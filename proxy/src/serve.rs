@@ -79,7 +79,7 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
         child: context.index(),
         kind: KIND.to_owned(),
         zone: common.zone.clone(),
-        member: None,
+        membership: None,
     };
     let link = Link::open(&identity, common.seeds(), follower)
         .map_err(|error| ServeError::Seed(error.to_string()))?;

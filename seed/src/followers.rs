@@ -5,11 +5,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use protoplex_wire::proto::{FollowReply, Position, ResetOwners, follow_reply::Message};
-use protoplex_wire::seeds::Redirect;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use crate::ownership::{Ending, LinkId};
+use crate::ownership::LinkId;
 
 /// Messages that may wait for one follower; one that is slower is cut off, and learns what it missed when it returns.
 pub(crate) const MAX_WAITING_MESSAGES: usize = 65_536;
@@ -54,8 +53,6 @@ pub(crate) struct Followers {
     recent_bytes: usize,
     /// Links that were cut off, to be told to the core.
     cut: Vec<LinkId>,
-    /// Another seed that leads: those whose link ends are told of it.
-    pub(crate) leader: Option<Redirect>,
 }
 
 impl Followers {
@@ -165,20 +162,16 @@ impl Followers {
     }
 
     /// Ends the link after what was sent, with its reason.
-    pub(crate) fn close(&mut self, link: LinkId, why: &Ending) {
+    pub(crate) fn close(&mut self, link: LinkId, why: Status) {
         if let Some(follower) = self.remove(link) {
-            let status = match why {
-                Ending::Away(why) => Redirect::status(why, self.leader.as_ref()),
-                Ending::Refused(why) => Status::failed_precondition(&**why),
-            };
             // One that is too slow for even this learns of the end by the end.
-            let _ = follower.outgoing.messages.try_send(Err(status));
+            let _ = follower.outgoing.messages.try_send(Err(why));
         }
     }
 
-    pub(crate) fn close_all(&mut self, why: &Ending) {
+    pub(crate) fn close_all(&mut self, why: &Status) {
         for link in self.links.keys().copied().collect::<Vec<_>>() {
-            self.close(link, why);
+            self.close(link, why.clone());
         }
     }
 

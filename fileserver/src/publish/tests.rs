@@ -166,7 +166,7 @@ fn run_until_drained(
             child: 0,
             kind: "fileserver".to_owned(),
             zone: String::new(),
-            member: None,
+            membership: None,
         };
         let link = Link::open(&identity, &seed, who).unwrap();
         link.connection().wait_for(|connected| *connected).await.unwrap();

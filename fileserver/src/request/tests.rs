@@ -87,7 +87,7 @@ impl Bench {
             child: 0,
             kind: "fileserver".into(),
             zone: String::new(),
-            member: None,
+            membership: None,
         };
         let link = Link::open(&identity, &nobody.to_string(), who).unwrap();
         let (drain, draining) = Drain::new();

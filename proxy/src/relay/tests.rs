@@ -83,7 +83,7 @@ impl Proxy {
             child: 0,
             kind: "proxy".to_owned(),
             zone: String::new(),
-            member: None,
+            membership: None,
         };
         let link = Link::open(&identity, &seed.to_string(), who).unwrap();
 

@@ -117,14 +117,14 @@ fn a_closed_link_says_why_after_what_was_sent() {
     let (outgoing, mut received, _ended) = link(2);
     followers.open(1, outgoing, at(0, 0), "proxy-1", String::new());
     followers.send(1, invalid(1));
-    followers.close(1, &Ending::Refused("left".into()));
+    followers.close(1, Status::failed_precondition("left"));
     assert!(received.try_recv().unwrap().is_ok());
     let refused = received.try_recv().unwrap().unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, "left"));
 
     let (outgoing, mut received, _ended) = link(1);
     followers.open(2, outgoing, at(0, 0), "proxy-1", String::new());
-    followers.close_all(&Ending::Away("the seed is ending"));
+    followers.close_all(&Status::unavailable("the seed is ending"));
     assert_eq!(received.try_recv().unwrap().unwrap_err().code(), Code::Unavailable);
 }
 
@@ -146,10 +146,10 @@ fn what_is_shared_reaches_the_other_welcomed_children_of_the_node_alone() {
     followers.share(1, &told);
     let counts: Vec<_> = received.iter_mut().map(|messages| messages.try_recv().is_ok()).collect();
     assert_eq!(counts, [false, true, false, false]);
-    followers.close(2, &Ending::Away("closed"));
+    followers.close(2, Status::unavailable("closed"));
     followers.share(1, &told);
-    followers.close(1, &Ending::Away("closed"));
-    followers.close(3, &Ending::Away("closed"));
-    followers.close(4, &Ending::Away("closed"));
+    followers.close(1, Status::unavailable("closed"));
+    followers.close(3, Status::unavailable("closed"));
+    followers.close(4, Status::unavailable("closed"));
     assert!(followers.nodes.is_empty(), "no node is remembered without children");
 }

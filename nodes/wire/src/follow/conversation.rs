@@ -157,17 +157,18 @@ impl Shared {
 
     /// Hello, and for a member everything that it owns.
     fn opening(&self) -> Vec<FollowRequest> {
+        let membership = self.who.membership.as_ref();
         let mut hello = FollowHello {
             node: self.who.node.clone(),
             child: self.who.child,
             kind: self.who.kind.clone(),
             zone: self.who.zone.clone(),
             since: Some(self.position.get()),
-            member: self.who.member.clone(),
+            member: membership.map(|it| it.member.clone()),
             incarnation: 0,
             attempt: 0,
-            capacity: self.capacity.get(),
-            yields: self.judge.borrow().is_some(),
+            capacity: membership.map_or(0, |it| it.capacity),
+            yields: membership.is_some_and(|it| it.judge.is_some()),
         };
         let mut owned = Vec::new();
         self.with_holder(|holder, now| {
@@ -177,7 +178,7 @@ impl Shared {
             owned.extend(holder.keys().map(|(key, epoch)| OwnedKey { key: key.to_owned(), epoch }));
         });
         let mut messages = vec![follow_request::Message::Hello(hello)];
-        if self.who.member.is_some() {
+        if membership.is_some() {
             let chunks = owned.chunks(REPORT_CHUNK).map(|keys| Owned { keys: keys.to_vec(), last: false });
             messages.extend(chunks.map(follow_request::Message::Owned));
             messages.push(follow_request::Message::Owned(Owned { keys: Vec::new(), last: true }));
@@ -357,11 +358,11 @@ impl Shared {
 
     /// The seed asks for keys: gives up those that need not be kept.
     fn asked_to_yield(&self, Yield { keys, idle }: Yield) {
-        let judge = self.judge.borrow();
+        let judge = self.who.membership.as_ref().and_then(|it| it.judge.as_ref());
         let given_up = |owned: &OwnedKey| {
             let OwnedKey { key, epoch } = owned;
             let wanted = Wanted { key, epoch: *epoch, idle };
-            judge.as_ref().map_or(idle, |judge| judge(wanted))
+            judge.map_or(idle, |judge| judge(wanted))
                 && self.with_holder(|holder, _| holder.release(key, *epoch)) == Some(true)
         };
         let (keys, kept) = keys.into_iter().partition(given_up);

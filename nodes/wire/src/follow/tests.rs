@@ -169,14 +169,19 @@ impl Rig {
         tokio::spawn(server.serve_with_incoming(gate.incoming(listener)));
 
         let [node, kind, zone] = ["live-1", "live", "a"].map(ToOwned::to_owned);
-        let member = member.then(|| Member {
-            id: "live-1:0".to_owned(),
-            pool: "rooms".to_owned(),
-            address: "127.0.0.1:9".to_owned(),
-            zone: zone.clone(),
-            instance: "i".to_owned(),
+        let membership = member.then(|| Membership {
+            member: Member {
+                id: "live-1:0".to_owned(),
+                pool: "rooms".to_owned(),
+                address: "127.0.0.1:9".to_owned(),
+                zone: zone.clone(),
+                instance: "i".to_owned(),
+            },
+            capacity: 3,
+            judge: Some(Rc::new(|wanted| wanted.idle)),
         });
-        let link = Link::open(&identity, &address, Follower { node, child: 0, kind, zone, member }).unwrap();
+        let link =
+            Link::open(&identity, &address, Follower { node, child: 0, kind, zone, membership }).unwrap();
         Self { link, opened, data }
     }
 
@@ -394,6 +399,7 @@ async fn a_member_that_comes_back_reports_what_it_owns() {
         let mut rig = Rig::start(true).await;
         let (mut seed, first) = rig.welcomed(1, 0).await;
         assert_eq!(first.member.unwrap().instance, "i");
+        assert_eq!((first.capacity, first.yields), (3, true), "the first hello has all that it is");
         assert_eq!(seed.report().await, []);
         seed.say(Reply::Assigned(Assigned { key: "1".to_owned(), epoch: 7 })).await;
         assert!(rig.link.admit("1", 7).await);
