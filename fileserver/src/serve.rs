@@ -107,7 +107,6 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let identity = Identity::of_node(&common.data.join("cluster"), Kind::Fileserver, context.node())?;
     let who = Follower {
         node: context.node().to_owned(),
-        child: context.index(),
         kind: KIND.to_owned(),
         zone: common.zone.clone(),
         membership: Some(member.into()),

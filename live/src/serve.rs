@@ -87,7 +87,6 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
     let judged = Rc::default();
     let who = Follower {
         node: context.node().to_owned(),
-        child: context.index(),
         kind: context.kind().to_owned(),
         zone: common.zone.clone(),
         membership: Some(Membership { judge: Some(judge(&judged)), ..member.into() }),

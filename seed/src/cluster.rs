@@ -276,7 +276,6 @@ impl Cluster {
             position: Some(position),
             lease_ms: millis(self.timing.lease),
             heartbeat_ms: millis(self.timing.heartbeat),
-            datastore: self.datastores.first().cloned().unwrap_or_default(),
         })];
         greeting.push(Message::Directory(self.directory.borrow().clone()));
         // The table comes last: who has it has been told of every build.

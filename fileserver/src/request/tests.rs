@@ -84,7 +84,6 @@ impl Bench {
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let who = Follower {
             node: "fileserver-1".into(),
-            child: 0,
             kind: "fileserver".into(),
             zone: String::new(),
             membership: None,

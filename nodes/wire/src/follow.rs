@@ -55,8 +55,6 @@ pub const SEED_LEASE: &str = "seed";
 pub struct Follower {
     /// Its node, "live-1".
     pub node: String,
-    /// The child's index in its node.
-    pub child: u32,
     /// "proxy", "fileserver", "live", "backend".
     pub kind: String,
     /// Its zone; owners in the same zone are preferred. May be empty.
@@ -97,13 +95,7 @@ impl Follower {
         let name = format!("{:.8}-{}", member.instance, member.id);
         let name = name.chars().map(plain);
         let node = "join-".chars().chain(name).take(MAX_NAME_BYTES).collect();
-        Self {
-            node,
-            child: 0,
-            kind: "backend".to_owned(),
-            zone: member.zone.clone(),
-            membership: Some(membership),
-        }
+        Self { node, kind: "backend".to_owned(), zone: member.zone.clone(), membership: Some(membership) }
     }
 }
 
@@ -274,7 +266,7 @@ impl Link {
         self.shared.refusal.subscribe()
     }
 
-    /// The datastore that the seed uses itself; `None` before the first welcome. It may be another one later.
+    /// The datastore that the seed uses itself; `None` before it has told of one. It may be another one later.
     pub fn datastore(&self) -> Option<DatastoreClient<TrustedChannel>> {
         self.shared.datastores.borrow().first().map(|(_, client)| client.clone())
     }

@@ -80,7 +80,6 @@ impl Proxy {
         let seed = seed::start(&identity, script.clone()).await;
         let who = Follower {
             node: "proxy-1".to_owned(),
-            child: 0,
             kind: "proxy".to_owned(),
             zone: String::new(),
             membership: None,

@@ -78,7 +78,6 @@ impl Cluster {
         let judged = Rc::default();
         let who = Follower {
             node: member.to_owned(),
-            child: 0,
             kind: "live".to_owned(),
             zone: String::new(),
             membership: Some(Membership { judge: Some(judge(&judged)), ..joining.into() }),

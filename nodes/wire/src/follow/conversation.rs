@@ -160,7 +160,6 @@ impl Shared {
         let membership = self.who.membership.as_ref();
         let mut hello = FollowHello {
             node: self.who.node.clone(),
-            child: self.who.child,
             kind: self.who.kind.clone(),
             zone: self.who.zone.clone(),
             since: Some(self.position.get()),
@@ -192,10 +191,6 @@ impl Shared {
             self.position.set(position);
         }
         info!(term = position.term, "following the seed");
-        // All of them come right behind.
-        let known = self.datastores.borrow().iter().map(|(address, _)| address.clone()).collect::<Vec<_>>();
-        let others = known.into_iter().filter(|address| *address != welcome.datastore);
-        self.use_datastores([welcome.datastore.clone()].into_iter().chain(others));
         let lease = Duration::from_millis(welcome.lease_ms.into());
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.into());
         self.tell_holder(|holder, now| holder.welcomed(lease, heartbeat, now));

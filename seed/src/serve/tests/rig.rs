@@ -197,7 +197,7 @@ impl Rig {
         let identity = self.identity.issue(kind, node).unwrap();
         let (node, kind) = (node.to_owned(), kind.name().to_owned());
         let membership = member.map(Into::into);
-        let who = Follower { node, child: 0, kind, zone: String::new(), membership };
+        let who = Follower { node, kind, zone: String::new(), membership };
         Link::open(&identity, seeds, who).unwrap()
     }
 }
