@@ -107,10 +107,9 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let identity = Identity::of_node(&common.data.join("cluster"), Kind::Fileserver, context.node())?;
     let who = Follower {
         node: context.node().to_owned(),
-        child: context.index(),
         kind: KIND.to_owned(),
         zone: common.zone.clone(),
-        member: Some(member),
+        membership: Some(member.into()),
     };
     let link =
         Link::open(&identity, common.seeds(), who).map_err(|error| ServeError::Seed(error.to_string()))?;

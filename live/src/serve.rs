@@ -1,7 +1,8 @@
 //! The processes of a live node: what its parent binds, what each child runs.
 
+use std::cell::RefCell;
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use protoplex_http::public::{self, ServeError};
@@ -10,7 +11,7 @@ use protoplex_runtime::config::{Common, Problems};
 use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
-use protoplex_wire::follow::{Follower, Link};
+use protoplex_wire::follow::{Follower, Judge, Link, Membership};
 use protoplex_wire::holder::{Fence, Lost};
 use protoplex_wire::identity::{Identity, IdentityError, Kind, LIVE_POOL};
 use protoplex_wire::proto::Member;
@@ -82,12 +83,13 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
         instance: context.instance().to_owned(),
     };
     info!(member = member.id, address = member.address, "serving");
+    // Its link comes first.
+    let judged = Rc::default();
     let who = Follower {
         node: context.node().to_owned(),
-        child: context.index(),
         kind: context.kind().to_owned(),
         zone: common.zone.clone(),
-        member: Some(member),
+        membership: Some(Membership { judge: Some(judge(&judged)), ..member.into() }),
     };
     let link = Link::open(&identity, common.seeds(), who)
         .map_err(|source| LiveError::Seed { seed: common.seeds().to_string(), source })?;
@@ -96,6 +98,7 @@ pub async fn child(context: Context) -> Result<(), LiveError> {
     // Checked by the parent.
     let limits = config.http.resolve("live.http", &mut Problems::default());
     let live = Rc::new(Live::new(config, link.clone(), &identity));
+    judged.replace(Rc::downgrade(&live));
     let tasks = Tasks::default();
     let parting = parting_time(&limits, common.timing.drain_timeout());
     let tenures = keep_tenures(Rc::clone(&live), lost_keys, context.drain(), parting);
@@ -149,16 +152,16 @@ fn parting_time(limits: &Limits, whole: Duration) -> Duration {
 }
 
 /// Gives up what the seed asks for: what moves in any case, what nobody asks for unless it is held here.
-fn give_up_by(live: &Rc<Live>) {
-    let judge = Rc::downgrade(live);
-    live.link.yield_by(move |wanted| {
-        let Some(live) = judge.upgrade() else { return false };
+pub(crate) fn judge(judged: &Rc<RefCell<Weak<Live>>>) -> Judge {
+    let judged = Rc::clone(judged);
+    Rc::new(move |wanted| {
+        let Some(live) = judged.borrow().upgrade() else { return false };
         if wanted.idle {
             return !live.tenures.holds(wanted.key, wanted.epoch);
         }
         live.tenures.end_one(wanted.key, End::Moved, |tenure| tenure.epoch == wanted.epoch);
         true
-    });
+    })
 }
 
 /// Ends the tenures of lost keys, gives idle ones back, and those that the seed asks for. When the drain starts it gives
@@ -169,7 +172,6 @@ pub(crate) async fn keep_tenures(
     drain: Drain,
     parting: Duration,
 ) {
-    give_up_by(&live);
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -17,7 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let methods = methods.collect::<Vec<_>>().join("\n");
     std::fs::write(Path::new(&std::env::var("OUT_DIR")?).join("methods"), methods)?;
     // Made once for all who follow, which may be thousands.
-    let shared = ".protoplex.v1.FollowReply.table";
-    tonic_prost_build::configure().bytes(shared).compile_fds(descriptors)?;
+    let shared = ["table", "invalidate"].map(|field| format!(".protoplex.v1.FollowReply.{field}"));
+    let configured =
+        shared.iter().fold(tonic_prost_build::configure(), |configured, path| configured.bytes(path));
+    configured.compile_fds(descriptors)?;
     Ok(())
 }

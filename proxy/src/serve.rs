@@ -76,10 +76,9 @@ pub async fn child(context: Context) -> Result<(), ServeError> {
     let identity = Identity::of_node(&common.data.join("cluster"), Kind::Proxy, context.node())?;
     let follower = Follower {
         node: context.node().to_owned(),
-        child: context.index(),
         kind: KIND.to_owned(),
         zone: common.zone.clone(),
-        member: None,
+        membership: None,
     };
     let link = Link::open(&identity, common.seeds(), follower)
         .map_err(|error| ServeError::Seed(error.to_string()))?;

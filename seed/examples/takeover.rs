@@ -124,7 +124,7 @@ impl Cluster {
         Ok(Link::open(
             &self.identity,
             self.seeds(),
-            Follower { node, child: 0, kind, zone: String::new(), member },
+            Follower { node, kind, zone: String::new(), membership: member.map(Into::into) },
         )?)
     }
 }

@@ -1,5 +1,7 @@
 //! The one task that knows the cluster: what links say goes in, one call after the other; what comes of it goes out.
 
+mod status;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -8,8 +10,8 @@ use prost::bytes::Bytes;
 use protoplex_wire::clock::BootTime;
 pub(crate) use protoplex_wire::proto::Directory;
 use protoplex_wire::proto::{
-    ClusterStatus, FollowWelcome, HandlerList, HotKeyList, HotKeyStatus, JoinHello, LoadRoutesReply, Member,
-    MemberStatus, NodeState, Pool, PoolStatus, SeedStatus, Table, follow_reply::Message,
+    FollowWelcome, HandlerList, JoinHello, LoadRoutesReply, Member, NodeState, Pool, Table,
+    follow_reply::Message,
 };
 use protoplex_wire::seeds::{MAX_SEEDS, Redirect};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,7 +20,7 @@ use tonic::Status;
 
 use crate::events::Announcements;
 use crate::followers::Followers;
-use crate::hot_keys::{HotKey, HotKeys};
+use crate::hot_keys::HotKeys;
 use crate::nodes::{JoinId, Nodes};
 use crate::ownership::{Action, Ending, LinkId, Ownership, Timing};
 use crate::role::Role;
@@ -137,7 +139,18 @@ impl Cluster {
     /// The answer to a follower that comes now, where it can't be welcomed.
     pub(crate) fn refusal(&self) -> Option<Status> {
         let why = "this seed does not lead";
-        self.core.leads().is_none().then(|| Redirect::status(why, self.followers.leader.as_ref()))
+        self.core.leads().is_none().then(|| Redirect::status(why, self.leader()))
+    }
+
+    /// Another seed that leads, where it says how it is reached.
+    fn leader(&self) -> Option<&Redirect> {
+        self.led_by.as_ref().and_then(|(role, _)| role.leader())
+    }
+
+    /// Ends the links of all followers, which are told who leads.
+    pub(crate) fn close_all(&mut self, why: &'static str) {
+        let why = Redirect::status(why, self.leader());
+        self.followers.close_all(&why);
     }
 
     /// Where seeds and datastores are, as it changes.
@@ -218,9 +231,8 @@ impl Cluster {
             (None, None) => Role::Waiting,
         };
         tracing::info!("{role}");
-        self.followers.leader = role.leader().cloned();
         if leads.is_none() {
-            self.followers.close_all(&Ending::Away("this seed leads no more"));
+            self.close_all("this seed leads no more");
         }
         self.role.send_replace(role);
     }
@@ -235,7 +247,11 @@ impl Cluster {
             Action::Welcome(link) => self.welcome(link),
             Action::Close(link, why) => {
                 tracing::debug!(link, %why, "a follower's link is closed");
-                self.followers.close(link, &why);
+                let why = match why {
+                    Ending::Away(why) => Redirect::status(why, self.leader()),
+                    Ending::Refused(why) => Status::failed_precondition(why),
+                };
+                self.followers.close(link, why);
             }
             Action::Record(link, member, revision) => {
                 let term = self.core.position().term;
@@ -260,7 +276,6 @@ impl Cluster {
             position: Some(position),
             lease_ms: millis(self.timing.lease),
             heartbeat_ms: millis(self.timing.heartbeat),
-            datastore: self.datastores.first().cloned().unwrap_or_default(),
         })];
         greeting.push(Message::Directory(self.directory.borrow().clone()));
         // The table comes last: who has it has been told of every build.
@@ -272,7 +287,7 @@ impl Cluster {
     }
 
     pub(crate) fn unfollow(&mut self, link: LinkId) {
-        self.followers.close(link, &Ending::Away("closed"));
+        self.followers.close(link, Status::unavailable("closed"));
         self.core.closed(link);
         self.hot_keys.forget(link);
     }
@@ -292,7 +307,6 @@ impl Cluster {
     /// The row is another seed's until then, or nobody's; not this one's in any case.
     pub(crate) fn led_by(&mut self, other: Option<Role>, until: BootTime) {
         self.led_by = other.map(|role| (role, until));
-        self.followers.leader = self.led_by.as_ref().and_then(|(role, _)| role.leader().cloned());
         if self.core.leads().is_some() {
             self.core.step_down("another seed leads");
         }
@@ -438,63 +452,5 @@ impl Cluster {
             self.core.set_draining(&node, false);
             self.core.set_overloaded(&node, false);
         }
-    }
-
-    /// The keys that have the most requests, with their owners.
-    pub(crate) fn list_hot_keys(&self, now: BootTime) -> HotKeyList {
-        let status = |HotKey { pool, key, requests_per_second }| {
-            let owner = self.core.explain(&pool, &key, "").owner.map(|owner| owner.member);
-            HotKeyStatus { pool, key, owner: owner.unwrap_or_default(), requests_per_second }
-        };
-        HotKeyList { keys: self.hot_keys.list(now).into_iter().map(status).collect() }
-    }
-
-    pub(crate) fn status(&self, now: BootTime) -> ClusterStatus {
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let names: BTreeSet<_> = self.core.members(now).map(|view| view.member.pool.clone()).collect();
-        let pools = names.into_iter().map(|name| {
-            let views = self.core.members(now).filter(|view| view.member.pool == name);
-            let mut members: Vec<_> = views
-                .map(|view| MemberStatus {
-                    member: Some(view.member.clone()),
-                    keys: view.keys as u64,
-                    lease_left_ms: millis(view.lease_left),
-                    capacity: view.capacity,
-                    draining: view.draining,
-                    overloaded: view.overloaded,
-                    moving_in: view.moving_in as u64,
-                })
-                .collect();
-            members
-                .sort_by(|a, b| a.member.as_ref().map(|it| &it.id).cmp(&b.member.as_ref().map(|it| &it.id)));
-            PoolStatus { name, members }
-        });
-        ClusterStatus {
-            term: self.core.position().term,
-            leading: self.core.leads().is_some(),
-            recovering: self.core.recovering(),
-            table_version: self.table.version,
-            keys: self.core.keys() as u64,
-            nodes: self.nodes.status(now),
-            pools: pools.collect(),
-            builds: self.routes.builds.clone(),
-            datastore: self.datastores.first().cloned().unwrap_or_default(),
-            seeds: self.seeds(),
-        }
-    }
-
-    /// This seed, and those that have joined it.
-    fn seeds(&self) -> Vec<SeedStatus> {
-        let Myself { node, address } = self.myself.clone();
-        let role = self.role.borrow();
-        let own = SeedStatus { node, address, leading: self.core.leads().is_some(), ready: role.is_ready() };
-        let others = self.nodes.of_kind_seed().filter(|(hello, _)| hello.node != self.myself.node);
-        let others = others.map(|(hello, state)| SeedStatus {
-            node: hello.node.clone(),
-            address: hello.reached.clone(),
-            leading: false,
-            ready: state.ready && !state.draining,
-        });
-        std::iter::once(own).chain(others).collect()
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::post;
 use axum::{Extension, Router};
-use http::StatusCode;
-use http::header::CONTENT_TYPE;
 use protoplex_wire::gate::Gate;
 use protoplex_wire::identity::{
     Certificate, Identity, IdentityError, Kind, LOCAL_OPERATOR, Peer, is_public_key,

@@ -5,16 +5,17 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use protoplex_wire::proto::{FollowReply, Position, ResetOwners, follow_reply::Message};
-use protoplex_wire::seeds::Redirect;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use crate::ownership::{Ending, LinkId};
+use crate::ownership::LinkId;
 
 /// Messages that may wait for one follower; one that is slower is cut off, and learns what it missed when it returns.
 pub(crate) const MAX_WAITING_MESSAGES: usize = 65_536;
-/// Invalidations kept for followers that return.
+/// Invalidations kept for followers that return, and their bytes. What is larger than that alone is not kept: who returns
+/// forgets every owner.
 const MAX_RECENT: usize = 16_384;
+const MAX_RECENT_BYTES: usize = 16 << 20;
 
 /// The seed's end of one follower's link.
 pub(crate) struct Outgoing {
@@ -48,10 +49,10 @@ pub(crate) struct Followers {
     /// The links of each node's children.
     nodes: HashMap<Arc<str>, Vec<LinkId>>,
     recent: VecDeque<(Position, Message)>,
+    /// Of all that is recent.
+    recent_bytes: usize,
     /// Links that were cut off, to be told to the core.
     cut: Vec<LinkId>,
-    /// Another seed that leads: those whose link ends are told of it.
-    pub(crate) leader: Option<Redirect>,
 }
 
 impl Followers {
@@ -142,11 +143,14 @@ impl Followers {
     pub(crate) fn broadcast(&mut self, position: Position, message: &Message) {
         if self.recent.front().is_some_and(|(first, _)| first.term != position.term) {
             self.recent.clear();
-        }
-        if self.recent.len() == MAX_RECENT {
-            self.recent.pop_front();
+            self.recent_bytes = 0;
         }
         self.recent.push_back((position, message.clone()));
+        self.recent_bytes += message.encoded_len();
+        while self.recent.len() > MAX_RECENT || self.recent_bytes > MAX_RECENT_BYTES {
+            let Some((_, oldest)) = self.recent.pop_front() else { break };
+            self.recent_bytes -= oldest.encoded_len();
+        }
         self.send_all(message);
     }
 
@@ -158,20 +162,16 @@ impl Followers {
     }
 
     /// Ends the link after what was sent, with its reason.
-    pub(crate) fn close(&mut self, link: LinkId, why: &Ending) {
+    pub(crate) fn close(&mut self, link: LinkId, why: Status) {
         if let Some(follower) = self.remove(link) {
-            let status = match why {
-                Ending::Away(why) => Redirect::status(why, self.leader.as_ref()),
-                Ending::Refused(why) => Status::failed_precondition(&**why),
-            };
             // One that is too slow for even this learns of the end by the end.
-            let _ = follower.outgoing.messages.try_send(Err(status));
+            let _ = follower.outgoing.messages.try_send(Err(why));
         }
     }
 
-    pub(crate) fn close_all(&mut self, why: &Ending) {
+    pub(crate) fn close_all(&mut self, why: &Status) {
         for link in self.links.keys().copied().collect::<Vec<_>>() {
-            self.close(link, why);
+            self.close(link, why.clone());
         }
     }
 

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::cluster::{Cluster, Directory, Handle};
 use crate::datastores::Datastores;
 use crate::followers::{MAX_WAITING_MESSAGES, Outgoing};
-use crate::ownership::{Ending, Joining, LinkId, Question, Timing};
+use crate::ownership::{Joining, LinkId, Question, Timing};
 use crate::role::Role;
 
 /// Links of children and side-cars.
@@ -327,8 +327,8 @@ async fn read_follower(
         };
         if let Err(why) = handed_over {
             tracing::warn!(link, why, "a follower's link is closed");
-            let why = Ending::Refused(why.into());
-            cluster.tell(move |cluster, _| cluster.followers.close(link, &why)).await;
+            let why = Status::failed_precondition(why);
+            cluster.tell(move |cluster, _| cluster.followers.close(link, why)).await;
             break;
         }
     }
@@ -420,11 +420,6 @@ async fn hand_over(
             let asked = move |cluster: &mut Cluster, now| {
                 let zone = cluster.followers.zone(link).to_owned();
                 let (id, refuted_epoch) = (it.id, it.refuted_epoch);
-                cluster.core.advance(now);
-                if cluster.core.leads().is_none() {
-                    // Whoever leads next is asked again.
-                    return;
-                }
                 cluster
                     .core
                     .locate(Question { link, id, zone, pool: it.pool, key: it.key, refuted_epoch }, now);

@@ -1,6 +1,6 @@
 //! The nodes that have joined, as they describe themselves: for operators.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{JoinHello, NodeState, NodeStatus};
@@ -16,6 +16,8 @@ pub(crate) type JoinId = u64;
 #[derive(Default)]
 pub(crate) struct Nodes {
     by_name: BTreeMap<String, Node>,
+    /// The name of each link's node; none of a link in whose place there is a newer one.
+    by_link: HashMap<JoinId, String>,
 }
 
 struct Node {
@@ -50,8 +52,12 @@ impl Nodes {
         }
         // It is as it was until it says otherwise: whoever was told of a turn hears of the next one.
         let before = self.by_name.remove(&name);
+        if let Some(before) = &before {
+            self.by_link.remove(&before.link);
+        }
         let (state, overloaded) = before.map(|node| (node.state, node.overloaded)).unwrap_or_default();
         let node = Node { link, hello, state, joined: now, seen: now, overloaded };
+        self.by_link.insert(link, name.clone());
         self.by_name.insert(name, node);
         Ok(())
     }
@@ -69,7 +75,8 @@ impl Nodes {
 
     /// A node's state; tells of it where it has begun or ceased to drain, or to be overloaded.
     pub(crate) fn told(&mut self, link: JoinId, state: NodeState, now: BootTime) -> Option<Turn<'_>> {
-        let (name, node) = self.by_name.iter_mut().find(|(_, node)| node.link == link)?;
+        let name = self.by_link.get(&link)?;
+        let node = self.by_name.get_mut(name)?;
         node.seen = now;
         let most = if node.overloaded { OVERLOADED_UNTIL } else { OVERLOADED_FROM };
         let overloaded = state.processors > 0 && state.load >= most * f64::from(state.processors);
@@ -85,13 +92,13 @@ impl Nodes {
 
     /// The node of a link, and whether it drains.
     pub(crate) fn of(&self, link: JoinId) -> Option<(&JoinHello, bool)> {
-        let node = self.by_name.values().find(|node| node.link == link)?;
+        let node = self.by_name.get(self.by_link.get(&link)?)?;
         Some((&node.hello, node.state.draining))
     }
 
     /// A link is gone, and its node with it unless that is there on another one. Tells the name of who is gone.
     pub(crate) fn left(&mut self, link: JoinId) -> Option<String> {
-        let name = self.by_name.iter().find(|(_, node)| node.link == link)?.0.clone();
+        let name = self.by_link.remove(&link)?;
         self.by_name.remove(&name);
         Some(name)
     }
@@ -144,7 +151,10 @@ mod tests {
         let turn = Turn { node: "proxy-1", draining: true, overloaded: false };
         assert_eq!(nodes.told(2, draining.clone(), now), Some(turn));
         assert_eq!(nodes.told(2, draining, now), None);
+        assert_eq!(nodes.of(1), None);
+        assert_eq!(nodes.of(2).map(|(hello, draining)| (&*hello.node, draining)), Some(("proxy-1", true)));
         assert_eq!(nodes.left(2).as_deref(), Some("proxy-1"));
+        assert!(nodes.by_link.is_empty() && nodes.by_name.is_empty());
     }
 
     #[test]

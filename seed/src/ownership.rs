@@ -25,7 +25,7 @@ mod term;
 mod view;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{Member, OwnedKey, Position, follow_reply::Message};
 
 pub use idle::Idle;
-use joining::PendingJoin;
+use joining::Pending;
 pub use keys::PARTS;
 use keys::{KeyHasher, Keys};
 use members::Members;
@@ -179,7 +179,7 @@ pub struct Ownership {
     recovery_ends: Option<BootTime>,
     members: Members,
     keys: Keys,
-    pending: BTreeMap<LinkId, PendingJoin>,
+    pending: Pending,
     held: Vec<Question>,
     idle: Idle,
     yields: Yields,
@@ -213,7 +213,7 @@ impl Ownership {
             recovery_ends: None,
             members: Members::default(),
             keys: Keys::default(),
-            pending: BTreeMap::new(),
+            pending: Pending::default(),
             held: Vec::new(),
             idle: Idle::default(),
             yields: Yields::default(),

@@ -37,7 +37,7 @@ use crate::leader::{self, Candidate};
 use crate::link::Links;
 use crate::operator::Console;
 use crate::outside;
-use crate::ownership::{Ending, Idle, Limits, Ownership, PARTS, Timing};
+use crate::ownership::{Idle, Limits, Ownership, PARTS, Timing};
 use crate::role::Role;
 use crate::snapshot::{self, Writer};
 use crate::understudy::Standby;
@@ -205,7 +205,7 @@ pub async fn serve(
         let _ = timeout(LEAD_END_TIMEOUT, lead).await;
         hand_over(holder, identity, &datastores, &cluster).await;
         ending.send_replace(true);
-        cluster.tell(|cluster, _| cluster.followers.close_all(&Ending::Away("the seed is ending"))).await;
+        cluster.tell(|cluster, _| cluster.close_all("the seed is ending")).await;
     };
     let services = Routes::new(seed)
         .add_service(operator)

@@ -56,10 +56,9 @@ impl Seed for StandInSeed {
         let replies = stream::unfold(request.into_inner(), move |mut requests| async move {
             loop {
                 let message = match requests.message().await.ok()??.message? {
-                    follow_request::Message::Hello(_) => follow_reply::Message::Welcome(FollowWelcome {
-                        datastore: live.to_string(),
-                        ..Default::default()
-                    }),
+                    follow_request::Message::Hello(_) => {
+                        follow_reply::Message::Welcome(FollowWelcome::default())
+                    }
                     follow_request::Message::Locate(question) => {
                         let (member, address) = ("live-1:0".to_owned(), live.to_string());
                         let owner = Owner { member, address, epoch: question.refuted_epoch + 1, fresh_ms: 0 };
@@ -163,10 +162,9 @@ fn run_until_drained(
 
         let who = Follower {
             node: "fileserver-1".to_owned(),
-            child: 0,
             kind: "fileserver".to_owned(),
             zone: String::new(),
-            member: None,
+            membership: None,
         };
         let link = Link::open(&identity, &seed, who).unwrap();
         link.connection().wait_for(|connected| *connected).await.unwrap();

@@ -84,10 +84,9 @@ impl Bench {
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let who = Follower {
             node: "fileserver-1".into(),
-            child: 0,
             kind: "fileserver".into(),
             zone: String::new(),
-            member: None,
+            membership: None,
         };
         let link = Link::open(&identity, &nobody.to_string(), who).unwrap();
         let (drain, draining) = Drain::new();

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use protoplex_wire::enrolment::{self, EnrolError, Newcomer};
-use protoplex_wire::identity::{Identity, IdentityError, Kind, Peer, check_cluster, make_credentials};
+use protoplex_wire::identity::{
+    Identity, IdentityError, Kind, Peer, check_cluster, make_credentials, node_folder,
+};
 use protoplex_wire::join_token::JoinToken;
 use protoplex_wire::proto::Credentials;
 use protoplex_wire::seeds::Seeds;
@@ -152,7 +154,7 @@ pub(crate) async fn join(
     token: &JoinToken,
     seeds: &Seeds,
 ) -> anyhow::Result<()> {
-    let own = enrolment::node_credentials(folder, node);
+    let own = node_folder(folder, node);
     let newcomer = Newcomer { kind, node, shared: folder, own: &own };
     let (began, mut said) = (Instant::now(), false);
     loop {

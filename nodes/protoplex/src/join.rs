@@ -3,12 +3,13 @@
 mod notify;
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context;
 use protoplex_runtime::signals::StopSignals;
 use protoplex_wire::enrolment::keep_renewed;
-use protoplex_wire::follow::{Follower, Link};
+use protoplex_wire::follow::{Follower, Judge, Link, Membership};
 use protoplex_wire::holder::Lost;
 use protoplex_wire::identity::{Identity, Kind, new_instance};
 use protoplex_wire::proto::Member;
@@ -94,10 +95,8 @@ impl Sidecar {
                 () = self.until_healthy() => {}
                 _ = stop.next() => return Ok(()),
             }
-            let follower = self.follower();
-            let link = Link::open(&self.identity, self.seeds.clone(), follower)?;
-            link.set_capacity(self.capacity);
-            let asked = self.give_up_by(&link);
+            let (judge, asked) = self.judge();
+            let link = Link::open(&self.identity, self.seeds.clone(), self.follower(judge))?;
             let reason = tokio::select! {
                 reason = self.while_healthy(&link, asked) => reason,
                 _ = stop.next() => {
@@ -125,20 +124,20 @@ impl Sidecar {
 
     /// Idle keys are given up at once, unless the server is to be asked. Those that move come out here, where they may; so
     /// do all that it is asked for.
-    fn give_up_by(&self, link: &Link) -> UnboundedReceiver<Asked> {
+    fn judge(&self) -> (Option<Judge>, UnboundedReceiver<Asked>) {
         let (tell_asked, asked) = unbounded_channel();
         let has_say = self.notify.is_some();
-        if self.movable || has_say {
-            link.yield_by(move |wanted| {
+        let judge = (self.movable || has_say).then(|| -> Judge {
+            Rc::new(move |wanted| {
                 if has_say || !wanted.idle {
                     let key = Key { key: wanted.key.to_owned(), epoch: wanted.epoch };
                     let _ = tell_asked.send(Asked { key, idle: wanted.idle });
                 }
                 // What it has to be asked about may be given up later.
                 wanted.idle && !has_say
-            });
-        }
-        asked
+            })
+        });
+        (judge, asked)
     }
 
     /// Gives up what was asked for, once nothing of it should be under way at the server any more.
@@ -164,8 +163,9 @@ impl Sidecar {
         }
     }
 
-    fn follower(&self) -> Follower {
-        let follower = Follower::of_backend(self.backend.member.clone());
+    fn follower(&self, judge: Option<Judge>) -> Follower {
+        let (member, capacity) = (self.backend.member.clone(), self.capacity);
+        let follower = Follower::of_backend(Membership { member, capacity, judge });
         match &self.enrolled {
             Some(node) => Follower { node: node.clone(), ..follower },
             None => follower,

@@ -12,7 +12,7 @@ use protoplex_runtime::signals;
 use protoplex_runtime::solo;
 use protoplex_runtime::upgrade::Succession;
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::enrolment::{self, keep_renewed};
+use protoplex_wire::enrolment::keep_renewed;
 use protoplex_wire::identity::{self, Identity};
 use protoplex_wire::join::{self, Standing};
 use protoplex_wire::proto::JoinHello;
@@ -121,7 +121,7 @@ pub(crate) fn run(
         let hellos = watch::Sender::new(hello(&running.borrow_and_update()));
         let standing = watch::Sender::new(Standing::new(BootTime::now()));
         bound.watch_seeds(standing.subscribe());
-        let own = enrolment::node_credentials(&settings.data.join(CLUSTER), &told.node);
+        let own = identity::node_folder(&settings.data.join(CLUSTER), &told.node);
         let renewed = keep_renewed(identity.clone(), &own, told.seeds());
         let joined = join::hold(identity.clone(), told.seeds(), hellos.subscribe(), state, standing);
         let telling = async {

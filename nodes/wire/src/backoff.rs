@@ -28,7 +28,7 @@ impl Backoff {
     }
 
     /// As [`Self::next_delay`], of which the attempts themselves have taken this much already; but never nothing.
-    pub fn next_delay_after(&mut self, taken: Duration) -> Duration {
+    pub(crate) fn next_delay_after(&mut self, taken: Duration) -> Duration {
         let delay = self.next_delay();
         delay.saturating_sub(taken).max(delay / 10)
     }

@@ -26,9 +26,9 @@ use crate::topic::{self, TopicError};
 /// The largest event, in bytes of its JSON.
 pub const MAX_EVENT_BYTES: usize = 1 << 20;
 /// The longest id, source or subject, in bytes.
-pub const MAX_ATTRIBUTE_BYTES: usize = 1024;
+const MAX_ATTRIBUTE_BYTES: usize = 1024;
 /// The most extension attributes of one event.
-pub const MAX_EXTENSIONS: usize = 64;
+const MAX_EXTENSIONS: usize = 64;
 /// The longest name of an extension attribute; the specification advises 20.
 pub const MAX_NAME_BYTES: usize = 64;
 
@@ -314,14 +314,12 @@ impl CloudEvent {
 }
 
 /// A random id, as of an event.
-#[must_use]
-pub fn random_id() -> String {
+fn random_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
 /// The time as CloudEvents want it (RFC 3339), in UTC to the millisecond.
-#[must_use]
-pub fn rfc3339(time: SystemTime) -> String {
+fn rfc3339(time: SystemTime) -> String {
     let time = UtcDateTime::from(time);
     let (year, month, day) = (time.year(), u8::from(time.month()), time.day());
     let (hour, minute, second, millisecond) = time.as_hms_milli();

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::backoff::Backoff;
 use crate::identity::{
     self, Dial, Fingerprint, Identity, IdentityError, Kind, check_cluster, check_own, fingerprint, keep,
-    node_folder, own_key, provider,
+    own_key, provider,
 };
 use crate::join_token::JoinToken;
 use crate::pattern::check_name;
@@ -124,12 +124,6 @@ pub async fn renew(identity: &Identity, own: &Path, seeds: &Seeds) -> Result<Cre
     keep(own, own, &certificate)?;
     identity.refresh()?;
     Ok(issued)
-}
-
-/// Where the certificate of a node of this data directory is.
-#[must_use]
-pub fn node_credentials(folder: &Path, node: &str) -> std::path::PathBuf {
-    node_folder(folder, node)
 }
 
 /// Replaces the certificate of this identity, which was read from `own`, again and again: around two thirds of its life,

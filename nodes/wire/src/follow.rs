@@ -51,30 +51,51 @@ const MAX_RELEASED: usize = 1000;
 pub const SEED_LEASE: &str = "seed";
 
 /// Who follows.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Follower {
     /// Its node, "live-1".
     pub node: String,
-    /// The child's index in its node.
-    pub child: u32,
     /// "proxy", "fileserver", "live", "backend".
     pub kind: String,
     /// Its zone; owners in the same zone are preferred. May be empty.
     pub zone: String,
     /// Where it is a member of a pool.
-    pub member: Option<Member>,
+    pub membership: Option<Membership>,
+}
+
+/// A place in a pool.
+#[derive(Clone)]
+pub struct Membership {
+    /// Who has it.
+    pub member: Member,
+    /// Its share of the pool's keys, beside the other members'; 0 is 1.
+    pub capacity: u32,
+    /// Without one idle keys are given up, and the seed asks for no others.
+    pub judge: Option<Judge>,
+}
+
+/// Judges whether a key that the seed asks for is given up: then nothing of it may be served any more when it answers. A
+/// key that it keeps may be [released](Link::release) later.
+pub type Judge = Rc<dyn Fn(Wanted<'_>) -> bool>;
+
+impl From<Member> for Membership {
+    /// One like all others, without a judge.
+    fn from(member: Member) -> Self {
+        Self { member, capacity: 0, judge: None }
+    }
 }
 
 impl Follower {
     /// A user's own server, or whoever speaks for it. It counts as a node of its own, which no other is taken for:
     /// "rooms/127.0.0.1:3000" → "join-0f3a9c24-rooms-127-0-0-1-3000".
     #[must_use]
-    pub fn of_backend(member: Member) -> Self {
+    pub fn of_backend(membership: Membership) -> Self {
+        let member = &membership.member;
         let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
         let name = format!("{:.8}-{}", member.instance, member.id);
         let name = name.chars().map(plain);
         let node = "join-".chars().chain(name).take(MAX_NAME_BYTES).collect();
-        Self { node, child: 0, kind: "backend".to_owned(), zone: member.zone.clone(), member: Some(member) }
+        Self { node, kind: "backend".to_owned(), zone: member.zone.clone(), membership: Some(membership) }
     }
 }
 
@@ -141,8 +162,6 @@ struct Shared {
     keys_moved: Rc<Notify>,
     /// Of all answers so far, the shortest time for which one is fresh.
     shortest_fresh: Cell<Option<Duration>>,
-    capacity: Cell<u32>,
-    judge: RefCell<Option<Judge>>,
     draining: Cell<bool>,
 }
 
@@ -156,8 +175,6 @@ pub struct Wanted<'a> {
     /// Nobody has asked for it for long: keep it where it is in use all the same. Else it moves to another member.
     pub idle: bool,
 }
-
-type Judge = Box<dyn Fn(Wanted<'_>) -> bool>;
 
 impl Link {
     /// Opens the link and keeps it open, on this thread's `LocalSet`: reconnects for ever, with jittered back-off.
@@ -173,7 +190,7 @@ impl Link {
         let seeds = seeds.into();
         seeds.configured().iter().try_for_each(|seed| identity.channel(seed).map(drop))?;
         let (tell_lost, lost_keys) = mpsc::unbounded_channel();
-        let holder = who.member.is_some().then(|| Holder::new(BootTime::now()));
+        let holder = who.membership.is_some().then(|| Holder::new(BootTime::now()));
         let shared = Rc::new(Shared {
             identity: identity.clone(),
             search: RefCell::new(Search::new(seeds.remembered())),
@@ -203,13 +220,11 @@ impl Link {
             uses: Rc::default(),
             keys_moved: Rc::default(),
             shortest_fresh: Cell::new(None),
-            capacity: Cell::new(0),
-            judge: RefCell::new(None),
             draining: Cell::new(false),
         });
         tokio::task::spawn_local(conversation::keep_open(Rc::clone(&shared)));
         tokio::task::spawn_local(uses::keep_asking(Rc::downgrade(&shared)));
-        if shared.who.member.is_some() {
+        if shared.who.membership.is_some() {
             tokio::task::spawn_local(lease::keep(Rc::clone(&shared)));
         }
         Ok(Self { shared })
@@ -251,7 +266,7 @@ impl Link {
         self.shared.refusal.subscribe()
     }
 
-    /// The datastore that the seed uses itself; `None` before the first welcome. It may be another one later.
+    /// The datastore that the seed uses itself; `None` before it has told of one. It may be another one later.
     pub fn datastore(&self) -> Option<DatastoreClient<TrustedChannel>> {
         self.shared.datastores.borrow().first().map(|(_, client)| client.clone())
     }
@@ -314,18 +329,6 @@ impl Link {
         if self.connected() {
             self.shared.say(follow_request::Message::HotKeys(hot));
         }
-    }
-
-    /// Its share of the pool's keys, beside the other members'. Call it right after [`Self::open`].
-    pub fn set_capacity(&self, capacity: u32) {
-        self.shared.capacity.set(capacity);
-    }
-
-    /// Who judges whether a key that the seed asks for is given up: then nothing of it may be served any more when the
-    /// judge answers. A key that it keeps may be [released](Self::release) later. Without a judge idle keys are given up,
-    /// and the seed asks for no others. Call it right after [`Self::open`].
-    pub fn yield_by(&self, judge: impl Fn(Wanted<'_>) -> bool + 'static) {
-        self.shared.judge.replace(Some(Box::new(judge)));
     }
 
     /// The member is about to leave: it is given no new keys. It may give up what it has bit by bit meanwhile.

@@ -49,7 +49,7 @@ use crate::proto::Credentials;
 /// The name that every node's certificate carries, whatever address the node listens on.
 pub const SERVER_NAME: &str = "node.protoplex.internal";
 /// The name by which seeds and datastores are known to those who connect to them. No other kind has it.
-pub const SERVICE_NAME: &str = "service.protoplex.internal";
+const SERVICE_NAME: &str = "service.protoplex.internal";
 /// Whom a node's token is for that registers with a live node, or invalidates there.
 pub const REGISTRATIONS_AUDIENCE: &str = "protoplex:live:registrations";
 /// How an operator is called who has the authority's key at hand.
@@ -393,8 +393,9 @@ impl Shared {
     }
 }
 
-/// Where a node that has joined has its certificate.
-pub(crate) fn node_folder(folder: &Path, node: &str) -> PathBuf {
+/// Where a node that has joined has its certificate, in the cluster's folder.
+#[must_use]
+pub fn node_folder(folder: &Path, node: &str) -> PathBuf {
     folder.join(NODES).join(node)
 }
 

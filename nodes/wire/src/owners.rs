@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,8 +10,11 @@ use lru::LruCache;
 
 use crate::clock::BootTime;
 
-/// Answers kept for each pool; the least recently used one goes first. Some 110 bytes each.
-const MAX_OWNERS: NonZeroUsize = NonZeroUsize::new(1 << 18).expect("not zero");
+/// Answers kept, of all pools; the least recently used one of the pool that has most goes first. Some 110 bytes each.
+const MAX_OWNERS: usize = 1 << 18;
+
+/// A question that has no answer by then is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The member that owns a key, and since which epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +32,7 @@ pub struct Owner {
 pub enum Age {
     /// As it is.
     Fresh,
-    /// As it is, but half of its time is over: ask again meanwhile. Said once for each answer.
+    /// As it is, but half of its time is over: ask again meanwhile.
     Ageing,
     /// Only where nobody can be asked.
     Stale,
@@ -74,24 +76,21 @@ fn tenths(time: BootTime) -> u32 {
 
 impl Owners {
     /// The owner of `key`, where an answer is known and stands, and how old that is.
+    ///
+    /// Who is told that it is [`Age::Ageing`] asks for it anew; others are told so once nothing came of that for 2 s.
     pub fn known(&mut self, pool: &str, key: &str, now: BootTime) -> Option<(Owner, Age)> {
         let Answer::Known(known) = self.pools.get_mut(pool)?.answers.get_mut(key)? else { return None };
-        if known.seat.gone.get() {
-            return None;
+        let told = known.tell(now)?;
+        if told.1 == Age::Ageing {
+            known.ageing_at = tenths(now + ASK_AGAIN).min(known.stale_at);
         }
-        let now = tenths(now);
-        let age = if now < known.ageing_at {
-            Age::Fresh
-        } else if now < known.stale_at {
-            known.ageing_at = known.stale_at;
-            Age::Ageing
-        } else if known.stale_at == u32::MAX {
-            Age::Fresh
-        } else {
-            Age::Stale
-        };
-        let Seat { id, address, .. } = &*known.seat;
-        Some((Owner { member: Rc::clone(id), address: *address, epoch: known.epoch }, age))
+        Some(told)
+    }
+
+    /// As [`Self::known`], for whoever only looks: nothing is taken for asked by it, and nothing for used.
+    pub fn look(&self, pool: &str, key: &str, now: BootTime) -> Option<(Owner, Age)> {
+        let Answer::Known(known) = self.pools.get(pool)?.answers.peek(key)? else { return None };
+        known.tell(now)
     }
 
     /// The epoch that was refuted since the last answer for `key`, or 0.
@@ -111,6 +110,7 @@ impl Owners {
         };
         let known = Known { seat: of_pool.seat(owner), epoch: owner.epoch, ageing_at, stale_at };
         of_pool.answers.put(key.into(), Answer::Known(known));
+        self.make_room();
     }
 
     /// Forgets the answer for `key` if it is of `epoch` or an older one: its owner denied it.
@@ -119,6 +119,7 @@ impl Owners {
         let newer = |known: &Known| !known.seat.gone.get() && known.epoch > epoch;
         if !matches!(of_pool.answers.peek(key), Some(Answer::Known(known)) if newer(known)) {
             of_pool.answers.put(key.into(), Answer::Refuted(epoch));
+            self.make_room();
         }
     }
 
@@ -141,13 +142,44 @@ impl Owners {
         self.pools.clear();
     }
 
+    fn len(&self) -> usize {
+        self.pools.values().map(|of_pool| of_pool.answers.len()).sum()
+    }
+
+    /// Forgets an answer where there is one more than may be kept.
+    fn make_room(&mut self) {
+        if self.len() > MAX_OWNERS
+            && let Some(largest) = self.pools.values_mut().max_by_key(|of_pool| of_pool.answers.len())
+        {
+            largest.answers.pop_lru();
+        }
+    }
+
     fn pool(&mut self, pool: &str) -> &mut OfPool {
         // Pools come from the routing table, so they are few; `entry` would allocate each time.
         if !self.pools.contains_key(pool) {
-            let of_pool = OfPool { answers: LruCache::new(MAX_OWNERS), members: HashMap::new() };
+            let of_pool = OfPool { answers: LruCache::unbounded(), members: HashMap::new() };
             self.pools.insert(pool.into(), of_pool);
         }
         self.pools.get_mut(pool).expect("inserted above")
+    }
+}
+
+impl Known {
+    fn tell(&self, now: BootTime) -> Option<(Owner, Age)> {
+        let Seat { id, address, gone } = &*self.seat;
+        if gone.get() {
+            return None;
+        }
+        let now = tenths(now);
+        let age = if now < self.ageing_at || self.stale_at == u32::MAX {
+            Age::Fresh
+        } else if now < self.stale_at {
+            Age::Ageing
+        } else {
+            Age::Stale
+        };
+        Some((Owner { member: Rc::clone(id), address: *address, epoch: self.epoch }, age))
     }
 }
 

@@ -17,7 +17,7 @@ use thiserror::Error;
 /// The longest topic or pattern, in bytes.
 pub const MAX_BYTES: usize = 255;
 /// The most words of a topic or pattern.
-pub const MAX_WORDS: usize = 16;
+const MAX_WORDS: usize = 16;
 /// The most patterns of one subscription.
 pub const MAX_PATTERNS: usize = 32;
 

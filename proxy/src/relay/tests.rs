@@ -80,10 +80,9 @@ impl Proxy {
         let seed = seed::start(&identity, script.clone()).await;
         let who = Follower {
             node: "proxy-1".to_owned(),
-            child: 0,
             kind: "proxy".to_owned(),
             zone: String::new(),
-            member: None,
+            membership: None,
         };
         let link = Link::open(&identity, &seed.to_string(), who).unwrap();
 

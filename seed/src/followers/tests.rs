@@ -1,5 +1,6 @@
 //! What a follower that returns is told, and what becomes of a slow one.
 
+use prost::Message as _;
 use protoplex_wire::proto::{Invalidate, Known, ResetOwners};
 
 use tonic::Code;
@@ -11,7 +12,8 @@ fn at(term: u64, sequence: u64) -> Position {
 }
 
 fn invalid(sequence: u64) -> Message {
-    Message::Invalidate(Invalidate { sequence, pool: "rooms".into(), keys: vec![sequence.to_string()] })
+    let invalid = Invalidate { sequence, pool: "rooms".into(), keys: vec![sequence.to_string()] };
+    Message::Invalidate(invalid.encode_to_vec().into())
 }
 
 /// Three invalidations in term 2, sequences 5 to 7.
@@ -52,6 +54,35 @@ fn one_that_returns_gets_what_it_missed_or_forgets_everything() {
 }
 
 #[test]
+fn what_is_kept_for_those_that_return_has_a_limit_in_bytes_and_all_are_sent_the_same_ones() {
+    let mut followers = Followers::default();
+    let large = |bytes: usize| Message::Invalidate(vec![0; bytes].into());
+    for sequence in 1..=4 {
+        followers.broadcast(at(2, sequence), &large(MAX_RECENT_BYTES / 4));
+    }
+    assert_eq!(
+        followers.missed(at(2, 0), at(2, 4), false),
+        Missed::Unknown,
+        "four have more than their bodies"
+    );
+    let Missed::These(kept) = followers.missed(at(2, 1), at(2, 4), false) else { panic!("2 is kept") };
+    let at_of = |message: &Message| match message {
+        Message::Invalidate(bytes) => bytes.as_ptr(),
+        other => panic!("{other:?}"),
+    };
+    let (outgoing, mut received, _ended) = link(8);
+    followers.open(1, outgoing, at(2, 3), "proxy-1", String::new());
+    followers.welcome(1, Vec::new(), at(2, 4), false);
+    let sent = received.try_recv().unwrap().unwrap().message.unwrap();
+    assert_eq!(at_of(&sent), at_of(&kept[2]), "encoded once");
+    followers.broadcast(at(2, 5), &large(MAX_RECENT_BYTES));
+    assert_eq!((followers.recent.len(), followers.recent_bytes), (0, 0));
+    assert_eq!(followers.missed(at(2, 4), at(2, 5), false), Missed::Unknown);
+    followers.broadcast(at(2, 6), &invalid(6));
+    assert_eq!(followers.missed(at(2, 5), at(2, 6), false), Missed::These(vec![invalid(6)]));
+}
+
+#[test]
 fn the_greeting_comes_before_what_was_missed_and_nothing_before_the_welcome() {
     let mut followers = followers();
     let (outgoing, mut received, _ended) = link(8);
@@ -86,14 +117,14 @@ fn a_closed_link_says_why_after_what_was_sent() {
     let (outgoing, mut received, _ended) = link(2);
     followers.open(1, outgoing, at(0, 0), "proxy-1", String::new());
     followers.send(1, invalid(1));
-    followers.close(1, &Ending::Refused("left".into()));
+    followers.close(1, Status::failed_precondition("left"));
     assert!(received.try_recv().unwrap().is_ok());
     let refused = received.try_recv().unwrap().unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, "left"));
 
     let (outgoing, mut received, _ended) = link(1);
     followers.open(2, outgoing, at(0, 0), "proxy-1", String::new());
-    followers.close_all(&Ending::Away("the seed is ending"));
+    followers.close_all(&Status::unavailable("the seed is ending"));
     assert_eq!(received.try_recv().unwrap().unwrap_err().code(), Code::Unavailable);
 }
 
@@ -115,10 +146,10 @@ fn what_is_shared_reaches_the_other_welcomed_children_of_the_node_alone() {
     followers.share(1, &told);
     let counts: Vec<_> = received.iter_mut().map(|messages| messages.try_recv().is_ok()).collect();
     assert_eq!(counts, [false, true, false, false]);
-    followers.close(2, &Ending::Away("closed"));
+    followers.close(2, Status::unavailable("closed"));
     followers.share(1, &told);
-    followers.close(1, &Ending::Away("closed"));
-    followers.close(3, &Ending::Away("closed"));
-    followers.close(4, &Ending::Away("closed"));
+    followers.close(1, Status::unavailable("closed"));
+    followers.close(3, Status::unavailable("closed"));
+    followers.close(4, Status::unavailable("closed"));
     assert!(followers.nodes.is_empty(), "no node is remembered without children");
 }

@@ -76,25 +76,24 @@ impl Registration {
         let enrolled = (peer.kind == Kind::Backend).then_some(&peer.node);
         let id = id.unwrap_or_else(|| format!("{}/{address}", enrolled.unwrap_or(&pool)));
         let instance = instance.unwrap_or_else(new_instance);
-        let Follower { node, child, kind, zone, member } =
-            Follower::of_backend(Member { id, pool, address, zone, instance });
+        let member = Member { id, pool, address, zone, instance };
+        let Follower { node, kind, zone, .. } = Follower::of_backend(member.clone().into());
         let node = enrolled.cloned().unwrap_or(node);
         // Whoever sends one hello after the other needs no numbers: they grow by themselves.
         let now = BootTime::now().nanos();
         let hello = FollowHello {
             node,
-            child,
             kind,
             zone,
             since: None,
-            member: member.clone(),
+            member: Some(member.clone()),
             incarnation: self.incarnation.unwrap_or(now),
             attempt: self.attempt.unwrap_or(now),
             capacity: self.capacity,
             yields: self.movable,
         };
         let owned = proto::Owned { keys: to_wire(owned), last: true };
-        (member.unwrap_or_default(), vec![Said::Hello(hello), Said::Owned(owned)])
+        (member, vec![Said::Hello(hello), Said::Owned(owned)])
     }
 }
 
@@ -188,7 +187,7 @@ impl Answer<'_> {
 
 /// The first line: which session this is, and by which times it lives.
 pub(super) fn welcome(session: &str, member: &Member, welcome: &FollowWelcome) -> String {
-    let FollowWelcome { position, lease_ms, heartbeat_ms, .. } = *welcome;
+    let FollowWelcome { position, lease_ms, heartbeat_ms } = *welcome;
     let term = position.map_or(0, |position| position.term);
     Answer::Welcome { session, id: &member.id, instance: &member.instance, term, lease_ms, heartbeat_ms }
         .line()

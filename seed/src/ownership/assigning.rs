@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use prost::Message as _;
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
     Assigned, Invalidate, Known, Located, Owner, Unavailable, follow_reply::Message, located,
@@ -12,13 +13,13 @@ use super::members::{MemberIndex, Slot};
 use super::{Action, Ownership, Question, RETRY};
 
 impl Ownership {
-    /// Answers with [`Message::Located`], after the owner's [`Message::Assigned`] where the key had none.
+    /// Answers with [`Message::Located`], after the owner's [`Message::Assigned`] where the key had none. A seed that leads
+    /// no more says nothing: whoever leads next is asked again.
     pub fn locate(&mut self, question: Question, now: BootTime) {
         self.advance(now);
-        if self.lead_until.is_none() {
-            return self.answer_unavailable(&question, "the seed does not lead", RETRY);
+        if self.lead_until.is_some() {
+            self.find(question, now);
         }
-        self.find(question, now);
     }
 
     /// One question's way: its owner, a new epoch for an owner that refused the present one, patience, or a new owner.
@@ -150,7 +151,8 @@ impl Ownership {
 
     pub(super) fn broadcast_invalid(&mut self, pool: String, keys: Vec<String>) {
         self.broadcast(|position| {
-            Message::Invalidate(Invalidate { sequence: position.sequence, pool, keys })
+            let invalid = Invalidate { sequence: position.sequence, pool, keys };
+            Message::Invalidate(invalid.encode_to_vec().into())
         });
     }
 }

@@ -1,19 +1,71 @@
 //! Members: their hello, their renewals, their end.
 
+use std::collections::{BTreeMap, HashMap};
+
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{
     Assigned, Member, MemberGone, OwnedKey, Renewed, Revoked, follow_reply::Message,
 };
 
-use super::members::{MemberIndex, Presence, Slot};
+use super::members::{MemberIndex, Presence, Slot, node_of};
 use super::{Action, Ending, Joining, LinkId, Ownership};
 
 /// A hello whose member's row is being written.
-pub(super) struct PendingJoin {
-    pub(super) joining: Joining,
-    pub(super) revision: u64,
+struct PendingJoin {
+    joining: Joining,
+    revision: u64,
     /// Its link is still there.
-    pub(super) open: bool,
+    open: bool,
+}
+
+/// The hellos whose members' rows are being written.
+#[derive(Default)]
+pub(super) struct Pending {
+    by_link: BTreeMap<LinkId, PendingJoin>,
+    /// By pool, then id: few are written more than once at a time.
+    by_member: HashMap<String, HashMap<String, Vec<LinkId>>>,
+}
+
+impl Pending {
+    fn insert(&mut self, link: LinkId, join: PendingJoin) {
+        let Member { pool, id, .. } = &join.joining.member;
+        self.by_member.entry(pool.clone()).or_default().entry(id.clone()).or_default().push(link);
+        self.by_link.insert(link, join);
+    }
+
+    fn remove(&mut self, link: LinkId) -> Option<PendingJoin> {
+        let join = self.by_link.remove(&link)?;
+        let Member { pool, id, .. } = &join.joining.member;
+        if let Some(of_pool) = self.by_member.get_mut(pool)
+            && let Some(links) = of_pool.get_mut(id)
+        {
+            links.retain(|other| *other != link);
+            if links.is_empty() {
+                of_pool.remove(id);
+            }
+            if of_pool.is_empty() {
+                self.by_member.remove(pool);
+            }
+        }
+        Some(join)
+    }
+
+    /// Those of this member.
+    fn of(&self, pool: &str, id: &str) -> impl Iterator<Item = &PendingJoin> {
+        let links = self.by_member.get(pool).and_then(|of_pool| of_pool.get(id));
+        links.into_iter().flatten().filter_map(|link| self.by_link.get(link))
+    }
+
+    fn closed(&mut self, link: LinkId) {
+        if let Some(join) = self.by_link.get_mut(&link) {
+            join.open = false;
+        }
+    }
+
+    /// The links that are still there.
+    pub(super) fn open_links(&self) -> impl Iterator<Item = LinkId> {
+        self.by_link.iter().filter(|(_, join)| join.open).map(|(link, _)| *link)
+    }
 }
 
 /// What became of a key that a member reports.
@@ -52,7 +104,7 @@ impl Ownership {
     /// The row asked for by [`Action::Record`] is written, or could not be.
     pub fn recorded(&mut self, link: LinkId, written: bool, now: BootTime) {
         self.advance(now);
-        let Some(PendingJoin { joining, revision, open }) = self.pending.remove(&link) else {
+        let Some(PendingJoin { joining, revision, open }) = self.pending.remove(link) else {
             return;
         };
         let accepted = match self.admissible(&joining) {
@@ -83,15 +135,16 @@ impl Ownership {
         let Member { pool, id, instance, .. } = &joining.member;
         // A node of a name that is taken must not come in by a child that the other one does not have. Members of a
         // user's own are no children, and may each be another process.
-        let is_child = |id: &str| id.rsplit_once(':').is_some_and(|(node, _)| node == joining.node);
-        let of_the_node = |slot: &Slot| match slot.presence {
-            Presence::Live { .. } => *slot.node == joining.node && is_child(&slot.member.id),
-            Presence::Expected => is_child(&slot.member.id),
+        let is_there = |slot: &Slot| match slot.presence {
+            Presence::Live { .. } => *slot.node == joining.node,
+            Presence::Expected => true,
             Presence::Gone => false,
         };
-        let namesake = |slot: &&Slot| is_child(id) && slot.member.instance != *instance && of_the_node(slot);
-        if let Some(slot) = self.members.iter().map(|(_, slot)| slot).find(namesake) {
-            return Err(taken(&slot.member));
+        if node_of(id) == Some(&joining.node) {
+            let namesake = |slot: &&Slot| slot.member.instance != *instance && is_there(slot);
+            if let Some(slot) = self.members.children(&joining.node).find(namesake) {
+                return Err(taken(&slot.member));
+            }
         }
         match self.members.find(pool, id).map(|index| &self.members[index]) {
             Some(slot) if slot.presence != Presence::Gone && slot.member.instance != *instance => {
@@ -105,9 +158,7 @@ impl Ownership {
                 }
             }
             Some(slot) if slot.presence == Presence::Expected => Ok(()),
-            _ if self.members.iter().filter(|(_, slot)| slot.is_live()).count()
-                >= self.limits.max_members =>
-            {
+            _ if self.members.live() >= self.limits.max_members => {
                 Err(Ending::refused("the seed has as many members as its limit max_members allows"))
             }
             _ => Ok(()),
@@ -118,8 +169,8 @@ impl Ownership {
     /// tells the next term whom to wait for.
     fn rival(&self, joining: &Joining) -> Option<&Member> {
         let Member { pool, id, instance, .. } = &joining.member;
-        let mut others = self.pending.values().map(|join| &join.joining.member);
-        others.find(|other| other.pool == *pool && other.id == *id && other.instance != *instance)
+        let mut others = self.pending.of(pool, id).map(|join| &join.joining.member);
+        others.find(|other| other.instance != *instance)
     }
 
     fn accept(&mut self, link: LinkId, joining: Joining, now: BootTime) {
@@ -226,9 +277,7 @@ impl Ownership {
         if let Some(index) = self.members.by_link(link) {
             self.members.unlink(index);
         }
-        if let Some(join) = self.pending.get_mut(&link) {
-            join.open = false;
-        }
+        self.pending.closed(link);
         self.held.retain(|question| question.link != link);
     }
 
@@ -268,8 +317,7 @@ impl Ownership {
         self.broadcast_gone(index);
         let Member { pool, id, .. } = self.members[index].member.clone();
         // The row that a pending hello writes is of a lower revision than this removal would be.
-        let rejoins = |join: &PendingJoin| join.joining.member.pool == pool && join.joining.member.id == id;
-        if !self.pending.values().any(rejoins) {
+        if self.pending.of(&pool, &id).next().is_none() {
             let revision = self.next_epoch();
             self.actions.push_back(Action::Erase(pool, id, revision));
         }

@@ -147,9 +147,20 @@ pub(super) struct Members {
     /// By pool, then id.
     by_id: HashMap<String, HashMap<String, MemberIndex>>,
     by_link: HashMap<LinkId, MemberIndex>,
+    /// By the node in their id, those that are children.
+    children: HashMap<String, BTreeSet<MemberIndex>>,
     /// By pool.
     ranks: HashMap<String, Ranks>,
+    /// How many hold a lease.
+    live: usize,
+    /// How many are expected, by pool; none is 0.
+    expected: HashMap<String, usize>,
     tenures: u32,
+}
+
+/// "live-1" of "live-1:0", the id of a node's child.
+pub(super) fn node_of(id: &str) -> Option<&str> {
+    id.rsplit_once(':').map(|(node, _)| node)
 }
 
 impl Members {
@@ -194,6 +205,9 @@ impl Members {
         });
         self.slots[index.0 as usize] = Some(slot);
         self.by_id.entry(pool.to_owned()).or_default().insert(id.to_owned(), index);
+        if let Some(node) = node_of(id) {
+            self.children.entry(node.to_owned()).or_default().insert(index);
+        }
         index
     }
 
@@ -208,6 +222,14 @@ impl Members {
             pool_ids.remove(&id);
             if pool_ids.is_empty() {
                 self.by_id.remove(&pool);
+            }
+        }
+        if let Some(node) = node_of(&id)
+            && let Some(children) = self.children.get_mut(node)
+        {
+            children.remove(&index);
+            if children.is_empty() {
+                self.children.remove(node);
             }
         }
         self.slots[index.0 as usize] = None;
@@ -239,9 +261,23 @@ impl Members {
     /// Changes anything of a member. Who it is changes only while it has no link.
     pub(super) fn change<T>(&mut self, index: MemberIndex, change: impl FnOnce(&mut Slot) -> T) -> T {
         let slot = self.slots[index.0 as usize].as_mut().expect(HELD);
-        let before = slot.standing();
+        let (before, presence) = (slot.standing(), slot.presence);
         let changed = change(slot);
         let after = slot.standing();
+        if presence != slot.presence {
+            let is_live = |presence| usize::from(matches!(presence, Presence::Live { .. }));
+            self.live = self.live + is_live(slot.presence) - is_live(presence);
+            if slot.presence == Presence::Expected {
+                *self.expected.entry(slot.member.pool.clone()).or_default() += 1;
+            } else if presence == Presence::Expected
+                && let Some(expected) = self.expected.get_mut(&slot.member.pool)
+            {
+                *expected -= 1;
+                if *expected == 0 {
+                    self.expected.remove(&slot.member.pool);
+                }
+            }
+        }
         if before != after {
             let Member { pool, zone, .. } = &slot.member;
             if !self.ranks.contains_key(pool) {
@@ -318,6 +354,26 @@ impl Members {
         self.by_id.get(pool).into_iter().flat_map(HashMap::values).map(|&index| (index, &self[index]))
     }
 
+    /// How many hold a lease.
+    pub(super) fn live(&self) -> usize {
+        self.live
+    }
+
+    /// Is any expected?
+    pub(super) fn any_expected(&self) -> bool {
+        !self.expected.is_empty()
+    }
+
+    /// Is any of this pool expected?
+    pub(super) fn expects(&self, pool: &str) -> bool {
+        self.expected.contains_key(pool)
+    }
+
+    /// Those whose id says that they are children of this node, of whatever pool.
+    pub(super) fn children(&self, node: &str) -> impl Iterator<Item = &Slot> {
+        self.children.get(node).into_iter().flatten().map(|&index| &self[index])
+    }
+
     pub(super) fn indices(&self, is: impl Fn(&Slot) -> bool) -> Vec<MemberIndex> {
         self.iter().filter(|(_, slot)| is(slot)).map(|(index, _)| index).collect()
     }
@@ -345,8 +401,13 @@ mod tests {
 
     const ZONES: [&str; 3] = ["a", "b", "c"];
 
+    /// Children of three nodes.
+    fn id(number: u32) -> String {
+        format!("live-{}:{number}", number % 3)
+    }
+
     fn one_of(members: &mut Members, number: u32, zone: &str, owned: usize) -> MemberIndex {
-        let index = members.intern("rooms", &number.to_string());
+        let index = members.intern("rooms", &id(number));
         members.unlink(index);
         members.change(index, |slot| slot.member.zone = zone.to_owned());
         members.seat(index, number.into(), BootTime::ZERO + Duration::from_secs(1));
@@ -373,13 +434,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_least_loaded_is_the_one_that_a_look_at_all_finds(
-            changes in vec((0..7_u8, 0..8_u32, 0..200_usize), 0..60),
+        fn what_is_kept_of_the_members_is_what_a_look_at_all_finds(
+            changes in vec((0..8_u8, 0..8_u32, 0..200_usize), 0..60),
             unfit in 0..8_u32,
         ) {
             let mut members = Members::default();
             for (what, number, load) in changes {
-                let index = members.intern("rooms", &number.to_string());
+                let index = members.intern("rooms", &id(number));
                 match what {
                     0 => drop(one_of(&mut members, number, ZONES[load % ZONES.len()], 0)),
                     1 => drop(members.unlink(index)),
@@ -390,10 +451,22 @@ mod tests {
                         members.tidy(index);
                     }
                     4 => members.change(index, |slot| slot.capacity = 1 + load as u32 % 4),
+                    7 => {
+                        members.unlink(index);
+                        members.change(index, |slot| slot.presence = Presence::Expected);
+                    }
                     5 => members.change(index, |slot| slot.overloaded = !slot.overloaded),
                     _ => members.change(index, |slot| slot.owned = load),
                 }
-                let fit = |slot: &Slot| slot.member.id != unfit.to_string();
+                let count = |is: &dyn Fn(&Slot) -> bool| members.iter().filter(|(_, slot)| is(slot)).count();
+                prop_assert_eq!(members.live(), count(&Slot::is_live));
+                let expected = count(&|slot| slot.presence == Presence::Expected) > 0;
+                prop_assert_eq!((members.any_expected(), members.expects("rooms")), (expected, expected));
+                for node in ["live-0", "live-1", "live-2"] {
+                    let children = count(&|slot| node_of(&slot.member.id) == Some(node));
+                    prop_assert_eq!(members.children(node).count(), children);
+                }
+                let fit = |slot: &Slot| slot.member.id != id(unfit);
                 let ranked: Vec<_> =
                     members.of_pool("rooms").filter(|(_, slot)| slot.standing().is_some()).collect();
                 let sum = |of: fn(&Slot) -> u64| ranked.iter().map(|(_, slot)| of(slot)).sum::<u64>();

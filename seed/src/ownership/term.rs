@@ -3,6 +3,7 @@
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{LeaseLost, Member, ResetOwners, follow_reply::Message};
 
+use super::joining::Pending;
 use super::members::Presence;
 use super::{Action, Ending, Ownership};
 
@@ -42,10 +43,10 @@ impl Ownership {
     pub fn step_down(&mut self, why: &'static str) {
         self.lead_until = None;
         self.recovery_ends = None;
-        for link in self.pending.iter().filter(|(_, join)| join.open).map(|(link, _)| *link) {
+        for link in self.pending.open_links() {
             self.actions.push_back(Action::Close(link, Ending::Away(why)));
         }
-        self.pending.clear();
+        self.pending = Pending::default();
         for index in self.members.indices(|_| true) {
             if let Some(link) = self.members.unlink(index) {
                 self.actions.push_back(Action::Close(link, Ending::Away(why)));
@@ -80,14 +81,13 @@ impl Ownership {
         if now >= self.next_expiry {
             self.expire(now);
         }
-        if let Some(ends) = self.recovery_ends {
-            let expected = self.members.indices(|slot| slot.presence == Presence::Expected);
-            if expected.is_empty() || now >= ends {
-                self.recovery_ends = None;
-                expected.into_iter().for_each(|index| self.retire(index));
-                self.broadcast(|position| Message::ResetOwners(ResetOwners { position: Some(position) }));
-                self.answer_held(|_| true, now);
+        if self.recovery_ends.is_some_and(|ends| now >= ends || !self.members.any_expected()) {
+            self.recovery_ends = None;
+            for index in self.members.indices(|slot| slot.presence == Presence::Expected) {
+                self.retire(index);
             }
+            self.broadcast(|position| Message::ResetOwners(ResetOwners { position: Some(position) }));
+            self.answer_held(|_| true, now);
         }
     }
 
@@ -105,7 +105,6 @@ impl Ownership {
 
     /// May a member of an earlier term still serve keys of this pool that it has not reported?
     pub(super) fn is_recovering(&self, pool: &str) -> bool {
-        self.recovery_ends.is_some()
-            && self.members.of_pool(pool).any(|(_, slot)| slot.presence == Presence::Expected)
+        self.recovery_ends.is_some() && self.members.expects(pool)
     }
 }

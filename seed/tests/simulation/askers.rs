@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use prost::Message as _;
 use protoplex_seed::ownership::{LinkId, Question};
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::owners::{Age, Owner, Owners};
-use protoplex_wire::proto::{follow_reply::Message, located};
+use protoplex_wire::proto::{Invalidate, follow_reply::Message, located};
 
 use crate::network::{Machine, Packet, Time};
 use crate::world::{Event, KEYS, MS, POOL, QUIET_FROM, SECOND, World};
@@ -93,37 +94,37 @@ impl World {
     pub(crate) fn asker_receives(&mut self, machine: Machine, link: LinkId, packet: Packet) {
         let now = self.clock(machine);
         let asks_once = self.plant == Plant::AsksOnce;
-        let mut leave = false;
+        if let Packet::Changed(id, made) = packet {
+            self.close(link, true);
+            return self.change_answered(machine, id, made);
+        }
         let asker = &mut self.askers[Self::asker_slot(machine)];
         if asker.link != Some(link) {
             return;
         }
         match packet {
-            Packet::Closed => leave = true,
+            Packet::Closed => {
+                asker.link = None;
+                self.close(link, true);
+            }
             Packet::Reply(Message::Located(answer)) => {
-                match (asker.waiting.remove(&answer.id), answer.result) {
-                    (Some((key, asked)), Some(located::Result::Owner(owner))) => {
-                        let address = owner.address.parse().expect("members' addresses are their machines'");
-                        let told = Duration::from_millis(owner.fresh_ms.into());
-                        let fresh = if asks_once { told * 100 } else { told };
-                        let owner = Owner { member: owner.member.into(), address, epoch: owner.epoch };
-                        asker.owners.learn(POOL, &key.to_string(), &owner, asked.min(now), fresh);
-                    }
-                    (_, Some(located::Result::Unavailable(away))) => {
-                        leave = away.reason == "the seed does not lead"
-                    }
-                    _ => {}
+                if let Some((key, asked)) = asker.waiting.remove(&answer.id)
+                    && let Some(located::Result::Owner(owner)) = answer.result
+                {
+                    let address = owner.address.parse().expect("members' addresses are their machines'");
+                    let told = Duration::from_millis(owner.fresh_ms.into());
+                    let fresh = if asks_once { told * 100 } else { told };
+                    let owner = Owner { member: owner.member.into(), address, epoch: owner.epoch };
+                    asker.owners.learn(POOL, &key.to_string(), &owner, asked.min(now), fresh);
                 }
             }
-            Packet::Reply(Message::Invalidate(gone)) => asker.owners.forget(POOL, &gone.keys),
+            Packet::Reply(Message::Invalidate(gone)) => {
+                let gone = Invalidate::decode(gone).expect("the seed encoded it");
+                asker.owners.forget(POOL, &gone.keys)
+            }
             Packet::Reply(Message::MemberGone(gone)) => asker.owners.forget_member(POOL, &gone.member),
             Packet::Reply(Message::ResetOwners(_)) => asker.owners.forget_all(),
-            Packet::Changed(id, made) => return self.change_answered(machine, id, made),
             _ => {}
-        }
-        if leave {
-            asker.link = None;
-            self.close(link, true);
         }
     }
 

@@ -53,6 +53,9 @@ impl World {
         if self.faults != Faults::All || self.now >= QUIET_FROM || !self.random.chance(2) {
             return;
         }
+        // A call of its own, which is answered also by a seed that has ended its followers' links.
+        let seed = self.connections[link as usize].server.0;
+        let Some(call) = self.open(machine, seed) else { return };
         self.operators.last += 1;
         let (id, name) = (self.operators.last, format!("h{}-{machine}", self.operators.last));
         self.operators.asked.insert(id, name.clone());
@@ -66,7 +69,7 @@ impl World {
         };
         let changes =
             HandlerChanges { add: vec![handler], operator: "o".to_owned(), ..HandlerChanges::default() };
-        self.send(link, true, Packet::Change(id, changes));
+        self.send(call, true, Packet::Change(id, changes));
     }
 
     pub(crate) fn change_answered(&mut self, machine: Machine, id: u64, made: bool) {

@@ -63,6 +63,12 @@ impl World {
         while let Some(action) = seed.core.next_action() {
             self.seed_does(machine, &mut seed, action, now);
         }
+        if seed.core.leads().is_none() {
+            // They look for the one that does.
+            for link in std::mem::take(&mut seed.followers) {
+                self.close(link, false);
+            }
+        }
         self.seeds[machine - 1] = Some(seed);
     }
 
@@ -112,7 +118,10 @@ impl World {
             return self.change_handlers(machine, link, id, changes);
         }
         self.with_seed(machine, |seed, now| match packet {
-            Packet::Follow => drop(seed.followers.insert(link)),
+            Packet::Follow => {
+                seed.core.advance(now);
+                seed.followers.insert(link);
+            }
             Packet::Hello(joining) => seed.core.hello(link, joining, now),
             Packet::Renew(sequence) => seed.core.renew(link, sequence, now),
             Packet::Locate(question) => seed.core.locate(question, now),

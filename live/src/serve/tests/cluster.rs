@@ -8,7 +8,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use protoplex_http::{AccessLog, Fronts, Limits, Listener, serve};
 use protoplex_runtime::config::Problems;
 use protoplex_runtime::drain::{Drain, Trigger};
-use protoplex_wire::follow::{Follower, Link};
+use protoplex_wire::follow::{Follower, Link, Membership};
 use protoplex_wire::identity::{Identity, LIVE_POOL, REGISTRATIONS_AUDIENCE};
 use protoplex_wire::proto::Member;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use super::seed::Seed;
 use super::{Answer, Curl, DEADLINE, curl};
 use crate::config::Raw;
 use crate::request::Live;
-use crate::serve::keep_tenures;
+use crate::serve::{judge, keep_tenures};
 
 /// Over how long a child that drains gives up its keys.
 pub(super) const PARTING: Duration = Duration::from_millis(600);
@@ -68,18 +68,19 @@ impl Cluster {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = socket.local_addr().unwrap().to_string();
+        let joining = Member {
+            id: member.to_owned(),
+            pool: LIVE_POOL.to_owned(),
+            address: address.clone(),
+            zone: String::new(),
+            instance: member.to_owned(),
+        };
+        let judged = Rc::default();
         let who = Follower {
             node: member.to_owned(),
-            child: 0,
             kind: "live".to_owned(),
             zone: String::new(),
-            member: Some(Member {
-                id: member.to_owned(),
-                pool: LIVE_POOL.to_owned(),
-                address: address.clone(),
-                zone: String::new(),
-                instance: member.to_owned(),
-            }),
+            membership: Some(Membership { judge: Some(judge(&judged)), ..joining.into() }),
         };
         let link = Link::open(&self.identity, &self.seed_address, who).unwrap();
         let lost_keys = link.lost_keys().unwrap();
@@ -89,6 +90,7 @@ impl Cluster {
         let config = config.resolve(&mut problems);
         problems.finish().unwrap();
         let live = Rc::new(Live::new(config, link, &self.identity));
+        judged.replace(Rc::downgrade(&live));
         let (trigger, drain) = Drain::new();
         let tenures = keep_tenures(Rc::clone(&live), lost_keys, drain, PARTING);
         let (given_up, server_drain) = Drain::new();

@@ -184,7 +184,6 @@ impl Service for Seed {
             position: Some(Position { term: 1, sequence: 0 }),
             lease_ms: 5_000,
             heartbeat_ms: 1_000,
-            datastore: "127.0.0.1:1".to_owned(),
         };
         tell.send(follow_reply::Message::Welcome(welcome)).unwrap();
         let id = member.id.clone();

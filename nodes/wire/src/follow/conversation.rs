@@ -22,8 +22,8 @@ use crate::proto;
 use crate::proto::datastore_client::DatastoreClient;
 use crate::proto::seed_client::SeedClient;
 use crate::proto::{
-    Build, Draining, FollowHello, FollowReply, FollowRequest, FollowWelcome, Known, Located, Owned, OwnedKey,
-    Table, Yield, follow_reply, follow_request, located,
+    Build, Draining, FollowHello, FollowReply, FollowRequest, FollowWelcome, Invalidate, Known, Located,
+    Owned, OwnedKey, Table, Yield, follow_reply, follow_request, located,
 };
 use crate::seeds::{self, Redirect};
 
@@ -157,17 +157,17 @@ impl Shared {
 
     /// Hello, and for a member everything that it owns.
     fn opening(&self) -> Vec<FollowRequest> {
+        let membership = self.who.membership.as_ref();
         let mut hello = FollowHello {
             node: self.who.node.clone(),
-            child: self.who.child,
             kind: self.who.kind.clone(),
             zone: self.who.zone.clone(),
             since: Some(self.position.get()),
-            member: self.who.member.clone(),
+            member: membership.map(|it| it.member.clone()),
             incarnation: 0,
             attempt: 0,
-            capacity: self.capacity.get(),
-            yields: self.judge.borrow().is_some(),
+            capacity: membership.map_or(0, |it| it.capacity),
+            yields: membership.is_some_and(|it| it.judge.is_some()),
         };
         let mut owned = Vec::new();
         self.with_holder(|holder, now| {
@@ -177,7 +177,7 @@ impl Shared {
             owned.extend(holder.keys().map(|(key, epoch)| OwnedKey { key: key.to_owned(), epoch }));
         });
         let mut messages = vec![follow_request::Message::Hello(hello)];
-        if self.who.member.is_some() {
+        if membership.is_some() {
             let chunks = owned.chunks(REPORT_CHUNK).map(|keys| Owned { keys: keys.to_vec(), last: false });
             messages.extend(chunks.map(follow_request::Message::Owned));
             messages.push(follow_request::Message::Owned(Owned { keys: Vec::new(), last: true }));
@@ -191,10 +191,6 @@ impl Shared {
             self.position.set(position);
         }
         info!(term = position.term, "following the seed");
-        // All of them come right behind.
-        let known = self.datastores.borrow().iter().map(|(address, _)| address.clone()).collect::<Vec<_>>();
-        let others = known.into_iter().filter(|address| *address != welcome.datastore);
-        self.use_datastores([welcome.datastore.clone()].into_iter().chain(others));
         let lease = Duration::from_millis(welcome.lease_ms.into());
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.into());
         self.tell_holder(|holder, now| holder.welcomed(lease, heartbeat, now));
@@ -314,19 +310,26 @@ impl Shared {
             Message::Yield(it) => self.asked_to_yield(it),
             Message::Renewed(it) => self.tell_holder(|holder, now| holder.renewed(it.sequence, now)),
             Message::LeaseLost(_) => self.tell_holder(Holder::lease_lost),
-            Message::Invalidate(it) => {
-                self.owners.borrow_mut().forget(&it.pool, &it.keys);
-                self.keys_moved.notify_one();
-                self.advance(it.sequence);
-            }
+            Message::Invalidate(it) => match Invalidate::decode(it) {
+                Ok(it) => {
+                    self.owners.borrow_mut().forget(&it.pool, &it.keys);
+                    self.note_moved(&it.pool, &it.keys);
+                    self.advance(it.sequence);
+                }
+                Err(error) => {
+                    warn!(%error, "an invalidation can't be read: every owner is asked for anew");
+                    self.owners.borrow_mut().forget_all();
+                    self.note_any_moved();
+                }
+            },
             Message::MemberGone(it) => {
                 self.owners.borrow_mut().forget_member(&it.pool, &it.member);
-                self.keys_moved.notify_one();
+                self.note_any_moved();
                 self.advance(it.sequence);
             }
             Message::ResetOwners(it) => {
                 self.owners.borrow_mut().forget_all();
-                self.keys_moved.notify_one();
+                self.note_any_moved();
                 self.position.set(it.position.unwrap_or_default());
             }
         }
@@ -350,11 +353,11 @@ impl Shared {
 
     /// The seed asks for keys: gives up those that need not be kept.
     fn asked_to_yield(&self, Yield { keys, idle }: Yield) {
-        let judge = self.judge.borrow();
+        let judge = self.who.membership.as_ref().and_then(|it| it.judge.as_ref());
         let given_up = |owned: &OwnedKey| {
             let OwnedKey { key, epoch } = owned;
             let wanted = Wanted { key, epoch: *epoch, idle };
-            judge.as_ref().map_or(idle, |judge| judge(wanted))
+            judge.map_or(idle, |judge| judge(wanted))
                 && self.with_holder(|holder, _| holder.release(key, *epoch)) == Some(true)
         };
         let (keys, kept) = keys.into_iter().partition(given_up);

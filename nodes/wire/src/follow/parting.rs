@@ -6,7 +6,7 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Link;
+use super::{Link, Membership};
 
 /// So long the seed may be away.
 const SEED_PATIENCE: Duration = Duration::from_millis(500);
@@ -48,7 +48,7 @@ impl Link {
 
     /// Is anybody else in the pool?
     fn has_heirs(&self) -> bool {
-        let Some(member) = &self.shared.who.member else { return false };
+        let Some(Membership { member, .. }) = &self.shared.who.membership else { return false };
         let table = self.table();
         let others =
             table.pools.iter().filter(|pool| pool.name == member.pool).flat_map(|pool| &pool.members);

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::time::Instant;
 
+use prost::Message as _;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
@@ -83,7 +84,6 @@ impl Conversation {
             position: Some(Position { term, sequence }),
             lease_ms: 5_000,
             heartbeat_ms: 1_000,
-            datastore: "127.0.0.1:1".to_owned(),
         };
         self.say(Reply::Welcome(welcome)).await;
     }
@@ -110,7 +110,7 @@ impl Conversation {
 
     async fn invalidate(&self, sequence: u64, key: &str) {
         let (pool, keys) = ("rooms".to_owned(), vec![key.to_owned()]);
-        self.say(Reply::Invalidate(Invalidate { sequence, pool, keys })).await;
+        self.say(Reply::Invalidate(Invalidate { sequence, pool, keys }.encode_to_vec().into())).await;
     }
 
     async fn close(self, status: Status) {
@@ -168,14 +168,18 @@ impl Rig {
         tokio::spawn(server.serve_with_incoming(gate.incoming(listener)));
 
         let [node, kind, zone] = ["live-1", "live", "a"].map(ToOwned::to_owned);
-        let member = member.then(|| Member {
-            id: "live-1:0".to_owned(),
-            pool: "rooms".to_owned(),
-            address: "127.0.0.1:9".to_owned(),
-            zone: zone.clone(),
-            instance: "i".to_owned(),
+        let membership = member.then(|| Membership {
+            member: Member {
+                id: "live-1:0".to_owned(),
+                pool: "rooms".to_owned(),
+                address: "127.0.0.1:9".to_owned(),
+                zone: zone.clone(),
+                instance: "i".to_owned(),
+            },
+            capacity: 3,
+            judge: Some(Rc::new(|wanted| wanted.idle)),
         });
-        let link = Link::open(&identity, &address, Follower { node, child: 0, kind, zone, member }).unwrap();
+        let link = Link::open(&identity, &address, Follower { node, kind, zone, membership }).unwrap();
         Self { link, opened, data }
     }
 
@@ -274,7 +278,7 @@ async fn all_datastores_that_the_seed_tells_are_known_and_the_first_is_used() {
         let named = |rig: &Rig| -> Vec<String> {
             rig.link.shared.datastores.borrow().iter().map(|(address, _)| address.clone()).collect()
         };
-        assert_eq!(named(&rig), ["127.0.0.1:1"]);
+        assert!(named(&rig).is_empty());
         let told = ["127.0.0.1:2", "127.0.0.1:1"].map(str::to_owned).to_vec();
         seed.say(Reply::Directory(Directory { seeds: Vec::new(), datastores: told.clone() })).await;
         timeout(DEADLINE, async {
@@ -393,6 +397,7 @@ async fn a_member_that_comes_back_reports_what_it_owns() {
         let mut rig = Rig::start(true).await;
         let (mut seed, first) = rig.welcomed(1, 0).await;
         assert_eq!(first.member.unwrap().instance, "i");
+        assert_eq!((first.capacity, first.yields), (3, true), "the first hello has all that it is");
         assert_eq!(seed.report().await, []);
         seed.say(Reply::Assigned(Assigned { key: "1".to_owned(), epoch: 7 })).await;
         assert!(rig.link.admit("1", 7).await);
@@ -576,6 +581,32 @@ async fn who_uses_a_key_is_told_once_when_another_server_has_it() {
         }
         assert_eq!(*told.borrow(), [9]);
         drop(used);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_in_use_that_ages_while_others_are_asked_for_is_asked_for_next() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, _) = rig.welcomed(1, 0).await;
+        let shared = Rc::clone(&rig.link.shared);
+        let owner = Owner { member: "live-1:0".into(), address: "127.0.0.1:1".parse().unwrap(), epoch: 7 };
+        // So long that none of it passes by itself.
+        let (now, hour) = (BootTime::now(), Duration::from_hours(1));
+        let mut uses = Vec::new();
+        for (key, fresh) in [("1", 2 * hour), ("2", 4 * hour)] {
+            shared.owners.borrow_mut().learn("rooms", key, &owner, now, fresh);
+            uses.push(rig.link.employ("rooms", key, &owner, || panic!("it has not moved")));
+        }
+        let all = shared.uses.borrow().all();
+        let (first, _) = shared.ask_ageing(&all, now + hour);
+        assert_eq!((first.len(), seed.question().await.key), (1, "1".to_owned()));
+        // The answers are waited for, and meanwhile the other one has aged.
+        shared.tell_moved(&all, now + 2 * hour);
+        let (second, _) = shared.ask_ageing(&all, now + 2 * hour);
+        assert_eq!(second.len(), 2, "both are without an answer");
+        assert_eq!(seed.question().await.key, "2");
     })
     .await;
 }

@@ -166,7 +166,7 @@ impl Peer {
     ///
     /// # Errors
     /// [`IdentityError::Local`].
-    pub fn check_issuable(&self) -> Result<(), IdentityError> {
+    pub(super) fn check_issuable(&self) -> Result<(), IdentityError> {
         let is_local = self.kind == Kind::Operator && self.node == LOCAL_OPERATOR;
         if is_local { Err(IdentityError::Local) } else { Ok(()) }
     }

@@ -57,7 +57,7 @@ fn a_member_that_comes_back_elsewhere_has_none_of_its_old_answers() {
 }
 
 #[test]
-fn an_answer_ages_and_says_so_once_before_it_is_stale() {
+fn an_answer_ages_and_says_so_to_one_until_that_ones_question_has_had_its_time() {
     let mut owners = Owners::default();
     let at = |seconds| NOW + Duration::from_secs(seconds);
     owners.learn(POOL, "a", &owner("live-1:0", 1), at(100), Duration::from_secs(60));
@@ -65,8 +65,41 @@ fn an_answer_ages_and_says_so_once_before_it_is_stale() {
     assert_eq!(age(129), Age::Fresh);
     assert_eq!(age(130), Age::Ageing);
     assert_eq!(age(131), Age::Fresh, "whoever was told asks");
+    assert_eq!(age(132), Age::Ageing, "it was refused, or its question was lost");
+    assert_eq!(age(159), Age::Ageing);
     assert_eq!(age(160), Age::Stale);
     assert_eq!(age(161), Age::Stale);
     owners.learn(POOL, "a", &owner("live-1:0", 1), at(161), Duration::from_secs(60));
     assert_eq!(owners.known(POOL, "a", at(162)).unwrap().1, Age::Fresh);
+}
+
+#[test]
+fn who_only_looks_takes_no_word_from_who_would_ask() {
+    let mut owners = Owners::default();
+    let at = |seconds| NOW + Duration::from_secs(seconds);
+    owners.learn(POOL, "a", &owner("live-1:0", 1), NOW, Duration::from_secs(60));
+    for (seconds, age) in [(29, Age::Fresh), (30, Age::Ageing), (31, Age::Ageing), (60, Age::Stale)] {
+        assert_eq!(owners.look(POOL, "a", at(seconds)), Some((owner("live-1:0", 1), age)));
+    }
+    assert_eq!(owners.known(POOL, "a", at(31)).unwrap().1, Age::Ageing);
+    owners.refute(POOL, "a", 1);
+    assert_eq!(owners.look(POOL, "a", NOW), None);
+}
+
+#[test]
+fn all_pools_have_one_limit_and_the_largest_one_makes_room() {
+    let mut owners = Owners::default();
+    let answer = owner("live-1:0", 1);
+    let few = 8;
+    for number in 0..MAX_OWNERS {
+        learn(&mut owners, POOL, &number.to_string(), &answer);
+    }
+    assert!(known(&mut owners, POOL, "0").is_some(), "it is used, so it stays");
+    for number in 0..few {
+        learn(&mut owners, "rooms", &number.to_string(), &answer);
+    }
+    assert_eq!(owners.len(), MAX_OWNERS);
+    let mut known = |pool, number: usize| known(&mut owners, pool, &number.to_string()).is_some();
+    assert!((0..few).all(|number| known("rooms", number)));
+    assert!(known(POOL, 0) && known(POOL, few + 1) && !(1..=few).any(|number| known(POOL, number)));
 }

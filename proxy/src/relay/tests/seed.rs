@@ -100,7 +100,6 @@ impl Seed for Script {
                     position: Some(Position { term: 1, sequence: 0 }),
                     lease_ms: 5_000,
                     heartbeat_ms: 1_000,
-                    datastore: String::new(),
                 }),
                 follow_request::Message::Locate(question) => {
                     let result = Some(script.answer(&question));

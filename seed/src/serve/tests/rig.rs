@@ -148,7 +148,8 @@ impl Rig {
         let kind = if node.starts_with("fileserver") { Kind::Fileserver } else { Kind::Live };
         let identity = self.identity.issue(kind, node).unwrap();
         let (node, kind) = (node.to_owned(), kind.name().to_owned());
-        let who = Follower { node, child: 0, kind, zone: String::new(), member };
+        let membership = member.map(Into::into);
+        let who = Follower { node, kind, zone: String::new(), membership };
         Link::open(&identity, seeds, who).unwrap()
     }
 }
