@@ -136,9 +136,12 @@ pub(crate) enum Command {
     },
     /// Stop nodes or children in good order; `start` brings them back
     Stop {
-        /// A node (proxy-1) or one child of it (proxy-1:0) [default: all]
-        #[arg(value_name = "NODE[:CHILD]")]
+        /// A node (proxy-1) or one child of it (proxy-1:0)
+        #[arg(value_name = "NODE[:CHILD]", required_unless_present = "all")]
         targets: Vec<Target>,
+        /// All proxies, fileservers and live nodes: nobody is answered any more
+        #[arg(long, conflicts_with = "targets")]
+        all: bool,
         /// Let nothing finish
         #[arg(long)]
         now: bool,

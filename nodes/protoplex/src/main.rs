@@ -99,7 +99,7 @@ fn run(cli: Cli, succession: Option<Succession>) -> anyhow::Result<ExitCode> {
         Command::Status => wait(status::run(&common))?,
         Command::HotKeys => wait(hot_keys::run(&common))?,
         Command::Start { targets } => return wait(command::run(&common, Verb::Start, &targets)),
-        Command::Stop { targets, now } => return wait(command::run(&common, Verb::Stop { now }, &targets)),
+        Command::Stop { targets, now, all: _ } => return wait(command::run(&common, Verb::Stop { now }, &targets)),
         Command::Restart { targets, reload } => {
             let verb = if reload { Verb::Reload } else { Verb::Restart };
             return wait(command::run(&common, verb, &targets));
