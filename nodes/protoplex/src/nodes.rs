@@ -179,7 +179,9 @@ pub(crate) async fn meta(common: &Common, node: &str) -> Option<Found> {
 
 /// Those that run on this data directory.
 pub(crate) fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
-    let nodes = running::list(&Settings::load(common)?.data)?;
+    let data = Settings::load(common)?.data;
+    let nodes = running::list(&data)
+        .map_err(|error| Usage(format!("can't tell what runs in {}: {error}", data.display())))?;
     Ok(nodes.into_iter().filter_map(Found::local).collect())
 }
 

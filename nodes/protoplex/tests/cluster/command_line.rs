@@ -1,7 +1,10 @@
 //! The command line, as a person and as a script use it.
 
+use std::fs::Permissions;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use protoplex_testkit::ports::Port;
@@ -213,7 +216,37 @@ fn row_the_data_directory_of_a_running_cluster_is_refused() {
 fn a_cluster_that_is_not_there_is_exit_code_3_with_advice() {
     let (code, _, error) = protoplex(&["status"]);
     assert_eq!(code, Some(3));
-    assert!(error.contains("start the cluster there first"), "{error}");
+    assert!(error.contains("--data DIR") && error.contains("--credentials DIR"), "{error}");
+    assert!(!error.contains("--join"), "{error}");
+}
+
+#[test]
+fn row_an_identity_that_this_user_can_not_read_is_not_taken_for_none() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root can become somebody else");
+        return;
+    }
+    // Both open, as the binary may be in a folder of root's alone.
+    let open = || {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        folder
+    };
+    let (folder, copy) = (open(), open());
+    let binary = copy.path().join("protoplex");
+    std::fs::copy(env!("CARGO_BIN_EXE_protoplex"), &binary).unwrap();
+    let data = folder.path().join("data");
+    let data = data.to_str().unwrap();
+    assert_eq!(protoplex(&["--data", data, "init"]).0, Some(0));
+    for arguments in [&["handler", "list"][..], &["status"], &["restart"]] {
+        let mut command = Command::new(&binary);
+        command.args(["--data", data]).args(arguments).current_dir(folder.path()).uid(65534).gid(65534);
+        let output = command.output().unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains("Permission denied") && error.contains(data), "{arguments:?}: {error}");
+        assert!(!error.contains("no cluster identity"), "{arguments:?}: {error}");
+    }
 }
 
 #[test]
