@@ -66,7 +66,7 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "FILE", env = "PROTOPLEX_CONFIG")]
     pub config: Option<PathBuf>,
     /// Data directory: identity, storage, caches, logs, running nodes
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "PROTOPLEX_DATA")]
     pub data: Option<PathBuf>,
     /// Address of a seed; may be repeated, or be several with commas between them. Any of them says which one leads
     /// [default: the one that runs in the data directory]

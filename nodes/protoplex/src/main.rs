@@ -11,6 +11,7 @@ mod deploy;
 mod discover;
 mod emit;
 mod enrol;
+mod environment;
 mod files;
 mod handler;
 mod hot_keys;
@@ -39,7 +40,6 @@ mod upload;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use mimalloc::MiMalloc;
 use protoplex_runtime::config::ConfigError;
 use protoplex_runtime::start::{REFUSED, StartError};
@@ -67,7 +67,10 @@ fn main() -> ExitCode {
         Ok(succession) => succession,
         Err(error) => return fail(&error.into()),
     };
-    let cli = Cli::parse();
+    let cli = environment::parse().unwrap_or_else(|error| error.exit());
+    if !matches!(cli.command, Command::Completions { .. } | Command::Man { .. }) {
+        environment::warnings().iter().for_each(|warning| output::tell(&format!("protoplex: {warning}")));
+    }
     let code = run(cli, succession).unwrap_or_else(|error| fail(&error));
     telemetry::flush();
     code

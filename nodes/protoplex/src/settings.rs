@@ -14,6 +14,7 @@ use protoplex_runtime::telemetry;
 use serde::Deserialize;
 
 use crate::cli::Common;
+use crate::environment;
 use crate::node::Kind;
 
 /// Looked for where no other file is named.
@@ -150,7 +151,7 @@ impl Settings {
     pub(crate) fn load_over(defaults: &[Setting], common: &Common) -> anyhow::Result<Self> {
         let flags = flags(common);
         let (raw, mut problems): (Raw, Problems) =
-            config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
+            config::load(defaults, Self::file(common)?.as_deref(), environment::variables(), &flags)?;
         raw.log.check(&mut problems);
         raw.meta.tls.check(&mut problems);
         raw.meta.tokens().check(&mut problems);
@@ -279,6 +280,15 @@ fn flags(common: &Common) -> Vec<Setting> {
         flags.push(("seed_address".to_owned(), toml::Value::Array(seeds)));
     }
     flags
+}
+
+/// Whether a variable of this name sets something.
+pub(crate) fn has_key(variable: &str) -> bool {
+    let set = std::iter::once((variable.to_owned(), "0".to_owned()));
+    let read: Result<(Raw, Problems), _> = config::load(&[], None, set, &[]);
+    let mistakes = read.and_then(|(_, problems)| problems.finish()).err();
+    let mistakes = mistakes.iter().flat_map(|error| error.mistakes());
+    !mistakes.into_iter().any(|mistake| mistake.contains("unknown key"))
 }
 
 /// "proxy.children=4" → a dotted key and its value.

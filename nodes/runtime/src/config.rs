@@ -185,7 +185,7 @@ pub type Setting = (String, toml::Value);
 /// Reads the file, if there is one, over the `defaults` of the command, then lays the environment and the flags over it.
 ///
 /// `PROTOPLEX_PROXY__CHILDREN=4` sets `proxy.children`: two underscores are a dot. Variables without them are not looked
-/// at; they belong to the command line. A value that reads as TOML is one, anything else is a string.
+/// at; they belong to the command line. Empty ones count as unset; `''` is an empty text. A value that reads as TOML is one, anything else is a string.
 ///
 /// With the values comes a [`Problems`] that knows where each of them was set, and has noted each unknown key and each
 /// value of a wrong type: those are left at their default.

@@ -261,6 +261,36 @@ fn a_seed_that_takes_connections_and_says_nothing_is_exit_code_3_in_time() {
 }
 
 #[test]
+fn row_variables_that_are_empty_or_that_nobody_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
+        command.args(arguments).envs(variables.iter().copied()).current_dir(folder.path());
+        let output = command.output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let names = ["CONFIG", "DATA", "SEED", "CREDENTIALS", "JOIN", "JOIN_FILE", "TOKEN", "PROXY__HTTP"];
+    let names = names.map(|name| format!("PROTOPLEX_{name}"));
+    let empty: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    assert_eq!(run(&["check"], &empty), run(&["check"], &[]));
+    let (code, _, error) = run(&["enrol", "x"], &empty);
+    assert!(code == Some(2) && error.contains("name a join token"), "{error}");
+    let (code, _, error) = run(&["status"], &empty);
+    assert!(code == Some(3) && error.contains("protoplex-data/cluster"), "{error}");
+
+    let (code, _, error) = run(&["status"], &[("PROTOPLEX_DATA", "elsewhere")]);
+    assert!(code == Some(3) && error.contains("elsewhere/cluster"), "{error}");
+
+    let slips = [("PROTOPLEX_PROXY_CHILDREN", "4"), ("PROTOPLEX_FOO", "4")];
+    let (code, _, error) = run(&["check"], &slips);
+    assert_eq!(code, Some(0));
+    assert!(error.contains("did you mean PROTOPLEX_PROXY__CHILDREN?"), "{error}");
+    assert!(error.contains("PROTOPLEX_FOO is not read"), "{error}");
+    let answer: serde_json::Value = serde_json::from_str(&run(&["--json", "check"], &slips).1).unwrap();
+    assert_eq!(answer["warnings"].as_array().unwrap().len(), 2, "{answer}");
+}
+
+#[test]
 fn help_and_manual_teach_every_command() {
     let (code, help, _) = protoplex(&["--help"]);
     assert_eq!(code, Some(0));
