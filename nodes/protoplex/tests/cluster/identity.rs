@@ -481,6 +481,8 @@ fn row_nobody_revokes_whom_nobody_could_readmit() {
     for name in ["proxy-9", "live-1"] {
         assert!(ada(&["node", "readmit", name]).status.success());
     }
+    assert_eq!(says(&["node", "readmit", "neverwas"]), "neverwas was not revoked: nothing was changed\n");
+    assert_eq!(cluster.json(&["node", "readmit", "neverwas"])["changed"], false);
 
     // Who did it is told by the certificate, whatever they say of themselves.
     let rescue =
