@@ -390,6 +390,7 @@ fn a_handler_that_can_not_work_is_refused_in_words() {
         (&["handler", "add", "x", "--path", "no-slash", "--key", "k", "--pool", "p"][..], 2, "/"),
         (&["handler", "add", "x", "--path", "/a/{b}", "--key", "{c}", "--pool", "p"], 2, "c"),
         (&["handler", "add", "files", "--path", "/other", "--key", "k", "--pool", "p"], 1, "files"),
+        (&["handler", "add", "x", "--path", "/x", "--pool", "p"], 2, "--key is needed, or --placement spread"),
     ];
     for (arguments, code, says) in refused {
         let output = cluster.run(arguments);

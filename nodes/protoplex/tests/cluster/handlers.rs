@@ -78,7 +78,7 @@ fn one_handler_is_shown_edited_disabled_and_enabled_and_repeating_it_changes_not
 
     let edited =
         cluster.json(&["handler", "edit", "rooms", "--path", "/hall/{hall}", "--key", "hall:{hall}"]);
-    assert_eq!(edited["changed"], true);
+    assert_eq!((&edited["changed"], &edited["memberless_pools"]), (&json!(true), &json!(["nobody"])));
     let shown = cluster.json(&["handler", "show", "rooms"]);
     assert_eq!(
         (&shown["key"], &shown["pool"], &shown["since"]),
@@ -126,6 +126,7 @@ fn a_file_is_applied_whole_after_its_difference_was_printed() {
         "+   path      /a/{x}\n",
         "+   enabled   false\n",
         "nothing was changed",
+        "pool nobody has no member now; pools with members: files, live\n",
         "Handlers files, live, old are not in the file",
     ] {
         assert!(text(&dry.stdout).contains(line), "{line}: {}", text(&dry.stdout));
