@@ -127,6 +127,16 @@ impl Problems {
         self.found.push(self.told(key, reason));
     }
 
+    /// As [`Problems::add`], in words that don't name the key as it is written: for entries of lists, which have names.
+    pub fn add_at(&mut self, key: &str, text: impl Display) {
+        self.found.push(format!("{}{text}", self.place(key)));
+    }
+
+    /// `protoplex.toml:12: `, of the key or of the table that it is missing from; empty for what nobody set.
+    pub fn place(&self, key: &str) -> String {
+        self.origins.place(key)
+    }
+
     /// As [`Problems::add`], for what is wrong only to who uses the value: it is not noted.
     pub fn aside(&self, key: &str, reason: impl Display) -> ConfigError {
         ConfigError(vec![self.told(key, reason)])

@@ -260,7 +260,7 @@ fn row_a_handler_whose_key_names_no_capture_is_refused() {
     let edge = file(&cluster, &entry("y", "/y/{z}", "").replace("{path}", "{c}"));
     let refused = apply(&cluster, &edge, &[]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains("edge.toml:4: handler.0.key: key \"{c}\""), "{refused:?}");
+    assert!(text(&refused.stderr).contains("edge.toml:4: handler \"y\": key \"{c}\""), "{refused:?}");
     assert_eq!(version(&cluster), before + 1);
 }
 
@@ -277,12 +277,12 @@ fn row_two_handlers_that_conflict_are_refused() {
         let refused = apply(&cluster, &edge, more);
         assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains(says), "{refused:?}");
         assert!(text(&refused.stderr).contains("nothing was changed"), "{refused:?}");
-        assert!(text(&refused.stderr).contains("edge.toml:9: handler.1.path: host"), "{refused:?}");
+        assert!(text(&refused.stderr).contains("edge.toml:9: handler \"x\": host"), "{refused:?}");
     }
     let edge = file(&cluster, &(entry("a", "/x/{a}", "") + &*entry("b", "/x/{b}", "")));
     let refused = apply(&cluster, &edge, &[]);
     assert!(
-        refused.status.code() == Some(2) && text(&refused.stderr).contains("edge.toml:9: handler.1.path"),
+        refused.status.code() == Some(2) && text(&refused.stderr).contains("edge.toml:9: handler \"b\": host"),
         "{refused:?}"
     );
     assert_eq!(version(&cluster), before);
@@ -329,15 +329,15 @@ fn row_a_broken_file_changes_nothing_and_is_told_with_its_line() {
     let before = version(&cluster);
     for (broken, says) in [
         ("[[handler]]\nname = \n", "edge.toml:2: "),
-        (&entry("a", "/a", "pth = 1"), "edge.toml:6: unknown key \"pth\", did you mean \"path\"?"),
+        (&entry("a", "/a", "pth = 1"), "edge.toml:6: handler \"a\": unknown key \"pth\", did you mean \"path\"?"),
         (
             &(entry("good", "/good", "") + &*entry("a", "/a", "placement = \"ownd\"")),
-            "edge.toml:12: unknown value \"ownd\", did you mean \"owned\"?",
+            "edge.toml:12: handler \"a\": placement: unknown value \"ownd\", did you mean \"owned\"?",
         ),
         (&(entry("good", "/good", "") + "[[handler]]\nname = \"a\"\n"), "missing key"),
         (
             &(entry("a", "/a", "") + &*entry("a", "/b", "")),
-            "edge.toml:8: handler.1.name: \"a\" is the name of another handler",
+            "edge.toml:8: handler \"a\": name: another handler of this file has it",
         ),
     ] {
         let edge = file(&cluster, broken);
