@@ -155,6 +155,7 @@ impl Settings {
         raw.log.check(&mut problems);
         raw.meta.tls.check(&mut problems);
         raw.meta.tokens().check(&mut problems);
+        check_listeners(&raw, &mut problems);
         // On one machine nobody should have to say twice where something listens.
         let own_seed = connectable(raw.seed.listen);
         raw.trace.check(&mut problems);
@@ -246,6 +247,39 @@ impl Settings {
                 ..self.trace.clone()
             },
         })
+    }
+}
+
+/// What `bind` would refuse, where it can be seen without a socket.
+fn check_listeners(raw: &Raw, problems: &mut Problems) {
+    let Meta { seed, datastore, proxy, fileserver, live, exposed, .. } = raw.meta;
+    let metas =
+        [("seed", seed), ("datastore", datastore), ("proxy", proxy), ("fileserver", fileserver), ("live", live)];
+    for (kind, address) in metas {
+        if !address.ip().is_loopback() && !exposed {
+            let advice = "use a loopback address, or meta.exposed = true";
+            problems
+                .add(&format!("meta.{kind}"), format_args!("{address} could be reached from outside: {advice}"));
+        }
+    }
+    // Those of one node: others may run on other machines.
+    let nodes = [
+        ("proxy", &raw.proxy.http, &raw.proxy.https, proxy),
+        ("fileserver", &raw.fileserver.http, &raw.fileserver.https, fileserver),
+    ];
+    for (kind, http, https, meta) in nodes {
+        let mut taken: Vec<(SocketAddr, String)> = vec![(meta, format!("meta.{kind}"))];
+        for (list, addresses) in [("http", http), ("https", https)] {
+            let list = format!("{kind}.{list}");
+            let others = taken.clone();
+            for (n, address) in addresses.iter().enumerate().filter(|(_, address)| address.port() != 0) {
+                if let Some((_, other)) = others.iter().find(|(other, _)| other == address) {
+                    let reason = format_args!("{address} is the address of {other}, too: each needs its own");
+                    problems.add(&format!("{list}.{n}"), reason);
+                }
+                taken.push((*address, list.clone()));
+            }
+        }
     }
 }
 

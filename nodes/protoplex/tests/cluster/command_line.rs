@@ -49,6 +49,19 @@ fn row_a_bad_configuration_is_refused_with_file_line_and_suggestion() {
             "[fileserver]\nproxy_protocol = { from = [\"nlb\"] }\n",
             "protoplex.toml:2: fileserver.proxy_protocol.from.0: \"nlb\" is no network",
         ),
+        (
+            "[meta]\nproxy = \"0.0.0.0:8053\"\n",
+            "protoplex.toml:2: meta.proxy: 0.0.0.0:8053 could be reached from outside: use a loopback address, or \
+             meta.exposed = true",
+        ),
+        (
+            "[proxy]\nhttp = [\"127.0.0.1:7000\"]\nhttps = [\"127.0.0.1:0\", \"127.0.0.1:7000\"]\n",
+            "protoplex.toml:3: proxy.https.1: 127.0.0.1:7000 is the address of proxy.http, too",
+        ),
+        (
+            "[fileserver]\nhttp = [\"127.0.0.1:8054\"]\n",
+            "protoplex.toml:2: fileserver.http.0: 127.0.0.1:8054 is the address of meta.fileserver, too",
+        ),
     ];
     for (file, says) in cases {
         let folder = tempfile::tempdir().unwrap();
