@@ -6,8 +6,9 @@ mod events;
 mod handler;
 mod identity;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -40,13 +41,21 @@ Examples:
   protoplex subscribe 'file.*' 'node.#'                    what happens in the cluster?
   protoplex emit room.closed '{\"room\": 42}'              tell whoever subscribes to room.closed
 
-Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached, 4 a dry
-run has found that something would change.";
+Exit codes: 0 done; 1 the cluster refuses, or doesn't have it; 2 what is wrong without it: bad usage, a
+file, the configuration; 3 the cluster can't be reached; 4 a dry run has found that something would
+change. With --json errors are a line on standard error: {\"error\": {\"message\": …, \"exit_code\": 1}}.";
 
 /// What was asked for can't be meant; exit code 2, as for what does not even parse.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub String);
+
+impl Usage {
+    /// Of a file that is named and can't be read.
+    pub(crate) fn unreadable(file: &Path) -> impl FnOnce(io::Error) -> Self + use<'_> {
+        move |error| Self(format!("can't read {}: {error}", file.display()))
+    }
+}
 
 /// An edge in one binary: keyed requests to the node that owns them, files, uploads, realtime.
 #[derive(Debug, Parser)]

@@ -210,6 +210,7 @@ fn unidentified(error: IdentityError) -> anyhow::Error {
              HOST:PORT"
         ))
         .into(),
+        IdentityError::NoCredentials(_) => Usage(error.to_string()).into(),
         other => other.into(),
     }
 }

@@ -170,17 +170,15 @@ impl Destination {
             }
             return Ok(Self::Standard);
         }
-        let unwritable = || format!("can't write {}", name.display());
-        match fs::metadata(name) {
+        let made = || match fs::metadata(name) {
             Ok(there) if !there.is_file() => {
-                let file = OpenOptions::new().write(true).open(name).with_context(unwritable)?;
-                return Ok(Self::Straight(file));
+                Ok(Self::Straight(OpenOptions::new().write(true).open(name)?))
             }
             // Through a link: it stays one.
-            Ok(_) => Self::beside(fs::canonicalize(name).with_context(unwritable)?),
+            Ok(_) => Self::beside(fs::canonicalize(name)?),
             Err(_) => Self::beside(name.to_owned()),
-        }
-        .with_context(unwritable)
+        };
+        made().map_err(|error| Usage(format!("can't write {}: {error}", name.display())).into())
     }
 
     /// It holds digests of secrets, and names: it is its owner's alone, as tempfile makes files.
@@ -214,7 +212,7 @@ fn open(name: &Path) -> anyhow::Result<Box<dyn BufRead>> {
     let mut input: Box<dyn BufRead> = if name.as_os_str() == STANDARD {
         Box::new(BufReader::new(stdin()))
     } else {
-        let file = File::open(name).with_context(|| format!("can't read {}", name.display()))?;
+        let file = File::open(name).map_err(Usage::unreadable(name))?;
         Box::new(BufReader::new(file))
     };
     let is_gzip = input.fill_buf()?.starts_with(&GZIP);
@@ -223,7 +221,7 @@ fn open(name: &Path) -> anyhow::Result<Box<dyn BufRead>> {
 
 /// The first line of a file.
 fn password(file: &Path) -> anyhow::Result<String> {
-    let text = fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    let text = fs::read_to_string(file).map_err(Usage::unreadable(file))?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 

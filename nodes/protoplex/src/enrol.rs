@@ -137,7 +137,7 @@ pub(crate) fn read(given: &Joining) -> anyhow::Result<Option<JoinToken>> {
     let text = match (&given.join, &given.join_file) {
         (Some(token), _) => token.clone(),
         (None, Some(file)) => {
-            std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?
+            std::fs::read_to_string(file).map_err(Usage::unreadable(file))?
         }
         (None, None) => return Ok(None),
     };

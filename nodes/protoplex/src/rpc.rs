@@ -72,9 +72,7 @@ impl Caller {
         let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
         let said = said.unwrap_or_else(|_| format!("it answers {status}"));
         match status {
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => {
-                Err(Usage(format!("{}: {said}", self.node)).into())
-            }
+            StatusCode::BAD_REQUEST => Err(Usage(format!("{}: {said}", self.node)).into()),
             _ => anyhow::bail!("{}: {said}", self.node),
         }
     }

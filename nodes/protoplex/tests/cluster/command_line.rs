@@ -131,6 +131,12 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         (&["stop", "--now"], "<NODE[:CHILD]>..."),
         (&["stop", "--all", "proxy-1"], "cannot be used with"),
         (&["tail", "proxy-1:x"], "NODE:CHILD"),
+        (&["datastore", "import", "/nonexistent"], "can't read /nonexistent: No such file"),
+        (&["datastore", "export", "/nonexistent/x"], "can't write /nonexistent/x: No such file"),
+        (&["enrol", "x", "--token-file", "/nonexistent"], "can't read /nonexistent: No such file"),
+        (&["upload", "--token", "x", "/nonexistent", "http://localhost/"], "can't read /nonexistent"),
+        (&["--credentials", "/nonexistent", "status"], "no credentials in /nonexistent"),
+        (&["apply", "/nonexistent"], "/nonexistent: No such file"),
         (&["tail", "-l", "loud"], "error, warn, info, debug, trace"),
         (&["tail", "-n", "10001"], "10001 is not in"),
     ];
@@ -139,6 +145,24 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
         assert!(error.contains(says), "{says} in {error}");
     }
+}
+
+#[test]
+fn errors_are_a_line_of_json_for_scripts() {
+    for (arguments, code, says) in [
+        (&["--json", "status"][..], 3, "no cluster identity"),
+        (&["--json", "stop"], 2, "<NODE[:CHILD]>..."),
+        (&["enrol", "x", "--json"], 2, "name a join token"),
+        (&["--json", "--set", "proxy.childrn=1", "status"], 2, "did you mean"),
+    ] {
+        let (exit, printed, error) = protoplex(arguments);
+        assert_eq!((exit, printed.as_str(), error.lines().count()), (Some(code), "", 1), "{error}");
+        let error: serde_json::Value = serde_json::from_str(&error).unwrap();
+        assert_eq!(error["error"]["exit_code"], code);
+        assert!(error["error"]["message"].as_str().unwrap().contains(says), "{error}");
+    }
+    let (code, help, _) = protoplex(&["--json", "stop", "--help"]);
+    assert!(code == Some(0) && help.contains("--all"), "{help}");
 }
 
 #[test]
