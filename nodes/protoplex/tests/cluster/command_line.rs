@@ -418,6 +418,21 @@ fn status_and_route_explain_what_runs_where() {
     assert!(none["why"].as_str().unwrap().contains("400"), "{none}");
     let dots = cluster.json(&["route", &format!("{}/room/../x", cluster.http())]);
     assert!(dots["why"].as_str().unwrap().contains("400"), "{dots}");
+    cluster.json(&["handler", "add", "void", "--path", "/void", "--key", "k", "--pool", "nobody"]);
+    cluster.json(&["handler", "add", "host", "--host", "x.example", "--path", "/{*all}", "--key", "k", "--pool", "live"]);
+    cluster.json(&["handler", "remove", "files"]);
+    let void = cluster.json(&["route", &format!("{}/void", cluster.http())]);
+    let owned = cluster.json(&["route", "http://x.example/y"]);
+    let nowhere = cluster.json(&["route", &format!("{}/files/x", cluster.http())]);
+    for (way, outcome, status) in [
+        (&dots, "bad_request", Some(400)),
+        (&none, "bad_request", Some(400)),
+        (&nowhere, "not_found", Some(404)),
+        (&void, "no_member", Some(503)),
+        (&owned, "relayed", None),
+    ] {
+        assert_eq!((way["outcome"].as_str(), way["status"].as_u64()), (Some(outcome), status), "{way}");
+    }
 }
 
 #[test]
