@@ -209,6 +209,9 @@ pub(crate) enum Command {
     /// Bring the handlers to what a file says: prints the difference, then makes it, all or nothing
     Apply(Apply),
     /// Where would this request go, and why? Step by step, by the proxy's own rules
+    ///
+    /// With --json `outcome` is relayed, recovering (the seed waits for the key's last owner), bad_request, not_found or
+    /// no_member, and `status` is that of the proxy's own answer; null where a member answers.
     Route(Route),
     /// Make a folder the current app build: its files are served from memory at once, all or nothing
     Deploy(Deploy),
@@ -297,7 +300,7 @@ pub(crate) struct Join {
     /// Its zone; requests prefer owners in their own zone
     #[arg(long)]
     pub zone: Option<String>,
-    /// Ask this path for its health instead of only connecting; any answer below 500 is healthy
+    /// Ask this path for its health instead of only connecting; 2xx and 3xx are healthy
     #[arg(long, value_name = "PATH", value_parser = units::path)]
     pub health: Option<String>,
     /// Time between two health checks
