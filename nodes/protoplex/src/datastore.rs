@@ -171,9 +171,7 @@ impl Destination {
             return Ok(Self::Standard);
         }
         let made = || match fs::metadata(name) {
-            Ok(there) if !there.is_file() => {
-                Ok(Self::Straight(OpenOptions::new().write(true).open(name)?))
-            }
+            Ok(there) if !there.is_file() => Ok(Self::Straight(OpenOptions::new().write(true).open(name)?)),
             // Through a link: it stays one.
             Ok(_) => Self::beside(fs::canonicalize(name)?),
             Err(_) => Self::beside(name.to_owned()),

@@ -13,7 +13,8 @@ const PREFIX: &str = "PROTOPLEX_";
 /// Only a process that another one of ours has started has it: that one has said what there is to say.
 const STARTED: &str = "PROTOPLEX_CONTROL";
 /// Those that are no option's.
-const OTHERS: [&str; 4] = [STARTED, "PROTOPLEX_OPERATOR", "PROTOPLEX_EVENT_ATTEMPT", "PROTOPLEX_EVENT_POSITION"];
+const OTHERS: [&str; 4] =
+    [STARTED, "PROTOPLEX_OPERATOR", "PROTOPLEX_EVENT_ATTEMPT", "PROTOPLEX_EVENT_POSITION"];
 /// What orchestrators tell of a service that is called as we are.
 const SERVICES: [&str; 3] = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT_"];
 const SERVICE_PORT: &str = "_PORT";
@@ -23,7 +24,8 @@ const SERVICE_PORT: &str = "_PORT";
 /// # Errors
 /// What can't be meant; or help that was asked for.
 pub(crate) fn parse() -> Result<Cli, clap::Error> {
-    let mut command = without_empty(Cli::command(), &|name| env::var(name).is_ok_and(|value| value.is_empty()));
+    let mut command =
+        without_empty(Cli::command(), &|name| env::var(name).is_ok_and(|value| value.is_empty()));
     let mut matches = command.try_get_matches_from_mut(env::args_os())?;
     Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
@@ -39,7 +41,8 @@ fn without_empty(command: Command, is_empty: &dyn Fn(&str) -> bool) -> Command {
 
 /// The variables that are ours by their name and say something.
 pub(crate) fn variables() -> impl Iterator<Item = (String, String)> {
-    let ours = env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let ours = env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     ours.filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
 }
 
@@ -65,7 +68,9 @@ fn unread(variables: impl Iterator<Item = (String, String)>) -> Vec<String> {
         let meant = setting(&name).or_else(|| Some(format!("{PREFIX}{}", option?)));
         match meant {
             Some(meant) => format!("{name} is not read: did you mean {meant}?"),
-            None => format!("{name} is not read: settings have two underscores for a dot, as PROTOPLEX_PROXY__CHILDREN"),
+            None => format!(
+                "{name} is not read: settings have two underscores for a dot, as PROTOPLEX_PROXY__CHILDREN"
+            ),
         }
     };
     names.into_iter().map(told).collect()
@@ -141,7 +146,10 @@ mod tests {
             names
         };
         assert!(read(&|_| true).is_empty());
-        assert_eq!(read(&|name| name == "PROTOPLEX_JOIN").iter().filter(|name| *name == "PROTOPLEX_JOIN").count(), 0);
+        assert_eq!(
+            read(&|name| name == "PROTOPLEX_JOIN").iter().filter(|name| *name == "PROTOPLEX_JOIN").count(),
+            0
+        );
         assert!(read(&|_| false).contains(&"PROTOPLEX_JOIN".to_owned()));
     }
 }

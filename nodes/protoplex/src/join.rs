@@ -342,7 +342,9 @@ mod tests {
             let server = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
-                let answer = format!("HTTP/1.1 {answer}\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n");
+                let answer = format!(
+                    "HTTP/1.1 {answer}\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+                );
                 stream.write_all(answer.as_bytes()).await.unwrap();
             };
             let health = Url::parse(&format!("http://{address}/healthz")).ok();

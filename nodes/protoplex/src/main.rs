@@ -73,7 +73,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(misuse) if misuse.use_stderr() && std::env::args_os().any(|argument| argument == "--json") => {
             let text = misuse.to_string();
-            return fail(true, &Usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned()).into());
+            return fail(
+                true,
+                &Usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned()).into(),
+            );
         }
         // Or help.
         Err(misuse) => misuse.exit(),
@@ -113,7 +116,9 @@ fn run(cli: Cli, succession: Option<Succession>) -> anyhow::Result<ExitCode> {
         Command::Status => wait(status::run(&common))?,
         Command::HotKeys => wait(hot_keys::run(&common))?,
         Command::Start { targets } => return wait(command::run(&common, Verb::Start, &targets)),
-        Command::Stop { targets, now, all: _ } => return wait(command::run(&common, Verb::Stop { now }, &targets)),
+        Command::Stop { targets, now, all: _ } => {
+            return wait(command::run(&common, Verb::Stop { now }, &targets));
+        }
         Command::Restart { targets, reload } => {
             let verb = if reload { Verb::Reload } else { Verb::Restart };
             return wait(command::run(&common, verb, &targets));

@@ -253,13 +253,20 @@ impl Settings {
 /// What `bind` would refuse, where it can be seen without a socket.
 fn check_listeners(raw: &Raw, problems: &mut Problems) {
     let Meta { seed, datastore, proxy, fileserver, live, exposed, .. } = raw.meta;
-    let metas =
-        [("seed", seed), ("datastore", datastore), ("proxy", proxy), ("fileserver", fileserver), ("live", live)];
+    let metas = [
+        ("seed", seed),
+        ("datastore", datastore),
+        ("proxy", proxy),
+        ("fileserver", fileserver),
+        ("live", live),
+    ];
     for (kind, address) in metas {
         if !address.ip().is_loopback() && !exposed {
             let advice = "use a loopback address, or meta.exposed = true";
-            problems
-                .add(&format!("meta.{kind}"), format_args!("{address} could be reached from outside: {advice}"));
+            problems.add(
+                &format!("meta.{kind}"),
+                format_args!("{address} could be reached from outside: {advice}"),
+            );
         }
     }
     // Those of one node: others may run on other machines.

@@ -93,7 +93,8 @@ pub(crate) fn request_url(text: &str) -> Result<Uri, String> {
 
 /// A server that requests are relayed to as they came.
 pub(crate) fn backend(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("{error}; write for example http://127.0.0.1:3000"))?;
+    let url =
+        Url::parse(text).map_err(|error| format!("{error}; write for example http://127.0.0.1:3000"))?;
     let bare = url.scheme() == "http" && url.has_host() && url.path() == "/" && url.query().is_none();
     if bare {
         Ok(url)

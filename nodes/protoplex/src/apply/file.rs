@@ -215,12 +215,18 @@ mod tests {
                 "[[handlers]]\nname = \"a\"\n".to_owned(),
                 "edge.toml:1: unknown key \"handlers\", did you mean \"handler\"?",
             ),
-            (entry("a", "/a", "pth = 1"), "edge.toml:5: handler \"a\": unknown key \"pth\", did you mean \"path\"?"),
+            (
+                entry("a", "/a", "pth = 1"),
+                "edge.toml:5: handler \"a\": unknown key \"pth\", did you mean \"path\"?",
+            ),
             (
                 entry("a", "/a", "placement = \"ownd\""),
                 "edge.toml:5: handler \"a\": placement: unknown value \"ownd\", did you mean \"owned\"?",
             ),
-            ("[[handler]]\nname = \"a\"\npool = \"p\"\n".to_owned(), "edge.toml:1: handler \"a\": missing key \"path\""),
+            (
+                "[[handler]]\nname = \"a\"\npool = \"p\"\n".to_owned(),
+                "edge.toml:1: handler \"a\": missing key \"path\"",
+            ),
             (entry("a", "/a", "enabled = \"yes\""), "edge.toml:5: handler \"a\": enabled: invalid type"),
             (entry("A", "/a", "key = \"k\""), "edge.toml:2: handler \"A\": handler name \"A\""),
             (

@@ -27,7 +27,8 @@ impl Lonely {
 
     fn of(pools: &[PoolStatus], handlers: &[Handler]) -> Self {
         let has_members = |pool: &&PoolStatus| !pool.members.is_empty();
-        let with_members: BTreeSet<_> = pools.iter().filter(has_members).map(|pool| pool.name.clone()).collect();
+        let with_members: BTreeSet<_> =
+            pools.iter().filter(has_members).map(|pool| pool.name.clone()).collect();
         let named = handlers.iter().filter(|handler| !handler.disabled).map(|handler| handler.pool.clone());
         let named: BTreeSet<_> = named.collect();
         Self {
@@ -42,7 +43,10 @@ impl Lonely {
             none if none.is_empty() => "nor has any other pool".to_owned(),
             others => format!("pools with members: {others}"),
         };
-        self.memberless_pools.iter().map(|pool| format!("pool {pool} has no member now; {others}\n")).collect()
+        self.memberless_pools
+            .iter()
+            .map(|pool| format!("pool {pool} has no member now; {others}\n"))
+            .collect()
     }
 }
 
@@ -59,7 +63,8 @@ mod tests {
             members: vec![MemberStatus::default(); members],
         };
         let pools = [pool("live", 2), pool("files", 1), pool("left", 0)];
-        let handler = |pool: &str, disabled| Handler { pool: pool.to_owned(), disabled, ..Handler::default() };
+        let handler =
+            |pool: &str, disabled| Handler { pool: pool.to_owned(), disabled, ..Handler::default() };
         let handlers =
             [handler("lvie", false), handler("lvie", false), handler("files", false), handler("off", true)];
         let told = Lonely::of(&pools, &handlers);

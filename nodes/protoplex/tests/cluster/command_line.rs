@@ -419,7 +419,19 @@ fn status_and_route_explain_what_runs_where() {
     let dots = cluster.json(&["route", &format!("{}/room/../x", cluster.http())]);
     assert!(dots["why"].as_str().unwrap().contains("400"), "{dots}");
     cluster.json(&["handler", "add", "void", "--path", "/void", "--key", "k", "--pool", "nobody"]);
-    cluster.json(&["handler", "add", "host", "--host", "x.example", "--path", "/{*all}", "--key", "k", "--pool", "live"]);
+    cluster.json(&[
+        "handler",
+        "add",
+        "host",
+        "--host",
+        "x.example",
+        "--path",
+        "/{*all}",
+        "--key",
+        "k",
+        "--pool",
+        "live",
+    ]);
     cluster.json(&["handler", "remove", "files"]);
     let void = cluster.json(&["route", &format!("{}/void", cluster.http())]);
     let owned = cluster.json(&["route", "http://x.example/y"]);
@@ -442,7 +454,11 @@ fn a_handler_that_can_not_work_is_refused_in_words() {
         (&["handler", "add", "x", "--path", "no-slash", "--key", "k", "--pool", "p"][..], 2, "/"),
         (&["handler", "add", "x", "--path", "/a/{b}", "--key", "{c}", "--pool", "p"], 2, "c"),
         (&["handler", "add", "files", "--path", "/other", "--key", "k", "--pool", "p"], 1, "files"),
-        (&["handler", "add", "x", "--path", "/x", "--pool", "p"], 2, "--key is needed, or --placement spread"),
+        (
+            &["handler", "add", "x", "--path", "/x", "--pool", "p"],
+            2,
+            "--key is needed, or --placement spread",
+        ),
     ];
     for (arguments, code, says) in refused {
         let output = cluster.run(arguments);

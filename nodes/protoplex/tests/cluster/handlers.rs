@@ -282,7 +282,8 @@ fn row_two_handlers_that_conflict_are_refused() {
     let edge = file(&cluster, &(entry("a", "/x/{a}", "") + &*entry("b", "/x/{b}", "")));
     let refused = apply(&cluster, &edge, &[]);
     assert!(
-        refused.status.code() == Some(2) && text(&refused.stderr).contains("edge.toml:9: handler \"b\": host"),
+        refused.status.code() == Some(2)
+            && text(&refused.stderr).contains("edge.toml:9: handler \"b\": host"),
         "{refused:?}"
     );
     assert_eq!(version(&cluster), before);
@@ -329,7 +330,10 @@ fn row_a_broken_file_changes_nothing_and_is_told_with_its_line() {
     let before = version(&cluster);
     for (broken, says) in [
         ("[[handler]]\nname = \n", "edge.toml:2: "),
-        (&entry("a", "/a", "pth = 1"), "edge.toml:6: handler \"a\": unknown key \"pth\", did you mean \"path\"?"),
+        (
+            &entry("a", "/a", "pth = 1"),
+            "edge.toml:6: handler \"a\": unknown key \"pth\", did you mean \"path\"?",
+        ),
         (
             &(entry("good", "/good", "") + &*entry("a", "/a", "placement = \"ownd\"")),
             "edge.toml:12: handler \"a\": placement: unknown value \"ownd\", did you mean \"owned\"?",
