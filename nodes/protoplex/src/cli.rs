@@ -131,6 +131,8 @@ pub(crate) enum Command {
     ///
     /// Where no seed can be reached: which nodes run on this data directory, by their own words, why there is no more, and
     /// exit code 3.
+    ///
+    /// A member is `overloaded` while its machine has a load of 2 a core, or more: only new keys go elsewhere.
     Status,
     /// Which keys have the most requests, and who owns them
     ///
