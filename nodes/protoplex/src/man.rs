@@ -43,10 +43,17 @@ fn write_page(folder: &Path, command: &Command, name: &str) -> anyhow::Result<()
 /// With the values of options, which clap_mangen leaves out; those of every command are `[OPTIONS]`.
 fn synopsis(command: &Command) -> String {
     let own = |arg: &&Arg| !arg.is_global_set() && !["help", "version"].contains(&arg.get_id().as_str());
-    let (positional, options): (Vec<_>, Vec<_>) =
-        command.get_arguments().filter(own).filter(|arg| !arg.is_hide_set()).partition(|arg| arg.is_positional());
+    let (positional, options): (Vec<_>, Vec<_>) = command
+        .get_arguments()
+        .filter(own)
+        .filter(|arg| !arg.is_hide_set())
+        .partition(|arg| arg.is_positional());
     let mut words = vec!["[OPTIONS]".to_owned()];
-    words.extend(options.into_iter().map(|arg| if arg.is_required_set() { arg.to_string() } else { format!("[{arg}]") }));
+    words.extend(
+        options
+            .into_iter()
+            .map(|arg| if arg.is_required_set() { arg.to_string() } else { format!("[{arg}]") }),
+    );
     words.extend(positional.into_iter().map(ToString::to_string));
     words.extend(command.has_subcommands().then(|| "<COMMAND>".to_owned()));
     let name = command.get_bin_name().unwrap_or(command.get_name());
