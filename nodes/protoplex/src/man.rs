@@ -32,7 +32,9 @@ fn write_page(folder: &Path, command: &Command, name: &str) -> anyhow::Result<()
     }
     let more = command.get_after_long_help().or(command.get_after_help());
     page.extend(more.map(|text| sections(&text.to_string())).unwrap_or_default().into_bytes());
-    man.render_version_section(&mut page)?;
+    if command.get_version().is_some() {
+        man.render_version_section(&mut page)?;
+    }
     fs::write(&path, page).with_context(|| format!("{}", path.display()))?;
     for sub in command.get_subcommands() {
         write_page(folder, sub, &format!("{name}-{}", sub.get_name()))?;

@@ -269,7 +269,7 @@ mod tests {
         let begins = [
             "edge.toml:2: handler \"A\": handler name",
             "edge.toml:3: handler \"A\": path",
-            "edge.toml:8: handler \"b\": key \"\": it is empty",
+            "edge.toml:6: handler \"b\": key \"\": it is empty",
             "edge.toml:10: handler \"b\": enabled: ",
             "edge.toml:16: handler \"nowhere\": missing key \"path\"",
             "edge.toml:16: handler \"nowhere\": missing key \"pool\"",
