@@ -16,7 +16,7 @@ mod tally;
 mod tests;
 
 use std::fmt;
-use std::io::{BufRead, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 
 use futures_util::Stream;
@@ -209,7 +209,7 @@ pub async fn import(
 ) -> Result<Summary, ArchiveError> {
     let mut line = Vec::new();
     read_line(&mut input, &mut line, 1)?;
-    let head = lines::parse_head(&line).map_err(|reason| ArchiveError::Malformed { line: 1, reason })?;
+    let head = lines::parse_head(&line).map_err(|reason| malformed(&line, 1, reason))?;
     if head.protoplex_datastore > FORMAT {
         return Err(ArchiveError::Newer(head.protoplex_datastore));
     }
@@ -226,9 +226,8 @@ pub async fn import(
             if !read_line(&mut input, &mut line, number)? {
                 break;
             }
-            let malformed = |reason| ArchiveError::Malformed { line: number, reason };
-            let item = lines::parse(&line).map_err(malformed)?;
-            leases.see(&item).map_err(malformed)?;
+            let item = lines::parse(&line).map_err(|reason| malformed(&line, number, reason))?;
+            leases.see(&item).map_err(|reason| malformed(&line, number, reason))?;
             // Whoever takes no more of them says why.
             if sink.send(moved_ahead(item, slack)).await.is_err() {
                 break;
@@ -309,10 +308,25 @@ pub async fn upgrade(database: &Database) -> Result<[i64; 2], ArchiveError> {
     Ok([before, database.version().await?])
 }
 
+/// What is wrong with a line that can't be read: one of an archive that has no end is the last one.
+fn malformed(line: &[u8], number: u64, reason: String) -> ArchiveError {
+    let is_archive = number > 1 || line.starts_with(lines::BEGIN);
+    match line.last() {
+        Some(b'\n') | None => ArchiveError::Malformed { line: number, reason },
+        Some(_) if is_archive => ArchiveError::Truncated,
+        Some(_) => ArchiveError::Malformed { line: number, reason },
+    }
+}
+
 /// Reads one line into `line`; false at the end.
 fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>, number: u64) -> Result<bool, ArchiveError> {
     line.clear();
-    let read = input.by_ref().take(MAX_LINE_BYTES as u64).read_until(b'\n', line)?;
+    let cut = |error: io::Error| match error.kind() {
+        // Compressed, its end is missing.
+        io::ErrorKind::UnexpectedEof => ArchiveError::Truncated,
+        _ => error.into(),
+    };
+    let read = input.by_ref().take(MAX_LINE_BYTES as u64).read_until(b'\n', line).map_err(cut)?;
     if read == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
         let reason = format!("it has more than {MAX_LINE_BYTES} bytes");
         return Err(ArchiveError::Malformed { line: number, reason });

@@ -287,9 +287,18 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {options.name} %(name)s: %(message)s")
 
     host, _, port = options.listen.rpartition(":")
+    if not (port.isdecimal() and int(port) < 1 << 16):
+        sys.exit(f"rooms.py: --listen {options.listen}: write HOST:PORT")
+    seeds = options.seed or ["127.0.0.1:8050"]
+    try:
+        cluster = protoplex.Cluster(seeds, options.credentials, renew_after_s=options.renew_after)
+    except OSError as error:
+        sys.exit(f"rooms.py: --credentials {options.credentials}: {error}; `protoplex enrol` makes some")
     rooms = Rooms(Store(options.store))
-    server = Server((host, int(port)), options.name, rooms)
-    cluster = protoplex.Cluster(options.seed or ["127.0.0.1:8050"], options.credentials, renew_after_s=options.renew_after)
+    try:
+        server = Server((host, int(port)), options.name, rooms)
+    except OSError as error:
+        sys.exit(f"rooms.py: --listen {options.listen}: {error}")
     server.member = protoplex.Member(cluster, options.pool, options.listen, rooms)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

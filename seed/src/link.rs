@@ -38,7 +38,7 @@ const MAX_REPORTED_KEYS: usize = 4_000_000;
 /// Keys in one report of hot ones.
 const MAX_HOT_KEYS: usize = 64;
 /// A member's share of its pool beside the others' is at most so many times theirs.
-const MAX_CAPACITY: u32 = 1_000;
+pub(crate) const MAX_CAPACITY: u32 = 1_000;
 /// Ids of nodes and members, addresses, zones.
 const MAX_TEXT_BYTES: usize = 255;
 /// Answers that wait for a parent.
@@ -361,6 +361,9 @@ async fn greet(
                 "a member's hello is followed by what it owns, the last chunk marked",
             ));
         };
+        if more.iter().any(|owned| owned.key.is_empty()) {
+            return Err(Status::invalid_argument("a member reports a key that is empty"));
+        }
         if keys.len() + more.len() > MAX_REPORTED_KEYS || more.iter().any(|owned| !is_key(&owned.key)) {
             return Err(Status::invalid_argument("a member reports more keys, or longer ones, than it may"));
         }

@@ -41,7 +41,8 @@ const MAX_CLAIM_BYTES: usize = 200;
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(4);
 const RELOAD_PAUSE: Duration = Duration::from_millis(250);
 /// When it is looked what has become of a change whose outcome was lost: at once, and when it has had its time.
-const SETTLE_PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
+const SETTLE_PAUSES: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
 
 /// Clones share all of it.
 #[derive(Clone)]

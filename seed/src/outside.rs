@@ -158,7 +158,7 @@ async fn owner(
 ) -> Response {
     let found = async {
         outside.links.leading()?;
-        let (pool, key) = checked(&peer, named)?;
+        let (pool, key) = checked(&peer, named, &uri)?;
         let explained = {
             let (pool, key) = (pool.clone(), key.clone());
             outside.cluster.ask(move |cluster, _| cluster.core.explain(&pool, &key, "")).await
@@ -184,7 +184,7 @@ async fn locate(
     request: Request,
 ) -> Response {
     let found = async {
-        let (pool, key) = checked(&peer, named)?;
+        let (pool, key) = checked(&peer, named, &uri)?;
         let body = outside.bodies.read(&peer.name(), request, MAX_QUESTION_BYTES).await?;
         let Asked { zone, refuted_epoch } = Asked::read(&body).map_err(Problem::malformed)?;
         let (say, heard) = mpsc::channel(MAX_WAITING_SAID);
@@ -211,8 +211,14 @@ async fn locate(
 }
 
 /// Pool and key of the path, percent-decoded, where whoever asks may know of them.
-fn checked(peer: &Peer, named: Named) -> Result<(String, String), Problem> {
+fn checked(peer: &Peer, named: Named, uri: &Uri) -> Result<(String, String), Problem> {
     let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
+    if !is_encoded(uri.path()) {
+        return Err(bad(format!(
+            "{} has a % without two hexadecimal digits; one of the key's own is %25",
+            uri.path()
+        )));
+    }
     let Path((pool, key)) = named.map_err(|rejection| bad(rejection.body_text()))?;
     check_name("pool", &pool).map_err(|error| bad(error.to_string()))?;
     if !is_key(&key) {
@@ -220,6 +226,13 @@ fn checked(peer: &Peer, named: Named) -> Result<(String, String), Problem> {
     }
     peer.check_pool(&pool).map_err(|why| Problem::new(StatusCode::FORBIDDEN, why))?;
     Ok((pool, key))
+}
+
+/// Whether each % begins a percent-encoded byte (RFC 3986 section 2.1): what is decoded is not taken for something else.
+fn is_encoded(path: &str) -> bool {
+    let begins =
+        |rest: &str| rest.as_bytes().get(..2).is_some_and(|code| code.iter().all(u8::is_ascii_hexdigit));
+    path.split('%').skip(1).all(begins)
 }
 
 // ---- what else comes ----

@@ -19,6 +19,9 @@ use super::tally::Sum;
 /// What this version reads and writes.
 pub(crate) const FORMAT: u64 = 1;
 
+/// How the first line begins.
+pub(crate) const BEGIN: &[u8] = b"{\"protoplex_datastore\"";
+
 /// The first line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Head {

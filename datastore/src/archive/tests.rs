@@ -452,7 +452,9 @@ async fn row_an_archive_that_is_not_whole_changes_nothing() {
         (good.replacen("\"protoplex_datastore\":1", "\"protoplex_datastore\":0", 1), "there is no format 0"),
         (cut(&good), "cut off"),
         (without_end, "cut off"),
-        (good[..good.len() / 2].to_owned(), "this is no JSON"),
+        (good[..good.len() / 2].to_owned(), "cut off"),
+        (good[..40].to_owned(), "cut off"),
+        (good.replacen("{\"files\"", "{\"files", 1), "this is no JSON"),
         (good.replacen("\"size\":10,", "\"size\":11,", 1), "table files: what has come"),
         (good.replacen("{\"members\":{", "{\"elders\":{", 1), "\"elders\" is no table"),
         (

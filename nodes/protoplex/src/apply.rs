@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::cli::{Apply, Common, Usage};
 use crate::cluster::{self, Cluster, Outdated, is_unclear};
 use crate::handler::diff::Diff;
+use crate::handler::pools::Lonely;
 use crate::handler::{now, send};
 use crate::output::{plural, print};
 
@@ -71,6 +72,7 @@ pub(crate) async fn converge(common: &Common, cluster: &Cluster, wanted: Wanted)
     }
     // The seed checks a dry run, too: what it would refuse is told now.
     let changes = HandlerChanges { base: list.version, occasion, dry_run, ..diff.changes() };
+    let changed = [changes.add.as_slice(), &changes.replace].concat();
     let version = match diff.is_empty() {
         true => list.version,
         false => send(cluster, changes).await.map_err(unmade)?.version,
@@ -80,14 +82,20 @@ pub(crate) async fn converge(common: &Common, cluster: &Cluster, wanted: Wanted)
     answer["dry_run"] = json!(dry_run);
     answer["base"] = json!(list.version);
     answer["version"] = json!(version);
-    print(common.json, &answer, |_| match (diff.is_empty(), dry_run) {
-        (true, _) => format!("Nothing to change (version {version})"),
-        (false, true) => format!("This would change the handlers; nothing was changed (version {version})"),
-        (false, false) => {
-            let HandlerChanges { add, replace, remove, .. } = diff.changes();
-            let count = plural(add.len() + replace.len() + remove.len(), "handler");
-            format!("Changed {count} (version {version})")
-        }
+    let pools = Lonely::among(cluster, &changed).await;
+    answer["memberless_pools"] = json!(pools.memberless_pools);
+    print(common.json, &answer, |_| {
+        let done = match (diff.is_empty(), dry_run) {
+            (true, _) => format!("Nothing to change (version {version})"),
+            (false, true) => {
+                format!("This would change the handlers; nothing was changed (version {version})")
+            }
+            (false, false) => {
+                let count = plural(changed.len() + diff.changes().remove.len(), "handler");
+                format!("Changed {count} (version {version})")
+            }
+        };
+        format!("{done}\n{}", pools.text())
     })?;
     Ok(if dry_run && !diff.is_empty() { ExitCode::from(WOULD_CHANGE) } else { ExitCode::SUCCESS })
 }

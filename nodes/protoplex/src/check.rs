@@ -8,6 +8,7 @@ use protoplex_runtime::start::REFUSED;
 use serde_json::json;
 
 use crate::cli::Common;
+use crate::environment;
 use crate::output::{print, tell};
 use crate::settings::Settings;
 
@@ -34,6 +35,7 @@ pub(crate) fn run(common: &Common, file: Option<PathBuf>) -> anyhow::Result<Exit
         advice.into_iter().for_each(|advice| tell(&format!("protoplex: {advice}")));
     }
     loaded?;
-    print(common.json, &json!({"file": checked, "ok": true, "mistakes": []}), |_| format!("{checked}: ok"))?;
+    let answer = json!({"file": checked, "ok": true, "mistakes": [], "warnings": environment::warnings()});
+    print(common.json, &answer, |_| format!("{checked}: ok"))?;
     Ok(ExitCode::SUCCESS)
 }

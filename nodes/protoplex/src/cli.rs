@@ -6,8 +6,9 @@ mod events;
 mod handler;
 mod identity;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -40,13 +41,21 @@ Examples:
   protoplex subscribe 'file.*' 'node.#'                    what happens in the cluster?
   protoplex emit room.closed '{\"room\": 42}'              tell whoever subscribes to room.closed
 
-Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the cluster can't be reached, 4 a dry
-run has found that something would change.";
+Exit codes: 0 done; 1 the cluster refuses, or doesn't have it; 2 what is wrong without it: bad usage, a
+file, the configuration; 3 the cluster can't be reached; 4 a dry run has found that something would
+change. With --json errors are a line on standard error: {\"error\": {\"message\": …, \"exit_code\": 1}}.";
 
 /// What was asked for can't be meant; exit code 2, as for what does not even parse.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub String);
+
+impl Usage {
+    /// Of a file that is named and can't be read.
+    pub(crate) fn unreadable(file: &Path) -> impl FnOnce(io::Error) -> Self + use<'_> {
+        move |error| Self(format!("can't read {}: {error}", file.display()))
+    }
+}
 
 /// An edge in one binary: keyed requests to the node that owns them, files, uploads, realtime.
 #[derive(Debug, Parser)]
@@ -66,7 +75,7 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "FILE", env = "PROTOPLEX_CONFIG")]
     pub config: Option<PathBuf>,
     /// Data directory: identity, storage, caches, logs, running nodes
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "PROTOPLEX_DATA")]
     pub data: Option<PathBuf>,
     /// Address of a seed; may be repeated, or be several with commas between them. Any of them says which one leads
     /// [default: the one that runs in the data directory]
@@ -122,6 +131,8 @@ pub(crate) enum Command {
     ///
     /// Where no seed can be reached: which nodes run on this data directory, by their own words, why there is no more, and
     /// exit code 3.
+    ///
+    /// A member is `overloaded` while its machine has a load of 2 a core, or more: only new keys go elsewhere.
     Status,
     /// Which keys have the most requests, and who owns them
     ///
@@ -136,9 +147,12 @@ pub(crate) enum Command {
     },
     /// Stop nodes or children in good order; `start` brings them back
     Stop {
-        /// A node (proxy-1) or one child of it (proxy-1:0) [default: all]
-        #[arg(value_name = "NODE[:CHILD]")]
+        /// A node (proxy-1) or one child of it (proxy-1:0)
+        #[arg(value_name = "NODE[:CHILD]", required_unless_present = "all")]
         targets: Vec<Target>,
+        /// All proxies, fileservers and live nodes: nobody is answered any more
+        #[arg(long, conflicts_with = "targets")]
+        all: bool,
         /// Let nothing finish
         #[arg(long)]
         now: bool,
@@ -197,6 +211,9 @@ pub(crate) enum Command {
     /// Bring the handlers to what a file says: prints the difference, then makes it, all or nothing
     Apply(Apply),
     /// Where would this request go, and why? Step by step, by the proxy's own rules
+    ///
+    /// With --json `outcome` is relayed, recovering (the seed waits for the key's last owner), bad_request, not_found or
+    /// no_member, and `status` is that of the proxy's own answer; null where a member answers.
     Route(Route),
     /// Make a folder the current app build: its files are served from memory at once, all or nothing
     Deploy(Deploy),
@@ -285,7 +302,7 @@ pub(crate) struct Join {
     /// Its zone; requests prefer owners in their own zone
     #[arg(long)]
     pub zone: Option<String>,
-    /// Ask this path for its health instead of only connecting; any answer below 500 is healthy
+    /// Ask this path for its health instead of only connecting; 2xx and 3xx are healthy
     #[arg(long, value_name = "PATH", value_parser = units::path)]
     pub health: Option<String>,
     /// Time between two health checks

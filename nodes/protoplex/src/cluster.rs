@@ -1,5 +1,6 @@
 //! How the operator's commands reach a running cluster.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -79,10 +80,7 @@ impl Cluster {
     /// Reads the identity in the data directory; nothing is connected yet.
     pub(crate) fn find(common: &Common) -> anyhow::Result<Self> {
         let settings = Settings::load(common)?;
-        let identity = own(common, &settings).map_err(|error| match error {
-            IdentityError::Absent(_) => anyhow::Error::new(Unreachable::new(error.to_string())),
-            other => other.into(),
-        })?;
+        let identity = own(common, &settings).map_err(unidentified)?;
         if let Some(expired) = identity.expired() {
             return Err(expired.into());
         }
@@ -285,6 +283,25 @@ fn own(common: &Common, settings: &Settings) -> Result<Identity, IdentityError> 
     match &common.credentials {
         Some(folder) => Identity::credentials(folder),
         None => Identity::open(&settings.data.join(CLUSTER)),
+    }
+}
+
+/// What to do where commands have no identity.
+fn unidentified(error: IdentityError) -> anyhow::Error {
+    match error {
+        IdentityError::Absent(folder) => Unreachable::new(format!(
+            "no cluster identity in {}: run this where the cluster's data is, or name it with --data DIR; elsewhere name \
+             a seed and an operator's credentials with --seed HOST:PORT and --credentials DIR",
+            folder.display()
+        ))
+        .into(),
+        IdentityError::File { ref source, .. } if source.kind() == ErrorKind::PermissionDenied => Usage(format!(
+            "{error}: run this as the user that the cluster works as, or with an operator's --credentials DIR and --seed \
+             HOST:PORT"
+        ))
+        .into(),
+        IdentityError::NoCredentials(_) => Usage(error.to_string()).into(),
+        other => other.into(),
     }
 }
 

@@ -1,24 +1,26 @@
 //! `protoplex datastore export|import|migrate`: all structured data to a file, from one, to another database.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write, stderr, stdin, stdout};
-use std::path::{Path, PathBuf};
+mod destination;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write, stderr, stdin};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
 use flate2::Compression;
 use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protoplex_datastore::archive::{self, ArchiveError, Database, Summary};
 use protoplex_datastore::{postgres, postgres::Target};
+use protoplex_runtime::signals::StopSignals;
 use serde::Serialize;
-use tempfile::NamedTempFile;
 
 use crate::cli::{Common, DatastoreCommand, Migrate, Usage};
 use crate::cluster::Unreachable;
 use crate::output::{columns, plural, print};
 use crate::settings::Settings;
+use destination::Destination;
 
 /// Standard output, or standard input.
 const STANDARD: &str = "-";
@@ -44,10 +46,15 @@ pub(crate) async fn run(common: &Common, command: DatastoreCommand) -> anyhow::R
     match command {
         DatastoreCommand::Export { file } => {
             // As whoever calls, for it is their folder; the database is touched as the nodes' user.
-            let out = Destination::create(&file)?;
+            let mut out = Destination::create(&file)?;
             settings.assume_account()?;
             let to = file.display().to_string();
-            report(common, "exported", &configured.to_string(), &to, export(&configured, out).await?)
+            let mut stop = out.stop();
+            let exported = tokio::select! {
+                exported = export(&configured, out) => exported?,
+                () = stopped(&mut stop) => anyhow::bail!("ended before it was whole: {to} is as it was"),
+            };
+            report(common, "exported", &configured.to_string(), &to, exported)
         }
         DatastoreCommand::Import { file, replace } => {
             let input = open(&file)?;
@@ -55,7 +62,7 @@ pub(crate) async fn run(common: &Common, command: DatastoreCommand) -> anyhow::R
             let bar = bar("imported");
             let imported = archive::import(&configured, input, replace, || bar.inc(1)).await;
             bar.finish_and_clear();
-            let summary = imported.map_err(|error| in_file(&file, error))?;
+            let summary = imported.map_err(|error| unimported(&file, error))?;
             report(common, "imported", &file.display().to_string(), &configured.to_string(), summary)
         }
         DatastoreCommand::Migrate(command) => {
@@ -131,6 +138,14 @@ async fn export(database: &Database, out: Destination) -> anyhow::Result<Summary
     Ok(summary)
 }
 
+/// Cancel-safe.
+async fn stopped(stop: &mut Option<StopSignals>) {
+    match stop {
+        Some(stop) => drop(stop.next().await),
+        None => std::future::pending().await,
+    }
+}
+
 fn report(common: &Common, done: &str, from: &str, to: &str, tables: Summary) -> anyhow::Result<()> {
     let rows = tables.iter().map(|sum| sum.rows).sum();
     let report = Report { from: from.to_owned(), to: to.to_owned(), rows, tables };
@@ -151,70 +166,12 @@ fn report(common: &Common, done: &str, from: &str, to: &str, tables: Summary) ->
     Ok(print(common.json, &report, text)?)
 }
 
-/// Where an archive is written.
-enum Destination {
-    /// Standard output.
-    Standard,
-    /// Something that is there and no file, a pipe say.
-    Straight(File),
-    /// A file: it has its name only once it is whole.
-    Whole(NamedTempFile, PathBuf),
-}
-
-impl Destination {
-    fn create(name: &Path) -> anyhow::Result<Self> {
-        if name.as_os_str() == STANDARD {
-            if stdout().is_terminal() {
-                let advice = "an archive is for a file or a pipe: name a FILE, or pipe it to another command";
-                return Err(Usage(advice.to_owned()).into());
-            }
-            return Ok(Self::Standard);
-        }
-        let unwritable = || format!("can't write {}", name.display());
-        match fs::metadata(name) {
-            Ok(there) if !there.is_file() => {
-                let file = OpenOptions::new().write(true).open(name).with_context(unwritable)?;
-                return Ok(Self::Straight(file));
-            }
-            // Through a link: it stays one.
-            Ok(_) => Self::beside(fs::canonicalize(name).with_context(unwritable)?),
-            Err(_) => Self::beside(name.to_owned()),
-        }
-        .with_context(unwritable)
-    }
-
-    /// It holds digests of secrets, and names: it is its owner's alone, as tempfile makes files.
-    fn beside(name: PathBuf) -> io::Result<Self> {
-        let folder = name.parent().filter(|folder| !folder.as_os_str().is_empty());
-        Ok(Self::Whole(NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?, name))
-    }
-
-    fn is_gzip(&self) -> bool {
-        matches!(self, Self::Whole(_, name) if name.extension().is_some_and(|extension| extension == "gz"))
-    }
-
-    /// On the disk, under its name.
-    fn keep(self) -> anyhow::Result<()> {
-        let Self::Whole(part, name) = self else { return Ok(()) };
-        let kept = part.as_file().sync_all().and_then(|()| Ok(part.persist(&name)?));
-        kept.map(drop).with_context(|| format!("can't write {}", name.display()))
-    }
-
-    fn out(&self) -> Box<dyn Write + '_> {
-        match self {
-            Self::Standard => Box::new(stdout()),
-            Self::Straight(file) => Box::new(file),
-            Self::Whole(part, _) => Box::new(part.as_file()),
-        }
-    }
-}
-
 /// An archive, compressed or not.
 fn open(name: &Path) -> anyhow::Result<Box<dyn BufRead>> {
     let mut input: Box<dyn BufRead> = if name.as_os_str() == STANDARD {
         Box::new(BufReader::new(stdin()))
     } else {
-        let file = File::open(name).with_context(|| format!("can't read {}", name.display()))?;
+        let file = File::open(name).map_err(Usage::unreadable(name))?;
         Box::new(BufReader::new(file))
     };
     let is_gzip = input.fill_buf()?.starts_with(&GZIP);
@@ -223,16 +180,21 @@ fn open(name: &Path) -> anyhow::Result<Box<dyn BufRead>> {
 
 /// The first line of a file.
 fn password(file: &Path) -> anyhow::Result<String> {
-    let text = fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    let text = fs::read_to_string(file).map_err(Usage::unreadable(file))?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// What is wrong with a line is said with the file's name, as compilers do.
-fn in_file(file: &Path, error: ArchiveError) -> anyhow::Error {
+fn unimported(file: &Path, error: ArchiveError) -> anyhow::Error {
+    let name = file.display();
     match error {
-        ArchiveError::Malformed { line, reason } => anyhow::anyhow!("{}:{line}: {reason}", file.display()),
+        // Whether the last word, to make it so, was heard is not known.
+        ArchiveError::Database(_) => return explain(error),
+        ArchiveError::Malformed { line, reason } => Usage(format!("{name}:{line}: {reason}")).into(),
+        ArchiveError::Truncated | ArchiveError::Damaged(_) => Usage(format!("{name}: {error}")).into(),
         error => explain(error),
     }
+    .context("nothing was changed")
 }
 
 /// A server that is away may be there later; exit code 3.

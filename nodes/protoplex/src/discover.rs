@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use protoplex_wire::proto::PoolStatus;
 use serde::Serialize;
 
-use crate::cli::{Common, Discover, Usage};
+use crate::cli::{Common, Discover};
 use crate::nodes::{Found, Nodes};
 use crate::output::{columns, print, tell, whole};
 
@@ -63,7 +63,7 @@ pub(crate) async fn run(common: &Common, command: Discover) -> anyhow::Result<()
         }
         let there = Report::new(&nodes, &[]);
         let names: Vec<_> = there.names().collect();
-        return Err(Usage(format!("there is no {slip:?}; there are {}", names.join(", "))).into());
+        anyhow::bail!("there is no {slip:?}; there are {}", names.join(", "));
     }
     print(common.json, &report, |report| text(report, &command))?;
     if let Some(error) = report.seed_error.filter(|_| !common.json) {

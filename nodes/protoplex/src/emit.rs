@@ -81,7 +81,17 @@ fn given(argument: &str) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // One more tells that it is too much.
     io::stdin().take(MAX_EVENT_BYTES as u64 + 1).read_to_end(&mut bytes).context("standard input")?;
+    check_size(&bytes)?;
     Ok(bytes)
+}
+
+/// Refuses what was cut because it is too much: it would be bad JSON for whoever looks at it.
+fn check_size(read: &[u8]) -> anyhow::Result<()> {
+    if read.len() <= MAX_EVENT_BYTES {
+        return Ok(());
+    }
+    let limit = format!("an event has at most {MAX_EVENT_BYTES} bytes as JSON, and more was read");
+    Err(Usage(format!("{limit}: carry large data by reference")).into())
 }
 
 /// Publishes each line as it comes; those that come together, together.
@@ -106,8 +116,8 @@ async fn lines(common: &Common, cluster: &Cluster, bus: &Bus, command: &Emit) ->
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let event = if command.cloudevent { whole(&line) } else { made(command, Some(&line)) };
-            match event {
+            let event = || if command.cloudevent { whole(&line) } else { made(command, Some(&line)) };
+            match check_size(line.trim_ascii_end()).and_then(|()| event()) {
                 Ok(event) => batch.push(event),
                 Err(error) => {
                     let text = format!("line {number} of standard input: {error}");
@@ -251,6 +261,13 @@ mod tests {
         let event =
             CloudEvent::new("/test", "a").with_data(content_type, carried(content_type, data).unwrap());
         String::from_utf8(event.to_json().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_was_cut_is_told_to_be_too_much() {
+        assert!(check_size(&vec![b' '; MAX_EVENT_BYTES]).is_ok());
+        let error = check_size(&vec![b' '; MAX_EVENT_BYTES + 1]).unwrap_err();
+        assert!(error.is::<Usage>() && error.to_string().contains("by reference"), "{error}");
     }
 
     #[test]

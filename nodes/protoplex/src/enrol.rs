@@ -138,9 +138,7 @@ fn tell(common: &Common, folder: &Path, name: String, issued: &Credentials) -> a
 pub(crate) fn read(given: &Joining) -> anyhow::Result<Option<JoinToken>> {
     let text = match (&given.join, &given.join_file) {
         (Some(token), _) => token.clone(),
-        (None, Some(file)) => {
-            std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?
-        }
+        (None, Some(file)) => std::fs::read_to_string(file).map_err(Usage::unreadable(file))?,
         (None, None) => return Ok(None),
     };
     Ok(Some(text.parse().map_err(|error: protoplex_wire::join_token::NoToken| Usage(error.to_string()))?))

@@ -4,6 +4,7 @@ mod change;
 pub(crate) mod diff;
 mod history;
 pub(crate) mod operator;
+pub(crate) mod pools;
 mod rollback;
 mod show;
 

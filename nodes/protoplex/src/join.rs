@@ -15,6 +15,7 @@ use protoplex_wire::identity::{Identity, Kind, new_instance};
 use protoplex_wire::proto::Member;
 use protoplex_wire::seeds::Seeds;
 use reqwest::Url;
+use reqwest::redirect::Policy;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -57,6 +58,10 @@ pub(crate) async fn run(common: &Common, command: Join) -> anyhow::Result<()> {
     let (identity, seeds) = (sidecar.identity.clone(), sidecar.seeds.clone());
     let folder = common.credentials.clone().unwrap_or_default();
     let renewed = keep_renewed(identity, &folder, seeds);
+    if command.health.is_none() {
+        let what = format!("checks of {} only that it accepts connections; see --health", command.backend);
+        output::warn(common.json, &what);
+    }
     let local = LocalSet::new();
     tokio::select! {
         ended = local.run_until(sidecar.run()) => ended,
@@ -291,8 +296,7 @@ impl Backend {
             // Nothing of a side-car outlives its process.
             instance: new_instance(),
         };
-        let client = reqwest::Client::builder().timeout(CHECK_TIMEOUT).no_proxy().build()?;
-        Ok(Self { member, address, health, client })
+        Ok(Self { member, address, health, client: client()? })
     }
 
     async fn check(&self) -> Result<(), String> {
@@ -304,11 +308,49 @@ impl Backend {
             };
         };
         match self.client.get(health.clone()).send().await {
-            Ok(answer) if answer.status().is_server_error() => {
-                Err(format!("its health is {}", answer.status()))
-            }
-            Ok(_) => Ok(()),
+            Ok(answer) if answer.status().is_success() || answer.status().is_redirection() => Ok(()),
+            Ok(answer) => Err(format!("its health is {}", answer.status())),
             Err(error) => Err(why(&error)),
+        }
+    }
+}
+
+/// Where a redirection leads may be another server: none is followed.
+fn client() -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder().timeout(CHECK_TIMEOUT).no_proxy().redirect(Policy::none()).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_an_answer_that_is_no_refusal_is_healthy() {
+        for (answer, is_healthy) in [
+            ("200 OK", true),
+            ("204 No Content", true),
+            ("302 Found", true),
+            ("401 Unauthorized", false),
+            ("404 Not Found", false),
+            ("503 Service Unavailable", false),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+                let answer = format!(
+                    "HTTP/1.1 {answer}\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+                );
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            };
+            let health = Url::parse(&format!("http://{address}/healthz")).ok();
+            let backend = Backend { member: Member::default(), address, health, client: client().unwrap() };
+            let (checked, ()) = tokio::join!(backend.check(), server);
+            assert_eq!(checked.is_ok(), is_healthy, "{answer}: {checked:?}");
         }
     }
 }

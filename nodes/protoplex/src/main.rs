@@ -11,6 +11,7 @@ mod deploy;
 mod discover;
 mod emit;
 mod enrol;
+mod environment;
 mod files;
 mod handler;
 mod hot_keys;
@@ -39,7 +40,6 @@ mod upload;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use mimalloc::MiMalloc;
 use protoplex_runtime::config::ConfigError;
 use protoplex_runtime::start::{REFUSED, StartError};
@@ -53,6 +53,8 @@ use crate::command::Verb;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
+/// The exit code where the cluster refuses, or doesn't have what is asked for.
+const FAILED: u8 = 1;
 /// The exit code where the cluster can't be reached.
 const UNREACHABLE: u8 = 3;
 
@@ -61,14 +63,29 @@ fn main() -> ExitCode {
     match protoplex_runtime::child::from_environment() {
         Ok(Some(child)) => return node::child(child),
         Ok(None) => {}
-        Err(error) => return fail(&error.into()),
+        Err(error) => return fail(false, &error.into()),
     }
     let succession = match upgrade::from_environment() {
         Ok(succession) => succession,
-        Err(error) => return fail(&error.into()),
+        Err(error) => return fail(false, &error.into()),
     };
-    let cli = Cli::parse();
-    let code = run(cli, succession).unwrap_or_else(|error| fail(&error));
+    let cli = match environment::parse() {
+        Ok(cli) => cli,
+        Err(misuse) if misuse.use_stderr() && std::env::args_os().any(|argument| argument == "--json") => {
+            let text = misuse.to_string();
+            return fail(
+                true,
+                &Usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned()).into(),
+            );
+        }
+        // Or help.
+        Err(misuse) => misuse.exit(),
+    };
+    let json = cli.common.json;
+    if !matches!(cli.command, Command::Completions { .. } | Command::Man { .. }) {
+        environment::warnings().iter().for_each(|warning| output::warn(json, warning));
+    }
+    let code = run(cli, succession).unwrap_or_else(|error| fail(json, &error));
     telemetry::flush();
     code
 }
@@ -99,7 +116,9 @@ fn run(cli: Cli, succession: Option<Succession>) -> anyhow::Result<ExitCode> {
         Command::Status => wait(status::run(&common))?,
         Command::HotKeys => wait(hot_keys::run(&common))?,
         Command::Start { targets } => return wait(command::run(&common, Verb::Start, &targets)),
-        Command::Stop { targets, now } => return wait(command::run(&common, Verb::Stop { now }, &targets)),
+        Command::Stop { targets, now, all: _ } => {
+            return wait(command::run(&common, Verb::Stop { now }, &targets));
+        }
         Command::Restart { targets, reload } => {
             let verb = if reload { Verb::Reload } else { Verb::Restart };
             return wait(command::run(&common, verb, &targets));
@@ -144,13 +163,14 @@ fn wait<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T
 }
 
 /// Says what failed, on standard error, and with which code that ends the process.
-fn fail(error: &anyhow::Error) -> ExitCode {
-    output::tell(&format!("protoplex: {}", output::whole(error)));
-    if error.is::<Unreachable>() {
-        ExitCode::from(UNREACHABLE)
+fn fail(json: bool, error: &anyhow::Error) -> ExitCode {
+    let code = if error.is::<Unreachable>() {
+        UNREACHABLE
     } else if error.is::<ConfigError>() || error.is::<StartError>() || error.is::<Usage>() {
-        ExitCode::from(REFUSED)
+        REFUSED
     } else {
-        ExitCode::FAILURE
-    }
+        FAILED
+    };
+    output::fail(json, &output::whole(error), code);
+    ExitCode::from(code)
 }

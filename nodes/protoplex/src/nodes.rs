@@ -134,7 +134,7 @@ impl Nodes {
             );
         }
         let names: Vec<_> = self.found.keys().map(String::as_str).collect();
-        Usage(format!("there is no node {node:?}; there are {}", names.join(", "))).into()
+        anyhow::anyhow!("there is no node {node:?}; there are {}", names.join(", "))
     }
 
     /// The node of this name, or all of this kind; the error names those that there are.
@@ -179,7 +179,9 @@ pub(crate) async fn meta(common: &Common, node: &str) -> Option<Found> {
 
 /// Those that run on this data directory.
 pub(crate) fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> {
-    let nodes = running::list(&Settings::load(common)?.data)?;
+    let data = Settings::load(common)?.data;
+    let nodes = running::list(&data)
+        .map_err(|error| Usage(format!("can't tell what runs in {}: {error}", data.display())))?;
     Ok(nodes.into_iter().filter_map(Found::local).collect())
 }
 
@@ -218,7 +220,7 @@ mod tests {
             assert!(wrong.parse::<Target>().unwrap_err().contains("NODE:CHILD"), "{wrong}");
         }
         let refusal = Nodes::sample().choose(&targets(&["proxy-2"])).unwrap_err();
-        assert!(refusal.is::<Usage>());
+        assert!(!refusal.is::<Usage>(), "only the cluster knows that");
         assert_eq!(refusal.to_string(), "there is no node \"proxy-2\"; there are live-1, proxy-1, seed-1");
         let nodes = Nodes { without_seed: Some(anyhow::anyhow!("no seed")), ..Nodes::sample() };
         let refusal = nodes.choose(&targets(&["proxy-2"])).unwrap_err().to_string();

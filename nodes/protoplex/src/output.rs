@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
+use serde_json::json;
 
 /// Prints `value` as JSON, or as what `text` makes of it.
 pub(crate) fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
@@ -22,6 +23,18 @@ pub(crate) fn write(bytes: &[u8]) -> io::Result<()> {
 /// A line on standard error, which is no reason to fail where nobody reads it.
 pub(crate) fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Why the process ends with this exit code, on standard error; in JSON one line.
+pub(crate) fn fail(json: bool, message: &str, exit_code: u8) {
+    let in_json = || json!({ "error": { "message": message, "exit_code": exit_code } }).to_string();
+    tell(&if json { in_json() } else { format!("protoplex: {message}") });
+}
+
+/// The same for what is no failure.
+pub(crate) fn warn(json: bool, message: &str) {
+    let in_json = || json!({ "warning": { "message": message } }).to_string();
+    tell(&if json { in_json() } else { format!("protoplex: {message}") });
 }
 
 /// An error with its causes, each said once: many texts have that of their cause in them.

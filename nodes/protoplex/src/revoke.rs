@@ -21,6 +21,12 @@ pub(crate) async fn run(common: &Common, command: Node) -> anyhow::Result<()> {
 /// Revokes a name, or readmits it.
 pub(crate) async fn change(common: &Common, name: &str, revoked: bool) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
+    let was = all(&cluster).await?.iter().any(|it| it.name == name);
+    if !revoked && !was {
+        // A name that there is not may be a slip.
+        let told = json!({ "name": name, "revoked": false, "changed": false });
+        return Ok(print(common.json, &told, |_| format!("{name} was not revoked: nothing was changed"))?);
+    }
     let wanted =
         Revocation { name: name.to_owned(), revoked, operator: operator::name(), ..Revocation::default() };
     let changed = cluster.answer(cluster.operator().await?.change_revocation(wanted)).await;
@@ -35,14 +41,19 @@ pub(crate) async fn change(common: &Common, name: &str, revoked: bool) -> anyhow
         }
         (true, false) => "is refused from now on. Nobody of that name is here",
     };
-    let told = json!({ "name": name, "revoked": revoked, "here": (!is_operator).then_some(here) });
+    let here = (!is_operator).then_some(here);
+    let told = json!({ "name": name, "revoked": revoked, "changed": was != revoked, "here": here });
     Ok(print(common.json, &told, |_| format!("{name} {text}"))?)
+}
+
+async fn all(cluster: &Cluster) -> anyhow::Result<Vec<Revocation>> {
+    let mut seed = cluster.operator().await?;
+    Ok(cluster.answer(seed.list_revocations(ListRevocationsRequest {})).await?.revocations)
 }
 
 async fn list(common: &Common) -> anyhow::Result<()> {
     let cluster = Cluster::find(common)?;
-    let mut seed = cluster.operator().await?;
-    let listed = cluster.answer(seed.list_revocations(ListRevocationsRequest {})).await?.revocations;
+    let listed = all(&cluster).await?;
     let told: Vec<_> = listed
         .iter()
         .map(|it| json!({ "name": it.name, "operator": it.operator, "at_ms": it.at_ms }))

@@ -4,7 +4,7 @@ mod considered;
 
 use anyhow::Context;
 use http::header::HOST;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use protoplex_proxy::key::{self, Facts, Fields};
 use protoplex_proxy::table::{self, Handler, Placement, Table};
 use protoplex_proxy::{placement, target};
@@ -40,7 +40,38 @@ struct Way {
     epoch: u64,
     /// Who an owned key without an owner would be given to, if it was asked for now.
     next_member: String,
+    outcome: Outcome,
+    /// The answer's, where the proxy gives it itself.
+    status: Option<u16>,
     why: String,
+}
+
+/// What comes of it, for scripts.
+#[derive(Clone, Copy, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    /// A member answers.
+    #[default]
+    Relayed,
+    /// The seed waits for who owned the key to say so.
+    Recovering,
+    BadRequest,
+    /// No handler matches.
+    NotFound,
+    /// Nobody in the pool can take it.
+    NoMember,
+}
+
+impl Way {
+    fn ends(&mut self, outcome: Outcome, why: String) {
+        let status = match outcome {
+            Outcome::Relayed | Outcome::Recovering => None,
+            Outcome::BadRequest => Some(StatusCode::BAD_REQUEST),
+            Outcome::NotFound => Some(StatusCode::NOT_FOUND),
+            Outcome::NoMember => Some(StatusCode::SERVICE_UNAVAILABLE),
+        };
+        (self.outcome, self.status, self.why) = (outcome, status.map(|status| status.as_u16()), why);
+    }
 }
 
 /// What is asked about, in the proxy's terms.
@@ -64,7 +95,7 @@ pub(crate) async fn run(common: &Common, command: Route) -> anyhow::Result<()> {
 async fn explain(cluster: &Cluster, route: Route) -> anyhow::Result<Way> {
     let (mut way, request) = read(route)?;
     if let Err(error) = target::check(&way.path) {
-        way.why = format!("{error}: the answer is 400");
+        way.ends(Outcome::BadRequest, format!("{error}: the answer is 400"));
         return Ok(way);
     }
     let list = now(cluster).await?;
@@ -74,7 +105,7 @@ async fn explain(cluster: &Cluster, route: Route) -> anyhow::Result<Way> {
     let chosen = found.as_ref().map(|(handler, _)| &*handler.name);
     (way.considered, way.not_shown) = consider(&list.handlers, &way.host, &way.path, chosen);
     let Some((handler, captures)) = found else {
-        way.why = unmatched(&way.considered);
+        way.ends(Outcome::NotFound, unmatched(&way.considered));
         return Ok(way);
     };
     way.handler = handler.name.to_string();
@@ -104,7 +135,7 @@ async fn explain(cluster: &Cluster, route: Route) -> anyhow::Result<Way> {
         match key::key(template, &facts, handler.placement.max_key_bytes()) {
             Ok(key) => way.key = key,
             Err(error) => {
-                way.why = format!("{error}: the answer is 400");
+                way.ends(Outcome::BadRequest, format!("{error}: the answer is 400"));
                 if key::reads_form(template) && request.form.is_empty() {
                     way.why.push_str(" (--form gives the fields of a form)");
                 }
@@ -113,7 +144,7 @@ async fn explain(cluster: &Cluster, route: Route) -> anyhow::Result<Way> {
         }
     }
     if way.members.is_empty() {
-        way.why = lonely(&way.pool, &sent.pools);
+        way.ends(Outcome::NoMember, lonely(&way.pool, &sent.pools));
         return Ok(way);
     }
     choose(cluster, handler, &request.zone, &mut way).await?;
@@ -159,7 +190,12 @@ async fn owner(cluster: &Cluster, zone: &str, way: &mut Way) -> anyhow::Result<(
     let question = ExplainRequest { pool: way.pool.clone(), key: way.key.clone(), zone: zone.to_owned() };
     let told = cluster.answer(cluster.operator().await?.explain(question)).await?;
     let next = told.next.map(|owner| owner.member).unwrap_or_default();
-    way.why = match told.owner {
+    let outcome = match &told.owner {
+        None if told.recovering => Outcome::Recovering,
+        None if next.is_empty() => Outcome::NoMember,
+        _ => Outcome::Relayed,
+    };
+    let why = match told.owner {
         Some(owner) => {
             way.member = owner.member;
             way.address = owner.address;
@@ -180,6 +216,7 @@ async fn owner(cluster: &Cluster, zone: &str, way: &mut Way) -> anyhow::Result<(
         }
         None => format!("nobody owns the key now; {} had it last, and {next} would get it", told.last_member),
     };
+    way.ends(outcome, why);
     way.next_member = next;
     Ok(())
 }

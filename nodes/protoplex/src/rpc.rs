@@ -59,9 +59,7 @@ impl Caller {
         }
         let said = refusal(status, &body);
         match status {
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => {
-                Err(Usage(format!("{}: {said}", self.node)).into())
-            }
+            StatusCode::BAD_REQUEST => Err(Usage(format!("{}: {said}", self.node)).into()),
             _ => anyhow::bail!("{}: {said}", self.node),
         }
     }

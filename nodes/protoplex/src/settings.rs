@@ -14,6 +14,7 @@ use protoplex_runtime::telemetry;
 use serde::Deserialize;
 
 use crate::cli::Common;
+use crate::environment;
 use crate::node::Kind;
 
 /// Looked for where no other file is named.
@@ -150,10 +151,11 @@ impl Settings {
     pub(crate) fn load_over(defaults: &[Setting], common: &Common) -> anyhow::Result<Self> {
         let flags = flags(common);
         let (raw, mut problems): (Raw, Problems) =
-            config::load(defaults, Self::file(common)?.as_deref(), std::env::vars(), &flags)?;
+            config::load(defaults, Self::file(common)?.as_deref(), environment::variables(), &flags)?;
         raw.log.check(&mut problems);
         raw.meta.tls.check(&mut problems);
         raw.meta.tokens().check(&mut problems);
+        check_listeners(&raw, &mut problems);
         // On one machine nobody should have to say twice where something listens.
         let own_seed = connectable(raw.seed.listen);
         raw.trace.check(&mut problems);
@@ -248,6 +250,46 @@ impl Settings {
     }
 }
 
+/// What `bind` would refuse, where it can be seen without a socket.
+fn check_listeners(raw: &Raw, problems: &mut Problems) {
+    let Meta { seed, datastore, proxy, fileserver, live, exposed, .. } = raw.meta;
+    let metas = [
+        ("seed", seed),
+        ("datastore", datastore),
+        ("proxy", proxy),
+        ("fileserver", fileserver),
+        ("live", live),
+    ];
+    for (kind, address) in metas {
+        if !address.ip().is_loopback() && !exposed {
+            let advice = "use a loopback address, or meta.exposed = true";
+            problems.add(
+                &format!("meta.{kind}"),
+                format_args!("{address} could be reached from outside: {advice}"),
+            );
+        }
+    }
+    // Those of one node: others may run on other machines.
+    let nodes = [
+        ("proxy", &raw.proxy.http, &raw.proxy.https, proxy),
+        ("fileserver", &raw.fileserver.http, &raw.fileserver.https, fileserver),
+    ];
+    for (kind, http, https, meta) in nodes {
+        let mut taken: Vec<(SocketAddr, String)> = vec![(meta, format!("meta.{kind}"))];
+        for (list, addresses) in [("http", http), ("https", https)] {
+            let list = format!("{kind}.{list}");
+            let others = taken.clone();
+            for (n, address) in addresses.iter().enumerate().filter(|(_, address)| address.port() != 0) {
+                if let Some((_, other)) = others.iter().find(|(other, _)| other == address) {
+                    let reason = format_args!("{address} is the address of {other}, too: each needs its own");
+                    problems.add(&format!("{list}.{n}"), reason);
+                }
+                taken.push((*address, list.clone()));
+            }
+        }
+    }
+}
+
 fn account(
     user: Option<&str>,
     group: Option<&str>,
@@ -279,6 +321,15 @@ fn flags(common: &Common) -> Vec<Setting> {
         flags.push(("seed_address".to_owned(), toml::Value::Array(seeds)));
     }
     flags
+}
+
+/// Whether a variable of this name sets something.
+pub(crate) fn has_key(variable: &str) -> bool {
+    let set = std::iter::once((variable.to_owned(), "0".to_owned()));
+    let read: Result<(Raw, Problems), _> = config::load(&[], None, set, &[]);
+    let mistakes = read.and_then(|(_, problems)| problems.finish()).err();
+    let mistakes = mistakes.iter().flat_map(|error| error.mistakes());
+    !mistakes.into_iter().any(|mistake| mistake.contains("unknown key"))
 }
 
 /// "proxy.children=4" → a dotted key and its value.

@@ -36,7 +36,7 @@ const KEY_POLL: Duration = Duration::from_millis(100);
 /// Runs the command until `q`, Ctrl-C or SIGTERM.
 pub(crate) async fn run(common: &Common, command: Top) -> anyhow::Result<()> {
     let mut watch = Watch::begin(common, &command).await?;
-    if command.once || common.json || !stdout().is_terminal() {
+    if command.once || common.json || !stdout().is_terminal() || is_dumb() {
         watch.look().await;
         sleep(command.interval).await;
         let mut table = watch.look().await;
@@ -52,6 +52,11 @@ pub(crate) async fn run(common: &Common, command: Top) -> anyhow::Result<()> {
     // The terminal is as it was, whatever is said next.
     ratatui::restore();
     shown
+}
+
+/// Whether the terminal has no cursor to be moved.
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb")
 }
 
 async fn show(

@@ -93,12 +93,14 @@ pub(crate) fn request_url(text: &str) -> Result<Uri, String> {
 
 /// A server that requests are relayed to as they came.
 pub(crate) fn backend(text: &str) -> Result<Url, String> {
-    let url = url(text)?;
-    let bare = url.scheme() == "http" && url.path() == "/" && url.query().is_none();
+    let url =
+        Url::parse(text).map_err(|error| format!("{error}; write for example http://127.0.0.1:3000"))?;
+    let bare = url.scheme() == "http" && url.has_host() && url.path() == "/" && url.query().is_none();
     if bare {
         Ok(url)
     } else {
-        Err("write http://HOST:PORT without a path: requests are relayed as they came".to_owned())
+        Err("write http://HOST:PORT without a path, as in http://127.0.0.1:3000: requests are relayed as they came"
+            .to_owned())
     }
 }
 
@@ -223,6 +225,10 @@ mod tests {
         for wrong in ["localhost:8080", "/x", "ftp://x/", "http://"] {
             assert!(url(wrong).unwrap_err().contains("write"), "{wrong}");
         }
+        for wrong in ["127.0.0.1:3000", "localhost:3000", "https://127.0.0.1:1", "http://127.0.0.1:1/x"] {
+            assert!(backend(wrong).unwrap_err().contains("http://127.0.0.1:3000"), "{wrong}");
+        }
+        assert!(backend("http://127.0.0.1:3000").is_ok());
         assert_eq!(header("X-A:  b ").unwrap().1, "b");
         assert!(header("nothing").is_err() && header("a b: c").is_err() && header("a: b\nc").is_err());
         assert_eq!(path("files").unwrap_err(), "a path begins with /: did you mean /files?");

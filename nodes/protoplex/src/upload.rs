@@ -59,7 +59,7 @@ async fn send(client: &Client, token: &str, path: &Path, url: &Url) -> anyhow::R
     if url.path().ends_with('/') {
         target.path_segments_mut().ok().context("the URL can't have a path")?.pop_if_empty().push(name);
     }
-    let file = File::open(path).await?;
+    let file = File::open(path).await.map_err(Usage::unreadable(path))?;
     let size = file.metadata().await?.len();
     let bar = bar(name, size);
 

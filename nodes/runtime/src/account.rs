@@ -225,7 +225,7 @@ pub(crate) fn stay() -> Result<(), AccountError> {
 }
 
 /// Does one thing as root, where this process was started so and has assumed an account; else it is simply done.
-pub(crate) fn as_root<T>(act: impl FnOnce() -> T) -> T {
+pub fn as_root<T>(act: impl FnOnce() -> T) -> T {
     let user = geteuid();
     let can = getuid().is_root() && !user.is_root() && seteuid(Uid::from_raw(0)).is_ok();
     let done = act();

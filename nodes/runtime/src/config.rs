@@ -127,6 +127,16 @@ impl Problems {
         self.found.push(self.told(key, reason));
     }
 
+    /// As [`Problems::add`], in words that don't name the key as it is written: for entries of lists, which have names.
+    pub fn add_at(&mut self, key: &str, text: impl Display) {
+        self.found.push(format!("{}{text}", self.place(key)));
+    }
+
+    /// `protoplex.toml:12: `, of the key or of the table that it is missing from; empty for what nobody set.
+    pub fn place(&self, key: &str) -> String {
+        self.origins.place(key)
+    }
+
     /// As [`Problems::add`], for what is wrong only to who uses the value: it is not noted.
     pub fn aside(&self, key: &str, reason: impl Display) -> ConfigError {
         ConfigError(vec![self.told(key, reason)])
@@ -185,7 +195,7 @@ pub type Setting = (String, toml::Value);
 /// Reads the file, if there is one, over the `defaults` of the command, then lays the environment and the flags over it.
 ///
 /// `PROTOPLEX_PROXY__CHILDREN=4` sets `proxy.children`: two underscores are a dot. Variables without them are not looked
-/// at; they belong to the command line. A value that reads as TOML is one, anything else is a string.
+/// at; they belong to the command line. Empty ones count as unset; `''` is an empty text. A value that reads as TOML is one, anything else is a string.
 ///
 /// With the values comes a [`Problems`] that knows where each of them was set, and has noted each unknown key and each
 /// value of a wrong type: those are left at their default.

@@ -91,7 +91,9 @@ pub enum StartCause {
         source: io::Error,
     },
     /// The meta port would be reachable from other machines.
-    #[error("the meta port on {0} could be reached from outside: use a loopback address, or force it")]
+    #[error(
+        "the meta port on {0} could be reached from outside: use a loopback address, or meta.exposed = true"
+    )]
     MetaExposed(SocketAddr),
     /// The service manager gave something that isn't a listening socket.
     #[error("a socket that systemd gave can't be used: {source}")]

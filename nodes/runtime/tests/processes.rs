@@ -321,7 +321,7 @@ fn a_start_is_refused_with_all_its_causes() {
     let [exposed, in_use, log] = lines[..] else { panic!("{told}") };
     assert_eq!(
         exposed,
-        "the meta port on 0.0.0.0:0 could be reached from outside: use a loopback address, or force it"
+        "the meta port on 0.0.0.0:0 could be reached from outside: use a loopback address, or meta.exposed = true"
     );
     assert!(in_use.starts_with(&format!("{address} is in use by ")), "{in_use}");
     let end = format!(

@@ -42,7 +42,7 @@ pub(crate) use self::tls::{authority_der, channel, provider};
 
 use self::authority::Authority;
 use self::credential::{Credential, OWN_LIFE, Source};
-use self::files::{private_folder, read, read_if_there, secret, write_new, write_private};
+use self::files::{is_there, private_folder, read, read_if_there, secret, write_new, write_private};
 use self::tls::{client_config, no_authority};
 use crate::proto::Credentials;
 
@@ -101,7 +101,8 @@ struct Inner {
 impl Identity {
     /// Whether there is one in `folder` (`DATA/cluster`): a folder alone is none, for a join that failed leaves one.
     pub fn is_there(folder: &Path) -> bool {
-        folder.join(CA).exists()
+        // One that can't be read is there, too.
+        is_there(&folder.join(CA))
     }
 
     /// Reads the identity in `folder` (`DATA/cluster`), or makes a cluster's where there is none. As [`Self::open`].
@@ -142,7 +143,7 @@ impl Identity {
             return shared.identity(source);
         }
         let own = node_folder(folder, node);
-        if !own.join(CERTIFICATE).exists() {
+        if !is_there(&own.join(CERTIFICATE)) {
             return Err(IdentityError::NotJoined(folder.to_owned(), node.to_owned()));
         }
         let identity = shared.identity(files_of(&own))?;
@@ -155,7 +156,7 @@ impl Identity {
 
     /// What `protoplex enrol` or `protoplex operator create` has written to a folder.
     pub fn credentials(folder: &Path) -> Result<Self, IdentityError> {
-        if [CA, CERTIFICATE, KEY].iter().any(|name| !folder.join(name).exists()) {
+        if [CA, CERTIFICATE, KEY].iter().any(|name| !is_there(&folder.join(name))) {
             return Err(IdentityError::NoCredentials(folder.to_owned()));
         }
         Shared::read(folder)?.identity(files_of(folder))

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tonic::Status;
 
+use crate::link::MAX_CAPACITY;
+
 /// A key at the epoch at which it is owned.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,8 +59,7 @@ pub(super) struct Registration {
     instance: Option<String>,
     incarnation: Option<u64>,
     attempt: Option<u64>,
-    #[serde(default)]
-    capacity: u32,
+    capacity: Option<u32>,
     #[serde(default)]
     movable: bool,
     #[serde(default)]
@@ -67,7 +68,11 @@ pub(super) struct Registration {
 
 impl Registration {
     pub(super) fn read(body: &[u8]) -> Result<Self, String> {
-        parse(body)
+        let read: Self = parse(body)?;
+        match read.capacity {
+            Some(0) => Err(format!("a member's capacity is from 1 to {MAX_CAPACITY}")),
+            _ => Ok(read),
+        }
     }
 
     /// Who joins, and what its link begins with. A backend's members are known by its name; an operator's by any.
@@ -89,7 +94,8 @@ impl Registration {
             member: Some(member.clone()),
             incarnation: self.incarnation.unwrap_or(now),
             attempt: self.attempt.unwrap_or(now),
-            capacity: self.capacity,
+            // Nothing said is a capacity of 1.
+            capacity: self.capacity.unwrap_or_default(),
             yields: self.movable,
         };
         let owned = proto::Owned { keys: to_wire(owned), last: true };

@@ -9,6 +9,7 @@ use protoplex_wire::proto::{
 use protoplex_wire::seeds::Redirect;
 use serde_json::{Value, json};
 
+use super::is_encoded;
 use super::message::{Registration, closed, said, told};
 
 fn peer(kind: Kind) -> Peer {
@@ -74,6 +75,7 @@ fn a_registration_that_is_none_is_told_what_is_wrong() {
         (r#"{"pool":"rooms","adress":"127.0.0.1:1"}"#, r#"unknown key "adress", did you mean "address"?"#),
         (r#"{"pool":7,"address":"127.0.0.1:1"}"#, "invalid type: integer `7`, expected a string"),
         (r#"{"pool":"r","address":"a","capacity":-1}"#, "invalid value: integer `-1`, expected u32"),
+        (r#"{"pool":"r","address":"a","capacity":0}"#, "a member's capacity is from 1 to 1000"),
         (r#"{"pool":"r","address":"a","owned":[{"key":"k"}]}"#, r#"missing key "epoch""#),
         (r#"{"pool":"r","address":"a","owned":[{"key":"k","epoch":1.5}]}"#, "invalid type: floating point"),
         (r#"{"pool":"r","address":"a"} {}"#, "trailing characters"),
@@ -140,4 +142,14 @@ fn the_last_line_says_why_and_who_leads() {
     assert_eq!(line, json!({"closed": {"reason": "it ends", "leader": "10.0.0.2:8050"}}));
     let line: Value = serde_json::from_str(&closed(&Redirect::status("it ends", None))).unwrap();
     assert_eq!(line, json!({"closed": {"reason": "it ends", "leader": null}}));
+}
+
+#[test]
+fn row_a_key_with_a_broken_percent_encoding_is_told() {
+    for good in ["/v1/keys/rooms/a", "/v1/keys/rooms/%2Froom%20a", "/v1/keys/rooms/%ff"] {
+        assert!(is_encoded(good), "{good}");
+    }
+    for broken in ["/v1/keys/rooms/a%zz", "/v1/keys/rooms/a%", "/v1/keys/rooms/a%2", "/v1/keys/r%%41/a"] {
+        assert!(!is_encoded(broken), "{broken}");
+    }
 }

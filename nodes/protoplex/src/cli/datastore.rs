@@ -19,7 +19,8 @@ pub(crate) struct Datastore {
 pub(crate) enum DatastoreCommand {
     /// Write everything in the configured database to a file, as of one moment; datastores may run meanwhile
     ///
-    /// One JSON object a line. Bodies of files are not in it: they are in the storage.
+    /// One JSON object a line. A file that is there is replaced once the new one is whole. Bodies of files are not in it:
+    /// they are in the storage; nor is the folder cluster/ of the data directory, of which keep a copy, too.
     #[command(after_help = "\
 Examples:
   protoplex datastore export backup.jsonl.gz

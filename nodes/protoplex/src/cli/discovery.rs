@@ -67,7 +67,7 @@ pub(crate) struct Top {
     /// Sort by this first
     #[arg(short, long, value_enum, default_value_t)]
     pub sort: Sort,
-    /// Print one table and end, as where standard output is no terminal
+    /// Print one table and end, as where standard output is no terminal, or TERM is dumb
     #[arg(long)]
     pub once: bool,
 }

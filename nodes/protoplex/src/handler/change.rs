@@ -8,6 +8,7 @@ use protoplex_wire::proto::{self, HandlerChanges, HandlerList};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
+use super::pools::Lonely;
 use super::{named, now, send};
 use crate::cli::{Common, HandlerAdd, HandlerEdit, HandlerFields, Usage};
 use crate::cluster::{Cluster, Outdated, unmade};
@@ -25,12 +26,18 @@ struct Changed<'a> {
     version: u64,
     /// The routing table that has it.
     table_version: u64,
+    #[serde(flatten)]
+    pools: Lonely,
 }
 
 /// Adds a handler; one that is there just so is left.
 pub(super) async fn add(common: &Common, cluster: &Cluster, new: HandlerAdd) -> anyhow::Result<()> {
     let HandlerAdd { name, host, path, key, pool, placement } = new;
-    let placement = proto::Placement::from(placement).into();
+    let placement = proto::Placement::from(placement);
+    if key.is_empty() && placement != proto::Placement::Spread {
+        return Err(Usage("--key is needed, or --placement spread".to_owned()).into());
+    }
+    let placement = placement.into();
     let handler = proto::Handler { name, host, path, key, pool, placement, ..Default::default() };
     let words = Words { done: "Added handler", already: "is there already, just so" };
     let add = |list: &HandlerList| {
@@ -98,7 +105,7 @@ async fn change(
     words: Words,
 ) -> anyhow::Result<()> {
     let (mut backoff, end) = (Backoff::default(), Instant::now() + PATIENCE);
-    let done = loop {
+    let (done, changed) = loop {
         let list = now(cluster).await?;
         let changes = decide(&list)?;
         for handler in changes.add.iter().chain(&changes.replace) {
@@ -106,21 +113,28 @@ async fn change(
         }
         // What is made of a handler as it was must be of the last one. The rest stands by itself.
         let base = if changes.replace.is_empty() { 0 } else { list.version };
+        let changed = [changes.add.as_slice(), &changes.replace].concat();
         match send(cluster, HandlerChanges { base, ..changes }).await {
             Err(error) if error.is::<Outdated>() && Instant::now() < end => sleep(backoff.next_delay()).await,
             done => {
-                break done
-                    .map_err(|error| unmade(error, "the handler was changed (run it again to see)"))?;
+                let done =
+                    done.map_err(|error| unmade(error, "the handler was changed (run it again to see)"))?;
+                break (done, changed);
             }
         }
     };
-    let changed =
-        Changed { handler, changed: done.changed, version: done.version, table_version: done.table_version };
-    print(common.json, &changed, |it| match it.changed {
-        true => format!("{} {} (version {})", words.done, it.handler, it.version),
-        false => {
-            format!("Handler {} {}; nothing was changed (version {})", it.handler, words.already, it.version)
-        }
+    let pools = Lonely::among(cluster, &changed).await;
+    let proto::HandlersChanged { changed, version, table_version, .. } = done;
+    let changed = Changed { handler, changed, version, table_version, pools };
+    print(common.json, &changed, |it| {
+        let Changed { handler, version, .. } = it;
+        let done = match it.changed {
+            true => format!("{} {handler} (version {version})", words.done),
+            false => {
+                format!("Handler {handler} {}; nothing was changed (version {version})", words.already)
+            }
+        };
+        format!("{done}\n{}", it.pools.text())
     })?;
     Ok(())
 }

@@ -1,7 +1,10 @@
 //! The command line, as a person and as a script use it.
 
+use std::fs::Permissions;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use protoplex_testkit::ports::Port;
@@ -45,6 +48,19 @@ fn row_a_bad_configuration_is_refused_with_file_line_and_suggestion() {
         (
             "[fileserver]\nproxy_protocol = { from = [\"nlb\"] }\n",
             "protoplex.toml:2: fileserver.proxy_protocol.from.0: \"nlb\" is no network",
+        ),
+        (
+            "[meta]\nproxy = \"0.0.0.0:8053\"\n",
+            "protoplex.toml:2: meta.proxy: 0.0.0.0:8053 could be reached from outside: use a loopback address, or \
+             meta.exposed = true",
+        ),
+        (
+            "[proxy]\nhttp = [\"127.0.0.1:7000\"]\nhttps = [\"127.0.0.1:0\", \"127.0.0.1:7000\"]\n",
+            "protoplex.toml:3: proxy.https.1: 127.0.0.1:7000 is the address of proxy.http, too",
+        ),
+        (
+            "[fileserver]\nhttp = [\"127.0.0.1:8054\"]\n",
+            "protoplex.toml:2: fileserver.http.0: 127.0.0.1:8054 is the address of meta.fileserver, too",
         ),
     ];
     for (file, says) in cases {
@@ -111,7 +127,16 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         (&["check", "--set", "seed.listen=0.0.0.0:8050"], "seed.datastore: must be given"),
         (&["check", "--set", "seed_address=bad host:x"], "seed_address: \"bad host:x\" is no HOST:PORT"),
         (&["seed", "--children", "2"], "--children"),
+        (&["stop"], "<NODE[:CHILD]>..."),
+        (&["stop", "--now"], "<NODE[:CHILD]>..."),
+        (&["stop", "--all", "proxy-1"], "cannot be used with"),
         (&["tail", "proxy-1:x"], "NODE:CHILD"),
+        (&["datastore", "import", "/nonexistent"], "can't read /nonexistent: No such file"),
+        (&["datastore", "export", "/nonexistent/x"], "can't write /nonexistent/x: No such file"),
+        (&["enrol", "x", "--token-file", "/nonexistent"], "can't read /nonexistent: No such file"),
+        (&["upload", "--token", "x", "/nonexistent", "http://localhost/"], "can't read /nonexistent"),
+        (&["--credentials", "/nonexistent", "status"], "no credentials in /nonexistent"),
+        (&["apply", "/nonexistent"], "/nonexistent: No such file"),
         (&["tail", "-l", "loud"], "error, warn, info, debug, trace"),
         (&["tail", "-n", "10001"], "10001 is not in"),
     ];
@@ -120,6 +145,24 @@ fn what_can_not_be_meant_is_exit_code_2_with_advice() {
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
         assert!(error.contains(says), "{says} in {error}");
     }
+}
+
+#[test]
+fn errors_are_a_line_of_json_for_scripts() {
+    for (arguments, code, says) in [
+        (&["--json", "status"][..], 3, "no cluster identity"),
+        (&["--json", "stop"], 2, "<NODE[:CHILD]>..."),
+        (&["enrol", "x", "--json"], 2, "name a join token"),
+        (&["--json", "--set", "proxy.childrn=1", "status"], 2, "did you mean"),
+    ] {
+        let (exit, printed, error) = protoplex(arguments);
+        assert_eq!((exit, printed.as_str(), error.lines().count()), (Some(code), "", 1), "{error}");
+        let error: serde_json::Value = serde_json::from_str(&error).unwrap();
+        assert_eq!(error["error"]["exit_code"], code);
+        assert!(error["error"]["message"].as_str().unwrap().contains(says), "{error}");
+    }
+    let (code, help, _) = protoplex(&["--json", "stop", "--help"]);
+    assert!(code == Some(0) && help.contains("--all"), "{help}");
 }
 
 #[test]
@@ -210,7 +253,37 @@ fn row_the_data_directory_of_a_running_cluster_is_refused() {
 fn a_cluster_that_is_not_there_is_exit_code_3_with_advice() {
     let (code, _, error) = protoplex(&["status"]);
     assert_eq!(code, Some(3));
-    assert!(error.contains("start the cluster there first"), "{error}");
+    assert!(error.contains("--data DIR") && error.contains("--credentials DIR"), "{error}");
+    assert!(!error.contains("--join"), "{error}");
+}
+
+#[test]
+fn row_an_identity_that_this_user_can_not_read_is_not_taken_for_none() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root can become somebody else");
+        return;
+    }
+    // Both open, as the binary may be in a folder of root's alone.
+    let open = || {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        folder
+    };
+    let (folder, copy) = (open(), open());
+    let binary = copy.path().join("protoplex");
+    std::fs::copy(env!("CARGO_BIN_EXE_protoplex"), &binary).unwrap();
+    let data = folder.path().join("data");
+    let data = data.to_str().unwrap();
+    assert_eq!(protoplex(&["--data", data, "init"]).0, Some(0));
+    for arguments in [&["handler", "list"][..], &["status"], &["restart"]] {
+        let mut command = Command::new(&binary);
+        command.args(["--data", data]).args(arguments).current_dir(folder.path()).uid(65534).gid(65534);
+        let output = command.output().unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains("Permission denied") && error.contains(data), "{arguments:?}: {error}");
+        assert!(!error.contains("no cluster identity"), "{arguments:?}: {error}");
+    }
 }
 
 #[test]
@@ -222,6 +295,36 @@ fn a_seed_that_takes_connections_and_says_nothing_is_exit_code_3_in_time() {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{error}");
     assert!(error.contains("no seed answers") && error.contains("did not speak TLS"), "{error}");
+}
+
+#[test]
+fn row_variables_that_are_empty_or_that_nobody_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
+        command.args(arguments).envs(variables.iter().copied()).current_dir(folder.path());
+        let output = command.output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let names = ["CONFIG", "DATA", "SEED", "CREDENTIALS", "JOIN", "JOIN_FILE", "TOKEN", "PROXY__HTTP"];
+    let names = names.map(|name| format!("PROTOPLEX_{name}"));
+    let empty: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    assert_eq!(run(&["check"], &empty), run(&["check"], &[]));
+    let (code, _, error) = run(&["enrol", "x"], &empty);
+    assert!(code == Some(2) && error.contains("name a join token"), "{error}");
+    let (code, _, error) = run(&["status"], &empty);
+    assert!(code == Some(3) && error.contains("protoplex-data/cluster"), "{error}");
+
+    let (code, _, error) = run(&["status"], &[("PROTOPLEX_DATA", "elsewhere")]);
+    assert!(code == Some(3) && error.contains("elsewhere/cluster"), "{error}");
+
+    let slips = [("PROTOPLEX_PROXY_CHILDREN", "4"), ("PROTOPLEX_FOO", "4")];
+    let (code, _, error) = run(&["check"], &slips);
+    assert_eq!(code, Some(0));
+    assert!(error.contains("did you mean PROTOPLEX_PROXY__CHILDREN?"), "{error}");
+    assert!(error.contains("PROTOPLEX_FOO is not read"), "{error}");
+    let answer: serde_json::Value = serde_json::from_str(&run(&["--json", "check"], &slips).1).unwrap();
+    assert_eq!(answer["warnings"].as_array().unwrap().len(), 2, "{answer}");
 }
 
 #[test]
@@ -315,6 +418,33 @@ fn status_and_route_explain_what_runs_where() {
     assert!(none["why"].as_str().unwrap().contains("400"), "{none}");
     let dots = cluster.json(&["route", &format!("{}/room/../x", cluster.http())]);
     assert!(dots["why"].as_str().unwrap().contains("400"), "{dots}");
+    cluster.json(&["handler", "add", "void", "--path", "/void", "--key", "k", "--pool", "nobody"]);
+    cluster.json(&[
+        "handler",
+        "add",
+        "host",
+        "--host",
+        "x.example",
+        "--path",
+        "/{*all}",
+        "--key",
+        "k",
+        "--pool",
+        "live",
+    ]);
+    cluster.json(&["handler", "remove", "files"]);
+    let void = cluster.json(&["route", &format!("{}/void", cluster.http())]);
+    let owned = cluster.json(&["route", "http://x.example/y"]);
+    let nowhere = cluster.json(&["route", &format!("{}/files/x", cluster.http())]);
+    for (way, outcome, status) in [
+        (&dots, "bad_request", Some(400)),
+        (&none, "bad_request", Some(400)),
+        (&nowhere, "not_found", Some(404)),
+        (&void, "no_member", Some(503)),
+        (&owned, "relayed", None),
+    ] {
+        assert_eq!((way["outcome"].as_str(), way["status"].as_u64()), (Some(outcome), status), "{way}");
+    }
 }
 
 #[test]
@@ -324,6 +454,11 @@ fn a_handler_that_can_not_work_is_refused_in_words() {
         (&["handler", "add", "x", "--path", "no-slash", "--key", "k", "--pool", "p"][..], 2, "/"),
         (&["handler", "add", "x", "--path", "/a/{b}", "--key", "{c}", "--pool", "p"], 2, "c"),
         (&["handler", "add", "files", "--path", "/other", "--key", "k", "--pool", "p"], 1, "files"),
+        (
+            &["handler", "add", "x", "--path", "/x", "--pool", "p"],
+            2,
+            "--key is needed, or --placement spread",
+        ),
     ];
     for (arguments, code, says) in refused {
         let output = cluster.run(arguments);

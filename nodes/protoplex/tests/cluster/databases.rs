@@ -1,14 +1,16 @@
 //! A cluster's structured data in a real PostgreSQL server, which goes away, and its ways from one database to another.
 
+use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::{fs, thread};
 
-use protoplex_testkit::cluster::Cluster;
+use protoplex_testkit::cluster::{Cluster, signal};
 use protoplex_testkit::ports::Port;
 use protoplex_testkit::postgres::{PASSWORD, Server};
 use protoplex_testkit::until;
+use rustix::process::Signal;
 
 use crate::running::Running;
 use crate::{get, plan, put, put_with};
@@ -266,7 +268,7 @@ fn an_export_leaves_links_and_pipes_what_they_are() {
 
     let refused = cluster.run(&["datastore", "export", folder.to_str().unwrap()]);
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && told.contains("can't write"), "{told}");
+    assert!(refused.status.code() == Some(2) && told.contains("can't write"), "{told}");
 }
 
 /// An archive's lines that are no rows.
@@ -274,4 +276,48 @@ fn around(archive: &str, exported: &serde_json::Value) -> usize {
     let rows = exported["rows"].as_u64().unwrap() as usize;
     assert!(rows > 5, "{archive}");
     archive.lines().count() - rows
+}
+
+#[test]
+fn row_an_export_that_is_ended_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    // A server that takes connections, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("datastore.url=postgres://edge@{}/edge?sslmode=disable", silent.local_addr().unwrap());
+    let [file, part] = ["edge.jsonl", "edge.jsonl.part"].map(|name| folder.path().join(name));
+    fs::write(&file, "an older one").unwrap();
+    for end in [Signal::INT, Signal::TERM] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
+        command.args(["--set", &url, "datastore", "export", "edge.jsonl"]).current_dir(folder.path());
+        let export = command.stderr(Stdio::piped()).spawn().unwrap();
+        until("it has begun", || part.exists().then_some(()));
+        signal(export.id(), end);
+        let output = export.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("edge.jsonl is as it was"), "{error}");
+        let left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["edge.jsonl"]);
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "an older one");
+}
+
+#[test]
+fn row_an_archive_that_was_cut_is_told_so_and_that_nothing_was_changed() {
+    let mut cluster = plan().start();
+    let folder = cluster.folder().to_owned();
+    for name in ["edge.jsonl", "edge.jsonl.gz"] {
+        let archive = folder.join(name);
+        cluster.json(&["datastore", "export", archive.to_str().unwrap()]);
+        let whole = fs::read(&archive).unwrap();
+        fs::write(&archive, &whole[..whole.len() * 2 / 3]).unwrap();
+    }
+    cluster.stop();
+    for name in ["edge.jsonl", "edge.jsonl.gz"] {
+        let refused = cluster.run(&["datastore", "import", "--replace", folder.join(name).to_str().unwrap()]);
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{error}");
+        assert!(error.contains("nothing was changed: ") && error.contains("it was cut off"), "{error}");
+    }
 }

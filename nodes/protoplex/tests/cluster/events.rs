@@ -138,6 +138,12 @@ fn row_what_is_no_event_or_no_pattern_is_refused_with_advice() {
         "what came before counts"
     );
     assert!(text(&lines.stderr).contains("line 3 of standard input"), "{}", text(&lines.stderr));
+    let large = format!("\"{}\"\n", "x".repeat(1 << 20));
+    for arguments in [&["emit", "a", "-"][..], &["emit", "a", "--lines"], &["emit", "--cloudevent", "-"]] {
+        let refused = with_input(&cluster, arguments, &large);
+        let error = text(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && error.contains("at most 1048576 bytes"), "{error}");
+    }
     let taken = subscribe(&cluster, &["b", "--durable", "d", "--from", "earliest"]);
     cluster.run(&["emit", "b", "1"]);
     taken.line();

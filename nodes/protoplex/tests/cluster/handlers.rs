@@ -78,7 +78,7 @@ fn one_handler_is_shown_edited_disabled_and_enabled_and_repeating_it_changes_not
 
     let edited =
         cluster.json(&["handler", "edit", "rooms", "--path", "/hall/{hall}", "--key", "hall:{hall}"]);
-    assert_eq!(edited["changed"], true);
+    assert_eq!((&edited["changed"], &edited["memberless_pools"]), (&json!(true), &json!(["nobody"])));
     let shown = cluster.json(&["handler", "show", "rooms"]);
     assert_eq!(
         (&shown["key"], &shown["pool"], &shown["since"]),
@@ -126,6 +126,7 @@ fn a_file_is_applied_whole_after_its_difference_was_printed() {
         "+   path      /a/{x}\n",
         "+   enabled   false\n",
         "nothing was changed",
+        "pool nobody has no member now; pools with members: files, live\n",
         "Handlers files, live, old are not in the file",
     ] {
         assert!(text(&dry.stdout).contains(line), "{line}: {}", text(&dry.stdout));
@@ -259,7 +260,7 @@ fn row_a_handler_whose_key_names_no_capture_is_refused() {
     let edge = file(&cluster, &entry("y", "/y/{z}", "").replace("{path}", "{c}"));
     let refused = apply(&cluster, &edge, &[]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains("edge.toml:4: handler.0.key: key \"{c}\""), "{refused:?}");
+    assert!(text(&refused.stderr).contains("edge.toml:4: handler \"y\": key \"{c}\""), "{refused:?}");
     assert_eq!(version(&cluster), before + 1);
 }
 
@@ -276,12 +277,13 @@ fn row_two_handlers_that_conflict_are_refused() {
         let refused = apply(&cluster, &edge, more);
         assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains(says), "{refused:?}");
         assert!(text(&refused.stderr).contains("nothing was changed"), "{refused:?}");
-        assert!(text(&refused.stderr).contains("edge.toml:9: handler.1.path: host"), "{refused:?}");
+        assert!(text(&refused.stderr).contains("edge.toml:9: handler \"x\": host"), "{refused:?}");
     }
     let edge = file(&cluster, &(entry("a", "/x/{a}", "") + &*entry("b", "/x/{b}", "")));
     let refused = apply(&cluster, &edge, &[]);
     assert!(
-        refused.status.code() == Some(2) && text(&refused.stderr).contains("edge.toml:9: handler.1.path"),
+        refused.status.code() == Some(2)
+            && text(&refused.stderr).contains("edge.toml:9: handler \"b\": host"),
         "{refused:?}"
     );
     assert_eq!(version(&cluster), before);
@@ -328,15 +330,18 @@ fn row_a_broken_file_changes_nothing_and_is_told_with_its_line() {
     let before = version(&cluster);
     for (broken, says) in [
         ("[[handler]]\nname = \n", "edge.toml:2: "),
-        (&entry("a", "/a", "pth = 1"), "edge.toml:6: unknown key \"pth\", did you mean \"path\"?"),
+        (
+            &entry("a", "/a", "pth = 1"),
+            "edge.toml:6: handler \"a\": unknown key \"pth\", did you mean \"path\"?",
+        ),
         (
             &(entry("good", "/good", "") + &*entry("a", "/a", "placement = \"ownd\"")),
-            "edge.toml:12: unknown value \"ownd\", did you mean \"owned\"?",
+            "edge.toml:12: handler \"a\": placement: unknown value \"ownd\", did you mean \"owned\"?",
         ),
         (&(entry("good", "/good", "") + "[[handler]]\nname = \"a\"\n"), "missing key"),
         (
             &(entry("a", "/a", "") + &*entry("a", "/b", "")),
-            "edge.toml:8: handler.1.name: \"a\" is the name of another handler",
+            "edge.toml:8: handler \"a\": name: another handler of this file has it",
         ),
     ] {
         let edge = file(&cluster, broken);

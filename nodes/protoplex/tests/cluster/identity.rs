@@ -281,7 +281,9 @@ fn row_a_token_that_opens_nothing_says_why() {
     let said = error_of(&refused);
     assert_eq!(refused.status.code(), Some(3), "{said}");
     assert!(said.contains("is of another cluster than this data directory"), "{said}");
-    let said = error_of(&stranger(folder, &["--credentials", "nodir", "--seed", &seed, "status"]));
+    let refused = stranger(folder, &["--credentials", "nodir", "--seed", &seed, "status"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = error_of(&refused);
     assert!(said.contains("no credentials in nodir") && !said.contains("start the cluster"), "{said}");
     for (flags, says) in [
         (&["--kind", "backend"][..], "name at least one"),
@@ -481,6 +483,8 @@ fn row_nobody_revokes_whom_nobody_could_readmit() {
     for name in ["proxy-9", "live-1"] {
         assert!(ada(&["node", "readmit", name]).status.success());
     }
+    assert_eq!(says(&["node", "readmit", "neverwas"]), "neverwas was not revoked: nothing was changed\n");
+    assert_eq!(cluster.json(&["node", "readmit", "neverwas"])["changed"], false);
 
     // Who did it is told by the certificate, whatever they say of themselves.
     let rescue =

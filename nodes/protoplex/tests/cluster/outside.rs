@@ -261,6 +261,8 @@ fn row_what_is_no_registration_is_refused_with_a_sentence_and_disturbs_nobody() 
         ),
         ("/v1/members", &with("capacity", "2".into()), 400, "invalid type: string \"2\", expected u32"),
         ("/v1/members", &with("capacity", 5000.into()), 400, "a member's capacity is at most 1000"),
+        ("/v1/members", &with("capacity", 0.into()), 400, "a member's capacity is from 1 to 1000"),
+        ("/v1/members", &with("owned", json!([{"key": "", "epoch": 1}])), 400, "a key that is empty"),
         ("/v1/members", &with("pool", "Rooms!".into()), 400, "pool \"Rooms!\": use 1 to 63 of a-z"),
         (
             "/v1/members",
@@ -296,6 +298,7 @@ fn row_what_is_no_registration_is_refused_with_a_sentence_and_disturbs_nobody() 
         ("/v1/keys/Rooms!/a", "", 400, "pool \"Rooms!\""),
         (&key, "", 400, "a key has 1 to 1024 bytes"),
         ("/v1/keys/rooms/%FF", "", 400, "Invalid UTF-8"),
+        ("/v1/keys/rooms/a%zz", "", 400, "a % without two hexadecimal digits"),
         ("/v1/keys/rooms/a", "{\"zon\":\"b\"}", 400, "unknown key \"zon\", did you mean \"zone\"?"),
         ("/v1/keys/live/a", "", 403, "it may not ask about pool \"live\": its certificate is for rooms"),
         ("/v1/member", "", 404, "there is nothing at /v1/member"),

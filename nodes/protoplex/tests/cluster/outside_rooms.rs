@@ -359,3 +359,19 @@ impl Drop for Ends<'_> {
         self.0.store(false, Ordering::Relaxed);
     }
 }
+
+#[test]
+fn row_the_example_says_what_is_wrong_in_a_line() {
+    let example = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/rooms/rooms.py");
+    for (arguments, says) in [
+        (["--listen", "x"], "--listen x: write HOST:PORT"),
+        (["--listen", "127.0.0.1:70000"], "write HOST:PORT"),
+        (["--credentials", "nope"], "--credentials nope: "),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = Command::new(&example).args(arguments).current_dir(folder.path()).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+        assert!(error.contains(says), "{error}");
+    }
+}

@@ -72,7 +72,8 @@ impl Layers {
             let text = read(path).map_err(|error| ConfigError(vec![format!("{name}: {error}")]))?;
             layers.push(name, true, &text);
         }
-        let mut variables: Vec<_> = environment.filter(|(name, _)| is_override(name)).collect();
+        let mut variables: Vec<_> =
+            environment.filter(|(name, value)| is_override(name) && !value.is_empty()).collect();
         variables.sort();
         for (name, value) in variables {
             let key = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");

@@ -90,6 +90,8 @@ fn values_of_the_environment_are_toml_where_they_read_as_it() {
     assert_eq!(lists.0.proxy.listen, ["a", "b"]);
     let quoted = read("", &[("PROTOPLEX_PROXY__HOST", "'8080'")], &[]).unwrap();
     assert_eq!(quoted.0.proxy.host, "8080");
+    let empty = read("", &[("PROTOPLEX_PROXY__HOST", ""), ("PROTOPLEX_PROXY__PORT", "")], &[]).unwrap();
+    assert_eq!(empty.0.proxy, Proxy::default());
     let injected = read("", &[("PROTOPLEX_PROXY__HOST", "a\nport = 1")], &[]).unwrap();
     assert_eq!((injected.0.proxy.host.as_str(), injected.0.proxy.port), ("a\nport = 1", 8080));
 }

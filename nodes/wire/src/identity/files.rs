@@ -35,6 +35,11 @@ pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, IdentityError
     }
 }
 
+/// Whether there is such a file, or may be one where this user can't look.
+pub(super) fn is_there(path: &Path) -> bool {
+    path.try_exists().unwrap_or(true)
+}
+
 pub(super) fn private_folder(path: &Path) -> Result<(), IdentityError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))
 }
