@@ -439,7 +439,7 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn part(&mut self, link: JoinId) {
+    pub(crate) fn part(&mut self, link: JoinId, now: BootTime) {
         // Where the lead is over nodes only go to another seed.
         if self.core.leads().is_some()
             && !self.handing_over
@@ -447,7 +447,7 @@ impl Cluster {
         {
             self.announcements.gone(hello, draining);
         }
-        if let Some(node) = self.nodes.left(link) {
+        if let Some(node) = self.nodes.left(link, now) {
             tracing::info!(who = node, "a node parted");
             self.core.set_draining(&node, false);
             self.core.set_overloaded(&node, false);

@@ -4,7 +4,8 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use protoplex_wire::proto::{FollowReply, Position, ResetOwners, follow_reply::Message};
+use prost::Message as _;
+use protoplex_wire::proto::{FollowReply, Invalidate, Position, ResetOwners, follow_reply::Message};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -29,8 +30,43 @@ struct Follower {
     since: Position,
     node: Arc<str>,
     zone: String,
+    /// Of a server of the user's own: the pools that it may hear of. Its certificate says so; keys of others may be secrets
+    /// (a cookie, say).
+    pools: Option<Vec<String>>,
     /// Gets what all get; a member only after its hello is accepted.
     welcomed: bool,
+}
+
+impl Follower {
+    fn may_hear(&self, about: &About) -> bool {
+        match (&self.pools, about) {
+            (None, _) | (_, About::All) => true,
+            (Some(pools), About::Pool(pool)) => pools.contains(pool),
+            (Some(_), About::Cluster) => false,
+        }
+    }
+}
+
+/// Whom a message to all concerns.
+enum About {
+    All,
+    Pool(String),
+    /// Handlers, members and builds: nodes.
+    Cluster,
+}
+
+impl About {
+    fn of(message: &Message) -> Self {
+        match message {
+            Message::Table(_) | Message::Build(_) | Message::Known(_) => Self::Cluster,
+            Message::MemberGone(gone) => Self::Pool(gone.pool.clone()),
+            Message::Invalidate(encoded) => {
+                // The seed's own encoding, which can be read.
+                Invalidate::decode(encoded.clone()).map_or(Self::Cluster, |it| Self::Pool(it.pool))
+            }
+            _ => Self::All,
+        }
+    }
 }
 
 /// What a follower has missed.
@@ -63,10 +99,11 @@ impl Followers {
         since: Position,
         node: &str,
         zone: String,
+        pools: Option<Vec<String>>,
     ) {
         let node: Arc<str> = node.into();
         self.nodes.entry(Arc::clone(&node)).or_default().push(link);
-        self.links.insert(link, Follower { outgoing, since, node, zone, welcomed: false });
+        self.links.insert(link, Follower { outgoing, since, node, zone, pools, welcomed: false });
     }
 
     /// Whether a follower of this node is here.
@@ -96,7 +133,7 @@ impl Followers {
             Missed::Undecided => Vec::new(),
         };
         for message in greeting.into_iter().chain(missed) {
-            self.send(link, message);
+            self.send_about(link, &message, &mut None);
         }
     }
 
@@ -113,6 +150,14 @@ impl Followers {
         }
         let later = self.recent.iter().filter(|(position, _)| position.sequence > since.sequence);
         Missed::These(later.map(|(_, message)| message.clone()).collect())
+    }
+
+    /// Sends it, unless it is none of this follower's affair; what it is about is found out once, and where that counts.
+    fn send_about(&mut self, link: LinkId, message: &Message, about: &mut Option<About>) {
+        let Some(follower) = self.links.get(&link) else { return };
+        if follower.pools.is_none() || follower.may_hear(about.get_or_insert_with(|| About::of(message))) {
+            self.send(link, message.clone());
+        }
     }
 
     pub(crate) fn send(&mut self, link: LinkId, message: Message) {
@@ -134,8 +179,9 @@ impl Followers {
             *sibling != link
                 && self.links.get(sibling).is_some_and(|it| it.welcomed && has_room(&it.outgoing.messages))
         };
+        let mut about = None;
         for sibling in siblings.iter().copied().filter(welcomed).collect::<Vec<_>>() {
-            self.send(sibling, message.clone());
+            self.send_about(sibling, message, &mut about);
         }
     }
 
@@ -156,8 +202,9 @@ impl Followers {
 
     pub(crate) fn send_all(&mut self, message: &Message) {
         let welcomed = self.links.iter().filter(|(_, follower)| follower.welcomed);
+        let mut about = None;
         for link in welcomed.map(|(link, _)| *link).collect::<Vec<_>>() {
-            self.send(link, message.clone());
+            self.send_about(link, message, &mut about);
         }
     }
 

@@ -14,7 +14,7 @@ use protoplex_wire::proto::{
     JoinRequest, JoinWelcome, Member, Owned, OwnedKey, follow_request, join_reply, join_request,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
@@ -35,6 +35,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const NODE_SILENCE: Duration = Duration::from_secs(10);
 /// Keys that one member may report.
 const MAX_REPORTED_KEYS: usize = 4_000_000;
+/// And so many bytes of them, within so long from its hello on.
+const MAX_REPORTED_BYTES: usize = 256 << 20;
+const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Keys in one report of hot ones.
 const MAX_HOT_KEYS: usize = 64;
 /// A member's share of its pool beside the others' is at most so many times theirs.
@@ -151,7 +154,7 @@ impl Seed for Links {
                 read = node.read(request.into_inner(), directory) => read,
                 _ = ending.wait_for(|ending| *ending) => Err(Status::unavailable("the seed is ending")),
             };
-            node.cluster.tell(move |cluster, _| cluster.part(link)).await;
+            node.cluster.tell(move |cluster, now| cluster.part(link, now)).await;
             if let Err(status) = read {
                 let _ = replies.try_send(Err(status));
             }
@@ -295,6 +298,7 @@ async fn read_follower(
     };
     let (_reader, mut ended) = oneshot::channel();
     let outgoing = Outgoing { messages, _reader };
+    let pools = (peer.kind == Kind::Backend).then(|| peer.pools.clone());
     let opened = move |cluster: &mut Cluster, now| {
         let FollowHello { node, zone, since, member, incarnation, attempt, capacity, yields, .. } = hello;
         // By the time that it is now: a process that was stopped for a while must not welcome anybody.
@@ -302,7 +306,7 @@ async fn read_follower(
         if let Some(status) = cluster.refusal() {
             return drop(outgoing.messages.try_send(Err(status)));
         }
-        cluster.followers.open(link, outgoing, since.unwrap_or_default(), &node, zone);
+        cluster.followers.open(link, outgoing, since.unwrap_or_default(), &node, zone, pools);
         match member {
             Some(member) => {
                 let joining = Joining { node, member, incarnation, attempt, keys, capacity, yields };
@@ -354,8 +358,10 @@ async fn greet(
     if hello.capacity > MAX_CAPACITY {
         return Err(Status::invalid_argument(format!("a member's capacity is at most {MAX_CAPACITY}")));
     }
+    let (end, mut bytes) = (Instant::now() + REPORT_TIMEOUT, 0);
     loop {
-        let chunk = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
+        let patience = HELLO_TIMEOUT.min(end.saturating_duration_since(Instant::now()));
+        let chunk = next(requests, patience).await?.and_then(|request| request.message);
         let Some(follow_request::Message::Owned(Owned { keys: more, last })) = chunk else {
             return Err(Status::invalid_argument(
                 "a member's hello is followed by what it owns, the last chunk marked",
@@ -363,6 +369,12 @@ async fn greet(
         };
         if more.iter().any(|owned| owned.key.is_empty()) {
             return Err(Status::invalid_argument("a member reports a key that is empty"));
+        }
+        bytes += more.iter().map(|owned| owned.key.len()).sum::<usize>();
+        if bytes > MAX_REPORTED_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "a member reports keys of at most {MAX_REPORTED_BYTES} bytes together"
+            )));
         }
         if keys.len() + more.len() > MAX_REPORTED_KEYS || more.iter().any(|owned| !is_key(&owned.key)) {
             return Err(Status::invalid_argument("a member reports more keys, or longer ones, than it may"));

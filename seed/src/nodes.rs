@@ -1,6 +1,7 @@
 //! The nodes that have joined, as they describe themselves: for operators.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::proto::{JoinHello, NodeState, NodeStatus};
@@ -13,9 +14,15 @@ const OVERLOADED_UNTIL: f64 = 1.5;
 /// Names one join link for as long as the process lives.
 pub(crate) type JoinId = u64;
 
+/// Nodes that were lost are shown for so long, and so many of them.
+const LOST_SHOWN: Duration = Duration::from_secs(3600);
+const MAX_LOST: usize = 256;
+
 #[derive(Default)]
 pub(crate) struct Nodes {
     by_name: BTreeMap<String, Node>,
+    /// Those whose link ended although they did not drain, the last one at the end.
+    lost: VecDeque<Node>,
     /// The name of each link's node; none of a link in whose place there is a newer one.
     by_link: HashMap<JoinId, String>,
 }
@@ -56,6 +63,7 @@ impl Nodes {
             self.by_link.remove(&before.link);
         }
         let (state, overloaded) = before.map(|node| (node.state, node.overloaded)).unwrap_or_default();
+        self.lost.retain(|node| node.hello.node != name);
         let node = Node { link, hello, state, joined: now, seen: now, overloaded };
         self.by_link.insert(link, name.clone());
         self.by_name.insert(name, node);
@@ -97,10 +105,21 @@ impl Nodes {
     }
 
     /// A link is gone, and its node with it unless that is there on another one. Tells the name of who is gone.
-    pub(crate) fn left(&mut self, link: JoinId) -> Option<String> {
+    pub(crate) fn left(&mut self, link: JoinId, now: BootTime) -> Option<String> {
         let name = self.by_link.remove(&link)?;
-        self.by_name.remove(&name);
+        if let Some(node) = self.by_name.remove(&name).filter(|node| !node.state.draining) {
+            self.lost.push_back(Node { seen: now, ..node });
+            if self.lost.len() > MAX_LOST {
+                self.lost.pop_front();
+            }
+        }
         Some(name)
+    }
+
+    /// Those that were lost and have not come back; they were seen last when their links ended.
+    pub(crate) fn lost(&self, now: BootTime) -> Vec<NodeStatus> {
+        let lately = self.lost.iter().filter(|node| now.since(node.seen) < LOST_SHOWN);
+        lately.map(|node| node.status(now)).collect()
     }
 
     /// The seeds among them, this one, too.
@@ -123,14 +142,19 @@ impl Nodes {
     }
 
     pub(crate) fn status(&self, now: BootTime) -> Vec<NodeStatus> {
+        self.by_name.values().map(|node| node.status(now)).collect()
+    }
+}
+
+impl Node {
+    fn status(&self, now: BootTime) -> NodeStatus {
         let ms = |since: BootTime| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
-        let status = |node: &Node| NodeStatus {
-            node: Some(node.hello.clone()),
-            state: Some(node.state.clone()),
-            joined_ms_ago: ms(node.joined),
-            seen_ms_ago: ms(node.seen),
-        };
-        self.by_name.values().map(status).collect()
+        NodeStatus {
+            node: Some(self.hello.clone()),
+            state: Some(self.state.clone()),
+            joined_ms_ago: ms(self.joined),
+            seen_ms_ago: ms(self.seen),
+        }
     }
 }
 
@@ -145,7 +169,7 @@ mod tests {
         let mut nodes = Nodes::default();
         nodes.join(1, hello.clone(), now).unwrap();
         nodes.join(2, hello, now).unwrap();
-        assert_eq!(nodes.left(1), None);
+        assert_eq!(nodes.left(1, now), None);
         assert_eq!(nodes.status(now).len(), 1);
         let draining = NodeState { draining: true, ..NodeState::default() };
         let turn = Turn { node: "proxy-1", draining: true, overloaded: false };
@@ -153,7 +177,7 @@ mod tests {
         assert_eq!(nodes.told(2, draining, now), None);
         assert_eq!(nodes.of(1), None);
         assert_eq!(nodes.of(2).map(|(hello, draining)| (&*hello.node, draining)), Some(("proxy-1", true)));
-        assert_eq!(nodes.left(2).as_deref(), Some("proxy-1"));
+        assert_eq!(nodes.left(2, now).as_deref(), Some("proxy-1"));
         assert!(nodes.by_link.is_empty() && nodes.by_name.is_empty());
     }
 
@@ -174,7 +198,7 @@ mod tests {
         assert_eq!(told(8.0, 4), Some(true));
         // Its next link comes before the end of the old one is noticed.
         nodes.join(2, JoinHello { node: "live-1".to_owned(), ..JoinHello::default() }, now).unwrap();
-        assert_eq!(nodes.left(1), None);
+        assert_eq!(nodes.left(1, now), None);
         let calm = NodeState { load: 0.1, processors: 4, ..NodeState::default() };
         assert_eq!(nodes.told(2, calm, now).map(|turn| turn.overloaded), Some(false));
     }
@@ -223,7 +247,32 @@ mod tests {
         assert!(why.contains("127.0.0.1:1") && why.contains("--node"), "{why}");
         let draining = NodeState { draining: true, ..NodeState::default() };
         assert_eq!(nodes.told(2, draining, now), None, "it drains nobody else");
-        nodes.left(1);
+        nodes.left(1, now);
         nodes.join(3, hello("bb"), now).unwrap();
+    }
+
+    #[test]
+    fn who_is_lost_is_told_until_it_is_back_or_long_gone_and_who_drained_is_not() {
+        let now = BootTime::now();
+        let hello = |node: &str| JoinHello { node: node.to_owned(), ..JoinHello::default() };
+        let names = |nodes: &Nodes, now| -> Vec<String> {
+            nodes.lost(now).into_iter().map(|lost| lost.node.unwrap().node).collect()
+        };
+        let mut nodes = Nodes::default();
+        for (link, node) in [(1, "a"), (2, "b"), (3, "c")] {
+            nodes.join(link, hello(node), now).unwrap();
+        }
+        nodes.told(2, NodeState { draining: true, ..NodeState::default() }, now);
+        (1..=3).for_each(|link| drop(nodes.left(link, now)));
+        assert_eq!(names(&nodes, now), ["a", "c"]);
+        nodes.join(4, hello("a"), now).unwrap();
+        assert_eq!(names(&nodes, now), ["c"]);
+        assert_eq!(nodes.lost(now + Duration::from_secs(60))[0].seen_ms_ago, 60_000);
+        assert!(names(&nodes, now + LOST_SHOWN).is_empty());
+        for link in 5..5 + 2 * MAX_LOST as u64 {
+            nodes.join(link, hello(&format!("n{link}")), now).unwrap();
+            nodes.left(link, now);
+        }
+        assert_eq!(nodes.lost(now).len(), MAX_LOST);
     }
 }

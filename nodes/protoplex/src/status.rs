@@ -4,7 +4,9 @@ pub(crate) mod local;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use protoplex_wire::proto::{Build, ChildState, ClusterStatus, NodeStatus, PoolStatus, SeedStatus};
+use protoplex_wire::proto::{
+    Build, ChildState, ClusterStatus, JoinHello, NodeStatus, PoolStatus, SeedStatus,
+};
 use serde::Serialize;
 
 use crate::cli::Common;
@@ -21,6 +23,8 @@ struct Report {
     table_version: u64,
     keys: u64,
     nodes: Vec<NodeReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lost: Vec<LostReport>,
     pools: Vec<PoolReport>,
     builds: Vec<BuildReport>,
     seeds: Vec<SeedReport>,
@@ -71,6 +75,15 @@ struct NodeReport {
     #[serde(skip_serializing_if = "String::is_empty")]
     seed_reason: String,
     children: Vec<ChildReport>,
+}
+
+/// A node whose link has ended although it did not drain.
+#[derive(Serialize)]
+struct LostReport {
+    node: String,
+    kind: String,
+    meta: String,
+    lost_ms_ago: u64,
 }
 
 #[derive(Serialize)]
@@ -190,6 +203,11 @@ fn seedless(nodes: &[NodeReport]) -> String {
 
 fn text(report: &Report) -> String {
     let mut text = rows(&report.nodes);
+    let lost = report.lost.iter().map(|lost| {
+        let ago = format!("{} ago, without a drain", uptime(lost.lost_ms_ago));
+        [lost.node.clone(), "LOST".to_owned(), ago, format!("meta {}", lost.meta)]
+    });
+    text.push_str(&columns(&lost.collect::<Vec<_>>()));
     let members = report.pools.iter().flat_map(|pool| {
         pool.members.iter().map(|member| {
             [
@@ -247,6 +265,13 @@ fn uptime(ms: u64) -> String {
     show_uptime(Duration::from_millis(ms))
 }
 
+impl From<NodeStatus> for LostReport {
+    fn from(status: NodeStatus) -> Self {
+        let JoinHello { node, kind, meta, .. } = status.node.unwrap_or_default();
+        Self { node, kind, meta, lost_ms_ago: status.seen_ms_ago }
+    }
+}
+
 impl Report {
     fn new(seed: &str, status: ClusterStatus) -> Self {
         let mut nodes: Vec<_> = status.nodes.into_iter().map(NodeReport::from).collect();
@@ -259,6 +284,7 @@ impl Report {
             table_version: status.table_version,
             keys: status.keys,
             nodes,
+            lost: status.lost.into_iter().map(LostReport::from).collect(),
             pools: status.pools.into_iter().map(PoolReport::from).collect(),
             builds: status.builds.into_iter().map(BuildReport::from).collect(),
             seeds: status.seeds.into_iter().map(SeedReport::from).collect(),

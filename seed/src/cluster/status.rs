@@ -46,6 +46,7 @@ impl Cluster {
             table_version: self.table.version,
             keys: self.core.keys() as u64,
             nodes: self.nodes.status(now),
+            lost: self.nodes.lost(now),
             pools: pools.collect(),
             builds: self.routes.builds.clone(),
             datastore: self.datastores.first().cloned().unwrap_or_default(),

@@ -71,7 +71,7 @@ fn what_is_kept_for_those_that_return_has_a_limit_in_bytes_and_all_are_sent_the_
         other => panic!("{other:?}"),
     };
     let (outgoing, mut received, _ended) = link(8);
-    followers.open(1, outgoing, at(2, 3), "proxy-1", String::new());
+    followers.open(1, outgoing, at(2, 3), "proxy-1", String::new(), None);
     followers.welcome(1, Vec::new(), at(2, 4), false);
     let sent = received.try_recv().unwrap().unwrap().message.unwrap();
     assert_eq!(at_of(&sent), at_of(&kept[2]), "encoded once");
@@ -86,7 +86,7 @@ fn what_is_kept_for_those_that_return_has_a_limit_in_bytes_and_all_are_sent_the_
 fn the_greeting_comes_before_what_was_missed_and_nothing_before_the_welcome() {
     let mut followers = followers();
     let (outgoing, mut received, _ended) = link(8);
-    followers.open(1, outgoing, at(1, 9), "proxy-1", "a".into());
+    followers.open(1, outgoing, at(1, 9), "proxy-1", "a".into(), None);
     followers.broadcast(at(2, 8), &invalid(8));
     followers.welcome(1, vec![invalid(100)], at(2, 8), false);
     followers.broadcast(at(2, 9), &invalid(9));
@@ -101,7 +101,7 @@ fn the_greeting_comes_before_what_was_missed_and_nothing_before_the_welcome() {
 fn a_slow_follower_is_cut_off_and_its_reader_ends() {
     let mut followers = Followers::default();
     let (outgoing, mut received, mut ended) = link(1);
-    followers.open(1, outgoing, at(0, 0), "proxy-1", String::new());
+    followers.open(1, outgoing, at(0, 0), "proxy-1", String::new(), None);
     followers.send(1, invalid(1));
     assert!(followers.take_cut().is_empty());
     followers.send(1, invalid(2));
@@ -115,7 +115,7 @@ fn a_slow_follower_is_cut_off_and_its_reader_ends() {
 fn a_closed_link_says_why_after_what_was_sent() {
     let mut followers = Followers::default();
     let (outgoing, mut received, _ended) = link(2);
-    followers.open(1, outgoing, at(0, 0), "proxy-1", String::new());
+    followers.open(1, outgoing, at(0, 0), "proxy-1", String::new(), None);
     followers.send(1, invalid(1));
     followers.close(1, Status::failed_precondition("left"));
     assert!(received.try_recv().unwrap().is_ok());
@@ -123,7 +123,7 @@ fn a_closed_link_says_why_after_what_was_sent() {
     assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, "left"));
 
     let (outgoing, mut received, _ended) = link(1);
-    followers.open(2, outgoing, at(0, 0), "proxy-1", String::new());
+    followers.open(2, outgoing, at(0, 0), "proxy-1", String::new(), None);
     followers.close_all(&Status::unavailable("the seed is ending"));
     assert_eq!(received.try_recv().unwrap().unwrap_err().code(), Code::Unavailable);
 }
@@ -135,7 +135,7 @@ fn what_is_shared_reaches_the_other_welcomed_children_of_the_node_alone() {
         .into_iter()
         .map(|(number, node)| {
             let (outgoing, messages, _ended) = link(8);
-            followers.open(number, outgoing, at(0, 0), node, String::new());
+            followers.open(number, outgoing, at(0, 0), node, String::new(), None);
             if number != 3 {
                 followers.welcome(number, Vec::new(), at(1, 0), false);
             }
