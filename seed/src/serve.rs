@@ -25,7 +25,6 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
-use tonic::transport::Server;
 
 use crate::cluster::{Cluster, Handle, MAX_ERRANDS, Myself};
 use crate::config::{self, Config};
@@ -44,6 +43,8 @@ use crate::understudy::Standby;
 
 /// What a follower may send at once: a chunk of a thousand keys of the longest kind.
 const MAX_LINK_MESSAGE_BYTES: usize = 2 << 20;
+/// What is asked of a seed by those who don't know yet whether it leads, some of whom nobody knows: a token, names, a key.
+const MAX_NEWCOMER_BYTES: usize = 4 << 10;
 /// What an operator's tools and the datastore may send at once: one asset in its three forms, or all routes.
 pub(crate) const MAX_ASSET_MESSAGE_BYTES: usize = 64 << 20;
 /// A peer that doesn't answer a ping in this time is gone.
@@ -182,12 +183,12 @@ pub async fn serve(
         gate.clone(),
     );
     tasks.spawn(registrar.clone().watch_revoked());
-    let (enrolment, over_http) =
-        (EnrolmentServer::new(registrar.clone()), enrolment::over_http(registrar.clone()));
+    let enrolment = EnrolmentServer::new(registrar.clone()).max_decoding_message_size(MAX_NEWCOMER_BYTES);
+    let over_http = enrolment::over_http(registrar.clone());
     let console = Console::new(cluster.clone(), Arc::clone(&datastores), role.clone(), registrar);
     let operator = OperatorServer::new(console).max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
     let standby = Standby { role: role.clone(), directory, address: start.address.clone(), nudge };
-    let understudy = UnderstudyServer::new(standby);
+    let understudy = UnderstudyServer::new(standby).max_decoding_message_size(MAX_NEWCOMER_BYTES);
     let ended = async {
         drain.await;
         // First, so that this seed does not take back what it gives up.
@@ -203,10 +204,10 @@ pub async fn serve(
         .add_service(events)
         .add_service(enrolment)
         .into_axum_router();
-    let server = Server::builder()
+    let server = gate
+        .server()
         // Of those who register from outside; gRPC is HTTP/2 alone.
         .accept_http1(true)
-        .layer(gate.layer())
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .add_routes(Routes::from(services.merge(over_http).merge(outside)))
