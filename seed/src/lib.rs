@@ -25,6 +25,7 @@ mod nodes;
 mod operator;
 mod outside;
 pub mod ownership;
+mod places;
 mod routes;
 mod snapshot;
 mod understudy;

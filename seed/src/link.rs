@@ -13,7 +13,7 @@ use protoplex_wire::proto::{
     Asset, FetchBuildRequest, FollowHello, FollowReply, FollowRequest, HeartbeatSeen, JoinHello, JoinReply,
     JoinRequest, JoinWelcome, Member, Owned, OwnedKey, follow_request, join_reply, join_request,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -23,12 +23,17 @@ use crate::cluster::{Cluster, Directory, Handle};
 use crate::datastores::Datastores;
 use crate::followers::{MAX_WAITING_MESSAGES, Outgoing};
 use crate::ownership::{Ending, Joining, LinkId, Question, Timing};
+use crate::places::Places;
 use crate::role::Role;
 
 /// Links of children and side-cars.
 const MAX_FOLLOWERS: usize = 10_000;
+/// Those of one name: a node has at most 256 children, and for some seconds the links of those before them, too.
+const MAX_FOLLOWERS_OF_ONE: usize = 512;
 /// Links of parents.
 const MAX_NODES: usize = 5_000;
+/// Those of one name: one, and those that end, or are of namesakes, who are refused.
+const MAX_NODES_OF_ONE: usize = 16;
 /// How long a link may take for its hello, and between two chunks of its report.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A parent that says nothing for this long is gone.
@@ -51,8 +56,8 @@ pub(crate) struct Links {
     role: watch::Receiver<Role>,
     directory: watch::Receiver<Directory>,
     next: AtomicU64,
-    followers: Arc<Semaphore>,
-    nodes: Arc<Semaphore>,
+    followers: Places,
+    nodes: Places,
     ending: watch::Receiver<bool>,
 }
 
@@ -74,8 +79,8 @@ impl Links {
             role,
             directory,
             next: AtomicU64::new(1),
-            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
-            nodes: Arc::new(Semaphore::new(MAX_NODES)),
+            followers: Places::new("followers", MAX_FOLLOWERS, MAX_FOLLOWERS_OF_ONE),
+            nodes: Places::new("nodes", MAX_NODES, MAX_NODES_OF_ONE),
         }
     }
 
@@ -95,20 +100,15 @@ impl Links {
         requests: impl Requests<FollowRequest> + Send + 'static,
     ) -> Result<mpsc::Receiver<Result<FollowReply, Status>>, Status> {
         self.leading()?;
-        let slot = slot(&self.followers, "followers")?;
+        let place = self.followers.take(&peer.name())?;
         let (messages, replies) = mpsc::channel(MAX_WAITING_MESSAGES);
         let (link, cluster) = (self.name_link(), self.cluster.clone());
         tokio::spawn(async move {
             read_follower(link, &peer, requests, &cluster, messages).await;
-            drop(slot);
+            drop(place);
         });
         Ok(replies)
     }
-}
-
-fn slot(slots: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Status> {
-    let full = |_| Status::resource_exhausted(format!("the seed has as many {what} as it may have"));
-    Arc::clone(slots).try_acquire_owned().map_err(full)
 }
 
 /// Whose certificate was shown: the gate has looked at it.
@@ -136,7 +136,7 @@ impl Seed for Links {
             self.leading()?;
         }
         let peer = who(&request)?;
-        let slot = slot(&self.nodes, "nodes")?;
+        let place = self.nodes.take(&peer.name())?;
         let (replies, stream) = mpsc::channel(MAX_WAITING_SEEN);
         let (link, cluster, heartbeat) = (self.name_link(), self.cluster.clone(), self.timing.heartbeat);
         let mut ending = self.ending.clone();
@@ -155,7 +155,7 @@ impl Seed for Links {
             if let Err(status) = read {
                 let _ = replies.try_send(Err(status));
             }
-            drop(slot);
+            drop(place);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
