@@ -3,9 +3,11 @@
 //! A join token is taken by the seed that leads alone, which knows who is there. A certificate is renewed by any seed, for
 //! the name and the key of the one that is shown, so that it needs neither the datastore nor a leader.
 
+mod complaints;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -29,6 +31,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
+use self::complaints::Complaints;
 use crate::cluster::Handle;
 use crate::datastores::{Datastores, call, limited};
 use crate::operator::unix_ms;
@@ -52,6 +55,7 @@ pub(crate) struct Registrar {
     datastores: Arc<Datastores>,
     role: watch::Receiver<Role>,
     gate: Gate,
+    complaints: Arc<Complaints>,
 }
 
 impl Registrar {
@@ -63,7 +67,15 @@ impl Registrar {
         role: watch::Receiver<Role>,
         gate: Gate,
     ) -> Self {
-        Self { identity: identity.clone(), node: node.to_owned(), cluster, datastores, role, gate }
+        Self {
+            identity: identity.clone(),
+            node: node.to_owned(),
+            cluster,
+            datastores,
+            role,
+            gate,
+            complaints: Arc::default(),
+        }
     }
 
     /// Keeps the gate up to date with the datastore. Never ends.
@@ -152,6 +164,17 @@ impl Registrar {
         Ok(())
     }
 
+    /// Takes a use of a token, or looks at it alone; an error where it opens nothing.
+    async fn redeem(&self, request: RedeemJoinTokenRequest) -> Result<RedeemJoinTokenReply, Status> {
+        let RedeemJoinTokenRequest { id, kind, node, .. } = request.clone();
+        let redeemed = call(self.datastores.client().redeem_join_token(limited(request))).await?;
+        let Some(refusal) = refusal(&id, &kind, &redeemed) else { return Ok(redeemed) };
+        if let Some(untold) = self.complaints.tell(Instant::now()) {
+            tracing::warn!(id, node, kind, reason = refusal.message(), untold, "a join token was refused");
+        }
+        Err(refusal)
+    }
+
     fn sign(&self, peer: &Peer, public_key: &[u8]) -> Result<Credentials, Status> {
         issued(self.identity.sign(peer, public_key, None))
     }
@@ -190,34 +213,34 @@ impl Enrolment for Registrar {
         }
         let EnrolRequest { token, kind, node, public_key } = request.into_inner();
         check_name("node", &node).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let kind: Kind = kind.parse().map_err(Status::invalid_argument)?;
         if !is_public_key(&public_key) {
             return Err(Status::invalid_argument("the public key is no uncompressed point of P-256"));
         }
         let (id, digest) =
             parse_presented(&token).ok_or_else(|| Status::unauthenticated("this is no join token"))?;
-        if kind == Kind::Operator.name() && node == LOCAL_OPERATOR {
+        if kind == Kind::Operator && node == LOCAL_OPERATOR {
             return Err(Status::invalid_argument(IdentityError::Local.to_string()));
         }
-        self.check_free(&node).await?;
         // An operator's name and a node's are two.
-        let subject = if kind == Kind::Operator.name() { format!("{kind}/{node}") } else { node.clone() };
+        let subject = if kind == Kind::Operator { format!("{kind}/{node}") } else { node.clone() };
+        let redeem = RedeemJoinTokenRequest {
+            id: id.to_owned(),
+            secret_sha256: digest.to_vec(),
+            kind: kind.name().to_owned(),
+            node: subject.clone(),
+            key_sha256: key_sha256(&public_key).to_vec(),
+            peek: true,
+        };
+        // Whoever has no token that counts learns nothing of names.
+        self.redeem(redeem.clone()).await?;
+        self.check_free(&node).await?;
         if self.gate.is_revoked(&subject) {
             return Err(Status::permission_denied(format!(
                 "{subject} is revoked; an operator may readmit it"
             )));
         }
-        let redeem = RedeemJoinTokenRequest {
-            id: id.to_owned(),
-            secret_sha256: digest.to_vec(),
-            kind: kind.clone(),
-            node: subject,
-            key_sha256: key_sha256(&public_key).to_vec(),
-        };
-        let redeemed = call(self.datastores.client().redeem_join_token(limited(redeem))).await?;
-        if let Some(refusal) = refusal(id, &kind, &redeemed) {
-            tracing::warn!(id, node, kind, reason = refusal.message(), "a join token was refused");
-            return Err(refusal);
-        }
+        let redeemed = self.redeem(RedeemJoinTokenRequest { peek: false, ..redeem }).await?;
         let kind: Kind = redeemed.kind.parse().map_err(Status::internal)?;
         let peer = Peer { cluster: self.identity.cluster(), kind, node, pools: redeemed.pools };
         let issued = self.sign(&peer, &public_key)?;

@@ -81,7 +81,7 @@ pub(super) async fn redeem(
             .await?
             .is_some();
     let reply = join_token::judge(kept.as_ref(), again, request, now_ms);
-    if reply.refusal() == JoinRefusal::None && !again {
+    if reply.refusal() == JoinRefusal::None && !again && !request.peek {
         sqlx::query(
             "INSERT INTO join_token_uses (token, node, key_sha256, used_at_ms) VALUES ($1, $2, $3, $4)",
         )

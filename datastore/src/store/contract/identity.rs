@@ -19,7 +19,8 @@ fn token(id: &str, kind: &str) -> JoinToken {
 
 fn redeem(id: &str, kind: &str, node: &str) -> RedeemJoinTokenRequest {
     let [id, kind, node] = [id, kind, node].map(ToOwned::to_owned);
-    RedeemJoinTokenRequest { id, secret_sha256: vec![1; 32], kind, node, key_sha256: vec![3; 32] }
+    let (secret_sha256, key_sha256) = (vec![1; 32], vec![3; 32]);
+    RedeemJoinTokenRequest { id, secret_sha256, kind, node, key_sha256, ..Default::default() }
 }
 
 pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database) {
@@ -43,9 +44,12 @@ pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database
     assert_eq!(ask(forged).await.0, JoinRefusal::Unknown);
     assert_eq!(ask(redeem("over", "live", "a")).await.0, JoinRefusal::Expired);
     assert_eq!(ask(redeem("one", "live", "a")).await.0, JoinRefusal::WrongKind);
+    let peek = |node: &str| RedeemJoinTokenRequest { peek: true, ..redeem("one", "proxy", node) };
+    assert_eq!(ask(peek("b")).await.0, JoinRefusal::None, "a look takes no use");
     assert_eq!(ask(redeem("one", "proxy", "a")).await, (JoinRefusal::None, "proxy".to_owned()));
     assert_eq!(ask(redeem("one", "proxy", "a")).await.0, JoinRefusal::None, "the same name, once more");
     assert_eq!(ask(redeem("one", "proxy", "b")).await.0, JoinRefusal::UsedUp);
+    assert_eq!(ask(peek("b")).await.0, JoinRefusal::UsedUp);
     let reply = store.redeem_join_token(redeem("rooms", "backend", "c")).await.unwrap();
     assert_eq!(reply.pools, ["rooms", "b"]);
 
