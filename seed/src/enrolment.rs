@@ -154,21 +154,28 @@ impl Registrar {
         here.ok_or_else(|| Status::unavailable("the seed is ending"))
     }
 
-    /// Refuses a name that somebody who is here has.
-    async fn check_free(&self, node: &str) -> Result<(), Status> {
+    /// Refuses a name that somebody who is here has, or that is known as that of another kind.
+    async fn check_free(&self, node: &str, kind: Kind) -> Result<(), Status> {
         if self.is_here(node).await? {
             return Err(Status::already_exists(format!(
                 "the name {node:?} is taken by one that is here: give this one another name, or drain that one first"
             )));
         }
-        Ok(())
+        let name = node.to_owned();
+        let known_as = self.cluster.ask(move |cluster, _| cluster.nodes.known_as(&name)).await.flatten();
+        match known_as {
+            Some(known_as) if known_as != kind && kind != Kind::Operator => {
+                Err(of_another_kind(node, known_as.one()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes a use of a token, or looks at it alone; an error where it opens nothing.
     async fn redeem(&self, request: RedeemJoinTokenRequest) -> Result<RedeemJoinTokenReply, Status> {
         let RedeemJoinTokenRequest { id, kind, node, .. } = request.clone();
         let redeemed = call(self.datastores.client().redeem_join_token(limited(request))).await?;
-        let Some(refusal) = refusal(&id, &kind, &redeemed) else { return Ok(redeemed) };
+        let Some(refusal) = refusal(&id, &kind, &node, &redeemed) else { return Ok(redeemed) };
         if let Some(untold) = self.complaints.tell(Instant::now()) {
             tracing::warn!(id, node, kind, reason = refusal.message(), untold, "a join token was refused");
         }
@@ -234,7 +241,7 @@ impl Enrolment for Registrar {
         };
         // Whoever has no token that counts learns nothing of names.
         self.redeem(redeem.clone()).await?;
-        self.check_free(&node).await?;
+        self.check_free(&node, kind).await?;
         if self.gate.is_revoked(&subject) {
             return Err(Status::permission_denied(format!(
                 "{subject} is revoked; an operator may readmit it"
@@ -287,8 +294,13 @@ fn one(kind: &str) -> String {
     kind.parse::<Kind>().map_or_else(|_| format!("a {kind:?}"), |kind| kind.one().to_owned())
 }
 
+/// Names stay of their kind while those who have them are away: they would find themselves kept out.
+fn of_another_kind(node: &str, one: &str) -> Status {
+    Status::already_exists(format!("the name {node:?} is that of {one}: give this one another name"))
+}
+
 /// What whoever has come with a token is told, where it opens nothing.
-fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<Status> {
+fn refusal(id: &str, wanted: &str, node: &str, redeemed: &RedeemJoinTokenReply) -> Option<Status> {
     let another = "ask for another one (`protoplex join-token create`)";
     match redeemed.refusal() {
         JoinRefusal::None => None,
@@ -307,6 +319,7 @@ fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<St
             one(&redeemed.kind),
             one(wanted)
         ))),
+        JoinRefusal::OtherKind => Some(of_another_kind(node, &one(&redeemed.known_as))),
         JoinRefusal::UsedUp => Some(Status::unauthenticated(format!(
             "the join token {id} is used up: it was for {}; {another}",
             match redeemed.uses {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use protoplex_wire::follow::MAX_KEY_BYTES;
 use protoplex_wire::gate::Peer;
+use protoplex_wire::identity::Kind;
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::seed_server::Seed;
 use protoplex_wire::proto::{
@@ -295,12 +296,17 @@ async fn read_follower(
     };
     let (_reader, mut ended) = oneshot::channel();
     let outgoing = Outgoing { messages, _reader };
+    // An operator is a side-car by any name.
+    let known = Some(peer.kind).filter(|kind| *kind != Kind::Operator);
     let opened = move |cluster: &mut Cluster, now| {
         let FollowHello { node, zone, since, member, incarnation, attempt, capacity, yields, .. } = hello;
         // By the time that it is now: a process that was stopped for a while must not welcome anybody.
         cluster.core.advance(now);
         if let Some(status) = cluster.refusal() {
             return drop(outgoing.messages.try_send(Err(status)));
+        }
+        if let Some(kind) = known {
+            cluster.nodes.know(&node, kind);
         }
         cluster.followers.open(link, outgoing, since.unwrap_or_default(), &node, zone);
         match member {

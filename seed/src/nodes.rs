@@ -1,9 +1,10 @@
 //! The nodes that have joined, as they describe themselves: for operators.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::proto::{JoinHello, NodeState, NodeStatus};
+use protoplex_wire::identity::Kind;
+use protoplex_wire::proto::{JoinHello, Member, NodeState, NodeStatus};
 
 /// A machine is overloaded once so many tasks for each of its processors want to run, averaged over a minute, and until
 /// there are fewer than the second of these.
@@ -13,9 +14,14 @@ const OVERLOADED_UNTIL: f64 = 1.5;
 /// Names one join link for as long as the process lives.
 pub(crate) type JoinId = u64;
 
+/// Names whose kind is known.
+const MAX_KNOWN: usize = 65_536;
+
 #[derive(Default)]
 pub(crate) struct Nodes {
     by_name: BTreeMap<String, Node>,
+    /// Who has been here, be it here now or away.
+    known: HashMap<String, Kind>,
 }
 
 struct Node {
@@ -52,6 +58,9 @@ impl Nodes {
         let before = self.by_name.remove(&name);
         let (state, overloaded) = before.map(|node| (node.state, node.overloaded)).unwrap_or_default();
         let node = Node { link, hello, state, joined: now, seen: now, overloaded };
+        if let Ok(kind) = node.hello.kind.parse() {
+            self.know(&name, kind);
+        }
         self.by_name.insert(name, node);
         Ok(())
     }
@@ -76,6 +85,28 @@ impl Nodes {
         let turned = node.state.draining != state.draining || node.overloaded != overloaded;
         (node.state, node.overloaded) = (state, overloaded);
         turned.then_some(Turn { node: name, draining: node.state.draining, overloaded })
+    }
+
+    /// Somebody of this name has come, or is expected, whose kind is sure. The first one stays.
+    pub(crate) fn know(&mut self, name: &str, kind: Kind) {
+        if self.known.len() < MAX_KNOWN && !self.known.contains_key(name) {
+            self.known.insert(name.to_owned(), kind);
+        }
+    }
+
+    /// These members were there in the term before: those of nodes' own pools are their children, NODE:CHILD.
+    pub(crate) fn expect(&mut self, members: &[Member]) {
+        for member in members {
+            let kind = Kind::ALL.into_iter().find(|kind| kind.pool() == Some(&member.pool));
+            if let (Some(kind), Some((node, _))) = (kind, member.id.rsplit_once(':')) {
+                self.know(node, kind);
+            }
+        }
+    }
+
+    /// As what a name is known, be its owner here or away.
+    pub(crate) fn known_as(&self, name: &str) -> Option<Kind> {
+        self.known.get(name).copied()
     }
 
     /// Whether a node of this name is here.

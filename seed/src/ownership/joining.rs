@@ -1,6 +1,7 @@
 //! Members: their hello, their renewals, their end.
 
 use protoplex_wire::clock::BootTime;
+use protoplex_wire::identity::Kind;
 use protoplex_wire::proto::{
     Assigned, Member, MemberGone, OwnedKey, Renewed, Revoked, follow_reply::Message,
 };
@@ -89,7 +90,14 @@ impl Ownership {
             Presence::Expected => is_child(&slot.member.id),
             Presence::Gone => false,
         };
-        let namesake = |slot: &&Slot| is_child(id) && slot.member.instance != *instance && of_the_node(slot);
+        // A node's children are in the pool of its kind, and servers of a user's own never are: those are somebody else.
+        let is_nodes = |pool: &str| Kind::ALL.into_iter().any(|kind| kind.pool() == Some(pool));
+        let namesake = |slot: &&Slot| {
+            is_child(id)
+                && is_nodes(&slot.member.pool) == is_nodes(pool)
+                && slot.member.instance != *instance
+                && of_the_node(slot)
+        };
         if let Some(slot) = self.members.iter().map(|(_, slot)| slot).find(namesake) {
             return Err(taken(&slot.member));
         }

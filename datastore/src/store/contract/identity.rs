@@ -64,6 +64,23 @@ pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database
     assert!(matches!(store.revoke_join_token("none").await, Err(StoreError::NotFound(_))));
 }
 
+pub(crate) async fn a_name_stays_of_the_kind_as_which_a_token_has_let_it_in(database: &impl Database) {
+    let store = database.open().await;
+    store.put_join_token(token("lives", "live")).await.unwrap();
+    store.put_join_token(token("proxies", "proxy")).await.unwrap();
+    let ask = async |request| {
+        let reply = store.redeem_join_token(request).await.unwrap();
+        (reply.refusal(), reply.known_as)
+    };
+    assert_eq!(ask(redeem("lives", "live", "a")).await.0, JoinRefusal::None);
+    let other = RedeemJoinTokenRequest { key_sha256: vec![4; 32], ..redeem("proxies", "proxy", "a") };
+    assert_eq!(ask(other).await, (JoinRefusal::OtherKind, "live".to_owned()));
+    assert_eq!(ask(redeem("proxies", "proxy", "b")).await.0, JoinRefusal::None);
+    assert_eq!(ask(redeem("lives", "live", "a")).await.0, JoinRefusal::None);
+    let taken = store.list_join_tokens().await.unwrap().iter().map(|it| it.uses_taken).sum::<u32>();
+    assert_eq!(taken, 2, "who is refused takes no use");
+}
+
 pub(crate) async fn another_key_under_a_name_that_has_joined_is_somebody_else(database: &impl Database) {
     let store = database.open().await;
     store.put_join_token(JoinToken { uses: 2, ..token("two", "proxy") }).await.unwrap();
