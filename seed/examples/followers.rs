@@ -68,6 +68,7 @@ async fn main() -> Result<(), Failure> {
         seeds: Seeds::default(),
         snapshot: data.path().join("seed").join("owners"),
         max_keys: 4 * KEYS,
+        member_networks: Default::default(),
         idle: Idle { default: Some(Duration::from_mins(10)), ..Idle::default() },
         events: Default::default(),
     };

@@ -13,6 +13,7 @@ pub mod handlers;
 pub mod role;
 pub mod serve;
 
+mod claims;
 mod cluster;
 mod datastores;
 mod enrolment;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_runtime::context::Context;
+use protoplex_runtime::network::Networks;
 use protoplex_wire::events::MAX_MESSAGE_BYTES as MAX_EVENTS_MESSAGE_BYTES;
 use protoplex_wire::gate::Gate;
 use protoplex_wire::identity::{Identity, IdentityError};
@@ -91,6 +92,8 @@ pub struct Start {
     pub snapshot: PathBuf,
     /// Keys that it knows at once, owned or remembered.
     pub max_keys: usize,
+    /// Where members may be.
+    pub member_networks: Networks,
     /// How events are kept and carried.
     pub events: events::config::Config,
     /// When keys are idle.
@@ -101,6 +104,7 @@ pub struct Start {
 pub async fn run(config: Config, identity: Identity, context: Context) -> Result<(), RunError> {
     let listener = context.listeners(config::SOCKET).pop().ok_or(RunError::NoSocket)?;
     let (idle, certificate_life) = (config.idle(), config.certificate_life());
+    let member_networks = config.member_networks();
     let start = Start {
         idle,
         node: context.node().to_owned(),
@@ -110,6 +114,7 @@ pub async fn run(config: Config, identity: Identity, context: Context) -> Result
         seeds: context.common().seeds(),
         snapshot: snapshot::file(&context.common().data),
         max_keys: config.max_keys,
+        member_networks,
         events: config.events,
     };
     let drain = context.drain();
@@ -170,6 +175,7 @@ pub async fn serve(
         role.clone(),
         directory.clone(),
         ending.subscribe(),
+        start.member_networks,
     );
     let links = Arc::new(links);
     let outside = outside::router(Arc::clone(&links), cluster.clone());

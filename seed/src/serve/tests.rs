@@ -3,4 +3,5 @@
 mod handlers;
 mod owners;
 mod rig;
+mod strangers;
 mod understudies;

@@ -129,6 +129,7 @@ impl Rig {
             seeds: Seeds::default(),
             snapshot: self.data.path().join("seed").join("owners"),
             max_keys: 1000,
+            member_networks: Default::default(),
             events: self.config.clone(),
             idle: Default::default(),
         };

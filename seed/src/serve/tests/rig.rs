@@ -119,6 +119,7 @@ impl Rig {
             seeds: Seeds::new(Vec::new(), &self.data.path().join(&node)),
             snapshot: self.data.path().join(&node).join("owners"),
             max_keys: 1000,
+            member_networks: Default::default(),
             events: Default::default(),
             idle: self.idle.clone(),
         };
