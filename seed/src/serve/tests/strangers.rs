@@ -68,26 +68,31 @@ async fn one_certificate_does_not_take_the_places_of_all_followers() {
     let _datastore = rig.start_datastore().await;
     let seed = rig.start_seed().await;
     leads(&seed).await;
+    // A link that lasts as long as what it is asked by.
     let hello = |node: &str| {
+        let (say, requests) = mpsc::channel(1);
         let hello = FollowHello { node: node.to_owned(), kind: "proxy".to_owned(), ..FollowHello::default() };
-        stream::iter([said(follow_request::Message::Hello(hello))]).chain(stream::pending())
+        say.try_send(said(follow_request::Message::Hello(hello))).unwrap();
+        (say, ReceiverStream::new(requests))
     };
     let mut links = Vec::new();
     while links.len() < MAX_FOLLOWERS_OF_ONE {
         // A connection has fewer calls at once.
         let mut client = of_proxy(&rig, "proxy-1");
         for _ in 0..128 {
-            links.push(client.follow(hello("proxy-1")).await.unwrap());
+            let (say, requests) = hello("proxy-1");
+            links.push((say, client.follow(requests).await.unwrap()));
         }
     }
-    let refused = of_proxy(&rig, "proxy-1").follow(hello("proxy-1")).await.unwrap_err();
+    let refused = of_proxy(&rig, "proxy-1").follow(hello("proxy-1").1).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(refused.message(), "proxy-1 has 512 followers here, as many as it may have");
-    let mut other = of_proxy(&rig, "proxy-2").follow(hello("proxy-2")).await.unwrap().into_inner();
+    let (_say, requests) = hello("proxy-2");
+    let mut other = of_proxy(&rig, "proxy-2").follow(requests).await.unwrap().into_inner();
     assert!(other.message().await.unwrap().is_some(), "it is welcomed");
     links.clear();
     until("its places are free again", async || {
-        of_proxy(&rig, "proxy-1").follow(hello("proxy-1")).await.ok()
+        of_proxy(&rig, "proxy-1").follow(hello("proxy-1").1).await.ok()
     })
     .await;
 }
@@ -176,7 +181,7 @@ async fn the_name_of_a_node_that_is_away_is_no_backends() {
             leads(&seed).await;
             let node = rig.follow("live-1", true);
             until("it is there", async || node.connected().then_some(())).await;
-            drop(node);
+            node.leave().await;
             until("it is away, and its name stays", async || {
                 let token = join_token(&rig, "backend", &["rooms"]).await;
                 let refused = enrol(&rig, &token, "backend", "live-1").await.unwrap_err();
