@@ -66,11 +66,12 @@ pub(crate) fn parted(pools: &str) -> Vec<String> {
 }
 
 /// Whether a token lets this name join, that has (`again`) or hasn't joined with it before, with the same key: whoever
-/// brings another key under that name may be anybody who has seen the token. The order of the checks is the
-/// protocol's.
+/// brings another key under that name may be anybody who has seen the token. A name that a token has let in as another
+/// kind (`known_as`) stays that kind's, be its owner here or away. The order of the checks is the protocol's.
 pub(crate) fn judge(
     kept: Option<&JoinToken>,
     again: bool,
+    known_as: Option<String>,
     request: &RedeemJoinTokenRequest,
     now_ms: i64,
 ) -> RedeemJoinTokenReply {
@@ -86,6 +87,8 @@ pub(crate) fn judge(
         JoinRefusal::WrongKind
     } else if kept.uses != 0 && kept.uses_taken >= kept.uses && !again {
         JoinRefusal::UsedUp
+    } else if known_as.is_some() && !again {
+        JoinRefusal::OtherKind
     } else {
         JoinRefusal::None
     };
@@ -95,8 +98,13 @@ pub(crate) fn judge(
         pools: kept.pools.clone(),
         expires_at_ms: kept.expires_at_ms,
         uses: kept.uses,
+        known_as: known_as.filter(|_| refusal == JoinRefusal::OtherKind).unwrap_or_default(),
     }
 }
+
+/// Finds the kind, other than the second parameter, as which a token has let in the name of the first one.
+pub(crate) const KNOWN_AS: &str = "SELECT kind FROM join_token_uses JOIN join_tokens ON id = token
+    WHERE node = $1 AND kind <> $2 LIMIT 1";
 
 /// Compares without telling by its duration where two digests differ.
 fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {

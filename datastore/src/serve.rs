@@ -36,7 +36,7 @@ use protoplex_wire::seeds;
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
-use tonic::transport::Server;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::builds::MAX_ASSET_BYTES;
@@ -49,8 +49,10 @@ use events::EventService;
 
 /// The largest message: one asset with its two compressed forms, its path and its type.
 pub const MAX_MESSAGE_BYTES: usize = 3 * MAX_ASSET_BYTES + (64 << 10);
-/// Calls that one connection may have in flight; more wait.
-const MAX_CALLS: u32 = 256;
+/// The largest message of all calls but those of [`LARGE`]: a file's record with its path, its host and its type.
+const MAX_CALL_BYTES: usize = 64 << 10;
+/// Calls of seeds alone whose messages may be large: an asset, a table of 10,000 handlers.
+const LARGE: [&str; 2] = ["/protoplex.v1.Datastore/PutBuild", "/protoplex.v1.Datastore/ChangeHandlers"];
 /// How long a deployment may keep the others waiting for its next asset.
 const ASSET_TIMEOUT: Duration = Duration::from_secs(30);
 /// A peer that doesn't answer a ping in this time is gone, and so is what it was sending.
@@ -141,15 +143,16 @@ pub async fn serve<S: Store + EventLog>(
     let events = EventLogServer::new(EventService::new(Arc::clone(&store)))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let service = Service { store, nudge: Arc::clone(&nudge) };
-    let datastore = DatastoreServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let server = Server::builder()
-        .layer(gate.layer())
-        .max_concurrent_streams(MAX_CALLS)
+    let service = Arc::new(Service { store, nudge: Arc::clone(&nudge) });
+    let large = DatastoreServer::from_arc(Arc::clone(&service)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let datastore = DatastoreServer::from_arc(service).max_decoding_message_size(MAX_CALL_BYTES);
+    let routes = Routes::new(datastore).add_service(events).into_axum_router();
+    let routes = LARGE.into_iter().fold(routes, |routes, path| routes.route_service(path, large.clone()));
+    let server = gate
+        .server()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .add_service(datastore)
-        .add_service(events)
+        .add_routes(Routes::from(routes))
         .serve_with_incoming_shutdown(incoming, drain);
     tokio::select! {
         served = server => Ok(served?),

@@ -165,7 +165,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Takes one use of a join token for a name, or says why it opens nothing. A name that has joined with it before takes
-    /// none.
+    /// none, nor does a look.
     fn redeem_join_token(
         &self,
         request: RedeemJoinTokenRequest,

@@ -8,14 +8,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|name| format!("protoplex/v1/{name}.proto"));
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
-    // For the test that each has a row in the table of permissions.
-    let methods = descriptors.file.iter().flat_map(|file| {
-        file.service.iter().flat_map(|service| {
-            service.method.iter().map(|it| format!("/{}.{}/{}", file.package(), service.name(), it.name()))
+    let methods = || {
+        descriptors.file.iter().flat_map(|file| {
+            let services = file.service.iter();
+            services.flat_map(|service| {
+                let path = |name: &str| format!("/{}.{}/{name}", file.package(), service.name());
+                service.method.iter().map(move |it| (path(it.name()), it.client_streaming()))
+            })
         })
-    });
-    let methods = methods.collect::<Vec<_>>().join("\n");
-    std::fs::write(Path::new(&std::env::var("OUT_DIR")?).join("methods"), methods)?;
+    };
+    let out = std::env::var("OUT_DIR")?;
+    // For the test that each has a row in the table of permissions.
+    let all: Vec<_> = methods().map(|(path, _)| path).collect();
+    std::fs::write(Path::new(&out).join("methods"), all.join("\n"))?;
+    let streams: Vec<_> = methods().filter(|(_, streams)| *streams).map(|(path, _)| path).collect();
+    std::fs::write(Path::new(&out).join("streams"), streams.join("\n"))?;
     // Made once for all who follow, which may be thousands.
     let shared = ["table", "invalidate"].map(|field| format!(".protoplex.v1.FollowReply.{field}"));
     let configured =

@@ -69,6 +69,7 @@ fn measure(keeper: Keeper) -> Result<(), Failure> {
         seeds: Seeds::default(),
         snapshot: data.path().join("owners"),
         max_keys: 1000,
+        member_networks: Default::default(),
         events: raw.resolve(&mut Default::default()),
         idle: Default::default(),
     };

@@ -68,6 +68,7 @@ async fn main() -> Result<(), Failure> {
         seeds: Seeds::default(),
         snapshot: data.path().join("seed").join("owners"),
         max_keys: 4 * KEYS,
+        member_networks: Default::default(),
         idle: Idle { default: Some(Duration::from_mins(10)), ..Idle::default() },
         events: Default::default(),
     };
@@ -83,9 +84,13 @@ fn request(message: follow_request::Message) -> FollowRequest {
     FollowRequest { message: Some(message) }
 }
 
-/// A link of its own connection.
+/// A link of its own connection, and a proxy's of its own certificate: a seed gives no name the places of so many.
 async fn follow(identity: &Identity, seed: &str, hello: FollowHello) -> Result<(Requests, Replies), Failure> {
-    let mut client: SeedClient<TrustedChannel> = SeedClient::new(identity.channel(seed)?);
+    let own = match hello.member {
+        None => identity.issue(Kind::Proxy, &hello.node)?,
+        Some(_) => identity.clone(),
+    };
+    let mut client: SeedClient<TrustedChannel> = SeedClient::new(own.channel(seed)?);
     let (sender, requests) = mpsc::channel(2 * WINDOW);
     let is_member = hello.member.is_some();
     sender.send(request(follow_request::Message::Hello(hello))).await?;
@@ -97,7 +102,11 @@ async fn follow(identity: &Identity, seed: &str, hello: FollowHello) -> Result<(
 }
 
 fn proxy(number: usize) -> FollowHello {
-    FollowHello { node: format!("proxy-{number}"), kind: SIDE_CAR.to_owned(), ..FollowHello::default() }
+    FollowHello {
+        node: format!("proxy-{number}"),
+        kind: Kind::Proxy.name().to_owned(),
+        ..FollowHello::default()
+    }
 }
 
 /// A member that renews its lease until it is aborted, which breaks its link.

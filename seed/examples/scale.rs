@@ -160,6 +160,7 @@ fn links() -> Result<(), Failure> {
         seeds: Seeds::default(),
         snapshot,
         max_keys: KEYS as usize,
+        member_networks: Default::default(),
         events: Default::default(),
         idle: Idle::default(),
     };

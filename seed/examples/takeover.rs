@@ -67,6 +67,7 @@ impl Cluster {
             seeds: Seeds::default(),
             snapshot: self.data.path().join(&node).join("owners"),
             max_keys: 1_000_000,
+            member_networks: Default::default(),
             events: Default::default(),
             idle: protoplex_seed::ownership::Idle::default(),
         };

@@ -72,7 +72,7 @@ pub(crate) struct Cluster {
     pub(crate) followers: Followers,
     pub(crate) routes: Routes,
     pub(crate) hot_keys: HotKeys,
-    nodes: Nodes,
+    pub(crate) nodes: Nodes,
     table: Table,
     /// As it is sent: all followers share these bytes.
     encoded_table: Bytes,
@@ -299,6 +299,7 @@ impl Cluster {
         let members = std::mem::take(&mut loaded.members);
         tracing::info!(term, members = members.len(), handlers = loaded.handlers.len(), "this seed leads");
         self.led_by = None;
+        self.nodes.expect(&members);
         self.core.lead(term, until, members, now);
         self.tell_directory();
         self.set_routes(loaded, now);
@@ -412,11 +413,10 @@ impl Cluster {
 
     /// A node's parent joins; answers the term, or why it can't.
     pub(crate) fn join(&mut self, link: JoinId, hello: JoinHello, now: BootTime) -> Result<u64, String> {
-        let (who, kind) = (hello.node.clone(), hello.kind.clone());
         let told = hello.clone();
         self.nodes.join(link, hello, now)?;
         self.announcements.joined(&told);
-        tracing::info!(who, kind, "a node joined");
+        tracing::info!(who = told.node, kind = told.kind, "a node joined");
         self.tell_directory();
         Ok(self.core.position().term)
     }

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use protoplex_runtime::config::{Addresses, Common, Problems, connectable};
+use protoplex_runtime::network::Networks;
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::pattern::check_name;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ use crate::ownership::Idle;
 
 /// The name of its socket.
 pub(crate) const SOCKET: &str = "grpc";
+
+/// The key of [`Raw::member_networks`].
+const MEMBER_NETWORKS: &str = "seed.member_networks";
 
 /// The section as written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +38,8 @@ pub struct Raw {
     pub idle_ms: u64,
     /// How long the certificates last that it issues to nodes and backends, which renew them.
     pub certificate_life_s: u64,
+    /// Networks in which members may be, `10.0.0.0/8` or an address each; any where there are none.
+    pub member_networks: Vec<String>,
     /// `[seed.pools.NAME]`: other times for some pools.
     pub pools: BTreeMap<String, RawPool>,
 }
@@ -55,6 +61,7 @@ impl Default for Raw {
             max_keys: 4_000_000,
             idle_ms: 10 * 60_000,
             certificate_life_s: 24 * 3600,
+            member_networks: Vec::new(),
             pools: BTreeMap::new(),
         }
     }
@@ -78,10 +85,17 @@ pub struct Config {
     pub(crate) events: events::Config,
     idle_ms: u64,
     certificate_life_s: u64,
+    member_networks: Vec<String>,
     pools: BTreeMap<String, RawPool>,
 }
 
 impl Config {
+    /// Where members may be.
+    pub(crate) fn member_networks(&self) -> Networks {
+        // They were looked at when the section was.
+        Networks::resolve(&self.member_networks, MEMBER_NETWORKS, &mut Problems::default())
+    }
+
     /// How long certificates last that it issues.
     pub(crate) fn certificate_life(&self) -> Duration {
         Duration::from_secs(self.certificate_life_s)
@@ -111,7 +125,17 @@ impl Config {
 impl Raw {
     /// Checks the section; what is wrong goes to `problems`. `datastore` is where this machine's datastore listens.
     pub fn resolve(self, datastore: SocketAddr, problems: &mut Problems) -> Config {
-        let Self { listen, address, datastore: told, max_keys, idle_ms, certificate_life_s, pools } = self;
+        let Self {
+            listen,
+            address,
+            datastore: told,
+            max_keys,
+            idle_ms,
+            certificate_life_s,
+            member_networks,
+            pools,
+        } = self;
+        Networks::resolve(&member_networks, MEMBER_NETWORKS, problems);
         if !CERTIFICATE_LIFE_S.contains(&certificate_life_s) {
             let (least, most) = (CERTIFICATE_LIFE_S.start(), CERTIFICATE_LIFE_S.end());
             let key = "seed.certificate_life_s";
@@ -140,7 +164,17 @@ impl Raw {
             check_idle(&format!("{section}.idle_ms"), pool.idle_ms, problems);
         }
         let events = events::Config::default();
-        Config { listen, address, datastore, max_keys, events, idle_ms, certificate_life_s, pools }
+        Config {
+            listen,
+            address,
+            datastore,
+            max_keys,
+            events,
+            idle_ms,
+            certificate_life_s,
+            member_networks,
+            pools,
+        }
     }
 }
 

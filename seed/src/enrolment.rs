@@ -3,9 +3,11 @@
 //! A join token is taken by the seed that leads alone, which knows who is there. A certificate is renewed by any seed, for
 //! the name and the key of the one that is shown, so that it needs neither the datastore nor a leader.
 
+mod complaints;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -29,6 +31,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
+use self::complaints::Complaints;
 use crate::cluster::Handle;
 use crate::datastores::{Datastores, call, limited};
 use crate::leader::led;
@@ -53,6 +56,7 @@ pub(crate) struct Registrar {
     datastores: Arc<Datastores>,
     role: watch::Receiver<Role>,
     gate: Gate,
+    complaints: Arc<Complaints>,
 }
 
 impl Registrar {
@@ -64,7 +68,15 @@ impl Registrar {
         role: watch::Receiver<Role>,
         gate: Gate,
     ) -> Self {
-        Self { identity: identity.clone(), node: node.to_owned(), cluster, datastores, role, gate }
+        Self {
+            identity: identity.clone(),
+            node: node.to_owned(),
+            cluster,
+            datastores,
+            role,
+            gate,
+            complaints: Arc::default(),
+        }
     }
 
     /// Keeps the gate up to date with the datastore. Never ends.
@@ -146,14 +158,33 @@ impl Registrar {
         here.ok_or_else(|| Status::unavailable("the seed is ending"))
     }
 
-    /// Refuses a name that somebody who is here has.
-    async fn check_free(&self, node: &str) -> Result<(), Status> {
+    /// Refuses a name that somebody who is here has, or that is known as that of another kind.
+    async fn check_free(&self, node: &str, kind: Kind) -> Result<(), Status> {
         if self.is_here(node).await? {
             return Err(Status::already_exists(format!(
                 "the name {node:?} is taken by one that is here: give this one another name, or drain that one first"
             )));
         }
-        Ok(())
+        let name = node.to_owned();
+        let known_as = self.cluster.ask(move |cluster, _| cluster.nodes.known_as(&name)).await.flatten();
+        match known_as {
+            Some(known_as) if known_as != kind && kind != Kind::Operator => {
+                Err(of_another_kind(node, known_as.one()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a use of a token, or looks at it alone; an error where it opens nothing.
+    async fn redeem(&self, request: RedeemJoinTokenRequest) -> Result<RedeemJoinTokenReply, Status> {
+        let RedeemJoinTokenRequest { id, kind, node, .. } = request.clone();
+        let mut datastore = self.datastores.client();
+        let redeemed = led(&self.cluster, datastore.redeem_join_token(limited(request))).await?;
+        let Some(refusal) = refusal(&id, &kind, &node, &redeemed) else { return Ok(redeemed) };
+        if let Some(untold) = self.complaints.tell(Instant::now()) {
+            tracing::warn!(id, node, kind, reason = refusal.message(), untold, "a join token was refused");
+        }
+        Err(refusal)
     }
 
     fn sign(&self, peer: &Peer, public_key: &[u8]) -> Result<Credentials, Status> {
@@ -192,36 +223,35 @@ impl Enrolment for Registrar {
         let term = self.role.borrow().term()?;
         let EnrolRequest { token, kind, node, public_key } = request.into_inner();
         check_name("node", &node).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let kind: Kind = kind.parse().map_err(Status::invalid_argument)?;
         if !is_public_key(&public_key) {
             return Err(Status::invalid_argument("the public key is no uncompressed point of P-256"));
         }
         let (id, digest) =
             parse_presented(&token).ok_or_else(|| Status::unauthenticated("this is no join token"))?;
-        if kind == Kind::Operator.name() && node == LOCAL_OPERATOR {
+        if kind == Kind::Operator && node == LOCAL_OPERATOR {
             return Err(Status::invalid_argument(IdentityError::Local.to_string()));
         }
-        self.check_free(&node).await?;
         // An operator's name and a node's are two.
-        let subject = if kind == Kind::Operator.name() { format!("{kind}/{node}") } else { node.clone() };
+        let subject = if kind == Kind::Operator { format!("{kind}/{node}") } else { node.clone() };
+        let redeem = RedeemJoinTokenRequest {
+            id: id.to_owned(),
+            secret_sha256: digest.to_vec(),
+            kind: kind.name().to_owned(),
+            node: subject.clone(),
+            key_sha256: key_sha256(&public_key).to_vec(),
+            term,
+            peek: true,
+        };
+        // Whoever has no token that counts learns nothing of names.
+        self.redeem(redeem.clone()).await?;
+        self.check_free(&node, kind).await?;
         if self.gate.is_revoked(&subject) {
             return Err(Status::permission_denied(format!(
                 "{subject} is revoked; an operator may readmit it"
             )));
         }
-        let redeem = RedeemJoinTokenRequest {
-            id: id.to_owned(),
-            secret_sha256: digest.to_vec(),
-            kind: kind.clone(),
-            node: subject,
-            key_sha256: key_sha256(&public_key).to_vec(),
-            term,
-        };
-        let mut datastore = self.datastores.client();
-        let redeemed = led(&self.cluster, datastore.redeem_join_token(limited(redeem))).await?;
-        if let Some(refusal) = refusal(id, &kind, &redeemed) {
-            tracing::warn!(id, node, kind, reason = refusal.message(), "a join token was refused");
-            return Err(refusal);
-        }
+        let redeemed = self.redeem(RedeemJoinTokenRequest { peek: false, ..redeem }).await?;
         let kind: Kind = redeemed.kind.parse().map_err(Status::internal)?;
         let peer = Peer { cluster: self.identity.cluster(), kind, node, pools: redeemed.pools };
         let issued = self.sign(&peer, &public_key)?;
@@ -268,8 +298,13 @@ fn one(kind: &str) -> String {
     kind.parse::<Kind>().map_or_else(|_| format!("a {kind:?}"), |kind| kind.one().to_owned())
 }
 
+/// Names stay of their kind while those who have them are away: they would find themselves kept out.
+fn of_another_kind(node: &str, one: &str) -> Status {
+    Status::already_exists(format!("the name {node:?} is that of {one}: give this one another name"))
+}
+
 /// What whoever has come with a token is told, where it opens nothing.
-fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<Status> {
+fn refusal(id: &str, wanted: &str, node: &str, redeemed: &RedeemJoinTokenReply) -> Option<Status> {
     let another = "ask for another one (`protoplex join-token create`)";
     match redeemed.refusal() {
         JoinRefusal::None => None,
@@ -288,6 +323,7 @@ fn refusal(id: &str, wanted: &str, redeemed: &RedeemJoinTokenReply) -> Option<St
             one(&redeemed.kind),
             one(wanted)
         ))),
+        JoinRefusal::OtherKind => Some(of_another_kind(node, &one(&redeemed.known_as))),
         JoinRefusal::UsedUp => Some(Status::unauthenticated(format!(
             "the join token {id} is used up: it was for {}; {another}",
             match redeemed.uses {

@@ -13,6 +13,7 @@ pub mod handlers;
 pub mod role;
 pub mod serve;
 
+mod claims;
 mod cluster;
 mod datastores;
 mod enrolment;
@@ -25,6 +26,7 @@ mod nodes;
 mod operator;
 mod outside;
 pub mod ownership;
+mod places;
 #[cfg(test)]
 mod rig;
 mod routes;

@@ -5,30 +5,40 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use protoplex_runtime::network::Networks;
 use protoplex_wire::follow::MAX_KEY_BYTES;
-use protoplex_wire::gate::Peer;
+use protoplex_wire::gate::{Origin, Peer};
+use protoplex_wire::identity::Kind;
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::seed_server::Seed;
 use protoplex_wire::proto::{
     Asset, FetchBuildRequest, FollowHello, FollowReply, FollowRequest, HeartbeatSeen, JoinHello, JoinReply,
     JoinRequest, JoinWelcome, Member, Owned, OwnedKey, follow_request, join_reply, join_request,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::claims::{
+    MAX_TEXT_BYTES, check_address, check_member, check_node, check_state, check_text, invalid,
+};
 use crate::cluster::{Cluster, Directory, Handle};
 use crate::datastores::Datastores;
 use crate::followers::{MAX_WAITING_MESSAGES, Outgoing};
 use crate::ownership::{Joining, LinkId, Question, Timing};
+use crate::places::Places;
 use crate::role::Role;
 
 /// Links of children and side-cars.
 const MAX_FOLLOWERS: usize = 10_000;
+/// Those of one name: a node has at most 256 children, and for some seconds the links of those before them, too.
+pub(crate) const MAX_FOLLOWERS_OF_ONE: usize = 512;
 /// Links of parents.
 const MAX_NODES: usize = 5_000;
+/// Those of one name: one, and those that end, or are of namesakes, who are refused.
+pub(crate) const MAX_NODES_OF_ONE: usize = 16;
 /// How long a link may take for its hello, and between two chunks of its report.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A parent that says nothing for this long is gone.
@@ -42,8 +52,6 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_HOT_KEYS: usize = 64;
 /// A member's share of its pool beside the others' is at most so many times theirs.
 pub(crate) const MAX_CAPACITY: u32 = 1_000;
-/// Ids of nodes and members, addresses, zones.
-const MAX_TEXT_BYTES: usize = 255;
 /// Answers that wait for a parent.
 const MAX_WAITING_SEEN: usize = 8;
 
@@ -54,9 +62,11 @@ pub(crate) struct Links {
     role: watch::Receiver<Role>,
     directory: watch::Receiver<Directory>,
     next: AtomicU64,
-    followers: Arc<Semaphore>,
-    nodes: Arc<Semaphore>,
+    followers: Places,
+    nodes: Places,
     ending: watch::Receiver<bool>,
+    /// Where members may be.
+    member_networks: Arc<Networks>,
 }
 
 impl Links {
@@ -68,17 +78,19 @@ impl Links {
         role: watch::Receiver<Role>,
         directory: watch::Receiver<Directory>,
         ending: watch::Receiver<bool>,
+        member_networks: Networks,
     ) -> Self {
         Self {
             ending,
+            member_networks: Arc::new(member_networks),
             cluster,
             datastores,
             timing,
             role,
             directory,
             next: AtomicU64::new(1),
-            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
-            nodes: Arc::new(Semaphore::new(MAX_NODES)),
+            followers: Places::new("followers", MAX_FOLLOWERS, MAX_FOLLOWERS_OF_ONE),
+            nodes: Places::new("nodes", MAX_NODES, MAX_NODES_OF_ONE),
         }
     }
 
@@ -95,23 +107,21 @@ impl Links {
     pub(crate) fn open(
         &self,
         peer: Peer,
+        origin: Origin,
         requests: impl Requests<FollowRequest> + Send + 'static,
     ) -> Result<mpsc::Receiver<Result<FollowReply, Status>>, Status> {
         self.leading()?;
-        let slot = slot(&self.followers, "followers")?;
+        let place = self.followers.take(&peer.name())?;
         let (messages, replies) = mpsc::channel(MAX_WAITING_MESSAGES);
         let (link, cluster) = (self.name_link(), self.cluster.clone());
+        let networks = Arc::clone(&self.member_networks);
         tokio::spawn(async move {
-            read_follower(link, &peer, requests, &cluster, messages).await;
-            drop(slot);
+            let may_be = |member: &Member| check_address(member, &peer, origin, &networks);
+            read_follower(link, &peer, may_be, requests, &cluster, messages).await;
+            drop(place);
         });
         Ok(replies)
     }
-}
-
-fn slot(slots: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Status> {
-    let full = |_| Status::resource_exhausted(format!("the seed has as many {what} as it may have"));
-    Arc::clone(slots).try_acquire_owned().map_err(full)
 }
 
 /// Whose certificate was shown: the gate has looked at it.
@@ -139,7 +149,7 @@ impl Seed for Links {
             self.leading()?;
         }
         let peer = who(&request)?;
-        let slot = slot(&self.nodes, "nodes")?;
+        let place = self.nodes.take(&peer.name())?;
         let (replies, stream) = mpsc::channel(MAX_WAITING_SEEN);
         let (link, cluster, heartbeat) = (self.name_link(), self.cluster.clone(), self.timing.heartbeat);
         let mut ending = self.ending.clone();
@@ -158,7 +168,7 @@ impl Seed for Links {
             if let Err(status) = read {
                 let _ = replies.try_send(Err(status));
             }
-            drop(slot);
+            drop(place);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
@@ -170,7 +180,8 @@ impl Seed for Links {
         request: Request<Streaming<FollowRequest>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         let peer = who(&request)?;
-        let replies = self.open(peer, request.into_inner())?;
+        let origin = request.extensions().get::<Origin>().copied().unwrap_or_default();
+        let replies = self.open(peer, origin, request.into_inner())?;
         Ok(Response::new(Box::pin(ReceiverStream::new(replies))))
     }
 
@@ -231,6 +242,7 @@ impl JoinLink {
             let Some(request) = request else { return Ok(()) };
             match request.message {
                 Some(join_request::Message::State(state)) => {
+                    check_state(&state)?;
                     cluster.tell(move |cluster, now| cluster.node_state(link, state, now)).await;
                     let (idle, term) = (self.is_idle(), self.term());
                     self.say(join_reply::Message::Seen(HeartbeatSeen { idle, term }))?;
@@ -275,36 +287,34 @@ impl JoinLink {
     }
 }
 
-fn check_node(hello: &JoinHello) -> Result<(), Status> {
-    check_name("node", &hello.node).map_err(invalid)?;
-    check_name("kind", &hello.kind).map_err(invalid)?;
-    check_instance(&hello.instance)?;
-    let texts = [&hello.version, &hello.region, &hello.zone, &hello.meta, &hello.reached];
-    texts.into_iter().chain(&hello.listens).try_for_each(|text| short("a text of the hello", text))
-}
-
 // ---- Follow ----
 
 async fn read_follower(
     link: LinkId,
     peer: &Peer,
+    may_be: impl Fn(&Member) -> Result<(), Status>,
     mut requests: impl Requests<FollowRequest>,
     cluster: &Handle,
     messages: mpsc::Sender<Result<FollowReply, Status>>,
 ) {
-    let (hello, keys) = match greet(peer, &mut requests).await {
+    let (hello, keys) = match greet(peer, &may_be, &mut requests).await {
         Ok(greeting) => greeting,
         Err(status) => return drop(messages.try_send(Err(status))),
     };
     let (_reader, mut ended) = oneshot::channel();
     let outgoing = Outgoing { messages, _reader };
     let pools = (peer.kind == Kind::Backend).then(|| peer.pools.clone());
+    // An operator is a side-car by any name.
+    let known = Some(peer.kind).filter(|kind| *kind != Kind::Operator);
     let opened = move |cluster: &mut Cluster, now| {
         let FollowHello { node, zone, since, member, incarnation, attempt, capacity, yields, .. } = hello;
         // By the time that it is now: a process that was stopped for a while must not welcome anybody.
         cluster.core.advance(now);
         if let Some(status) = cluster.refusal() {
             return drop(outgoing.messages.try_send(Err(status)));
+        }
+        if let Some(kind) = known {
+            cluster.nodes.know(&node, kind);
         }
         cluster.followers.open(link, outgoing, since.unwrap_or_default(), &node, zone, pools);
         match member {
@@ -342,6 +352,7 @@ async fn read_follower(
 /// The hello, and all that a member reports.
 async fn greet(
     peer: &Peer,
+    may_be: &impl Fn(&Member) -> Result<(), Status>,
     requests: &mut impl Requests<FollowRequest>,
 ) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
     let first = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
@@ -349,12 +360,13 @@ async fn greet(
         return Err(Status::invalid_argument("a follower's first message is its hello"));
     };
     check_name("node", &hello.node).map_err(invalid)?;
-    short("zone", &hello.zone)?;
+    check_text("zone", &hello.zone)?;
     peer.check_node(&hello.node, &hello.kind).map_err(Status::permission_denied)?;
     let mut keys = Vec::new();
     let Some(member) = &hello.member else { return Ok((hello, keys)) };
     check_member(member)?;
     peer.check_member(member).map_err(Status::permission_denied)?;
+    may_be(member)?;
     if hello.capacity > MAX_CAPACITY {
         return Err(Status::invalid_argument(format!("a member's capacity is at most {MAX_CAPACITY}")));
     }
@@ -384,28 +396,6 @@ async fn greet(
             return Ok((hello, keys));
         }
     }
-}
-
-fn check_member(member: &Member) -> Result<(), Status> {
-    check_name("pool", &member.pool).map_err(invalid)?;
-    if member.id.is_empty() {
-        return Err(Status::invalid_argument("a member has an id"));
-    }
-    let address = member.address.parse::<std::net::SocketAddr>();
-    if !address.is_ok_and(|address| address.port() != 0 && !address.ip().is_unspecified()) {
-        let detail = format!("address {:?}: write the IP and port at which proxies reach it", member.address);
-        return Err(Status::invalid_argument(detail));
-    }
-    short("member id", &member.id)?;
-    check_instance(&member.instance)?;
-    short("zone", &member.zone)
-}
-
-fn check_instance(instance: &str) -> Result<(), Status> {
-    if instance.is_empty() {
-        return Err(Status::invalid_argument("nodes and members name their instance"));
-    }
-    short("instance", instance)
 }
 
 /// Whether whoever sends this may speak of the pools that it is about.
@@ -462,15 +452,6 @@ async fn hand_over(
 /// May it be a key?
 pub(crate) fn is_key(key: &str) -> bool {
     (1..=MAX_KEY_BYTES).contains(&key.len())
-}
-
-fn short(what: &str, text: &str) -> Result<(), Status> {
-    let long = || Status::invalid_argument(format!("{what} is longer than {MAX_TEXT_BYTES} bytes"));
-    if text.len() > MAX_TEXT_BYTES { Err(long()) } else { Ok(()) }
-}
-
-fn invalid(error: impl ToString) -> Status {
-    Status::invalid_argument(error.to_string())
 }
 
 async fn next<T>(requests: &mut impl Requests<T>, patience: Duration) -> Result<Option<T>, Status> {

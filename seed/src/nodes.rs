@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
-use protoplex_wire::proto::{JoinHello, NodeState, NodeStatus};
+use protoplex_wire::identity::Kind;
+use protoplex_wire::proto::{JoinHello, Member, NodeState, NodeStatus};
 
 /// A machine is overloaded once so many tasks for each of its processors want to run, averaged over a minute, and until
 /// there are fewer than the second of these.
@@ -17,6 +18,8 @@ pub(crate) type JoinId = u64;
 /// Nodes that were lost are shown for so long, and so many of them.
 const LOST_SHOWN: Duration = Duration::from_secs(3600);
 const MAX_LOST: usize = 256;
+/// Names whose kind is known.
+const MAX_KNOWN: usize = 65_536;
 
 #[derive(Default)]
 pub(crate) struct Nodes {
@@ -25,6 +28,8 @@ pub(crate) struct Nodes {
     lost: VecDeque<Node>,
     /// The name of each link's node; none of a link in whose place there is a newer one.
     by_link: HashMap<JoinId, String>,
+    /// Who has been here, be it here now or away.
+    known: HashMap<String, Kind>,
 }
 
 struct Node {
@@ -66,6 +71,9 @@ impl Nodes {
         self.lost.retain(|node| node.hello.node != name);
         let node = Node { link, hello, state, joined: now, seen: now, overloaded };
         self.by_link.insert(link, name.clone());
+        if let Ok(kind) = node.hello.kind.parse() {
+            self.know(&name, kind);
+        }
         self.by_name.insert(name, node);
         Ok(())
     }
@@ -91,6 +99,28 @@ impl Nodes {
         let turned = node.state.draining != state.draining || node.overloaded != overloaded;
         (node.state, node.overloaded) = (state, overloaded);
         turned.then_some(Turn { node: name, draining: node.state.draining, overloaded })
+    }
+
+    /// Somebody of this name has come, or is expected, whose kind is sure. The first one stays.
+    pub(crate) fn know(&mut self, name: &str, kind: Kind) {
+        if self.known.len() < MAX_KNOWN && !self.known.contains_key(name) {
+            self.known.insert(name.to_owned(), kind);
+        }
+    }
+
+    /// These members were there in the term before: those of nodes' own pools are their children, NODE:CHILD.
+    pub(crate) fn expect(&mut self, members: &[Member]) {
+        for member in members {
+            let kind = Kind::ALL.into_iter().find(|kind| kind.pool() == Some(&member.pool));
+            if let (Some(kind), Some((node, _))) = (kind, member.id.rsplit_once(':')) {
+                self.know(node, kind);
+            }
+        }
+    }
+
+    /// As what a name is known, be its owner here or away.
+    pub(crate) fn known_as(&self, name: &str) -> Option<Kind> {
+        self.known.get(name).copied()
     }
 
     /// Whether a node of this name is here.

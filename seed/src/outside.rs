@@ -27,7 +27,7 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Json, Router};
-use protoplex_wire::gate::pass_over;
+use protoplex_wire::gate::{Origin, pass_over};
 use protoplex_wire::identity::{Kind, Peer};
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::follow_reply::Message as Told;
@@ -80,10 +80,11 @@ pub(crate) fn router(links: Arc<Links>, cluster: Handle) -> Router {
 async fn register(
     State(outside): State<Arc<Outside>>,
     Extension(peer): Extension<Peer>,
+    Extension(origin): Extension<Origin>,
     uri: Uri,
     request: Request,
 ) -> Response {
-    match begin(&outside, peer, request).await {
+    match begin(&outside, peer, origin, request).await {
         Ok(lines) => {
             let kind = [(header::CONTENT_TYPE, NDJSON), (header::CACHE_CONTROL, "no-store")];
             (kind, Body::from_stream(lines)).into_response()
@@ -93,13 +94,13 @@ async fn register(
 }
 
 /// Opens a link for the member that is registered, and answers when it is welcomed.
-async fn begin(outside: &Outside, peer: Peer, request: Request) -> Result<Lines, Problem> {
+async fn begin(outside: &Outside, peer: Peer, origin: Origin, request: Request) -> Result<Lines, Problem> {
     let body = outside.bodies.read(&peer.name(), request, MAX_REGISTRATION_BYTES).await?;
     let registration = Registration::read(&body).map_err(Problem::malformed)?;
     let (say, heard) = mpsc::channel(MAX_WAITING_SAID);
     let (member, opening) = registration.opening(&peer);
     let name = peer.name();
-    let mut told = outside.links.open(peer, session::requests(heard))?;
+    let mut told = outside.links.open(peer, origin, session::requests(heard))?;
     say_all(&say, opening).await;
     let welcome = answered(&mut told, |message| match message {
         Told::Welcome(welcome) => Some(welcome),
@@ -192,7 +193,7 @@ async fn locate(
         let (node, kind) = (peer.node.clone(), Kind::Backend.name().to_owned());
         let hello = FollowHello { node, kind, zone, ..FollowHello::default() };
         let question = Locate { id: 1, pool: pool.clone(), key: key.clone(), refuted_epoch };
-        let mut told = outside.links.open(peer, session::requests(heard))?;
+        let mut told = outside.links.open(peer, Origin::default(), session::requests(heard))?;
         say_all(&say, vec![follow_request::Message::Hello(hello), follow_request::Message::Locate(question)])
             .await;
         let result = answered(&mut told, |message| match message {

@@ -87,6 +87,7 @@ pub(crate) fn start(node: &str, address: SocketAddr, datastore: SocketAddr, fold
         seeds: Seeds::new(Vec::new(), &folder.join(node)),
         snapshot: folder.join(node).join("owners"),
         max_keys: 1000,
+        member_networks: Default::default(),
         events: Default::default(),
         idle: Default::default(),
     }

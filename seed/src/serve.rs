@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protoplex_runtime::context::Context;
+use protoplex_runtime::network::Networks;
 use protoplex_wire::events::MAX_MESSAGE_BYTES as MAX_EVENTS_MESSAGE_BYTES;
 use protoplex_wire::gate::Gate;
 use protoplex_wire::identity::{Identity, IdentityError};
@@ -25,7 +26,6 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
-use tonic::transport::Server;
 
 use crate::cluster::{Cluster, Handle, MAX_ERRANDS, Myself};
 use crate::config::{self, Config};
@@ -44,6 +44,8 @@ use crate::understudy::Standby;
 
 /// What a follower may send at once: a chunk of a thousand keys of the longest kind.
 const MAX_LINK_MESSAGE_BYTES: usize = 2 << 20;
+/// What is asked of a seed by those who don't know yet whether it leads, some of whom nobody knows: a token, names, a key.
+const MAX_NEWCOMER_BYTES: usize = 4 << 10;
 /// What an operator's tools and the datastore may send at once: one asset in its three forms, or all routes.
 pub(crate) const MAX_ASSET_MESSAGE_BYTES: usize = 64 << 20;
 /// A peer that doesn't answer a ping in this time is gone.
@@ -92,6 +94,8 @@ pub struct Start {
     pub snapshot: PathBuf,
     /// Keys that it knows at once, owned or remembered.
     pub max_keys: usize,
+    /// Where members may be.
+    pub member_networks: Networks,
     /// How events are kept and carried.
     pub events: events::config::Config,
     /// When keys are idle.
@@ -102,6 +106,7 @@ pub struct Start {
 pub async fn run(config: Config, identity: Identity, context: Context) -> Result<(), RunError> {
     let listener = context.listeners(config::SOCKET).pop().ok_or(RunError::NoSocket)?;
     let (idle, certificate_life) = (config.idle(), config.certificate_life());
+    let member_networks = config.member_networks();
     let start = Start {
         idle,
         node: context.node().to_owned(),
@@ -111,6 +116,7 @@ pub async fn run(config: Config, identity: Identity, context: Context) -> Result
         seeds: context.common().seeds(),
         snapshot: snapshot::file(&context.common().data),
         max_keys: config.max_keys,
+        member_networks,
         events: config.events,
     };
     let drain = context.drain();
@@ -179,6 +185,7 @@ pub async fn serve(
         role.clone(),
         directory.clone(),
         ending.subscribe(),
+        start.member_networks,
     );
     let links = Arc::new(links);
     let outside = outside::router(Arc::clone(&links), cluster.clone());
@@ -192,12 +199,12 @@ pub async fn serve(
         gate.clone(),
     );
     tasks.spawn(registrar.clone().watch_revoked());
-    let (enrolment, over_http) =
-        (EnrolmentServer::new(registrar.clone()), enrolment::over_http(registrar.clone()));
+    let enrolment = EnrolmentServer::new(registrar.clone()).max_decoding_message_size(MAX_NEWCOMER_BYTES);
+    let over_http = enrolment::over_http(registrar.clone());
     let console = Console::new(cluster.clone(), Arc::clone(&datastores), role.clone(), registrar);
     let operator = OperatorServer::new(console).max_decoding_message_size(MAX_ASSET_MESSAGE_BYTES);
     let standby = Standby { role: role.clone(), directory, address: start.address.clone(), nudge };
-    let understudy = UnderstudyServer::new(standby);
+    let understudy = UnderstudyServer::new(standby).max_decoding_message_size(MAX_NEWCOMER_BYTES);
     let ended = async {
         drain.await;
         // First, so that this seed does not take back what it gives up.
@@ -213,10 +220,10 @@ pub async fn serve(
         .add_service(events)
         .add_service(enrolment)
         .into_axum_router();
-    let server = Server::builder()
+    let server = gate
+        .server()
         // Of those who register from outside; gRPC is HTTP/2 alone.
         .accept_http1(true)
-        .layer(gate.layer())
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .add_routes(Routes::from(services.merge(over_http).merge(outside)))

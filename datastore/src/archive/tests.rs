@@ -114,7 +114,7 @@ async fn fill(store: &(impl Store + EventLog)) {
             kind: "proxy".to_owned(),
             node: node.to_owned(),
             key_sha256,
-            term: 0,
+            ..Default::default()
         };
         assert_eq!(store.redeem_join_token(joins).await.unwrap().kind, "proxy");
     }

@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tonic::Status;
 use tonic::service::Routes;
-use tonic::transport::Server;
 
 use super::RunError;
 use crate::postgres::{PgStore, Target};
@@ -74,8 +73,8 @@ async fn answer(
     };
     let (mut is_there, mut is_ending) = (there.clone(), there);
     let ended = async move { drop(is_there.wait_for(|there| *there).await) };
-    let server = Server::builder()
-        .layer(gate.layer())
+    let server = gate
+        .server()
         .add_routes(Routes::from(Router::new().fallback(refuse)))
         .serve_with_incoming_shutdown(incoming, ended);
     let late = async {

@@ -1,5 +1,6 @@
 //! The datastore as other nodes meet it: real TLS, real gRPC, a real file.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 
 use futures_util::{StreamExt, stream};
@@ -11,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tonic::Code;
+use tonic::codegen::Service as _;
 
 use super::*;
 
@@ -348,4 +350,46 @@ async fn a_drain_answers_what_is_in_flight() {
     go_on.send(asset("/b", 1)).unwrap();
     assert_eq!(deployment.await.unwrap().unwrap().into_inner().assets, 2);
     node.served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_announced_message_is_no_longer_than_the_call_needs() {
+    let node = Node::start().await;
+    let announced = u32::try_from(MAX_CALL_BYTES + 1).unwrap();
+    for (kind, method, refused) in [
+        (Kind::Backend, "PeekLease", Some(Code::OutOfRange)),
+        (Kind::Seed, "PutMember", Some(Code::OutOfRange)),
+        (Kind::Fileserver, "CompleteUpload", Some(Code::OutOfRange)),
+        (Kind::Seed, "ChangeHandlers", None),
+    ] {
+        let mut channel =
+            node.identity.issue(kind, "n-1").unwrap().channel(&node.address.to_string()).unwrap();
+        poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+        let mut head = vec![0];
+        head.extend(announced.to_be_bytes());
+        let begun = stream::iter([Ok::<_, Status>(head)]);
+        // What may be that long is cut: then its end is what is wrong with it.
+        let body = if refused.is_none() { begun.boxed() } else { begun.chain(stream::pending()).boxed() };
+        let request = axum::http::Request::post(format!("/protoplex.v1.Datastore/{method}"))
+            .header("content-type", "application/grpc")
+            .body(tonic::body::Body::new(axum::body::Body::from_stream(body)))
+            .unwrap();
+        let answer =
+            timeout(Duration::from_secs(10), channel.call(request)).await.expect("an answer").unwrap();
+        let status = Status::from_header_map(answer.headers()).unwrap();
+        assert_eq!(status.code(), refused.unwrap_or(Code::Internal), "{method}: {status:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_largest_table_of_handlers_goes_in() {
+    let node = Node::start().await;
+    let handler = |number: usize| Handler {
+        name: format!("h-{number}"),
+        path: format!("/{number}/{}", "p".repeat(1_000)),
+        ..Default::default()
+    };
+    let put = (0..5_000).map(handler).collect();
+    let change = ChangeHandlersRequest { base: 1, put, ..Default::default() };
+    assert_eq!(node.client().change_handlers(change).await.unwrap().into_inner().version, 2);
 }

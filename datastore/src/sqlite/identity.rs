@@ -7,7 +7,9 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqlitePool};
 
 use super::{SqliteStore, leases};
-use crate::join_token::{self, MAX_TOKENS, REMEMBERED_MS, check_key, check_subject, joined, parted};
+use crate::join_token::{
+    self, KNOWN_AS, MAX_TOKENS, REMEMBERED_MS, check_key, check_subject, joined, parted,
+};
 use crate::store::{StoreError, StoreResult};
 
 const SELECT: &str =
@@ -84,8 +86,13 @@ pub(super) async fn redeem(
         .fetch_optional(&mut *change)
         .await?
         .is_some();
-    let reply = join_token::judge(kept.as_ref(), again, request, now_ms);
-    if reply.refusal() == JoinRefusal::None && !again {
+    let known_as = sqlx::query_scalar(KNOWN_AS)
+        .bind(&request.node)
+        .bind(&request.kind)
+        .fetch_optional(&mut *change)
+        .await?;
+    let reply = join_token::judge(kept.as_ref(), again, known_as, request, now_ms);
+    if reply.refusal() == JoinRefusal::None && !again && !request.peek {
         sqlx::query("INSERT INTO join_token_uses (token, node, key_sha256, used_at_ms) VALUES (?, ?, ?, ?)")
             .bind(&request.id)
             .bind(&request.node)

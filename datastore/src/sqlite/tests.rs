@@ -270,7 +270,7 @@ async fn who_joined_by_an_earlier_schema_has_no_known_key() {
             kind,
             node,
             key_sha256,
-            term: 0,
+            ..Default::default()
         })
     };
     assert_eq!(asks(vec![2; 32]).await.unwrap().refusal(), JoinRefusal::UsedUp);

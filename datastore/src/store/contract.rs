@@ -93,6 +93,7 @@ macro_rules! contract {
                 senseless_leases_are_refused;
             identity:
                 a_join_token_lets_in_whom_it_is_for
+                a_name_stays_of_the_kind_as_which_a_token_has_let_it_in
                 another_key_under_a_name_that_has_joined_is_somebody_else
                 one_use_of_a_join_token_goes_to_exactly_one_of_many
                 what_no_join_token_can_be_is_refused

@@ -27,7 +27,6 @@ use crate::head::{Known, RequestHead, ResponseHead};
 use crate::http1::Rule;
 use crate::http2::Stream;
 use crate::meter::Meter;
-use crate::network::Networks;
 use crate::problem::Problem;
 use crate::request_id::RequestId;
 use crate::socket::Socket;
@@ -36,6 +35,7 @@ use crate::trace::Trace;
 use crate::tunnel::Relay;
 use crate::upgrade::Upgraded;
 use crate::upstream::Asked;
+use protoplex_runtime::network::Networks;
 
 /// A request as the `http` crate has it, whatever the protocol was: the URI is a path with its query, or `*` with
 /// OPTIONS; the authority is in `Host`.

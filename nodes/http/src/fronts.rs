@@ -6,7 +6,7 @@ use std::rc::Rc;
 use protoplex_runtime::config::Problems;
 use serde::{Deserialize, Serialize};
 
-use crate::network::Networks;
+use protoplex_runtime::network::Networks;
 
 /// `proxy_protocol` of a section of the configuration: `{ from = ["10.0.0.0/8"], required = true }`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -28,7 +28,6 @@ mod http1;
 mod http2;
 mod limits;
 mod meter;
-mod network;
 mod outbox;
 mod pipe;
 mod ports;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::{Common, Discover};
 use crate::nodes::{Found, Nodes};
-use crate::output::{columns, print, tell, whole};
+use crate::output::{columns, harmless, print, tell, whole};
 
 #[derive(Serialize)]
 struct Report {
@@ -124,8 +124,12 @@ fn text(report: &Report, command: &Discover) -> String {
         text.push_str(&format!("{} [{}]", kind.kind, kind.count));
         if command.versions {
             let versions: Vec<_> = match kind.versions.len() {
-                1 => kind.versions.keys().cloned().collect(),
-                _ => kind.versions.iter().map(|(version, count)| format!("{version} ({count})")).collect(),
+                1 => kind.versions.keys().map(|version| harmless(version)).collect(),
+                _ => {
+                    let version =
+                        |(version, count): (&String, &usize)| format!("{} ({count})", harmless(version));
+                    kind.versions.iter().map(version).collect()
+                }
             };
             text.push_str(&format!("  {}", versions.join(", ")));
         }
@@ -160,4 +164,25 @@ fn row(instance: &Instance, command: &Discover) -> [String; 5] {
         children,
         version,
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_would_move_the_cursor_is_escaped() {
+        let kind = |versions: &[&str]| Kind {
+            kind: "proxy".to_owned(),
+            count: versions.len(),
+            versions: versions.iter().map(|version| ((*version).to_owned(), 1)).collect(),
+            instances: Vec::new(),
+        };
+        let command = Discover { kinds: Vec::new(), instances: false, versions: true };
+        for versions in [&["1\u{1b}[2J"][..], &["1\u{1b}[2J", "2\n"]] {
+            let report = Report { kinds: vec![kind(versions)], pools: Vec::new(), seed_error: None };
+            let text = text(&report, &command);
+            assert!(text.contains("1\\u{1b}[2J") && !text.trim_end().contains(char::is_control), "{text:?}");
+        }
+    }
 }

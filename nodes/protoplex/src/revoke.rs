@@ -9,6 +9,11 @@ use crate::handler::operator;
 use crate::output::{columns, print};
 use crate::units::show_time;
 
+/// What is not undone by it.
+const KEYS: &str = "
+What it got to know when it joined still opens what it opens: operators, live nodes, fileservers and seeds have
+cluster/live.key, nodes but datastores cluster/secret. Put others in their place on each machine, and restart its nodes";
+
 /// Runs the command.
 pub(crate) async fn run(common: &Common, command: Node) -> anyhow::Result<()> {
     match command {
@@ -43,7 +48,8 @@ pub(crate) async fn change(common: &Common, name: &str, revoked: bool) -> anyhow
     };
     let here = (!is_operator).then_some(here);
     let told = json!({ "name": name, "revoked": revoked, "changed": was != revoked, "here": here });
-    Ok(print(common.json, &told, |_| format!("{name} {text}"))?)
+    let keys = if revoked { KEYS } else { "" };
+    Ok(print(common.json, &told, |_| format!("{name} {text}{keys}"))?)
 }
 
 async fn all(cluster: &Cluster) -> anyhow::Result<Vec<Revocation>> {

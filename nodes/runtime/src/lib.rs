@@ -21,6 +21,7 @@ pub mod log_file;
 mod mask;
 pub mod memory;
 pub mod meta;
+pub mod network;
 mod node;
 mod orders;
 pub mod parent;

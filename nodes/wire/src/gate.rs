@@ -5,10 +5,12 @@
 //! A certificate's end is looked at in the handshake: a connection that stands goes on.
 
 mod guard;
+mod room;
 #[cfg(test)]
 mod tests;
+mod timely;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -19,16 +21,19 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use tower_layer::{Identity as Unlayered, Stack};
 use tracing::{debug, warn};
 
 pub use self::guard::{GuardLayer, Guarded, pass_over};
+use self::room::{Connections, Room};
 pub use crate::identity::Peer;
 use crate::identity::{Certificate, Identity, IdentityError};
 
@@ -38,19 +43,11 @@ const MAX_WAITING: usize = 64;
 /// After the system had no connection to give for want of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many may come who are nobody yet. For one more the oldest of them goes: who has something to say says it soon, and
-/// silence keeps nobody out.
-#[derive(Clone, Copy)]
-struct Room {
-    /// Handshakes under way on a port.
-    handshakes: usize,
-    /// Connections that have shown no certificate: they ask for one, and go.
-    strangers: usize,
-    /// How long those may stay.
-    stranger_timeout: Duration,
-}
-
-const ROOM: Room = Room { handshakes: 512, strangers: 256, stranger_timeout: Duration::from_secs(15) };
+/// Calls that one connection may have under way; more wait. A gateway in somebody's own language may have all its members on
+/// one.
+const MAX_CALLS: u32 = 256;
+/// The same of one that has shown no certificate, which has one question to ask; more are refused.
+const MAX_STRANGERS_CALLS: usize = 2;
 
 /// See the module. Clones are the same gate.
 #[derive(Clone)]
@@ -69,8 +66,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     revoked: Arc<BTreeSet<String>>,
-    /// Of whom each connection is, and how it is cut.
-    connections: HashMap<u64, (String, oneshot::Sender<()>)>,
+    connections: Connections,
     /// Those of nobody, in the order in which they came.
     strangers: BTreeMap<u64, oneshot::Sender<()>>,
 }
@@ -81,7 +77,7 @@ impl Gate {
     /// # Errors
     /// Its identity is of no use for TLS.
     pub fn new(identity: &Identity) -> Result<Self, IdentityError> {
-        Self::with(identity, ROOM)
+        Self::with(identity, Room::of_this_process())
     }
 
     fn with(identity: &Identity, room: Room) -> Result<Self, IdentityError> {
@@ -142,6 +138,7 @@ impl Gate {
     }
 
     async fn greet(&self, stream: TcpStream) -> io::Result<Arrived> {
+        let origin = Origin { is_loopback: stream.peer_addr()?.ip().to_canonical().is_loopback() };
         stream.set_nodelay(true)?;
         let stream = self.shared.tls.accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -156,7 +153,7 @@ impl Gate {
             let mut state = self.shared.state();
             match &shown {
                 Some(certificate) => {
-                    state.connections.insert(id, (certificate.peer.name(), cut));
+                    state.connections.add(id, certificate.peer.name(), cut, &self.shared.room);
                 }
                 None => {
                     state.strangers.insert(id, cut);
@@ -177,7 +174,8 @@ impl Gate {
                 false => timeout(stranger_timeout, is_cut).await.ok().and_then(Result::ok),
             };
         };
-        Ok(Arrived { stream, is_cut: Some(Box::pin(is_cut)), _entry: entry, shown: Arrival(shown) })
+        let arrival = Arrival { shown, origin, calls: Arc::new(Semaphore::new(MAX_STRANGERS_CALLS)) };
+        Ok(Arrived { stream, is_cut: Some(Box::pin(is_cut)), _entry: entry, arrival })
     }
 
     /// Refuses these names ([`Peer::name`]), and no others, from here on; connections of theirs are cut.
@@ -186,17 +184,10 @@ impl Gate {
         if *state.revoked == names {
             return;
         }
-        let cut: Vec<_> = state
-            .connections
-            .iter()
-            .filter(|(_, (name, _))| names.contains(name))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in cut {
-            if let Some((name, cut)) = state.connections.remove(&id) {
-                warn!(name, "a connection is cut: its certificate is revoked");
-                // It may have ended just now.
-                let _ = cut.send(());
+        for name in &names {
+            let connections = state.connections.cut(name);
+            if connections > 0 {
+                warn!(name, connections, "its connections are cut: its certificate is revoked");
             }
         }
         state.revoked = Arc::new(names);
@@ -208,10 +199,10 @@ impl Gate {
         self.shared.state().revoked.contains(name)
     }
 
-    /// Looks at each call, for `tonic::transport::Server::layer`.
+    /// A server that looks at each call, and bounds what one connection may ask at once.
     #[must_use]
-    pub fn layer(&self) -> GuardLayer {
-        GuardLayer::new(self.clone())
+    pub fn server(&self) -> Server<Stack<GuardLayer, Unlayered>> {
+        Server::builder().max_concurrent_streams(MAX_CALLS).layer(GuardLayer::new(self.clone()))
     }
 }
 
@@ -222,16 +213,28 @@ impl Shared {
     }
 }
 
+/// Where a connection comes from, in the extensions of each of its requests that a gate has passed on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin {
+    /// From this machine, over its loopback interface.
+    pub is_loopback: bool,
+}
+
 /// Who has come, in the extensions of each request of a connection.
 #[derive(Clone, Debug)]
-pub struct Arrival(Option<Arc<Certificate>>);
+pub struct Arrival {
+    shown: Option<Arc<Certificate>>,
+    origin: Origin,
+    /// Of a stranger: the calls that it may still make beside those under way.
+    calls: Arc<Semaphore>,
+}
 
 /// A connection whose handshake is done.
 pub struct Arrived {
     stream: TlsStream<TcpStream>,
     /// Ready once it is.
     is_cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    shown: Arrival,
+    arrival: Arrival,
     _entry: Entry,
 }
 
@@ -244,7 +247,7 @@ struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        state.connections.remove(&self.id);
+        state.connections.remove(self.id);
         state.strangers.remove(&self.id);
     }
 }
@@ -253,7 +256,7 @@ impl Connected for Arrived {
     type ConnectInfo = Arrival;
 
     fn connect_info(&self) -> Arrival {
-        self.shown.clone()
+        self.arrival.clone()
     }
 }
 

@@ -143,6 +143,16 @@ pub fn access(path: &str) -> Option<Access> {
     rows.iter().find(|(methods, _)| methods.contains(&method)).map(|(_, access)| *access)
 }
 
+/// Of all services: the methods whose caller sends one message after the other, for as long as it likes.
+const STREAMS: &str = include_str!(concat!(env!("OUT_DIR"), "/streams"));
+
+/// Whether a call of this path brings one message, which may have a deadline. What is served over plain HTTP looks after
+/// its bodies itself.
+#[must_use]
+pub fn has_one_message(path: &str) -> bool {
+    path.starts_with("/protoplex.") && !STREAMS.lines().any(|stream| stream == path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +177,18 @@ mod tests {
             assert!(!seen.contains(&row), "{row} stands in the table twice");
             seen.push(row);
         }
+    }
+
+    #[test]
+    fn links_and_whole_builds_have_no_deadline_and_all_else_has() {
+        let streams: Vec<_> = METHODS.lines().filter(|path| !has_one_message(path)).collect();
+        let mut names: Vec<_> =
+            streams.iter().filter_map(|path| path.strip_prefix("/protoplex.v1.")).collect();
+        names.sort_unstable();
+        let sorted =
+            ["Datastore/PutBuild", "Events/Subscribe", "Operator/Deploy", "Seed/Follow", "Seed/Join"];
+        assert_eq!(names, sorted);
+        assert!(!has_one_message("/v1/members"));
     }
 
     #[test]

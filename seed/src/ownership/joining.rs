@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use protoplex_wire::clock::BootTime;
+use protoplex_wire::identity::Kind;
 use protoplex_wire::proto::{
     Assigned, Member, MemberGone, OwnedKey, Renewed, Revoked, follow_reply::Message,
 };
@@ -140,8 +141,14 @@ impl Ownership {
             Presence::Expected => true,
             Presence::Gone => false,
         };
+        // A node's children are in the pool of its kind, and servers of a user's own never are: those are somebody else.
+        let is_nodes = |pool: &str| Kind::ALL.into_iter().any(|kind| kind.pool() == Some(pool));
         if node_of(id) == Some(&joining.node) {
-            let namesake = |slot: &&Slot| slot.member.instance != *instance && is_there(slot);
+            let namesake = |slot: &&Slot| {
+                slot.member.instance != *instance
+                    && is_nodes(&slot.member.pool) == is_nodes(pool)
+                    && is_there(slot)
+            };
             if let Some(slot) = self.members.children(&joining.node).find(namesake) {
                 return Err(taken(&slot.member));
             }
@@ -224,7 +231,9 @@ impl Ownership {
     /// epoch: it has had it all the time.
     ///
     /// Two members that report one key say the truth only in a new term: the later epoch was given when the earlier lease had
-    /// ended. Once all who may come back have, what is known of a key that is owned comes before any report.
+    /// ended. Once all who may come back have, what is known of a key that is owned comes before any report, and of a key that
+    /// nobody knows there can be none: whoever had it would have said so, or has lost its lease. Nor does a report make more
+    /// keys than there may be.
     fn adopt(&mut self, index: MemberIndex, pool: &str, reported: &OwnedKey, now: BootTime) -> Adopted {
         if reported.epoch > self.last_epoch() {
             return Adopted::No;
@@ -246,6 +255,8 @@ impl Ownership {
                     Revoked { keys: vec![OwnedKey { key: reported.key.clone(), epoch: record.epoch }] };
                 self.actions.extend(other.link.map(|link| Action::Send(link, Message::Revoked(revoked))));
             }
+        } else if self.recovery_ends.is_none() || self.keys.len() >= self.limits.max_keys {
+            return Adopted::No;
         }
         self.set(pool, &reported.key, index, reported.epoch, now);
         Adopted::AsReported

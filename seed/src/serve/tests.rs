@@ -4,4 +4,5 @@ mod handlers;
 mod owners;
 mod paused;
 mod rig;
+mod strangers;
 mod understudies;

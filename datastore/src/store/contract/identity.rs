@@ -21,7 +21,8 @@ fn token(id: &str, kind: &str) -> JoinToken {
 
 fn redeem(id: &str, kind: &str, node: &str) -> RedeemJoinTokenRequest {
     let [id, kind, node] = [id, kind, node].map(ToOwned::to_owned);
-    RedeemJoinTokenRequest { id, secret_sha256: vec![1; 32], kind, node, key_sha256: vec![3; 32], term: 0 }
+    let (secret_sha256, key_sha256) = (vec![1; 32], vec![3; 32]);
+    RedeemJoinTokenRequest { id, secret_sha256, kind, node, key_sha256, ..Default::default() }
 }
 
 pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database) {
@@ -45,9 +46,12 @@ pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database
     assert_eq!(ask(forged).await.0, JoinRefusal::Unknown);
     assert_eq!(ask(redeem("over", "live", "a")).await.0, JoinRefusal::Expired);
     assert_eq!(ask(redeem("one", "live", "a")).await.0, JoinRefusal::WrongKind);
+    let peek = |node: &str| RedeemJoinTokenRequest { peek: true, ..redeem("one", "proxy", node) };
+    assert_eq!(ask(peek("b")).await.0, JoinRefusal::None, "a look takes no use");
     assert_eq!(ask(redeem("one", "proxy", "a")).await, (JoinRefusal::None, "proxy".to_owned()));
     assert_eq!(ask(redeem("one", "proxy", "a")).await.0, JoinRefusal::None, "the same name, once more");
     assert_eq!(ask(redeem("one", "proxy", "b")).await.0, JoinRefusal::UsedUp);
+    assert_eq!(ask(peek("b")).await.0, JoinRefusal::UsedUp);
     let reply = store.redeem_join_token(redeem("rooms", "backend", "c")).await.unwrap();
     assert_eq!(reply.pools, ["rooms", "b"]);
 
@@ -62,6 +66,23 @@ pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database
     revoke("rooms").await.unwrap();
     assert_eq!(ask(redeem("rooms", "backend", "c")).await.0, JoinRefusal::Revoked);
     assert!(matches!(revoke("none").await, Err(StoreError::NotFound(_))));
+}
+
+pub(crate) async fn a_name_stays_of_the_kind_as_which_a_token_has_let_it_in(database: &impl Database) {
+    let store = database.open().await;
+    store.put_join_token(token("lives", "live")).await.unwrap();
+    store.put_join_token(token("proxies", "proxy")).await.unwrap();
+    let ask = async |request| {
+        let reply = store.redeem_join_token(request).await.unwrap();
+        (reply.refusal(), reply.known_as)
+    };
+    assert_eq!(ask(redeem("lives", "live", "a")).await.0, JoinRefusal::None);
+    let other = RedeemJoinTokenRequest { key_sha256: vec![4; 32], ..redeem("proxies", "proxy", "a") };
+    assert_eq!(ask(other).await, (JoinRefusal::OtherKind, "live".to_owned()));
+    assert_eq!(ask(redeem("proxies", "proxy", "b")).await.0, JoinRefusal::None);
+    assert_eq!(ask(redeem("lives", "live", "a")).await.0, JoinRefusal::None);
+    let taken = store.list_join_tokens().await.unwrap().iter().map(|it| it.uses_taken).sum::<u32>();
+    assert_eq!(taken, 2, "who is refused takes no use");
 }
 
 pub(crate) async fn another_key_under_a_name_that_has_joined_is_somebody_else(database: &impl Database) {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::head::{Fields, Known};
 use crate::http1::TOKEN;
-use crate::network::Networks;
+use protoplex_runtime::network::Networks;
 
 /// The address of the client, which `proxies` have brought here: the last one that is none of them. What is no address
 /// ends what can be believed; `None` where nothing can.

@@ -476,10 +476,11 @@ fn row_nobody_revokes_whom_nobody_could_readmit() {
     }
     let says = |command: &[&str]| String::from_utf8(cluster.run(command).stdout).unwrap();
     let said = says(&["node", "revoke", "proxy-9"]);
-    assert_eq!(said, "proxy-9 is refused from now on. Nobody of that name is here\n");
+    assert!(said.starts_with("proxy-9 is refused from now on. Nobody of that name is here\n"), "{said}");
+    assert!(said.contains("have\ncluster/live.key, nodes but datastores cluster/secret"), "{said}");
     assert!(says(&["operator", "revoke", "eve"]).contains("look at the name once more"));
     let said = says(&["node", "revoke", "live-1"]);
-    assert_eq!(said, "live-1 is refused from now on\n");
+    assert!(said.starts_with("live-1 is refused from now on\n"), "{said}");
     for name in ["proxy-9", "live-1"] {
         assert!(ada(&["node", "readmit", name]).status.success());
     }

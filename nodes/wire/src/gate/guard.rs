@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::codegen::{self, Bytes};
@@ -15,9 +16,10 @@ use tonic::{Code, Status};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::timely::Timely;
 use super::{Arrival, Gate};
 use crate::identity::Certificate;
-use crate::permissions::{Access, access};
+use crate::permissions::{Access, access, has_one_message};
 
 /// Of the body of a call that is refused so much is read, and for so long.
 const MAX_UNWANTED_BYTES: usize = 64 << 10;
@@ -43,8 +45,8 @@ impl<S> Layer<S> for GuardLayer {
     }
 }
 
-/// Passes on what its caller may call, with its [`Peer`](super::Peer) and its `Arc<Certificate>` among the request's
-/// extensions.
+/// Passes on what its caller may call, with its [`Peer`](super::Peer), its `Arc<Certificate>` and its
+/// [`Origin`](super::Origin) among the request's extensions.
 #[derive(Clone)]
 pub struct Guarded<S> {
     gate: Gate,
@@ -66,28 +68,52 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let shown = request.extensions().get::<Arrival>().and_then(|arrival| arrival.0.clone());
-        match check(&self.gate, request.uri().path(), shown.as_deref()) {
-            Ok(()) => {
-                if let Some(certificate) = shown {
-                    request.extensions_mut().insert(certificate.peer.clone());
-                    request.extensions_mut().insert::<Arc<Certificate>>(certificate);
-                }
-                Box::pin(self.inner.call(request))
-            }
-            Err(refusal) => {
-                let is_grpc = request
-                    .headers()
-                    .get(CONTENT_TYPE)
-                    .is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"));
-                let answer = if is_grpc { refusal.into_http() } else { problem(&refusal) };
-                Box::pin(async move {
-                    pass_over(request.into_body()).await;
-                    Ok(answer)
-                })
-            }
+        let arrival = request.extensions().get::<Arrival>().cloned();
+        let shown = arrival.as_ref().and_then(|arrival| arrival.shown.clone());
+        let path = request.uri().path();
+        let turn = check(&self.gate, path, shown.as_deref()).and_then(|()| turn(arrival.as_ref()));
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(refusal) => return refuse(request, refusal),
+        };
+        let (is_timely, patience) = (has_one_message(path), self.gate.shared.room.body_timeout);
+        if let Some(arrival) = arrival {
+            request.extensions_mut().insert(arrival.origin);
         }
+        if let Some(certificate) = shown {
+            request.extensions_mut().insert(certificate.peer.clone());
+            request.extensions_mut().insert::<Arc<Certificate>>(certificate);
+        }
+        if is_timely {
+            request = request.map(|body| Body::new(Timely::new(body, patience)));
+        }
+        let answered = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answered.await;
+            drop(turn);
+            answer
+        })
     }
+}
+
+/// A stranger's turn, for as long as its call takes; nothing for all others.
+fn turn(arrival: Option<&Arrival>) -> Result<Option<OwnedSemaphorePermit>, Status> {
+    let Some(stranger) = arrival.filter(|arrival| arrival.shown.is_none()) else { return Ok(None) };
+    let busy = |_| Status::resource_exhausted("one call after the other, please, without a certificate");
+    Arc::clone(&stranger.calls).try_acquire_owned().map(Some).map_err(busy)
+}
+
+fn refuse<E: Send + 'static>(
+    request: Request<Body>,
+    refusal: Status,
+) -> Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>> {
+    let kind = request.headers().get(CONTENT_TYPE);
+    let is_grpc = kind.is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"));
+    let answer = if is_grpc { refusal.into_http() } else { problem(&refusal) };
+    Box::pin(async move {
+        pass_over(request.into_body()).await;
+        Ok(answer)
+    })
 }
 
 /// Reads a little of a body that nobody wants: some clients (curl) see no answer that comes while they send.

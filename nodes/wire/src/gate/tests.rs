@@ -9,14 +9,18 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
-use tonic::transport::Server;
+use tonic::body::Body;
+use tonic::codegen::Bytes;
 use tonic::{Code, Request, Response, Status};
+use tower_service::Service;
 
+use super::room::ROOM;
 use super::*;
-use crate::identity::{Kind, SERVER_NAME, TrustedChannel};
+use crate::identity::{Dial, Kind, SERVER_NAME, TrustedChannel, channel};
+use crate::proto::enrolment_server::{Enrolment, EnrolmentServer};
 use crate::proto::understudy_client::UnderstudyClient;
 use crate::proto::understudy_server::{Understudy, UnderstudyServer};
-use crate::proto::{LeaderReply, LeaderRequest, TakeOverRequest};
+use crate::proto::{Credentials, EnrolRequest, LeaderReply, LeaderRequest, RenewRequest, TakeOverRequest};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -43,6 +47,41 @@ impl Understudy for Mirror {
     }
 }
 
+#[tonic::async_trait]
+impl Enrolment for Mirror {
+    async fn enrol(&self, _: Request<EnrolRequest>) -> Result<Response<Credentials>, Status> {
+        Ok(Response::new(Credentials::default()))
+    }
+
+    async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<Credentials>, Status> {
+        Ok(Response::new(Credentials::default()))
+    }
+}
+
+/// A message of 100 bytes of which only what stands before them comes.
+struct Unfinished(Option<Bytes>);
+
+impl http_body::Body for Unfinished {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+        self.0.take().map_or(Poll::Pending, |head| Poll::Ready(Some(Ok(http_body::Frame::data(head)))))
+    }
+}
+
+/// Calls this path with such a message, and tells how it is answered.
+async fn unfinished(mut channel: TrustedChannel, path: &str) -> Option<Status> {
+    std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+    let head = Unfinished(Some(Bytes::from_static(&[0, 0, 0, 0, 100])));
+    let request = http::Request::post(path).header("content-type", "application/grpc");
+    let answer = channel.call(request.body(Body::new(head)).unwrap()).await.unwrap();
+    Status::from_header_map(answer.headers())
+}
+
 impl Stage {
     async fn new() -> Self {
         Self::with(ROOM).await
@@ -54,23 +93,28 @@ impl Stage {
         let gate = Gate::with(&identity.issue(Kind::Seed, "seed-1").unwrap(), room).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let server = Server::builder().layer(gate.layer()).add_service(UnderstudyServer::new(Mirror));
+        let server = gate.server().add_service(UnderstudyServer::new(Mirror));
+        let server = server.add_service(EnrolmentServer::new(Mirror));
         tokio::spawn(server.serve_with_incoming(gate.incoming(listener)));
         Self { identity, address, gate, _data: data }
     }
 
-    /// A connection that shows no certificate.
-    async fn stranger(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+    /// How one comes that shows no certificate.
+    fn nobody(&self) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.identity.ca_pem().as_bytes()).unwrap()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_no_client_auth()
+    }
+
+    /// A connection that shows no certificate.
+    async fn stranger(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
         let stream = TcpStream::connect(&self.address).await.unwrap();
         let name = ServerName::try_from(SERVER_NAME).unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+        TlsConnector::from(Arc::new(self.nobody())).connect(name, stream).await.unwrap()
     }
 
     fn of(&self, identity: &Identity) -> UnderstudyClient<TrustedChannel> {
@@ -134,7 +178,7 @@ async fn another_cluster_is_trusted_in_neither_direction() {
     let own = data.path().join("own");
     let (_, point) = crate::identity::own_key(&own).unwrap();
     let signed = theirs.identity.sign(&proxy.certificate().peer, &point, None).unwrap().unwrap();
-    let mixed = crate::proto::Credentials { authority: ours.identity.ca_pem().to_owned(), ..signed };
+    let mixed = Credentials { authority: ours.identity.ca_pem().to_owned(), ..signed };
     crate::identity::keep(&own, &own, &mixed).unwrap();
     let refused = Identity::credentials(&own).err().unwrap().to_string();
     assert!(refused.contains("is not the authority of the certificate of proxy-1"), "{refused}");
@@ -199,4 +243,77 @@ async fn who_shows_no_certificate_makes_room_for_the_next_and_goes_soon() {
         assert_eq!(begun.elapsed() > Duration::from_secs(2), number > 0, "{number}: {:?}", begun.elapsed());
     }
     member.leader(LeaderRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_connection_has_a_bounded_number_of_calls() {
+    let mut stranger = Stage::new().await.stranger().await;
+    stranger.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut head = [0; 9];
+    stranger.read_exact(&mut head).await.unwrap();
+    assert_eq!(head[3], 4, "its settings come first (RFC 9113 section 3.4)");
+    let mut settings = vec![0; usize::from(head[2])];
+    stranger.read_exact(&mut settings).await.unwrap();
+    let calls = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("it says how many");
+    assert_eq!(calls[2..], MAX_CALLS.to_be_bytes());
+}
+
+#[tokio::test]
+async fn who_shows_no_certificate_has_two_calls_under_way_at_most() {
+    let stage = Stage::new().await;
+    let mut tls = stage.nobody();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let address = stage.address.clone();
+    let stranger = channel(Dial { address, tls: Arc::new(tls), credential: None }).unwrap();
+    let mut calls = JoinSet::new();
+    for _ in 0..MAX_STRANGERS_CALLS + 1 {
+        let stranger = stranger.clone();
+        calls.spawn(async move { unfinished(stranger, "/protoplex.v1.Enrolment/Enrol").await });
+    }
+    let answered = timeout(DEADLINE, calls.join_next()).await.expect("one of them is answered at once");
+    assert_eq!(answered.unwrap().unwrap().unwrap().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_message_has_to_come_in_time() {
+    let stage = Stage::with(Room { body_timeout: Duration::from_millis(50), ..ROOM }).await;
+    let proxy = stage.identity.issue(Kind::Proxy, "proxy-1").unwrap().channel(&stage.address).unwrap();
+    let answered = unfinished(proxy, "/protoplex.v1.Understudy/Leader");
+    let refused = timeout(DEADLINE, answered).await.expect("it is answered").unwrap();
+    assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused:?}");
+    assert_eq!(refused.message(), "the message did not come within 0.05 s");
+}
+
+/// A seed's connection with a call on it that is never answered, and how that ends.
+async fn hanging(stage: &Stage, name: &str) -> tokio::task::JoinHandle<bool> {
+    let mut seed = stage.client(Kind::Seed, name);
+    seed.leader(LeaderRequest {}).await.unwrap();
+    tokio::spawn(async move { seed.take_over(TakeOverRequest { term: 1 }).await.is_err() })
+}
+
+#[tokio::test]
+async fn a_name_has_so_many_connections_and_its_oldest_makes_room_for_the_next() {
+    let stage = Stage::with(Room { of_one: 2, ..ROOM }).await;
+    let other = hanging(&stage, "seed-1").await;
+    let [first, second, third] =
+        [hanging(&stage, "seed-2").await, hanging(&stage, "seed-2").await, hanging(&stage, "seed-2").await];
+    assert!(timeout(DEADLINE, first).await.expect("the oldest is cut").unwrap());
+    assert!(!other.is_finished() && !second.is_finished() && !third.is_finished());
+}
+
+#[tokio::test]
+async fn where_a_port_is_full_whoever_has_most_makes_room() {
+    let stage = Stage::with(Room { connections: 4, ..ROOM }).await;
+    let other = hanging(&stage, "seed-1").await;
+    let [first, second, third] =
+        [hanging(&stage, "seed-2").await, hanging(&stage, "seed-2").await, hanging(&stage, "seed-2").await];
+    let newcomer = hanging(&stage, "seed-3").await;
+    assert!(timeout(DEADLINE, first).await.expect("the oldest of three is cut").unwrap());
+    let left = [other, second, third, newcomer];
+    assert!(left.iter().all(|call| !call.is_finished()));
+    // Where nobody has more than a newcomer it is the newcomer who goes.
+    let stage = Stage::with(Room { connections: 2, ..ROOM }).await;
+    let two = [hanging(&stage, "seed-1").await, hanging(&stage, "seed-2").await];
+    let late = stage.client(Kind::Seed, "seed-3").leader(LeaderRequest {}).await;
+    assert!(late.is_err() && two.iter().all(|call| !call.is_finished()), "{late:?}");
 }

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use protoplex_runtime::config::Problems;
+use crate::config::Problems;
 use thiserror::Error;
 
 /// All addresses that begin with the same bits: `10.0.0.0/8`, `fd00::/8`, or one address alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Network {
+pub struct Network {
     /// The first of them.
     first: IpAddr,
     bits: u32,
@@ -16,32 +16,42 @@ pub(crate) struct Network {
 
 /// Several of them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Networks(Vec<Network>);
+pub struct Networks(Vec<Network>);
 
 /// Why a text names no network. The operator's.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub(crate) enum NetworkError {
+pub enum NetworkError {
+    /// It has not the form of one.
     #[error("{0:?} is no network: write 10.0.0.0/8, fd00::/8 or an address")]
     Form(String),
+    /// The bits behind those that count are not all zero.
     #[error("{text:?} is no network: {bits} bits would begin with {first}")]
-    Host { text: String, bits: u32, first: IpAddr },
+    Host {
+        /// As written.
+        text: String,
+        /// Those that count.
+        bits: u32,
+        /// The network that they name.
+        first: IpAddr,
+    },
 }
 
 impl Networks {
     /// Checks a list, which stands at `key` of the configuration; what is wrong goes to `problems`.
-    pub(crate) fn resolve(list: &[String], key: &str, problems: &mut Problems) -> Self {
+    pub fn resolve(list: &[String], key: &str, problems: &mut Problems) -> Self {
         let network = |(index, text): (usize, &String)| {
             problems.check(&format!("{key}.{index}"), text.parse::<Network>())
         };
         Self(list.iter().enumerate().filter_map(network).collect())
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Whether one of them has this address. One of IPv4 that came over IPv6 is one of IPv4.
-    pub(crate) fn contain(&self, ip: IpAddr) -> bool {
+    pub fn contain(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         self.0.iter().any(|network| first(ip, network.bits) == Some(network.first))
     }
