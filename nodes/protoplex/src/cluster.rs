@@ -310,3 +310,62 @@ fn running_seed(data: &Path) -> Option<String> {
     let nodes = running::list(data).ok()?;
     Some(nodes.iter().find(|node| node.kind == "seed")?.address("grpc")?.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+
+    fn cluster() -> Cluster {
+        let folder = tempfile::tempdir().unwrap();
+        Cluster {
+            identity: Identity::open_or_create(folder.path()).unwrap(),
+            seeds: Seeds::from("10.0.0.1:8050"),
+            leader: OnceCell::new(),
+            lost: OnceCell::new(),
+        }
+    }
+
+    #[test]
+    fn what_may_have_been_done_all_the_same_is_told_from_what_was_refused() {
+        let cluster = cluster();
+        let broken = |code, cause: ErrorKind| {
+            let mut status = Status::new(code, "transport error");
+            status.set_source(std::sync::Arc::new(std::io::Error::from(cause)));
+            status
+        };
+        let mut idle = Status::new(Code::Unavailable, "keep-alive timed out");
+        idle.set_source(std::sync::Arc::new(std::fmt::Error));
+        for (status, unclear, text) in [
+            (Status::unavailable("this seed can't lead"), false, "this seed can't lead"),
+            (Status::deadline_exceeded("perhaps stored"), true, "perhaps stored"),
+            (
+                broken(Code::Unavailable, ErrorKind::ConnectionRefused),
+                false,
+                "no seed answers at 10.0.0.1:8050",
+            ),
+            (
+                broken(Code::Unknown, ErrorKind::ConnectionReset),
+                true,
+                "the connection to the seed at 10.0.0.1:8050 broke",
+            ),
+            (broken(Code::Cancelled, ErrorKind::BrokenPipe), true, "broke"),
+            (idle, true, "broke"),
+            (Status::aborted("version 7 is the present one"), false, "version 7"),
+        ] {
+            let error = cluster.explain(status.clone());
+            assert_eq!(is_unclear(&error), unclear, "{status:?}");
+            assert!(error.to_string().contains(text), "{error}");
+            let told = format!("{:#}", unmade(error, "it was made"));
+            assert_eq!(told.contains("whether it was made is not known"), unclear, "{told}");
+        }
+    }
+
+    #[test]
+    fn where_the_leader_is_lost_that_is_told_for_what_its_understudy_says() {
+        let cluster = cluster();
+        cluster.lost.set("10.0.0.2:8050".to_owned()).unwrap();
+        let told = cluster.explain(Status::unavailable("the one at 10.0.0.2:8050 does")).to_string();
+        assert!(told.starts_with("the seed that led, at 10.0.0.2:8050, does not answer"), "{told}");
+    }
+}

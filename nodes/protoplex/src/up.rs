@@ -48,7 +48,7 @@ const FILES: &str = "/files/";
 /// A node that isn't ready by then says what it waits for.
 const WAIT_TOLD: Duration = Duration::from_secs(3);
 /// How often one that has died too often is started again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How often it is looked whether the terminal is still there.
 const TERMINAL_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! What a follower that returns is told, and what becomes of a slow one.
 
 use prost::Message as _;
-use protoplex_wire::proto::{Invalidate, Known, ResetOwners};
+use protoplex_wire::proto::{Invalidate, Known, MemberGone, ResetOwners};
 
 use tonic::Code;
 
@@ -152,4 +152,23 @@ fn what_is_shared_reaches_the_other_welcomed_children_of_the_node_alone() {
     followers.close(3, Status::unavailable("closed"));
     followers.close(4, Status::unavailable("closed"));
     assert!(followers.nodes.is_empty(), "no node is remembered without children");
+}
+
+#[test]
+fn a_server_of_the_users_own_hears_of_its_pools_alone() {
+    let mut followers = Followers::default();
+    let (outgoing, mut received, _ended) = link(16);
+    followers.open(1, outgoing, at(0, 0), "room-1", String::new(), Some(vec!["rooms".into()]));
+    let other = Invalidate { sequence: 2, pool: "live".into(), keys: vec!["a-cookie".into()] };
+    let gone = |pool: &str| Message::MemberGone(MemberGone { pool: pool.into(), ..Default::default() });
+    let table = Message::Table(Vec::new().into());
+    followers.welcome(1, vec![table.clone(), Message::Build(Default::default())], at(2, 1), false);
+    let messages =
+        [invalid(1), Message::Invalidate(other.encode_to_vec().into()), gone("live"), gone("rooms"), table];
+    messages.iter().for_each(|message| followers.send_all(message));
+    followers.send(1, invalid(3));
+    let heard: Vec<_> = std::iter::from_fn(|| received.try_recv().ok())
+        .map(|reply| reply.unwrap().message.unwrap())
+        .collect();
+    assert_eq!(heard, [invalid(1), gone("rooms"), invalid(3)]);
 }

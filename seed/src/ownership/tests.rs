@@ -307,15 +307,9 @@ fn a_report_takes_no_key_from_its_owner_and_no_epoch_is_believed_that_was_never_
     for reported in [epoch, epoch + 1_000, 4 << EPOCH_COUNTER_BITS, i64::MAX as u64, u64::MAX] {
         for key in ["1", "never"] {
             attempt += 1;
-            // Of the key that nobody has, the present epoch may have been its own.
-            let is_theft = key == "1" || reported != epoch;
             let thief = joining("live-2", "", attempt, &[(key, reported)]);
             let told = join(&mut core, 10 + attempt, thief, at(1 + attempt));
-            assert_eq!(
-                (revoked(&told, 1), revoked(&told, 10 + attempt)),
-                (false, is_theft),
-                "{key} {reported}"
-            );
+            assert_eq!((revoked(&told, 1), revoked(&told, 10 + attempt)), (false, true), "{key} {reported}");
             assert_eq!(locate(&mut core, question("1", "", 0), at(1 + attempt)), Ok((owner.clone(), epoch)));
         }
     }
@@ -337,6 +331,24 @@ fn of_two_reports_in_a_new_term_the_later_epoch_counts_and_after_its_wait_none_d
     actions(&mut core);
     join(&mut core, 4, Joining { attempt: 2, ..joining("live-1", "", 1, &[("1", 9)]) }, at(6));
     assert_eq!(locate(&mut core, question("1", "", 0), at(7)), Ok(("live-2:0".to_owned(), 8)));
+}
+
+/// One member's report must not take from all pools what keys there may be.
+#[test]
+fn reports_make_no_more_keys_than_there_may_be() {
+    let mut core = Ownership::new(Timing::default(), Limits { max_keys: 3, ..Limits::default() });
+    let expected = ["live-1", "live-2"].map(|node| joining(node, "", 1, &[]).member);
+    core.lead(4, hour(at(0)), expected.to_vec(), at(0));
+    let keys = ["1", "2", "3", "4", "5"].map(|key| (key, 7));
+    let told = join(&mut core, 1, joining("live-1", "", 1, &keys), at(1));
+    let revoked: Vec<_> = told
+        .iter()
+        .filter_map(|action| match action {
+            Action::Send(1, Message::Revoked(revoked)) => Some(revoked.keys.len()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((core.keys(), revoked.iter().sum::<usize>()), (3, 2));
 }
 
 #[test]

@@ -163,7 +163,7 @@ impl<'a> Entry<'a> {
     /// Tells what is wrong with the fields that were read. Whether host and path are such that they can be compared.
     fn check(&mut self, handler: &Handler) -> bool {
         let is_place = |field: &&str| ["host", "path"].contains(field);
-        let mut is_placed = !self.unread.iter().any(|field| is_place(field));
+        let mut is_placed = !self.unread.iter().any(&is_place);
         for error in handlers::faults(handler) {
             let field = error.field();
             // Whether there has to be a key says the placement.

@@ -245,11 +245,14 @@ fn row_a_seed_that_dies_too_often_ends_nobody_else_and_is_started_again_by_a_sig
 fn a_node_that_died_too_often_is_tried_again_and_one_that_was_drained_by_a_signal() {
     let cluster = start();
     let pid = wear_out(&cluster, "live-1");
-    // Half a minute later.
     let again = until("it is tried again", || {
-        started(&cluster.logs(), "live-1").last().copied().filter(|it| *it != pid)
+        started(&cluster.logs(), "live-1").last().copied().filter(|now| *now != pid)
     });
-    until("it is ready", || (cluster.json(&["discover", "live"])["live"] == 1).then_some(()));
+    until("it is ready", || {
+        let status = cluster.json(&["status"]);
+        let live = status["nodes"].as_array()?.iter().find(|node| node["node"] == "live-1")?;
+        (live["ready"] == true).then_some(())
+    });
     assert_eq!(cluster.json(&["drain", "live-1"])[0]["ok"], true);
     assert_eq!(started(&cluster.logs(), "live-1").last(), Some(&again));
     let gone = cluster.run(&["start", "live-1"]);

@@ -45,6 +45,12 @@ fn a_leader_killed_under_load_fails_no_request_for_what_is_known_and_moves_no_ke
     let published = events.stop();
     assert!(published > 100, "{published} events were acknowledged, and read");
     bench.check();
+
+    // A command that comes right behind the next death waits for whoever leads then.
+    bench.machines.kill(&leader);
+    let add = ["handler", "add", "late", "--path", "/late/{x}", "--key", "{x}", "--pool", "late"];
+    let added = bench.machines.run(&add);
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
 }
 
 #[test]
