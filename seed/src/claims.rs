@@ -15,6 +15,8 @@ pub(crate) const MAX_TEXT_BYTES: usize = 255;
 const MAX_LISTENS: usize = 256;
 /// Children of one node: 256, and those before them that still drain.
 const MAX_CHILDREN: usize = 1_024;
+/// Why a node isn't ready: what it cuts off at 300 characters.
+const MAX_REASON_BYTES: usize = 4 * 300;
 /// The name of a child's state.
 const MAX_STATE_BYTES: usize = 16;
 
@@ -32,6 +34,9 @@ pub(crate) fn check_node(hello: &JoinHello) -> Result<(), Status> {
 pub(crate) fn check_state(state: &NodeState) -> Result<(), Status> {
     if state.children.len() > MAX_CHILDREN {
         return Err(invalid(format!("a node tells of {MAX_CHILDREN} children at most")));
+    }
+    if state.reason.len() > MAX_REASON_BYTES || state.reason.chars().any(char::is_control) {
+        return Err(invalid(format!("why a node isn't ready is a line of at most {MAX_REASON_BYTES} bytes")));
     }
     let is_one =
         |state: &str| state.len() <= MAX_STATE_BYTES && state.bytes().all(|byte| byte.is_ascii_uppercase());

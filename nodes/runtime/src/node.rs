@@ -101,6 +101,9 @@ pub(crate) struct StatusPage {
     children: Vec<ChildStatus>,
 }
 
+/// What the seed is told of why a node isn't ready, at most.
+const MAX_REASON_CHARS: usize = 300;
+
 #[derive(Debug, Serialize)]
 struct ChildStatus {
     index: u32,
@@ -307,7 +310,8 @@ impl Node {
         if self.is_ready() {
             return String::new();
         }
-        self.hindrance().or_else(|| self.seedless()).unwrap_or_default()
+        let words = self.hindrance().or_else(|| self.seedless()).unwrap_or_default();
+        words.chars().map(|it| if it.is_control() { ' ' } else { it }).take(MAX_REASON_CHARS).collect()
     }
 
     fn statuses(&self) -> Vec<Status> {
