@@ -164,4 +164,13 @@ mod tests {
             assert!(told.unwrap_or_default().contains(why.unwrap_or_default()), "{address}: {told:?}");
         }
     }
+
+    #[test]
+    fn what_a_node_tells_of_itself_is_short_and_of_one_line() {
+        let with = |reason: String| NodeState { reason, ..NodeState::default() };
+        check_state(&with("the database is away: connection refused".into())).unwrap();
+        for reason in ["x".repeat(MAX_REASON_BYTES + 1), "a\u{1b}[31mb".into(), "a\nb".into()] {
+            check_state(&with(reason)).unwrap_err();
+        }
+    }
 }
