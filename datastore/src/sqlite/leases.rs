@@ -11,7 +11,7 @@ use sqlx::{Row, SqliteConnection, SqlitePool};
 
 use super::SqliteStore;
 use crate::lease::{self, Grant, Lease, milliseconds, peeked, reply};
-use crate::store::{StoreResult, exact};
+use crate::store::{StoreError, StoreResult, exact};
 
 /// The leases of an earlier process: all that were not ended for good are held for one whole life from now.
 pub(super) async fn load(readers: &SqlitePool, now: BootTime) -> Result<HashMap<String, Lease>, sqlx::Error> {
@@ -48,10 +48,13 @@ pub(super) async fn peek(store: &SqliteStore, name: &str) -> StoreResult<PeekLea
     };
     let seen = peeked(lease, BootTime::now());
     if !seen.held && !lease.grant.ended {
-        // Whoever asks may act on the answer, so it must stay true.
+        // Whoever asks may act on the answer, so it must stay true. On a full disk it does for as long as this process lives:
+        // beyond that its holder would have to take the row up again after its own clock has told it not to.
         let ended = Grant { ended: true, ..lease.grant.clone() };
-        save(&store.writer, name, &ended).await?;
-        lease.grant = ended;
+        match save(&store.writer, name, &ended).await {
+            Ok(()) | Err(StoreError::Full) => lease.grant = ended,
+            Err(error) => return Err(error),
+        }
     }
     Ok(seen)
 }

@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use protoplex_wire::proto::{
     BeginUploadRequest, CreateTokenRequest, Handler, JoinRefusal, JoinToken, ListFilesRequest,
-    PutMemberRequest, RedeemJoinTokenRequest, TokenRefusal,
+    PutMemberRequest, RedeemJoinTokenRequest, TakeLeaseRequest, TokenRefusal,
 };
 use tempfile::TempDir;
 
@@ -343,6 +344,32 @@ async fn a_full_disk_is_told_and_loses_nothing() {
     limit("PRAGMA max_page_count = 1000000").await;
     assert_eq!(handlers(&store).await.len(), written + 1);
     handler(&store, "after").await.unwrap();
+}
+
+/// A seed that asks who leads must be told so on a full disk as well, and nobody may lead on after that answer.
+#[tokio::test]
+async fn a_lease_is_seen_to_end_on_a_full_disk() {
+    let database = Sqlite::new();
+    let store = database.open().await;
+    let take = async |ttl_ms, term| {
+        let holder = "seed-1".to_owned();
+        let request = TakeLeaseRequest { name: "seed".to_owned(), holder, ttl_ms, term };
+        store.take_lease(request).await
+    };
+    assert!(take(50, 0).await.unwrap().granted);
+    for statement in [
+        "CREATE TABLE filler (bytes BLOB)",
+        "CREATE TRIGGER fill BEFORE INSERT ON leases BEGIN INSERT INTO filler VALUES (zeroblob(1000000)); END",
+    ] {
+        sqlx::query(statement).execute(&store.writer).await.unwrap();
+    }
+    sqlx::query("PRAGMA max_page_count = 1").fetch_one(&store.writer).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let taken = take(50, 0).await;
+    assert!(matches!(taken, Err(StoreError::Full)), "the next term can't be kept: {taken:?}");
+    let seen = store.peek_lease("seed").await.unwrap();
+    assert_eq!((seen.held, seen.term), (false, 1));
+    assert!(!take(50, 1).await.unwrap().granted, "it was seen to have ended");
 }
 
 #[tokio::test]

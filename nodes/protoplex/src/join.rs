@@ -208,8 +208,10 @@ impl Sidecar {
                     all.extend(std::iter::from_fn(|| asked.try_recv().ok()));
                     self.give_up(link, all);
                 }
-                Some(lost) = next(&mut lost) => if let Some(notify) = notify.cloned() {
-                    spawn_local(async move { notify.tell_lost(lost).await });
+                Some(first) = next(&mut lost) => if let Some(notify) = notify.cloned() {
+                    let more = lost.iter_mut().flat_map(|lost| std::iter::from_fn(|| lost.try_recv().ok()));
+                    let all = std::iter::once(first).chain(more).collect();
+                    spawn_local(async move { notify.tell_lost(all).await });
                 },
                 _ = ticks.tick() => match self.backend.check().await {
                     Ok(()) => failures = 0,

@@ -158,8 +158,9 @@ impl Nodes {
                 return;
             }
             for (_, process) in &self.nodes {
-                if matches!(process.status().borrow().state, State::Fatal | State::Exited) {
-                    process.begin().await;
+                // One that was told to drain may be gone for whoever told it, and not yet for this process.
+                if matches!(process.status().borrow().state, State::Fatal | State::Stopping | State::Exited) {
+                    process.run_again();
                     continue;
                 }
                 let pid = process.status().borrow().pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));

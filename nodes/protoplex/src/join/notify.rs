@@ -1,5 +1,6 @@
 //! Tells the server behind a side-car which keys it has lost, and asks it for those that it shall give up.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use protoplex_wire::follow::Link;
@@ -8,10 +9,15 @@ use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
+
+use crate::output;
 
 /// A server has so long to give up what it is asked for: less than the seed waits for it.
 const TIMEOUT: Duration = Duration::from_millis(800);
+/// Keys in one message of what is lost.
+const MAX_LOST: usize = 1_000;
 /// From one batch of a drain to the next.
 const BATCH_PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,11 +40,13 @@ struct Answer {
 pub(super) struct Notify {
     url: Url,
     client: reqwest::Client,
+    /// What is lost is told in its order, a message at a time.
+    turn: Rc<Mutex<()>>,
 }
 
 impl Notify {
     pub(super) fn new(url: Url, client: reqwest::Client) -> Self {
-        Self { url, client }
+        Self { url, client, turn: Rc::default() }
     }
 
     /// Has the server end what it serves of these keys, and gives up those of which it says so.
@@ -52,7 +60,10 @@ impl Notify {
                 link.release(given_up.map(|Key { key, epoch }| (key, epoch)));
             }
             Err(reason) => {
-                eprintln!("the server keeps {} keys that it was asked for: {reason}", keys.len());
+                output::tell(&format!(
+                    "the server keeps {} keys that it was asked for: {reason}",
+                    keys.len()
+                ));
             }
         }
     }
@@ -75,13 +86,12 @@ impl Notify {
     }
 
     /// Tells what is the server's no more. One that doesn't hear it finds out by the epochs of requests.
-    pub(super) async fn tell_lost(&self, lost: Lost) {
-        let message = match lost {
-            Lost::Key(key) => json!({ "revoked": { "keys": [{ "key": key }] } }),
-            Lost::All => json!({ "lease_lost": {} }),
-        };
-        if let Err(reason) = self.post(&message).await {
-            eprintln!("the server was not told what it has lost: {reason}");
+    pub(super) async fn tell_lost(&self, lost: Vec<Lost>) {
+        let _turn = self.turn.lock().await;
+        for message in messages(&lost) {
+            if let Err(reason) = self.post(&message).await {
+                output::tell(&format!("the server was not told what it has lost: {reason}"));
+            }
         }
     }
 
@@ -97,5 +107,37 @@ impl Notify {
             return Ok(Answer::default());
         }
         serde_json::from_slice(&body).map_err(|error| format!("its answer is no JSON with `kept`: {error}"))
+    }
+}
+
+/// Who has lost all need not hear what it had lost before.
+fn messages(lost: &[Lost]) -> Vec<Value> {
+    let all = lost.iter().rposition(|lost| *lost == Lost::All);
+    let keys: Vec<_> = lost[all.map_or(0, |at| at + 1)..]
+        .iter()
+        .filter_map(|lost| match lost {
+            Lost::Key(key) => Some(json!({ "key": key })),
+            Lost::All => None,
+        })
+        .collect();
+    let revoked = keys.chunks(MAX_LOST).map(|keys| json!({ "revoked": { "keys": keys } }));
+    all.map(|_| json!({ "lease_lost": {} })).into_iter().chain(revoked).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_is_told_in_its_order_in_few_messages_and_nothing_from_before_all_was() {
+        let key = |number: usize| Lost::Key(number.to_string());
+        assert_eq!(messages(&[]), [json!(0); 0]);
+        assert_eq!(messages(&[key(1), key(2)]), [json!({"revoked": {"keys": [{"key": "1"}, {"key": "2"}]}})]);
+        let after = [json!({"lease_lost": {}}), json!({"revoked": {"keys": [{"key": "3"}]}})];
+        assert_eq!(messages(&[key(1), Lost::All, key(2), Lost::All, key(3)]), after);
+        let many: Vec<_> = (0..2 * MAX_LOST + 1).map(key).collect();
+        let sizes: Vec<_> =
+            messages(&many).iter().map(|it| it["revoked"]["keys"].as_array().unwrap().len()).collect();
+        assert_eq!(sizes, [MAX_LOST, MAX_LOST, 1]);
     }
 }

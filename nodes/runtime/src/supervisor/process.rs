@@ -216,12 +216,17 @@ impl Process {
         self.configuration.send_replace(Some(configuration));
     }
 
-    /// Starts it again, should it have been stopped or drained, or have died too often; returns when that is done. One that
-    /// is just about to end is started once it has. Cancel-safe.
+    /// Has it started again, should it have been stopped or drained, or have died too often. One that is just about to end
+    /// is started once it has.
+    pub fn run_again(&self) {
+        self.wish(Wish::Run);
+    }
+
+    /// The same, and returns when that is done. Cancel-safe.
     pub async fn begin(&self) {
         let mut status = self.status();
         let before = status.borrow_and_update().restarts;
-        self.wish(Wish::Run);
+        self.run_again();
         // An error means that its keeper is gone.
         let _ = status.wait_for(|status| status.state.is_up() || status.restarts > before).await;
     }
