@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn what_is_lost_is_told_in_its_order_in_few_messages_and_nothing_from_before_all_was() {
         let key = |number: usize| Lost::Key(number.to_string());
-        assert_eq!(messages(&[]), [json!(0); 0]);
+        assert!(messages(&[]).is_empty());
         assert_eq!(messages(&[key(1), key(2)]), [json!({"revoked": {"keys": [{"key": "1"}, {"key": "2"}]}})]);
         let after = [json!({"lease_lost": {}}), json!({"revoked": {"keys": [{"key": "3"}]}})];
         assert_eq!(messages(&[key(1), Lost::All, key(2), Lost::All, key(3)]), after);
