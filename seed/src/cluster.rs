@@ -1,10 +1,12 @@
 //! The one task that knows the cluster: what links say goes in, one call after the other; what comes of it goes out.
 
+mod lead;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub(crate) use lead::{Lead, Renewal};
 use prost::Message as _;
 use prost::bytes::Bytes;
 use protoplex_wire::clock::BootTime;
@@ -18,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tonic::Status;
 
+use crate::errands::Errand;
 use crate::events::Announcements;
 use crate::followers::Followers;
 use crate::hot_keys::HotKeys;
@@ -32,17 +35,8 @@ const MAX_WAITING_CALLS: usize = 4096;
 const BATCH: usize = 256;
 /// How often leases are looked at, and at most how often a change of members makes a new table.
 const TICK: Duration = Duration::from_millis(50);
-/// Rows to be written to the datastore.
-pub(crate) const MAX_ERRANDS: usize = 16_384;
 
 type Call = Box<dyn FnOnce(&mut Cluster, BootTime) + Send>;
-
-/// A row that the core wants written or removed.
-#[derive(Debug)]
-pub(crate) enum Errand {
-    Record { link: LinkId, member: Member, revision: u64, term: u64 },
-    Erase { pool: String, id: String, revision: u64, term: u64 },
-}
 
 /// The task as others see it. Clones share it.
 #[derive(Clone)]
@@ -87,6 +81,9 @@ pub(crate) struct Cluster {
     /// It leads no more, and its links are kept until there is somebody to send them to.
     handing_over: bool,
     role: watch::Sender<Role>,
+    leading: watch::Sender<Lead>,
+    /// Beside the calls, so that no row of them is waited for.
+    renewals: (watch::Sender<Renewal>, watch::Receiver<Renewal>),
     directory: watch::Sender<Directory>,
     errands: mpsc::Sender<Errand>,
     announcements: Announcements,
@@ -115,6 +112,8 @@ impl Cluster {
             led_by: None,
             handing_over: false,
             role: watch::Sender::new(Role::Waiting),
+            leading: watch::Sender::default(),
+            renewals: watch::channel(Renewal::default()),
             directory: watch::Sender::new(Directory::default()),
             core,
             followers: Followers::default(),
@@ -129,28 +128,6 @@ impl Cluster {
             errands,
             announcements,
         }
-    }
-
-    /// What this seed is, as it changes.
-    pub(crate) fn role(&self) -> watch::Receiver<Role> {
-        self.role.subscribe()
-    }
-
-    /// The answer to a follower that comes now, where it can't be welcomed.
-    pub(crate) fn refusal(&self) -> Option<Status> {
-        let why = "this seed does not lead";
-        self.core.leads().is_none().then(|| Redirect::status(why, self.leader()))
-    }
-
-    /// Another seed that leads, where it says how it is reached.
-    fn leader(&self) -> Option<&Redirect> {
-        self.led_by.as_ref().and_then(|(role, _)| role.leader())
-    }
-
-    /// Ends the links of all followers, which are told who leads.
-    pub(crate) fn close_all(&mut self, why: &'static str) {
-        let why = Redirect::status(why, self.leader());
-        self.followers.close_all(&why);
     }
 
     /// Where seeds and datastores are, as it changes.
@@ -172,12 +149,16 @@ impl Cluster {
                             return self;
                         }
                         for call in batch.drain(..) {
+                            self.take_renewal();
                             // Read after the call was received: see `ownership`.
                             call(&mut self, BootTime::now());
                             self.act();
                         }
                     }
-                    _ = ticks.tick() => self.tick(BootTime::now()),
+                    _ = ticks.tick() => {
+                        self.take_renewal();
+                        self.tick(BootTime::now());
+                    }
                 }
             }
         };
@@ -207,34 +188,11 @@ impl Cluster {
             }
             let cut = self.followers.take_cut();
             if cut.is_empty() {
+                self.tell_lead();
                 return self.take_role();
             }
             cut.into_iter().for_each(|link| self.core.closed(link));
         }
-    }
-
-    /// Tells what this seed is now. One that leads no more has nothing to say to followers: they look for the one that does.
-    fn take_role(&mut self) {
-        let leads = self.core.leads();
-        let unchanged = match (&*self.role.borrow(), leads, &self.led_by) {
-            (Role::Leading(term), Some(leads), _) => *term == leads,
-            (role, None, Some((other, _))) => role == other,
-            (Role::Waiting, None, None) => true,
-            _ => false,
-        };
-        if unchanged || self.handing_over {
-            return;
-        }
-        let role = match (leads, &self.led_by) {
-            (Some(term), _) => Role::Leading(term),
-            (None, Some((role, _))) => role.clone(),
-            (None, None) => Role::Waiting,
-        };
-        tracing::info!("{role}");
-        if leads.is_none() {
-            self.close_all("this seed leads no more");
-        }
-        self.role.send_replace(role);
     }
 
     fn carry_out(&mut self, action: Action) {
@@ -290,56 +248,6 @@ impl Cluster {
         self.followers.close(link, Status::unavailable("closed"));
         self.core.closed(link);
         self.hot_keys.forget(link);
-    }
-
-    // ---- routes ----
-
-    /// This seed leads now, and this is what the datastore holds.
-    pub(crate) fn lead(&mut self, term: u64, until: BootTime, mut loaded: LoadRoutesReply, now: BootTime) {
-        let members = std::mem::take(&mut loaded.members);
-        tracing::info!(term, members = members.len(), handlers = loaded.handlers.len(), "this seed leads");
-        self.led_by = None;
-        self.nodes.expect(&members);
-        self.core.lead(term, until, members, now);
-        self.tell_directory();
-        self.set_routes(loaded, now);
-    }
-
-    /// The row is another seed's until then, or nobody's; not this one's in any case.
-    pub(crate) fn led_by(&mut self, other: Option<Role>, until: BootTime) {
-        self.led_by = other.map(|role| (role, until));
-        if self.core.leads().is_some() {
-            self.core.step_down("another seed leads");
-        }
-    }
-
-    /// The datastore has granted a newer term since this seed was granted its own.
-    pub(crate) fn overtaken(&mut self, newer: u64) {
-        if let Some(term) = self.core.leads().filter(|term| *term < newer) {
-            tracing::warn!(term, newer, "another seed has led since");
-            self.core.step_down("another seed leads");
-        }
-    }
-
-    // ---- the hand-over ----
-
-    /// Leads no more, but keeps its links; tells its term, and the understudies that are there. Nothing where it doesn't
-    /// lead.
-    pub(crate) fn begin_hand_over(&mut self) -> Option<(u64, Vec<String>)> {
-        let term = self.core.leads()?;
-        self.handing_over = true;
-        self.core.step_down("the seed hands over");
-        Some((term, self.nodes.understudies(&self.myself.node)))
-    }
-
-    /// Sends everybody to whoever leads now, if anybody does.
-    pub(crate) fn end_hand_over(&mut self, successor: Option<Redirect>) {
-        self.handing_over = false;
-        self.led_by = successor.map(|leader| {
-            let role = Role::Understudy { holder: leader.address.clone(), leader };
-            // For as long as this process lives: it is about to end.
-            (role, BootTime::now() + Duration::from_secs(3600))
-        });
     }
 
     // ---- who is where ----

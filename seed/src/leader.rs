@@ -1,4 +1,4 @@
-//! The row `seed` in the datastore: whoever holds it leads. Also the errands that the core has there.
+//! The row `seed` in the datastore: whoever holds it leads.
 //!
 //! A seed that doesn't hold the row asks for it again and again, which is all that an understudy does: routes, builds and
 //! members are read when it gets it, in one call, and who owns what the members report. So there is no copy to keep.
@@ -8,16 +8,13 @@ use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
 use protoplex_wire::follow::SEED_LEASE;
-use protoplex_wire::proto::{
-    LoadRoutesReply, LoadRoutesRequest, PutMemberRequest, RemoveMemberRequest, TakeLeaseReply,
-    TakeLeaseRequest,
-};
+use protoplex_wire::proto::{LoadRoutesReply, LoadRoutesRequest, TakeLeaseReply, TakeLeaseRequest};
 use protoplex_wire::seeds::{self, Redirect, Seeds};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tonic::{Code, Response, Status};
 
-use crate::cluster::{Cluster, Errand, Handle};
+use crate::cluster::{Cluster, Handle, Lead, Renewal};
 use crate::datastores::{Datastores, call, call_within, limited};
 use crate::role::Role;
 
@@ -27,8 +24,6 @@ const TTL: Duration = Duration::from_secs(3);
 const RECOVERY_TTL: Duration = Duration::from_secs(1);
 /// Wait after a refusal or an error.
 const RETRY: Duration = Duration::from_millis(250);
-/// Errands under way at once.
-const MAX_ERRANDS_IN_FLIGHT: usize = 32;
 
 /// Who wants to lead, and what it needs for that.
 pub(crate) struct Candidate {
@@ -36,6 +31,10 @@ pub(crate) struct Candidate {
     pub(crate) holder: String,
     pub(crate) datastores: Arc<Datastores>,
     pub(crate) cluster: Handle,
+    /// What this seed is by its core.
+    pub(crate) leading: watch::Receiver<Lead>,
+    /// What the core goes on by.
+    pub(crate) renewals: watch::Sender<Renewal>,
     /// Where other seeds are: the node's own link to the one that leads keeps that up to date.
     pub(crate) seeds: Seeds,
     /// The row may be to be had, or this seed may have lost it: ask now.
@@ -46,8 +45,10 @@ pub(crate) struct Candidate {
 
 /// What became of one.
 enum Turn {
-    /// The next one is due then.
-    Next(Duration),
+    /// This seed leads on; the next one is due then, or as soon as its core leads no more.
+    Leads(Duration),
+    /// It does not; the next one is due then.
+    Waits(Duration),
     /// The cluster's task is gone: so is the seed.
     Ending,
 }
@@ -57,12 +58,14 @@ impl Candidate {
     pub(crate) async fn lead(mut self) {
         let mut complaint = String::new();
         while !*self.ending.borrow() {
-            let wait = match self.turn().await {
-                Ok(Turn::Next(wait)) => {
-                    complaint.clear();
-                    self.datastores.note("");
-                    wait
-                }
+            let turn = self.turn().await;
+            if turn.is_ok() {
+                complaint.clear();
+                self.datastores.note("");
+            }
+            let leads = matches!(turn, Ok(Turn::Leads(_)));
+            let wait = match turn {
+                Ok(Turn::Leads(wait) | Turn::Waits(wait)) => wait,
                 Ok(Turn::Ending) => return,
                 Err(status) if self.datastores.give_up(&status) => Duration::ZERO,
                 Err(status) => {
@@ -79,6 +82,7 @@ impl Candidate {
             tokio::select! {
                 () = sleep(wait) => {}
                 () = self.nudge.notified() => {}
+                _ = self.leading.wait_for(|lead| lead.term.is_none()), if leads => {}
                 _ = self.ending.wait_for(|ending| *ending) => {}
             }
         }
@@ -92,11 +96,13 @@ impl Candidate {
         tracing::warn!(datastore, reason = status.message(), "{what}; trying again");
     }
 
-    /// One renewal, or one attempt to begin a term.
+    /// One renewal, or one attempt to begin a term. A renewal never waits for the cluster's task: that may have the report
+    /// of a million keys in hand, and would lose its lead over it.
     async fn turn(&self) -> Result<Turn, Status> {
-        let cluster = &self.cluster;
-        let leads = cluster.ask(|cluster, _| (cluster.core.leads(), cluster.core.recovering())).await;
-        let Some((term, recovering)) = leads else { return Ok(Turn::Ending) };
+        if self.leading.has_changed().is_err() {
+            return Ok(Turn::Ending);
+        }
+        let Lead { term, recovering } = *self.leading.borrow();
         let fresh = term.is_none();
         let ttl = if fresh || recovering { RECOVERY_TTL } else { TTL };
         let request = TakeLeaseRequest {
@@ -111,7 +117,7 @@ impl Candidate {
         // Nine tenths, as members count: this clock may run slower than the datastore's.
         let until = sent_at + ttl * 9 / 10;
         if !reply.granted {
-            return Ok(Turn::Next(self.refused(reply).await));
+            return Ok(Turn::Waits(self.refused(reply).await));
         }
         let term = reply.term;
         let datastores = self.datastores.addresses();
@@ -122,18 +128,12 @@ impl Candidate {
                 cluster.know(others, datastores);
                 cluster.lead(term, until, loaded, now);
             };
-            cluster.tell(lead).await;
+            let _ = self.cluster.ask(lead).await;
         } else {
-            let renew = move |cluster: &mut Cluster, now| {
-                cluster.know(Vec::new(), datastores);
-                cluster.core.lead_renewed(term, until, now)
-            };
-            if cluster.ask(renew).await != Some(true) {
-                return Ok(Turn::Next(Duration::ZERO));
-            }
+            self.renewals.send_replace(Renewal { term, until, datastores });
         }
         // Counted as the lease is: an answer that took long, from a datastore that only just started, leaves little of it.
-        Ok(Turn::Next((sent_at + ttl / 3).since(BootTime::now())))
+        Ok(Turn::Leads((sent_at + ttl / 3).since(BootTime::now())))
     }
 
     /// Another seed leads, or this one's term is over; answers when to ask again.
@@ -154,47 +154,6 @@ impl Candidate {
 /// Handlers, builds and members as the datastore holds them.
 pub(crate) async fn load(datastores: &Datastores) -> Result<LoadRoutesReply, Status> {
     call(datastores.client().load_routes(limited(LoadRoutesRequest {}))).await
-}
-
-/// Does the core's errands for as long as there is one who sends them.
-pub(crate) async fn run_errands(
-    mut errands: mpsc::Receiver<Errand>,
-    datastores: Arc<Datastores>,
-    cluster: Handle,
-) {
-    let slots = Arc::new(Semaphore::new(MAX_ERRANDS_IN_FLIGHT));
-    while let Some(errand) = errands.recv().await {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let (datastores, cluster) = (Arc::clone(&datastores), cluster.clone());
-        tokio::spawn(async move {
-            run_errand(errand, &datastores, cluster).await;
-            drop(slot);
-        });
-    }
-}
-
-async fn run_errand(errand: Errand, datastores: &Datastores, cluster: Handle) {
-    let mut datastore = datastores.client();
-    match errand {
-        Errand::Record { link, member, revision, term } => {
-            let request = PutMemberRequest { member: Some(member), revision, term };
-            let written = call(datastore.put_member(limited(request))).await;
-            if let Err(status) = &written {
-                tracing::warn!(reason = status.message(), "the datastore did not take a member");
-                fenced(status, &cluster).await;
-            }
-            let written = written.is_ok();
-            cluster.tell(move |cluster, now| cluster.core.recorded(link, written, now)).await;
-        }
-        Errand::Erase { pool, id, revision, term } => {
-            // A row that stays makes the next term wait for its member, and no more.
-            let request = RemoveMemberRequest { pool, id, revision, term };
-            if let Err(status) = call(datastore.remove_member(limited(request))).await {
-                tracing::warn!(reason = status.message(), "the datastore did not remove a member");
-                fenced(&status, &cluster).await;
-            }
-        }
-    }
 }
 
 /// The answer to a change that this seed makes as the one that leads.

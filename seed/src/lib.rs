@@ -17,6 +17,7 @@ mod claims;
 mod cluster;
 mod datastores;
 mod enrolment;
+mod errands;
 mod followers;
 mod handover;
 mod hot_keys;

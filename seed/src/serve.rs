@@ -27,13 +27,14 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 
-use crate::cluster::{Cluster, Handle, MAX_ERRANDS, Myself};
+use crate::cluster::{Cluster, Handle, Myself};
 use crate::config::{self, Config};
 use crate::datastores::Datastores;
 use crate::enrolment::{self, Registrar};
+use crate::errands;
 use crate::events::{self, EventBus, NatsError};
 use crate::handover::hand_over;
-use crate::leader::{self, Candidate};
+use crate::leader::Candidate;
 use crate::link::Links;
 use crate::operator::Console;
 use crate::outside;
@@ -141,12 +142,13 @@ pub async fn serve(
     let incoming = gate.incoming(tokio::net::TcpListener::from_std(listener)?);
     let datastores = Arc::new(Datastores::new(identity, &start.datastores)?);
     let timing = Timing::default();
-    let (errands, errands_to_run) = tokio::sync::mpsc::channel(MAX_ERRANDS);
+    let (errands, errands_to_run) = tokio::sync::mpsc::channel(errands::MAX_WAITING);
     let core = remember(&start).await;
     let myself = Myself { node: start.node.clone(), address: start.address.clone() };
     let (announcements, to_announce) = events::announcements();
     let cluster = Cluster::new(core, timing, myself, start.datastores.clone(), errands, announcements);
     let (role, directory) = (cluster.role(), cluster.directory());
+    let (leading, renewals) = (cluster.leading(), cluster.renewals());
     let (cluster, task) = cluster.task();
     let task = tokio::spawn(task);
 
@@ -156,13 +158,15 @@ pub async fn serve(
         holder: seeds::holder(&start.node, &start.instance, &start.address),
         datastores: Arc::clone(&datastores),
         cluster: cluster.clone(),
+        leading,
+        renewals,
         seeds: start.seeds,
         nudge: Arc::clone(&nudge),
         ending: leads_on.subscribe(),
     };
     let holder = candidate.holder.clone();
     let lead = tokio::spawn(candidate.lead());
-    tasks.spawn(leader::run_errands(errands_to_run, Arc::clone(&datastores), cluster.clone()));
+    tasks.spawn(errands::run(errands_to_run, Arc::clone(&datastores), cluster.clone()));
     tasks.spawn(keep_snapshot(start.snapshot.clone(), cluster.clone()));
 
     let bus = EventBus::start(

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 
 use protoplex_runtime::child::Child;
 use protoplex_runtime::commands::Reload;
@@ -212,7 +213,12 @@ async fn serve(
 /// Parents only watch their children; the nodes of one process use every core.
 fn runtime(kind: Kind) -> std::io::Result<Runtime> {
     let mut builder = match kind {
-        Kind::Seed | Kind::Datastore => Builder::new_multi_thread(),
+        Kind::Seed | Kind::Datastore => {
+            // Two at least: on one, a seed that has much in hand could not renew its lead.
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(available_parallelism().map_or(2, |cores| cores.get().max(2)));
+            builder
+        }
         Kind::Proxy | Kind::Fileserver | Kind::Live => Builder::new_current_thread(),
     };
     // Signals are the first thread's.
@@ -256,7 +262,7 @@ fn hello(running: &Running, told: &NodeCommon, instance: &str, own: Option<IpAdd
         zone: told.zone.clone(),
         meta,
         listens,
-        capacity: running.children,
+        children: running.children,
         started_at_ms: running.started_at_ms as i64,
         instance: instance.to_owned(),
         ..JoinHello::default()

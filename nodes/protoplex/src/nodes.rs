@@ -65,7 +65,7 @@ impl Found {
     /// One that the seed knows.
     fn joined(hello: JoinHello) -> Option<(String, Self)> {
         let meta = hello.meta.parse().ok()?;
-        let JoinHello { node, kind, version, pid, capacity: children, zone, .. } = hello;
+        let JoinHello { node, kind, version, pid, children, zone, .. } = hello;
         Some((node, Self { kind, version, pid, children, zone, meta, is_local: false }.reached(meta)))
     }
 

@@ -28,7 +28,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Bodies {
     long: Semaphore,
-    /// As many as there are certificates.
+    /// Of whom bodies are being read, and some others.
     names: Mutex<HashMap<String, Arc<OfOne>>>,
 }
 
@@ -78,6 +78,8 @@ impl Bodies {
         if let Some(known) = names.get(name) {
             return Arc::clone(known);
         }
+        // Who is here for the first time pays for those who are gone.
+        names.retain(|_, of_one| Arc::strong_count(of_one) > 1);
         let new = Arc::new(OfOne { all: Semaphore::new(MAX_OF_ONE), long: Semaphore::new(MAX_LONG_OF_ONE) });
         names.insert(name.to_owned(), Arc::clone(&new));
         new
@@ -139,5 +141,8 @@ mod tests {
         assert!(format!("{own:?}").contains("as many bodies as it can"), "{own:?}");
         let late = bodies.read("other", never_whole(10), MAX).await.unwrap_err();
         assert!(format!("{late:?}").contains("longer than 10 s"), "{late:?}");
+        sleep(Duration::from_mins(1)).await;
+        bodies.read("third", Request::new(Body::from("{}")), MAX).await.unwrap();
+        assert!(bodies.names.lock().unwrap().keys().eq(["third"]), "nothing is kept of who is gone");
     }
 }

@@ -28,14 +28,15 @@ impl Ownership {
         self.advance(now);
     }
 
-    /// The row was renewed. False if this term is over all the same: then only a new term helps.
+    /// The row was renewed, and so was nobody else's since this term began: that counts although the time before it has
+    /// run out, as long as nothing was told of that. False if this term is over all the same: then only a new term helps.
     pub fn lead_renewed(&mut self, term: u64, until: BootTime, now: BootTime) -> bool {
-        self.advance(now);
         if self.lead_until.is_none() || term != self.term {
             return false;
         }
         self.lead_until = self.lead_until.max(Some(until));
-        true
+        self.advance(now);
+        self.lead_until.is_some()
     }
 
     /// The row is not this seed's any more: members have to join the new leader. Nothing is forgotten, since nobody

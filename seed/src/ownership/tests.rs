@@ -230,16 +230,23 @@ fn a_new_term_waits_one_lease_for_a_member_that_it_expects_and_for_no_other_pool
 }
 
 #[test]
-fn a_lead_that_has_lapsed_is_not_taken_up_again() {
+fn a_lead_that_was_seen_to_lapse_is_not_taken_up_again() {
     let mut core = leader(100);
-    let mut core_of = |until| {
+    let mut core_of = |until, looks: bool, renewed_until| {
         core.lead(5, until, Vec::new(), at(0));
         join(&mut core, 1, joining("live-1", "", 1, &[]), at(0));
-        let renewed = core.lead_renewed(5, hour(until), at(2_000));
+        if looks {
+            core.tick(at(2_000));
+        }
+        let renewed = core.lead_renewed(5, renewed_until, at(2_000));
         (renewed, closed(&actions(&mut core)))
     };
-    assert_eq!(core_of(at(2_001)), (true, None));
-    assert_eq!(core_of(at(2_000)), (false, Some("the seed's own lease has ended".to_owned())));
+    let over = (false, Some("the seed's own lease has ended".to_owned()));
+    assert_eq!(core_of(at(2_001), true, at(3_000)), (true, None));
+    // It was busy, or stopped, and renewed all the same.
+    assert_eq!(core_of(at(2_000), false, at(3_000)), (true, None));
+    assert_eq!(core_of(at(2_000), false, at(2_000)), over);
+    assert_eq!(core_of(at(2_000), true, at(3_000)), over);
     core.locate(question("1", "", 0), at(2_001));
     assert!(actions(&mut core).is_empty(), "whoever leads next is asked again");
 }

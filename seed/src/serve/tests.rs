@@ -1,5 +1,6 @@
 //! The seed as other nodes meet it: real TLS, real gRPC, the real datastore, the links that nodes really use.
 
+mod busy;
 mod handlers;
 mod owners;
 mod paused;
