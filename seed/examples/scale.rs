@@ -17,8 +17,8 @@ use protoplex_wire::identity::{Identity, Kind, TrustedChannel};
 use protoplex_wire::owners::{Owner, Owners};
 use protoplex_wire::proto::seed_client::SeedClient;
 use protoplex_wire::proto::{
-    FollowHello, FollowReply, FollowRequest, Locate, Member, Owned, Renew, follow_reply, follow_request,
-    located,
+    FollowHello, FollowReply, FollowRequest, Locate, Member, Owned, OwnedKey, Renew, follow_reply,
+    follow_request, located,
 };
 use protoplex_wire::seeds::Seeds;
 use tokio::runtime::Builder;
@@ -45,6 +45,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
     core();
+    report();
     cache()?;
     links()
 }
@@ -116,6 +117,26 @@ fn core() {
         "core: {:>9.0} bytes a key ({KEYS} keys, {MEMBERS} members)",
         (resident() - before) / f64::from(KEYS)
     );
+}
+
+/// How long nobody else is answered when one member reports all keys, at the beginning of a term and later on.
+fn report() {
+    let mut core = Ownership::new(Timing::default(), Limits::default());
+    let now = BootTime::now();
+    let expected = [member(0), member(1)];
+    core.lead(1, now + Duration::from_hours(1), expected.to_vec(), now);
+    for (attempt, when) in [(1, "in a new term"), (2, "again")] {
+        let keys = (0..KEYS).map(|number| OwnedKey { key: key(number), epoch: u64::from(number) }).collect();
+        let (member, node) = (member(0), "live-0".to_owned());
+        let joining = Joining { node, member, incarnation: 1, attempt, keys, capacity: 1, yields: true };
+        let begun = Instant::now();
+        core.hello(attempt, joining, now);
+        core.recorded(attempt, true, now);
+        let took = begun.elapsed().as_millis();
+        assert_eq!(core.keys(), KEYS as usize);
+        while core.next_action().is_some() {}
+        println!("core: {took:>9} ms for a report of {KEYS} keys {when}");
+    }
 }
 
 /// Processor time of all threads of this name, in seconds.
