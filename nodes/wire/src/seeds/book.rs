@@ -1,5 +1,6 @@
 //! Where a node looks for seeds: its configuration, and what a seed that led has told it, kept over restarts.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,9 +27,11 @@ pub struct Seeds {
 }
 
 impl Seeds {
-    /// The configured ones, "host:port" each, and those that are remembered in the data directory.
+    /// The configured ones, "host:port" each, once each, and those that are remembered in the data directory.
     #[must_use]
-    pub fn new(configured: Vec<String>, data: &Path) -> Self {
+    pub fn new(mut configured: Vec<String>, data: &Path) -> Self {
+        let mut seen = HashSet::new();
+        configured.retain(|seed| seen.insert(seed.clone()));
         Self { configured, file: Some(data.join(FILE)) }
     }
 
@@ -114,7 +117,9 @@ mod tests {
     #[test]
     fn what_is_remembered_is_read_back_and_bounded() {
         let data = tempfile::tempdir().unwrap();
-        let seeds = Seeds::new(vec!["a:1".to_owned()], data.path());
+        let twice = ["a:1", "a:1"].map(str::to_owned);
+        let seeds = Seeds::new(twice.into(), data.path());
+        assert_eq!(seeds.to_string(), "a:1");
         assert!(seeds.remembered().is_empty());
         seeds.remember(&["a:1".to_owned(), "b:1".to_owned()]).unwrap();
         assert_eq!(seeds.remembered(), ["a:1", "b:1"]);
