@@ -23,10 +23,11 @@ use futures_util::Stream;
 use futures_util::future::try_join;
 use tokio::sync::mpsc;
 
+use protoplex_wire::clock::unix_ms_now;
+
 use crate::builds::MAX_ASSET_BYTES;
 use crate::postgres::{PgArchive, Target};
 use crate::sqlite::SqliteArchive;
-use crate::store::unix_time_ms;
 use flow::{Put, go_ahead, put_all, take_all};
 use lines::{FORMAT, Head, Item};
 use numbers::{LeasesAsTaken, moved_ahead, slack};
@@ -184,7 +185,7 @@ pub async fn export(
         protoplex_datastore: FORMAT,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         from: database.to_string(),
-        taken_at_ms: unix_time_ms(),
+        taken_at_ms: unix_ms_now(),
     };
     out.write_all(&lines::head(&head))?;
     let (sink, mut items) = mpsc::channel(ROWS_IN_FLIGHT);
@@ -217,7 +218,7 @@ pub async fn import(
         let reason = format!("there is no format {}", head.protoplex_datastore);
         return Err(ArchiveError::Malformed { line: 1, reason });
     }
-    let slack = slack(head.taken_at_ms, unix_time_ms());
+    let slack = slack(head.taken_at_ms, unix_ms_now());
     let mut opened = database.alone(replace).await?;
     let mut leases = LeasesAsTaken::default();
     let (sink, items) = mpsc::channel(ROWS_IN_FLIGHT);
@@ -295,7 +296,7 @@ pub async fn reopen(database: &Database) -> Result<Option<String>, ArchiveError>
 }
 
 async fn reopen_with(archive: &mut impl Archive) -> Result<(), ArchiveError> {
-    let slack = slack(archive.moved_at_ms().await?, unix_time_ms());
+    let slack = slack(archive.moved_at_ms().await?, unix_ms_now());
     go_ahead(archive, slack).await?;
     Ok(archive.unmark_moved().await?)
 }

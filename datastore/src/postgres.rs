@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
     CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
@@ -37,7 +38,7 @@ use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::store::{Store, StoreError, StoreResult, unix_time_ms};
+use crate::store::{Store, StoreError, StoreResult};
 use leases::Sightings;
 use reach::{Reach, Watcher};
 
@@ -133,23 +134,23 @@ impl PgStore {
 
 impl Store for PgStore {
     async fn check_upload(&self, request: BeginUploadRequest) -> StoreResult<BeginUploadReply> {
-        self.call(|| uploads::check(&self.pool, &request, unix_time_ms())).await
+        self.call(|| uploads::check(&self.pool, &request, unix_ms_now())).await
     }
 
     async fn begin_upload(&self, request: BeginUploadRequest) -> StoreResult<BeginUploadReply> {
-        self.call(|| uploads::begin(self, &request, unix_time_ms())).await
+        self.call(|| uploads::begin(self, &request, unix_ms_now())).await
     }
 
     async fn abort_upload(&self, upload: &str) -> StoreResult<()> {
-        self.call(|| uploads::abort(self, upload, unix_time_ms())).await
+        self.call(|| uploads::abort(self, upload, unix_ms_now())).await
     }
 
     async fn complete_upload(&self, request: CompleteUploadRequest) -> StoreResult<CompleteUploadReply> {
-        self.call(|| uploads::complete(self, &request, unix_time_ms())).await
+        self.call(|| uploads::complete(self, &request, unix_ms_now())).await
     }
 
     async fn mark_stored(&self, reference: &str) -> StoreResult<()> {
-        self.call(|| files::mark_stored(self, reference, unix_time_ms())).await
+        self.call(|| files::mark_stored(self, reference, unix_ms_now())).await
     }
 
     async fn find_site(&self, host: &str, path: &str) -> StoreResult<Option<Site>> {
@@ -165,11 +166,11 @@ impl Store for PgStore {
     }
 
     async fn create_token(&self, request: CreateTokenRequest) -> StoreResult<CreateTokenReply> {
-        self.call(|| uploads::create_token(&self.pool, &request, unix_time_ms())).await
+        self.call(|| uploads::create_token(&self.pool, &request, unix_ms_now())).await
     }
 
     async fn change_handlers(&self, request: ChangeHandlersRequest) -> StoreResult<u64> {
-        self.call(|| handlers::change(self, &request, unix_time_ms())).await
+        self.call(|| handlers::change(self, &request, unix_ms_now())).await
     }
 
     async fn handler_history(&self) -> StoreResult<Vec<HandlerVersion>> {
@@ -218,7 +219,7 @@ impl Store for PgStore {
     }
 
     async fn put_join_token(&self, token: JoinToken) -> StoreResult<()> {
-        self.call(|| identity::put_token(self, &token, unix_time_ms())).await
+        self.call(|| identity::put_token(self, &token, unix_ms_now())).await
     }
 
     async fn list_join_tokens(&self) -> StoreResult<Vec<JoinToken>> {
@@ -230,11 +231,11 @@ impl Store for PgStore {
     }
 
     async fn redeem_join_token(&self, request: RedeemJoinTokenRequest) -> StoreResult<RedeemJoinTokenReply> {
-        self.call(|| identity::redeem(self, &request, unix_time_ms())).await
+        self.call(|| identity::redeem(self, &request, unix_ms_now())).await
     }
 
     async fn change_revocation(&self, wanted: Revocation) -> StoreResult<()> {
-        self.call(|| identity::change(self, &wanted, unix_time_ms())).await
+        self.call(|| identity::change(self, &wanted, unix_ms_now())).await
     }
 
     async fn list_revocations(&self) -> StoreResult<Vec<Revocation>> {

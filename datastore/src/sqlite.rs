@@ -22,7 +22,7 @@ use std::fs::File;
 use std::path::Path;
 
 use futures_util::Stream;
-use protoplex_wire::clock::BootTime;
+use protoplex_wire::clock::{BootTime, unix_ms_now};
 use protoplex_wire::proto::{
     Asset, BeginUploadReply, BeginUploadRequest, Build, ChangeHandlersRequest, CompleteUploadReply,
     CompleteUploadRequest, CreateTokenReply, CreateTokenRequest, Handler, HandlerVersion, JoinToken,
@@ -34,7 +34,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;
 
 use crate::lease::Lease;
-use crate::store::{Store, StoreError, StoreResult, unix_time_ms};
+use crate::store::{Store, StoreError, StoreResult};
 
 pub(crate) use archive::SqliteArchive;
 pub use open::OpenError;
@@ -82,23 +82,23 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     async fn check_upload(&self, request: BeginUploadRequest) -> StoreResult<BeginUploadReply> {
-        uploads::check(&self.readers, &request, unix_time_ms()).await
+        uploads::check(&self.readers, &request, unix_ms_now()).await
     }
 
     async fn begin_upload(&self, request: BeginUploadRequest) -> StoreResult<BeginUploadReply> {
-        uploads::begin(self, &request, unix_time_ms()).await
+        uploads::begin(self, &request, unix_ms_now()).await
     }
 
     async fn abort_upload(&self, upload: &str) -> StoreResult<()> {
-        uploads::abort(self, upload, unix_time_ms()).await
+        uploads::abort(self, upload, unix_ms_now()).await
     }
 
     async fn complete_upload(&self, request: CompleteUploadRequest) -> StoreResult<CompleteUploadReply> {
-        uploads::complete(self, &request, unix_time_ms()).await
+        uploads::complete(self, &request, unix_ms_now()).await
     }
 
     async fn mark_stored(&self, reference: &str) -> StoreResult<()> {
-        files::mark_stored(&self.writer, reference, unix_time_ms()).await
+        files::mark_stored(&self.writer, reference, unix_ms_now()).await
     }
 
     async fn find_site(&self, host: &str, path: &str) -> StoreResult<Option<Site>> {
@@ -114,11 +114,11 @@ impl Store for SqliteStore {
     }
 
     async fn create_token(&self, request: CreateTokenRequest) -> StoreResult<CreateTokenReply> {
-        uploads::create_token(&self.writer, &request, unix_time_ms()).await
+        uploads::create_token(&self.writer, &request, unix_ms_now()).await
     }
 
     async fn change_handlers(&self, request: ChangeHandlersRequest) -> StoreResult<u64> {
-        handlers::change(self, &request, unix_time_ms()).await
+        handlers::change(self, &request, unix_ms_now()).await
     }
 
     async fn handler_history(&self) -> StoreResult<Vec<HandlerVersion>> {
@@ -167,7 +167,7 @@ impl Store for SqliteStore {
     }
 
     async fn put_join_token(&self, token: JoinToken) -> StoreResult<()> {
-        identity::put_token(self, &token, unix_time_ms()).await
+        identity::put_token(self, &token, unix_ms_now()).await
     }
 
     async fn list_join_tokens(&self) -> StoreResult<Vec<JoinToken>> {
@@ -179,11 +179,11 @@ impl Store for SqliteStore {
     }
 
     async fn redeem_join_token(&self, request: RedeemJoinTokenRequest) -> StoreResult<RedeemJoinTokenReply> {
-        identity::redeem(self, &request, unix_time_ms()).await
+        identity::redeem(self, &request, unix_ms_now()).await
     }
 
     async fn change_revocation(&self, wanted: Revocation) -> StoreResult<()> {
-        identity::change(self, &wanted, unix_time_ms()).await
+        identity::change(self, &wanted, unix_ms_now()).await
     }
 
     async fn list_revocations(&self) -> StoreResult<Vec<Revocation>> {

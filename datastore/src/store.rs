@@ -4,7 +4,6 @@
 pub(crate) mod contract;
 
 use std::future::Future;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::Stream;
 use protoplex_wire::proto::{
@@ -243,12 +242,6 @@ impl From<sqlx::Error> for StoreError {
             error => sqlite::fault(error),
         }
     }
-}
-
-/// The present time in Unix milliseconds, by the wall clock.
-pub(crate) fn unix_time_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// A limit in bytes as databases keep it. Those above 2^63 - 1 are no limits: nothing is as large.

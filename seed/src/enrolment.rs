@@ -15,6 +15,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::post;
 use axum::{Extension, Router};
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::gate::Gate;
 use protoplex_wire::identity::{
     Certificate, Identity, IdentityError, Kind, LOCAL_OPERATOR, Peer, is_public_key,
@@ -35,7 +36,6 @@ use self::complaints::Complaints;
 use crate::cluster::Handle;
 use crate::datastores::{Datastores, call, limited};
 use crate::leader::led;
-use crate::operator::unix_ms;
 use crate::role::Role;
 
 /// How often it is looked who is revoked.
@@ -134,7 +134,7 @@ impl Registrar {
             return Err(no_authority());
         }
         let token = JoinToken::draw(self.identity.fingerprint());
-        let expires_at_ms = unix_ms().saturating_add(i64::from(life_s) * 1000);
+        let expires_at_ms = unix_ms_now().saturating_add(i64::from(life_s) * 1000);
         let kept = protoplex_wire::proto::JoinToken {
             id: token.id().to_owned(),
             secret_sha256: token.secret_sha256().to_vec(),
@@ -315,7 +315,7 @@ fn refusal(id: &str, wanted: &str, node: &str, redeemed: &RedeemJoinTokenReply) 
             Some(Status::unauthenticated(format!("the join token {id} was revoked: {another}")))
         }
         JoinRefusal::Expired => {
-            let ago_s = (unix_ms() - redeemed.expires_at_ms).max(0) / 1000;
+            let ago_s = (unix_ms_now() - redeemed.expires_at_ms).max(0) / 1000;
             Some(Status::unauthenticated(format!("the join token {id} has expired {ago_s} s ago: {another}")))
         }
         JoinRefusal::WrongKind => Some(Status::permission_denied(format!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use protoplex_runtime::network::Networks;
 use protoplex_wire::follow::MAX_KEY_BYTES;
-use protoplex_wire::gate::{Origin, Peer};
+use protoplex_wire::gate::{Origin, Peer, caller};
 use protoplex_wire::identity::Kind;
 use protoplex_wire::pattern::check_name;
 use protoplex_wire::proto::seed_server::Seed;
@@ -124,12 +124,6 @@ impl Links {
     }
 }
 
-/// Whose certificate was shown: the gate has looked at it.
-fn who<T>(request: &Request<T>) -> Result<Peer, Status> {
-    let nobody = || Status::unauthenticated("no certificate of this cluster was shown");
-    request.extensions().get::<Peer>().cloned().ok_or_else(nobody)
-}
-
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// What comes on a link, in its order.
@@ -148,7 +142,7 @@ impl Seed for Links {
         if let Role::Understudy { .. } = &*self.role.borrow() {
             self.leading()?;
         }
-        let peer = who(&request)?;
+        let peer = caller(&request)?;
         let place = self.nodes.take(&peer.name())?;
         let (replies, stream) = mpsc::channel(MAX_WAITING_SEEN);
         let (link, cluster, heartbeat) = (self.name_link(), self.cluster.clone(), self.timing.heartbeat);
@@ -179,7 +173,7 @@ impl Seed for Links {
         &self,
         request: Request<Streaming<FollowRequest>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let peer = who(&request)?;
+        let peer = caller(&request)?;
         let origin = request.extensions().get::<Origin>().copied().unwrap_or_default();
         let replies = self.open(peer, origin, request.into_inner())?;
         Ok(Response::new(Box::pin(ReceiverStream::new(replies))))

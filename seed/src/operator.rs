@@ -1,9 +1,10 @@
 //! The service of an operator's tools: handlers, deployments, explanations, the state of the cluster.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use protoplex_wire::clock::BootTime;
+use protoplex_wire::gate::caller;
 use protoplex_wire::identity::{LOCAL_OPERATOR, Peer};
 use protoplex_wire::pattern::HostPattern;
 use protoplex_wire::proto::operator_server::Operator;
@@ -364,18 +365,6 @@ fn author(caller: &Peer, claimed: &str) -> String {
         return caller.node.clone();
     }
     format!("{} (says {claimed})", caller.node)
-}
-
-/// Who calls. The gate lets nobody call who has not said so.
-fn caller<T>(request: &Request<T>) -> Result<Peer, Status> {
-    let peer = request.extensions().get::<Peer>().cloned();
-    peer.ok_or_else(|| Status::unauthenticated("no certificate of this cluster was shown"))
-}
-
-/// The present time in Unix milliseconds, by the wall clock.
-pub(crate) fn unix_ms() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Hands the assets on as they come, and the end only if the client has sent it: without it the datastore keeps nothing.

@@ -437,7 +437,7 @@ async fn row_an_archive_that_is_not_whole_changes_nothing() {
     let bench = Bench::new();
     let source = bench.file("a");
     fill(&sqlite(&source).await).await;
-    let good = archive(&rows(&source).await, unix_time_ms());
+    let good = archive(&rows(&source).await, unix_ms_now());
     let cut = |text: &str| text[..text.len() / 2].rsplit_once('\n').unwrap().0.to_owned() + "\n";
     let without_end = good[..good.rfind("{\"end\"").unwrap()].to_owned();
     let term = |term: &str| {
@@ -486,7 +486,7 @@ async fn what_may_have_been_given_since_is_not_given_again() {
     fill(&store).await;
     let term = lease(&store, "one").await;
     let taken = rows(&source).await;
-    let a_day_ago = unix_time_ms() - 24 * 3600 * 1000;
+    let a_day_ago = unix_ms_now() - 24 * 3600 * 1000;
     for (name, taken_at_ms, ahead) in [("b", a_day_ago, 1000 + 24 * 60), ("c", i64::MAX, 1000)] {
         let place = bench.file(name);
         import_text(&place, &archive(&taken, taken_at_ms), false).await.unwrap();
@@ -499,7 +499,7 @@ async fn what_may_have_been_given_since_is_not_given_again() {
     let place = bench.file("d");
     import_text(&place, &archive(&taken, 0), false).await.unwrap();
     let far = lease(&sqlite(&place).await, "one").await;
-    import_text(&place, &archive(&taken, unix_time_ms()), true).await.unwrap();
+    import_text(&place, &archive(&taken, unix_ms_now()), true).await.unwrap();
     assert_eq!(lease(&sqlite(&place).await, "one").await, far + 1);
 }
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::cloud_event::CloudEvent;
 use protoplex_wire::proto::{
     AppendEventsRequest, Asset, ChangeHandlersRequest, DeadEvent, DueEventsReply, DueEventsRequest, Handler,
@@ -13,7 +14,7 @@ use protoplex_wire::proto::{
 
 use super::{EventLog, MAX_DEAD, PAGE_BYTES};
 use crate::store::contract::Database;
-use crate::store::{Store, StoreError, StoreResult, unix_time_ms};
+use crate::store::{Store, StoreError, StoreResult};
 
 macro_rules! event_contract {
     ($database:expr) => {
@@ -154,7 +155,7 @@ pub(crate) async fn the_oldest_go_by_number_bytes_and_age<D: Database>(database:
     let far = u64::MAX;
     let trim = async |max_events, max_bytes, max_age_ms| {
         let request = TrimEventsRequest { max_age_ms, max_events, max_bytes };
-        store.trim_events(request, unix_time_ms()).await.unwrap()
+        store.trim_events(request, unix_ms_now()).await.unwrap()
     };
     assert_eq!(trim(1, 1, 0).await.dropped, 0, "there is none");
     append(&*store, 1, (0..10).map(|n| sized(&n.to_string(), 100)).collect()).await.unwrap();

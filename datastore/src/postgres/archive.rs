@@ -8,9 +8,10 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use super::connect::Target;
 use super::open;
 use super::reach;
+use protoplex_wire::clock::unix_ms_now;
+
 use crate::archive::tables::{Column, Kind, TABLES, Table, Value};
 use crate::archive::{Archive, ArchiveError, MOVED, UNMARK};
-use crate::store::unix_time_ms;
 
 /// A connection in a transaction.
 pub(crate) struct PgArchive {
@@ -164,7 +165,7 @@ impl Archive for PgArchive {
             .execute(&mut self.connection)
             .await?;
         let insert = format!("INSERT INTO {MOVED} VALUES ($1, $2)");
-        let insert = sqlx::query(AssertSqlSafe(insert)).bind(to).bind(unix_time_ms());
+        let insert = sqlx::query(AssertSqlSafe(insert)).bind(to).bind(unix_ms_now());
         insert.execute(&mut self.connection).await.map(drop)
     }
 

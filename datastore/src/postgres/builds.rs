@@ -7,6 +7,7 @@
 //! this one's assets, which then fails, for its build is gone.
 
 use futures_util::{Stream, StreamExt};
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::proto::{Asset, Build};
 use sqlx::{PgPool, Postgres, Row, Transaction};
 
@@ -15,7 +16,7 @@ use super::{Named, PgStore, events, leases, lock, routes};
 use crate::announce;
 use crate::builds::{KEPT_BUILDS, Manifest, Sum};
 use crate::scope;
-use crate::store::{StoreError, StoreResult, exact, integer, unix_time_ms};
+use crate::store::{StoreError, StoreResult, exact, integer};
 
 /// See [`crate::store::Store::put_build`].
 pub(super) async fn put(
@@ -121,7 +122,7 @@ async fn insert(pool: &PgPool, version: i64, asset: &Asset) -> StoreResult<()> {
 
 /// Makes the build the current one of its host, and removes those that are too old to be kept.
 async fn publish(store: &PgStore, host: &str, term: u64, version: i64, sum: &Sum) -> StoreResult<Build> {
-    let now_ms = unix_time_ms();
+    let now_ms = unix_ms_now();
     let mut change = store.change().await?;
     leases::fence(&mut change, term).await?;
     let row = sqlx::query(

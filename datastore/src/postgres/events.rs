@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use futures_util::TryStreamExt;
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::proto::{
     AppendEventsReply, AppendEventsRequest, DeadEvent, DueEvent, DueEventsReply, DueEventsRequest,
     ListDeadEventsRequest, LoggedEvent, NewEvent, PostponeEventsReply, PostponeEventsRequest,
@@ -14,12 +15,12 @@ use sqlx::{PgConnection, Row};
 
 use super::{Named, PgStore, leases, lock, unsigned};
 use crate::event_log::{self, EventLog, Head, Page};
-use crate::store::{StoreResult, exact, integer, unix_time_ms};
+use crate::store::{StoreResult, exact, integer};
 
 impl EventLog for PgStore {
     async fn append_events(&self, request: AppendEventsRequest) -> StoreResult<AppendEventsReply> {
         event_log::check(&request.events)?;
-        self.call(|| append(self, &request, unix_time_ms())).await
+        self.call(|| append(self, &request, unix_ms_now())).await
     }
 
     async fn read_events(&self, request: ReadEventsRequest) -> StoreResult<ReadEventsReply> {
@@ -32,11 +33,11 @@ impl EventLog for PgStore {
 
     async fn postpone_events(&self, request: PostponeEventsRequest) -> StoreResult<PostponeEventsReply> {
         event_log::check(&request.events)?;
-        self.call(|| postpone_all(self, &request, unix_time_ms())).await
+        self.call(|| postpone_all(self, &request, unix_ms_now())).await
     }
 
     async fn due_events(&self, request: DueEventsRequest) -> StoreResult<DueEventsReply> {
-        self.call(|| due_events(self, &request, unix_time_ms())).await
+        self.call(|| due_events(self, &request, unix_ms_now())).await
     }
 
     async fn drop_due(&self, numbers: Vec<u64>) -> StoreResult<()> {
@@ -53,7 +54,7 @@ impl EventLog for PgStore {
     }
 
     async fn put_subscription(&self, request: PutSubscriptionRequest) -> StoreResult<Subscription> {
-        self.call(|| put_subscription(self, &request, unix_time_ms())).await
+        self.call(|| put_subscription(self, &request, unix_ms_now())).await
     }
 
     async fn list_subscriptions(&self) -> StoreResult<SubscriptionList> {
@@ -84,7 +85,7 @@ impl EventLog for PgStore {
     }
 
     async fn bury_event(&self, dead: DeadEvent) -> StoreResult<()> {
-        self.call(|| bury(self, &dead, unix_time_ms())).await
+        self.call(|| bury(self, &dead, unix_ms_now())).await
     }
 
     async fn list_buried(&self, request: ListDeadEventsRequest) -> StoreResult<Vec<DeadEvent>> {

@@ -123,7 +123,7 @@ async fn an_abandoned_reservation_is_given_back_after_a_week() {
     let database = Postgres::new();
     let store = database.open().await;
     let token = token(&store, |terms| (terms.quota_bytes, terms.uses) = (10, 1)).await;
-    let now = unix_time_ms();
+    let now = unix_ms_now();
     let begin =
         async |id: &str, now_ms| uploads::begin(&store, &upload(id, &token, None), now_ms).await.unwrap();
     assert_eq!(begin("u1", now).await.max_bytes, 10);

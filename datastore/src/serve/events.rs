@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use protoplex_wire::clock::BootTime;
+use protoplex_wire::clock::{BootTime, unix_ms_now};
 use protoplex_wire::proto::event_log_server::EventLog as Service;
 use protoplex_wire::proto::{
     AppendEventsReply, AppendEventsRequest, BuriedCounts, BuryEventReply, CountBuriedRequest, DeadEvent,
@@ -18,7 +18,6 @@ use tonic::Request;
 use super::{Answer, answer};
 use crate::event_log::EventLog;
 use crate::event_log::ageing::Ageing;
-use crate::store::unix_time_ms;
 
 pub(super) struct EventService<S> {
     store: Arc<S>,
@@ -27,14 +26,14 @@ pub(super) struct EventService<S> {
 
 impl<S> EventService<S> {
     pub(super) fn new(store: Arc<S>) -> Self {
-        Self { store, ageing: Mutex::new(Ageing::new(unix_time_ms(), BootTime::now())) }
+        Self { store, ageing: Mutex::new(Ageing::new(unix_ms_now(), BootTime::now())) }
     }
 
     /// By which time events are too old.
     fn now_ms(&self, max_age: Duration) -> i64 {
         // No code panics while it holds this lock.
         let mut ageing = self.ageing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now_ms, step_ms) = ageing.now(unix_time_ms(), BootTime::now(), max_age);
+        let (now_ms, step_ms) = ageing.now(unix_ms_now(), BootTime::now(), max_age);
         if let Some(step_ms) = step_ms {
             tracing::warn!(step_ms, "the clock was set ahead: no event goes earlier for that");
         }

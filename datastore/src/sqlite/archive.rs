@@ -10,9 +10,10 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, Sqlite, SqliteConnection};
 
 use super::open;
+use protoplex_wire::clock::unix_ms_now;
+
 use crate::archive::tables::{Kind, Table, Value};
 use crate::archive::{Archive, ArchiveError, MOVED, UNMARK};
-use crate::store::unix_time_ms;
 
 /// A connection in a transaction.
 pub(crate) struct SqliteArchive {
@@ -142,7 +143,7 @@ impl Archive for SqliteArchive {
             .execute(self.connection())
             .await?;
         let insert = format!("INSERT INTO {MOVED} VALUES (?, ?)");
-        let insert = sqlx::query(AssertSqlSafe(insert)).bind(to).bind(unix_time_ms());
+        let insert = sqlx::query(AssertSqlSafe(insert)).bind(to).bind(unix_ms_now());
         insert.execute(self.connection()).await.map(drop)
     }
 

@@ -4,6 +4,7 @@
 //! only the last one, which makes the build complete and removes the oldest, decides.
 
 use futures_util::{Stream, StreamExt};
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::proto::{Asset, Build};
 use sqlx::{Row, SqlitePool};
 
@@ -11,7 +12,7 @@ use super::{SqliteStore, events, leases, routes};
 use crate::announce;
 use crate::builds::{KEPT_BUILDS, Manifest, Sum};
 use crate::scope;
-use crate::store::{StoreError, StoreResult, exact, integer, unix_time_ms};
+use crate::store::{StoreError, StoreResult, exact, integer};
 
 /// See [`crate::store::Store::put_build`].
 pub(super) async fn put(
@@ -93,7 +94,7 @@ async fn receive(
 
 /// Makes the build the current one of its host, and removes those that are too old to be kept.
 async fn publish(store: &SqliteStore, host: &str, term: u64, version: i64, sum: &Sum) -> StoreResult<Build> {
-    let now_ms = unix_time_ms();
+    let now_ms = unix_ms_now();
     let mut change = store.change().await?;
     leases::fence(&mut change, term).await?;
     let row = sqlx::query(

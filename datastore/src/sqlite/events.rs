@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use futures_util::TryStreamExt;
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::proto::{
     AppendEventsReply, AppendEventsRequest, DeadEvent, DueEvent, DueEventsReply, DueEventsRequest,
     ListDeadEventsRequest, LoggedEvent, NewEvent, PostponeEventsReply, PostponeEventsRequest,
@@ -14,12 +15,12 @@ use sqlx::{Row, SqliteConnection};
 
 use super::{SqliteStore, leases};
 use crate::event_log::{self, EventLog, Head, Page};
-use crate::store::{StoreResult, exact, integer, unix_time_ms};
+use crate::store::{StoreResult, exact, integer};
 
 impl EventLog for SqliteStore {
     async fn append_events(&self, request: AppendEventsRequest) -> StoreResult<AppendEventsReply> {
         event_log::check(&request.events)?;
-        let now_ms = unix_time_ms();
+        let now_ms = unix_ms_now();
         let mut change = self.change().await?;
         leases::fence(&mut change, request.term).await?;
         let mut known = HashSet::new();
@@ -119,7 +120,7 @@ impl EventLog for SqliteStore {
 
     async fn postpone_events(&self, request: PostponeEventsRequest) -> StoreResult<PostponeEventsReply> {
         event_log::check(&request.events)?;
-        let due_at_ms = event_log::due_at(unix_time_ms(), request.delay_ms);
+        let due_at_ms = event_log::due_at(unix_ms_now(), request.delay_ms);
         let mut change = self.change().await?;
         let waiting: i64 =
             sqlx::query_scalar("SELECT count(*) FROM due_events").fetch_one(&mut *change).await?;
@@ -135,7 +136,7 @@ impl EventLog for SqliteStore {
     }
 
     async fn due_events(&self, request: DueEventsRequest) -> StoreResult<DueEventsReply> {
-        let (now_ms, most) = (unix_time_ms(), event_log::most_bytes(&request));
+        let (now_ms, most) = (unix_ms_now(), event_log::most_bytes(&request));
         let query = sqlx::query(
             "SELECT number, event FROM due_events WHERE due_at_ms <= ? AND length(event) <= ?
              ORDER BY due_at_ms, number LIMIT ?",
@@ -181,7 +182,7 @@ impl EventLog for SqliteStore {
         .bind(&request.name)
         .bind(event_log::join_patterns(&request.patterns))
         .bind(position.min(head))
-        .bind(unix_time_ms())
+        .bind(unix_ms_now())
         .execute(&mut *change)
         .await?;
         let made = find(&mut change, &request.name).await?;
@@ -236,7 +237,7 @@ impl EventLog for SqliteStore {
         .bind(&dead.subscription)
         .bind(exact("position", dead.position)?)
         .bind(dead.attempts)
-        .bind(unix_time_ms())
+        .bind(unix_ms_now())
         .bind(&dead.event)
         .execute(&mut *change)
         .await?;

@@ -246,7 +246,7 @@ async fn who_joined_by_an_earlier_schema_has_no_known_key() {
         secret_sha256: vec![1; 32],
         kind: "proxy".to_owned(),
         uses: 1,
-        expires_at_ms: unix_time_ms() + 60_000,
+        expires_at_ms: unix_ms_now() + 60_000,
         ..Default::default()
     };
     store.put_join_token(token).await.unwrap();
@@ -393,7 +393,7 @@ async fn an_abandoned_reservation_is_given_back_after_a_week() {
         upload: upload.to_owned(),
         watch: String::new(),
     };
-    let now = unix_time_ms();
+    let now = unix_ms_now();
     let begin = async |upload: &str, now_ms| uploads::begin(&store, &request(upload), now_ms).await.unwrap();
     assert_eq!(begin("u1", now).await.max_bytes, 10);
     assert_eq!(begin("u2", now + UPLOAD_LIFE_MS).await.refusal(), TokenRefusal::UsedUp);

@@ -1,8 +1,9 @@
 //! `protoplex token create|live`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use jsonwebtoken::{EncodingKey, Header, encode};
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::proto::CreateTokenRequest;
 use serde::Serialize;
 
@@ -64,7 +65,7 @@ pub(crate) fn live(common: &Common, command: TokenLive) -> anyhow::Result<()> {
     if !cluster.identity().knows_live_key() {
         anyhow::bail!("these credentials have no live.key: use those of an operator");
     }
-    let expires_at_ms = unix_ms(SystemTime::now()) + millis(expires);
+    let expires_at_ms = unix_ms_now() + millis(expires);
     let mercure = Mercure { publish: &publish, subscribe: &subscribe };
     let claims = Claims { mercure, exp: expires_at_ms / 1000 };
     let key = EncodingKey::from_secret(cluster.identity().live_key());
@@ -75,7 +76,7 @@ pub(crate) fn live(common: &Common, command: TokenLive) -> anyhow::Result<()> {
 
 /// Creates a token at the datastore.
 pub(crate) async fn create(cluster: &Cluster, wanted: TokenCreate) -> anyhow::Result<Created> {
-    let expires_at_ms = unix_ms(SystemTime::now()) + millis(wanted.expires);
+    let expires_at_ms = unix_ms_now() + millis(wanted.expires);
     let request = CreateTokenRequest {
         host: wanted.host.clone(),
         path_prefix: wanted.path.clone(),
@@ -86,10 +87,6 @@ pub(crate) async fn create(cluster: &Cluster, wanted: TokenCreate) -> anyhow::Re
     };
     let reply = cluster.answer(cluster.datastore().await?.create_token(request)).await?;
     Ok(Created { token: reply.token, id: reply.id, host: wanted.host, path: wanted.path, expires_at_ms })
-}
-
-fn unix_ms(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, millis)
 }
 
 fn millis(time: Duration) -> i64 {

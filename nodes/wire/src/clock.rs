@@ -1,7 +1,8 @@
-//! The clock of leases: time since boot, which goes on while the machine is suspended and never steps.
+//! The clock of leases: time since boot, which goes on while the machine is suspended and never steps. And the wall clock, as
+//! messages carry it.
 
 use std::ops::{Add, Sub};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -48,6 +49,19 @@ impl Sub<Duration> for BootTime {
     fn sub(self, earlier: Duration) -> Self {
         Self(self.0.saturating_sub(earlier))
     }
+}
+
+/// Unix time in milliseconds; 0 before 1970.
+#[must_use]
+pub fn unix_ms(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The present time by the wall clock, in the same way.
+#[must_use]
+pub fn unix_ms_now() -> i64 {
+    unix_ms(SystemTime::now())
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use tonic::{Request, Status};
 use tower_layer::{Identity as Unlayered, Stack};
 use tracing::{debug, warn};
 
@@ -218,6 +219,15 @@ impl Shared {
 pub struct Origin {
     /// From this machine, over its loopback interface.
     pub is_loopback: bool,
+}
+
+/// Who makes this call.
+///
+/// # Errors
+/// It came by no gate: that lets nobody call who has shown no certificate, but for what is meant for strangers.
+pub fn caller<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = request.extensions().get::<Peer>().cloned();
+    peer.ok_or_else(|| Status::unauthenticated("no certificate of this cluster was shown"))
 }
 
 /// Who has come, in the extensions of each request of a connection.

@@ -44,6 +44,7 @@ use self::authority::Authority;
 use self::credential::{Credential, OWN_LIFE, Source};
 use self::files::{is_there, private_folder, read, read_if_there, secret, write_new, write_private};
 use self::tls::{client_config, no_authority};
+use crate::clock::unix_ms;
 use crate::proto::Credentials;
 
 /// The name that every node's certificate carries, whatever address the node listens on.
@@ -481,11 +482,6 @@ pub fn make_credentials(
 #[must_use]
 pub fn new_instance() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; INSTANCE_BYTES]>())
-}
-
-fn unix_ms(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -1,19 +1,20 @@
 //! Join tokens, and names that are revoked.
 
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::proto::{
     JoinRefusal, JoinToken, RedeemJoinTokenRequest, Revocation, RevokeJoinTokenRequest, TakeLeaseRequest,
 };
 use tokio::task::JoinSet;
 
 use super::Database;
-use crate::store::{Store, StoreError, unix_time_ms};
+use crate::store::{Store, StoreError};
 
 fn token(id: &str, kind: &str) -> JoinToken {
     JoinToken {
         id: id.to_owned(),
         secret_sha256: vec![1; 32],
         kind: kind.to_owned(),
-        expires_at_ms: unix_time_ms() + 60_000,
+        expires_at_ms: unix_ms_now() + 60_000,
         created_by: "ann".to_owned(),
         ..JoinToken::default()
     }
@@ -33,7 +34,7 @@ pub(crate) async fn a_join_token_lets_in_whom_it_is_for(database: &impl Database
     let rooms = JoinToken { pools: vec!["rooms".to_owned(), "b".to_owned()], ..token("rooms", "backend") };
     store.put_join_token(rooms).await.unwrap();
     store.put_join_token(JoinToken { expires_at_ms: 1, ..token("old", "live") }).await.unwrap();
-    let now = unix_time_ms();
+    let now = unix_ms_now();
     store.put_join_token(JoinToken { expires_at_ms: now, ..token("over", "live") }).await.unwrap();
     drop(store);
     let store = database.open().await;

@@ -1,9 +1,10 @@
 //! Tokens and uploads.
 
+use protoplex_wire::clock::unix_ms_now;
 use protoplex_wire::proto::{BeginUploadReply, BeginUploadRequest, StoredFile, TokenRefusal};
 
 use super::{Database, begun, both, completion, content, granted, token, until, upload};
-use crate::store::{Store, StoreError, unix_time_ms};
+use crate::store::{Store, StoreError};
 
 fn refused(reply: &BeginUploadReply, refusal: TokenRefusal) {
     assert_eq!(reply.refusal(), refusal);
@@ -22,7 +23,7 @@ pub(crate) async fn a_token_opens_what_it_allows(database: &impl Database) {
     assert!(!done.existed);
     let file = done.file.unwrap();
     assert!(!file.stored, "only staged");
-    assert!((unix_time_ms() - file.created_at_ms) < 60_000);
+    assert!((unix_ms_now() - file.created_at_ms) < 60_000);
     assert_eq!(StoredFile { created_at_ms: 0, ..file.clone() }, content('a', 7));
     let site = store.find_site("a.example.com", "/files/a").await.unwrap().unwrap();
     assert_eq!((site.file.unwrap(), site.content_type), (file.clone(), "text/html".to_owned()));
@@ -31,7 +32,7 @@ pub(crate) async fn a_token_opens_what_it_allows(database: &impl Database) {
 
 pub(crate) async fn a_check_answers_as_a_begin_would_and_takes_nothing(database: &impl Database) {
     let store = database.open().await;
-    let ends = unix_time_ms() + 3_600_000;
+    let ends = unix_ms_now() + 3_600_000;
     let token = token(&*store, |token| {
         (token.uses, token.quota_bytes, token.expires_at_ms) = (1, 500, ends);
     })
@@ -110,7 +111,7 @@ pub(crate) async fn forged_tokens_are_refused(database: &impl Database) {
 
 pub(crate) async fn a_token_ends_in_time(database: &impl Database) {
     let store = database.open().await;
-    let ends = unix_time_ms() + 200;
+    let ends = unix_ms_now() + 200;
     let short = token(&*store, |token| token.expires_at_ms = ends).await;
     let mut tried = 0;
     until("expired", async || {
@@ -119,8 +120,8 @@ pub(crate) async fn a_token_ends_in_time(database: &impl Database) {
         (reply.refusal() == TokenRefusal::Expired).then_some(())
     })
     .await;
-    assert!(unix_time_ms() >= ends, "not before its time");
-    let past = token(&*store, |token| token.expires_at_ms = unix_time_ms() - 1).await;
+    assert!(unix_ms_now() >= ends, "not before its time");
+    let past = token(&*store, |token| token.expires_at_ms = unix_ms_now() - 1).await;
     refused(&store.begin_upload(upload("past", &past, 1)).await.unwrap(), TokenRefusal::Expired);
 }
 
