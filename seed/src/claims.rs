@@ -72,7 +72,7 @@ pub(crate) fn check_address(
     let ip = address.ip().to_canonical();
     let why = if let Some(what) = nobody(ip) {
         what
-    } else if ip.is_loopback() && peer.kind == Kind::Backend && !origin.is_loopback {
+    } else if ip.is_loopback() && peer.kind == Kind::Backend && !origin.is_here {
         "a loopback address, and it is not on the seed's machine"
     } else if !allowed.is_empty() && !allowed.contain(ip) {
         "in none of seed.member_networks"
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn row_an_address_that_is_no_members_own_is_refused() {
         let peer = |kind| Peer { cluster: "c".to_owned(), kind, node: "n".to_owned(), pools: Vec::new() };
-        let (near, far) = (Origin { is_loopback: true }, Origin { is_loopback: false });
+        let (near, far) = (Origin { is_here: true }, Origin { is_here: false });
         let list = ["10.0.0.0/8".to_owned(), "fd00::/8".to_owned()];
         let some = Networks::resolve(&list, "seed.member_networks", &mut Problems::default());
         let any = Networks::default();

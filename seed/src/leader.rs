@@ -22,6 +22,9 @@ use crate::role::Role;
 const TTL: Duration = Duration::from_secs(3);
 /// The same while members are expected back: a seed that dies then must not hold the row against their leases.
 const RECOVERY_TTL: Duration = Duration::from_secs(1);
+/// A cluster's task that has taken no renewal for so long beyond the lead does nothing any more. The report of a million keys takes
+/// a second.
+const STUCK: Duration = Duration::from_secs(30);
 /// Wait after a refusal or an error.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -53,6 +56,19 @@ enum Turn {
     Ending,
 }
 
+/// Why this seed can't lead.
+enum Failure {
+    Datastore(Status),
+    /// By its own fault, or its datastore's slowness.
+    Own(String),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self::Datastore(status)
+    }
+}
+
 impl Candidate {
     /// Takes and keeps the row until it is ending. Without a datastore it tries for ever.
     pub(crate) async fn lead(mut self) {
@@ -67,14 +83,9 @@ impl Candidate {
             let wait = match turn {
                 Ok(Turn::Leads(wait) | Turn::Waits(wait)) => wait,
                 Ok(Turn::Ending) => return,
-                Err(status) if self.datastores.give_up(&status) => Duration::ZERO,
-                Err(status) => {
-                    if complaint != status.message() {
-                        complaint = status.message().to_owned();
-                        self.complain(&status);
-                        let datastore = self.datastores.addresses().swap_remove(0);
-                        self.datastores.note(&format!("its datastore at {datastore}: {complaint}"));
-                    }
+                Err(Failure::Datastore(status)) if self.datastores.give_up(&status) => Duration::ZERO,
+                Err(failure) => {
+                    self.complain(&mut complaint, failure);
                     RETRY
                 }
             };
@@ -88,34 +99,43 @@ impl Candidate {
         }
     }
 
-    fn complain(&self, status: &Status) {
-        let away = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+    /// Says so, unless it said the same just before.
+    fn complain(&self, before: &mut String, failure: Failure) {
         let datastore = self.datastores.addresses().swap_remove(0);
-        let what =
-            if away { "can't reach the datastore" } else { "the datastore does not let this seed lead" };
-        tracing::warn!(datastore, reason = status.message(), "{what}; trying again");
+        let (reason, what) = match &failure {
+            Failure::Own(reason) => (reason.as_str(), "this seed can't lead"),
+            Failure::Datastore(status) => match status.code() {
+                Code::Unavailable | Code::DeadlineExceeded => (status.message(), "can't reach the datastore"),
+                _ => (status.message(), "the datastore does not let this seed lead"),
+            },
+        };
+        if before == reason {
+            return;
+        }
+        reason.clone_into(before);
+        tracing::warn!(datastore, reason, "{what}; trying again");
+        self.datastores.note(&match failure {
+            Failure::Own(reason) => reason,
+            Failure::Datastore(status) => format!("its datastore at {datastore}: {}", status.message()),
+        });
     }
 
     /// One renewal, or one attempt to begin a term. A renewal never waits for the cluster's task: that may have the report
     /// of a million keys in hand, and would lose its lead over it.
-    async fn turn(&self) -> Result<Turn, Status> {
+    async fn turn(&self) -> Result<Turn, Failure> {
         if self.leading.has_changed().is_err() {
             return Ok(Turn::Ending);
         }
-        let Lead { term, recovering } = *self.leading.borrow();
+        let Lead { term, recovering, until } = *self.leading.borrow();
         let fresh = term.is_none();
         let ttl = if fresh || recovering { RECOVERY_TTL } else { TTL };
-        let request = TakeLeaseRequest {
-            name: SEED_LEASE.to_owned(),
-            holder: self.holder.clone(),
-            ttl_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
-            term: term.unwrap_or(0),
-        };
-        let mut datastore = self.datastores.client();
-        let sent_at = BootTime::now();
-        let reply = call_within(self.datastores.patience(), datastore.take_lease(limited(request))).await?;
-        // Nine tenths, as members count: this clock may run slower than the datastore's.
-        let until = sent_at + ttl * 9 / 10;
+        if until.is_some_and(|until| BootTime::now().since(until) > STUCK) {
+            return Err(Failure::Own(
+                "the task that knows the cluster takes no renewals any more".to_owned(),
+            ));
+        }
+        let begun = BootTime::now();
+        let (reply, mut until) = self.take(term.unwrap_or(0), ttl).await?;
         if !reply.granted {
             return Ok(Turn::Waits(self.refused(reply).await));
         }
@@ -123,17 +143,48 @@ impl Candidate {
         let datastores = self.datastores.addresses();
         if fresh {
             let loaded = load(&self.datastores).await?;
+            // What was read may have taken most of that time.
+            let (reply, renewed) = self.take(term, ttl).await?;
+            if !reply.granted {
+                return Ok(Turn::Waits(self.refused(reply).await));
+            }
+            until = renewed;
             let others = self.seeds.remembered();
             let lead = move |cluster: &mut Cluster, now| {
                 cluster.know(others, datastores);
-                cluster.lead(term, until, loaded, now);
+                cluster.lead(term, until, loaded, now)
             };
-            let _ = self.cluster.ask(lead).await;
+            match self.cluster.ask(lead).await {
+                Some(true) => {}
+                Some(false) => {
+                    let took_ms = BootTime::now().since(begun).as_millis();
+                    let why =
+                        format!("its datastore took {took_ms} ms to let it lead: too long to keep the lead");
+                    return Err(Failure::Own(why));
+                }
+                None => return Ok(Turn::Ending),
+            }
         } else {
             self.renewals.send_replace(Renewal { term, until, datastores });
         }
         // Counted as the lease is: an answer that took long, from a datastore that only just started, leaves little of it.
-        Ok(Turn::Leads((sent_at + ttl / 3).since(BootTime::now())))
+        let due = until - ttl * 9 / 10 + ttl / 3;
+        Ok(Turn::Leads(due.since(BootTime::now())))
+    }
+
+    /// Asks for the row; answers until when it is this seed's, if it is.
+    async fn take(&self, term: u64, ttl: Duration) -> Result<(TakeLeaseReply, BootTime), Status> {
+        let request = TakeLeaseRequest {
+            name: SEED_LEASE.to_owned(),
+            holder: self.holder.clone(),
+            ttl_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
+            term,
+        };
+        let mut datastore = self.datastores.client();
+        let sent_at = BootTime::now();
+        let reply = call_within(self.datastores.patience(), datastore.take_lease(limited(request))).await?;
+        // Nine tenths, as members count: this clock may run slower than the datastore's.
+        Ok((reply, sent_at + ttl * 9 / 10))
     }
 
     /// Another seed leads, or this one's term is over; answers when to ask again.

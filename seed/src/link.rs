@@ -28,7 +28,7 @@ use crate::cluster::{Cluster, Directory, Handle};
 use crate::datastores::Datastores;
 use crate::followers::{MAX_WAITING_MESSAGES, Outgoing};
 use crate::ownership::{Joining, LinkId, Question, Timing};
-use crate::places::Places;
+use crate::places::{Place, Places};
 use crate::role::Role;
 
 /// Links of children and side-cars.
@@ -48,6 +48,9 @@ const MAX_REPORTED_KEYS: usize = 4_000_000;
 /// And so many bytes of them, within so long from its hello on.
 const MAX_REPORTED_BYTES: usize = 256 << 20;
 const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Memory that the reports of one name may take while they are read, and those of all: the core bounds what it makes of them.
+const MAX_REPORT_BYTES_OF_ONE: usize = 256 << 20;
+const MAX_REPORT_BYTES: usize = 512 << 20;
 /// Keys in one report of hot ones.
 const MAX_HOT_KEYS: usize = 64;
 /// A member's share of its pool beside the others' is at most so many times theirs.
@@ -64,6 +67,8 @@ pub(crate) struct Links {
     next: AtomicU64,
     followers: Places,
     nodes: Places,
+    /// Bytes of reports that are being read.
+    reports: Places,
     ending: watch::Receiver<bool>,
     /// Where members may be.
     member_networks: Arc<Networks>,
@@ -91,6 +96,7 @@ impl Links {
             next: AtomicU64::new(1),
             followers: Places::new("followers", MAX_FOLLOWERS, MAX_FOLLOWERS_OF_ONE),
             nodes: Places::new("nodes", MAX_NODES, MAX_NODES_OF_ONE),
+            reports: Places::new("bytes of reports", MAX_REPORT_BYTES, MAX_REPORT_BYTES_OF_ONE),
         }
     }
 
@@ -114,10 +120,10 @@ impl Links {
         let place = self.followers.take(&peer.name())?;
         let (messages, replies) = mpsc::channel(MAX_WAITING_MESSAGES);
         let (link, cluster) = (self.name_link(), self.cluster.clone());
-        let networks = Arc::clone(&self.member_networks);
+        let (networks, report) = (Arc::clone(&self.member_networks), self.reports.none(&peer.name()));
         tokio::spawn(async move {
             let may_be = |member: &Member| check_address(member, &peer, origin, &networks);
-            read_follower(link, &peer, may_be, requests, &cluster, messages).await;
+            read_follower(link, &peer, may_be, report, requests, &cluster, messages).await;
             drop(place);
         });
         Ok(replies)
@@ -287,11 +293,12 @@ async fn read_follower(
     link: LinkId,
     peer: &Peer,
     may_be: impl Fn(&Member) -> Result<(), Status>,
+    mut report: Place,
     mut requests: impl Requests<FollowRequest>,
     cluster: &Handle,
     messages: mpsc::Sender<Result<FollowReply, Status>>,
 ) {
-    let (hello, keys) = match greet(peer, &may_be, &mut requests).await {
+    let (hello, keys) = match greet(peer, &may_be, &mut report, &mut requests).await {
         Ok(greeting) => greeting,
         Err(status) => return drop(messages.try_send(Err(status))),
     };
@@ -304,6 +311,8 @@ async fn read_follower(
         let FollowHello { node, zone, since, member, incarnation, attempt, capacity, yields, .. } = hello;
         // By the time that it is now: a process that was stopped for a while must not welcome anybody.
         cluster.core.advance(now);
+        // It is the core's from here on.
+        drop(report);
         if let Some(status) = cluster.refusal() {
             return drop(outgoing.messages.try_send(Err(status)));
         }
@@ -347,6 +356,7 @@ async fn read_follower(
 async fn greet(
     peer: &Peer,
     may_be: &impl Fn(&Member) -> Result<(), Status>,
+    report: &mut Place,
     requests: &mut impl Requests<FollowRequest>,
 ) -> Result<(FollowHello, Vec<OwnedKey>), Status> {
     let first = next(requests, HELLO_TIMEOUT).await?.and_then(|request| request.message);
@@ -376,7 +386,9 @@ async fn greet(
         if more.iter().any(|owned| owned.key.is_empty()) {
             return Err(Status::invalid_argument("a member reports a key that is empty"));
         }
-        bytes += more.iter().map(|owned| owned.key.len()).sum::<usize>();
+        let length = more.iter().map(|owned| owned.key.len()).sum::<usize>();
+        report.add(length + more.len() * size_of::<OwnedKey>())?;
+        bytes += length;
         if bytes > MAX_REPORTED_BYTES {
             return Err(Status::invalid_argument(format!(
                 "a member reports keys of at most {MAX_REPORTED_BYTES} bytes together"

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,6 +39,8 @@ pub use crate::identity::Peer;
 use crate::identity::{Certificate, Identity, IdentityError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// None makes room for another before it has had so long.
+const MIN_HANDSHAKE: Duration = Duration::from_millis(500);
 /// Connections that may wait for the server.
 const MAX_WAITING: usize = 64;
 /// After the system had no connection to give for want of something.
@@ -108,7 +110,7 @@ impl Gate {
 
     async fn accept(&self, listener: TcpListener, arrived: &mpsc::Sender<io::Result<Arrived>>) {
         let (mut handshakes, mut under_way, mut fails) =
-            (JoinSet::new(), VecDeque::<AbortHandle>::new(), false);
+            (JoinSet::new(), VecDeque::<(Instant, AbortHandle)>::new(), false);
         loop {
             while handshakes.try_join_next().is_some() {}
             let (stream, address) = match listener.accept().await {
@@ -122,24 +124,30 @@ impl Gate {
                 }
             };
             fails = false;
-            under_way.retain(|handshake| !handshake.is_finished());
-            if under_way.len() >= self.shared.room.handshakes {
-                under_way.pop_front().iter().for_each(AbortHandle::abort);
+            under_way.retain(|(_, handshake)| !handshake.is_finished());
+            if under_way.len() >= self.shared.room.handshakes
+                && let Some((begun, oldest)) = under_way.pop_front()
+            {
+                // Who comes with many others at once is given the time that takes; they wait in the listener's row.
+                sleep_until(begun + MIN_HANDSHAKE).await;
+                oldest.abort();
             }
             let (gate, arrived) = (self.clone(), arrived.clone());
-            under_way.push_back(handshakes.spawn(async move {
+            let handshake = handshakes.spawn(async move {
                 let greeted = timeout(HANDSHAKE_TIMEOUT, gate.greet(stream)).await;
                 match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                     // Where nobody takes it the server has ended.
-                    Ok(stream) => drop(arrived.send(Ok(stream)).await),
+                    Ok(stream) => drop(tokio::spawn(async move { arrived.send(Ok(stream)).await })),
                     Err(error) => debug!(%address, %error, "a TLS handshake failed"),
                 }
-            }));
+            });
+            under_way.push_back((Instant::now(), handshake));
         }
     }
 
     async fn greet(&self, stream: TcpStream) -> io::Result<Arrived> {
-        let origin = Origin { is_loopback: stream.peer_addr()?.ip().to_canonical().is_loopback() };
+        let (here, there) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip().to_canonical());
+        let origin = Origin { is_here: there.is_loopback() || there == here.to_canonical() };
         stream.set_nodelay(true)?;
         let stream = self.shared.tls.accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -217,8 +225,8 @@ impl Shared {
 /// Where a connection comes from, in the extensions of each of its requests that a gate has passed on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Origin {
-    /// From this machine, over its loopback interface.
-    pub is_loopback: bool,
+    /// From this machine, by its loopback interface or by another address of its own.
+    pub is_here: bool,
 }
 
 /// Who makes this call.
@@ -242,7 +250,7 @@ pub struct Arrival {
 /// A connection whose handshake is done.
 pub struct Arrived {
     stream: TlsStream<TcpStream>,
-    /// Ready once it is.
+    /// Ready once it is; nothing from then on.
     is_cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     arrival: Arrival,
     _entry: Entry,
@@ -270,18 +278,26 @@ impl Connected for Arrived {
     }
 }
 
+impl Arrived {
+    /// An error from when it was cut on. Whatever the server waits for, it hears of that: one that has answers for somebody
+    /// who doesn't take them reads no more.
+    fn look(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let is_open = self.is_cut.as_mut().is_some_and(|is_cut| is_cut.as_mut().poll(context).is_pending());
+        if is_open {
+            return Ok(());
+        }
+        self.is_cut = None;
+        Err(io::ErrorKind::ConnectionAborted.into())
+    }
+}
+
 impl AsyncRead for Arrived {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(is_cut) = &mut self.is_cut
-            && is_cut.as_mut().poll(context).is_ready()
-        {
-            self.is_cut = None;
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
+        self.look(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -292,10 +308,12 @@ impl AsyncWrite for Arrived {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.look(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.look(context)?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -308,6 +326,7 @@ impl AsyncWrite for Arrived {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.look(context)?;
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 

@@ -18,6 +18,8 @@ pub(crate) struct Lead {
     pub(crate) term: Option<u64>,
     /// It waits for members of an earlier term.
     pub(crate) recovering: bool,
+    /// Until when it leads, by the last renewal that it has taken.
+    pub(crate) until: Option<BootTime>,
 }
 
 /// This seed leads until then, and those are its datastores.
@@ -61,8 +63,17 @@ impl Cluster {
         self.followers.close_all(&why);
     }
 
-    /// This seed leads now, and this is what the datastore holds.
-    pub(crate) fn lead(&mut self, term: u64, until: BootTime, mut loaded: LoadRoutesReply, now: BootTime) {
+    /// This seed leads now, and this is what the datastore holds. False where it is too late for that.
+    pub(crate) fn lead(
+        &mut self,
+        term: u64,
+        until: BootTime,
+        mut loaded: LoadRoutesReply,
+        now: BootTime,
+    ) -> bool {
+        if now >= until {
+            return false;
+        }
         let members = std::mem::take(&mut loaded.members);
         tracing::info!(term, members = members.len(), handlers = loaded.handlers.len(), "this seed leads");
         self.led_by = None;
@@ -72,6 +83,7 @@ impl Cluster {
         self.set_routes(loaded, now);
         // Whoever asked for this looks next.
         self.tell_lead();
+        true
     }
 
     /// The row is another seed's until then, or nobody's; not this one's in any case.
@@ -124,7 +136,11 @@ impl Cluster {
     }
 
     pub(super) fn tell_lead(&self) {
-        let lead = Lead { term: self.core.leads(), recovering: self.core.recovering() };
+        let lead = Lead {
+            term: self.core.leads(),
+            recovering: self.core.recovering(),
+            until: self.core.lead_until(),
+        };
         if *self.leading.borrow() != lead {
             self.leading.send_replace(lead);
         }

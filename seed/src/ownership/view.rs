@@ -48,6 +48,12 @@ impl Ownership {
         self.lead_until.map(|_| self.term)
     }
 
+    /// Until when, by the last renewal that it was told of.
+    #[must_use]
+    pub fn lead_until(&self) -> Option<BootTime> {
+        self.lead_until
+    }
+
     /// Does any pool wait for members of an earlier term?
     #[must_use]
     pub fn recovering(&self) -> bool {

@@ -56,7 +56,10 @@ impl Paused {
         let (cluster, task) = cluster.task();
         tasks.spawn(async move { drop(task.await) });
         let until = BootTime::now() + Duration::from_secs(60);
-        cluster.tell(move |cluster, now| cluster.lead(term, until, LoadRoutesReply::default(), now)).await;
+        assert_eq!(
+            cluster.ask(move |cluster, now| cluster.lead(term, until, LoadRoutesReply::default(), now)).await,
+            Some(true)
+        );
         role.wait_for(|role| *role == Role::Leading(term)).await.unwrap();
 
         let (gate, ending) = (Gate::new(identity).unwrap(), watch::Sender::new(false));
