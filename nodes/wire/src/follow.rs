@@ -285,20 +285,21 @@ impl Link {
 
     /// The owner of `key`: from the cache, or asked of the seed, which assigns one where there is none.
     ///
-    /// Known owners are told while no seed can say, however old the answers are; for other keys the error comes within two
-    /// seconds. An answer of which half its time is over is asked for anew meanwhile.
+    /// Known owners are told while no seed can be asked, however old the answers are, and whatever has changed since; for other
+    /// keys the error comes within two seconds. An answer of which half its time is over is asked for anew meanwhile.
     pub async fn locate(&self, pool: &str, key: &str) -> Result<Owner, LocateError> {
         let known = self.shared.owners.borrow_mut().known(pool, key, BootTime::now());
-        let stale = match known {
+        let last = match known {
             Some((owner, Age::Fresh)) => return Ok(owner),
             Some((owner, Age::Ageing)) => {
                 // Its answer is learnt whoever waits for it.
                 drop(self.shared.ask(pool, key));
                 return Ok(owner);
             }
-            Some((owner, Age::Stale)) if self.shared.lost_since.get().is_some() => return Ok(owner),
-            Some((owner, Age::Stale)) => Some(owner),
-            None => None,
+            Some((owner, Age::Stale | Age::Doubted)) if self.shared.lost_since.get().is_some() => {
+                return Ok(owner);
+            }
+            last => last,
         };
         let deadline = Instant::now() + LOCATE_TIMEOUT;
         let answer = match self.shared.ask(pool, key) {
@@ -309,8 +310,13 @@ impl Link {
             },
             Err(error) => Err(error),
         };
-        // A seed that can't say, since it does not lead, takes no key from anybody.
-        answer.or_else(|error| stale.ok_or(error))
+        answer.or_else(|error| match last {
+            // A seed that can't say, since it does not lead, takes no key from anybody.
+            Some((owner, Age::Stale)) => Ok(owner),
+            // It was lost meanwhile.
+            Some((owner, _)) if self.shared.lost_since.get().is_some() => Ok(owner),
+            _ => Err(error),
+        })
     }
 
     /// The owner of this epoch answered 421: the answer is forgotten, and the next question says so.

@@ -34,8 +34,10 @@ pub enum Age {
     Fresh,
     /// As it is, but half of its time is over: ask again meanwhile.
     Ageing,
-    /// Only where nobody can be asked.
+    /// Only where nobody can be asked, or who is asked can't say.
     Stale,
+    /// Only where nobody can be asked: the key may have had another owner since.
+    Doubted,
 }
 
 /// The cache itself. Keys are looked up without an allocation, and a member is forgotten without a look at them.
@@ -67,6 +69,7 @@ struct Known {
     epoch: u64,
     /// In tenths of a second since the machine's start, rounded down; `u32::MAX`: never.
     ageing_at: u32,
+    /// Zero once it is doubted.
     stale_at: u32,
 }
 
@@ -137,9 +140,17 @@ impl Owners {
         }
     }
 
-    /// Forgets every answer.
-    pub fn forget_all(&mut self) {
-        self.pools.clear();
+    /// Word was missed of keys that have moved, and nobody knows of which: each answer is asked for before it is used again.
+    ///
+    /// They are kept for when nobody can be asked. Members serve a key at its epoch alone, and within their leases, so that
+    /// an answer which is wrong by then does no harm.
+    pub fn doubt_all(&mut self) {
+        let answers = self.pools.values_mut().flat_map(|of_pool| of_pool.answers.iter_mut());
+        for (_, answer) in answers {
+            if let Answer::Known(known) = answer {
+                (known.ageing_at, known.stale_at) = (0, 0);
+            }
+        }
     }
 
     fn len(&self) -> usize {
@@ -172,7 +183,9 @@ impl Known {
             return None;
         }
         let now = tenths(now);
-        let age = if now < self.ageing_at || self.stale_at == u32::MAX {
+        let age = if self.stale_at == 0 {
+            Age::Doubted
+        } else if now < self.ageing_at || self.stale_at == u32::MAX {
             Age::Fresh
         } else if now < self.stale_at {
             Age::Ageing

@@ -44,7 +44,7 @@ impl World {
             asker.tries += 1;
             asker.link = self.open(machine, 1 + asker.tries % self.seeds_in_use);
             asker.waiting.clear();
-            asker.owners.forget_all();
+            asker.owners.doubt_all();
             if let Some(link) = asker.link {
                 self.send(link, true, Packet::Follow);
             }
@@ -68,8 +68,8 @@ impl World {
         let (owner, ask) = match known {
             Some((owner, Age::Fresh)) => (Some(owner), false),
             Some((owner, Age::Ageing)) => (Some(owner), true),
-            Some((owner, Age::Stale)) if asker.link.is_none() => (Some(owner), false),
-            Some((_, Age::Stale)) | None => (None, true),
+            Some((owner, Age::Stale | Age::Doubted)) if asker.link.is_none() => (Some(owner), false),
+            Some((_, Age::Stale | Age::Doubted)) | None => (None, true),
         };
         if let Some(Owner { address, epoch, .. }) = owner {
             let member = address.port().into();
@@ -123,7 +123,7 @@ impl World {
                 asker.owners.forget(POOL, &gone.keys)
             }
             Packet::Reply(Message::MemberGone(gone)) => asker.owners.forget_member(POOL, &gone.member),
-            Packet::Reply(Message::ResetOwners(_)) => asker.owners.forget_all(),
+            Packet::Reply(Message::ResetOwners(_)) => asker.owners.doubt_all(),
             _ => {}
         }
     }

@@ -49,8 +49,11 @@ pub(crate) enum Reply {
         granted: bool,
         term: u64,
     },
-    /// For how long, if nothing renews it; zero where nobody does.
-    Held(Duration),
+    /// By whom, and for how long if nothing renews it; zero where nobody does.
+    Held {
+        left: Duration,
+        holder: Option<usize>,
+    },
     Loaded(Vec<Member>, u64, Vec<Handler>),
     Changed(bool),
     Handlers(u64, Vec<Handler>),
@@ -93,7 +96,7 @@ impl Datastore {
                 Reply::Done
             }
             Request::Take { holder, term, ttl } => self.take(holder, term, ttl, now),
-            Request::Peek => Reply::Held(self.expires.since(now)),
+            Request::Peek => Reply::Held { left: self.expires.since(now), holder: self.holder },
             Request::Load => {
                 let members = self.members.values().map(|(member, _)| member.clone()).collect();
                 Reply::Loaded(members, self.version, self.handlers.clone())

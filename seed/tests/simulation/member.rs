@@ -20,6 +20,8 @@ pub(crate) struct MemberProcess {
     /// True time of the next attempt to connect.
     next_connect: Time,
     tries: usize,
+    /// Whom the datastore has named since the last attempt.
+    leader: Option<Machine>,
     timer: Time,
     /// It has been told to end.
     pub(crate) draining: bool,
@@ -28,7 +30,17 @@ pub(crate) struct MemberProcess {
 impl MemberProcess {
     pub(crate) fn new(name: Machine, instance: String, now: BootTime) -> Self {
         let holder = Holder::new(now);
-        Self { name, instance, holder, link: None, next_connect: 0, tries: 0, timer: 0, draining: false }
+        Self {
+            name,
+            instance,
+            holder,
+            link: None,
+            next_connect: 0,
+            tries: 0,
+            leader: None,
+            timer: 0,
+            draining: false,
+        }
     }
 }
 
@@ -84,7 +96,7 @@ impl World {
     fn join(&mut self, machine: Machine, member: &mut MemberProcess, now: BootTime) {
         member.next_connect = self.now + self.random.between(50, 500) * MS;
         member.tries += 1;
-        let seed = 1 + member.tries % self.seeds_in_use;
+        let seed = member.leader.take().unwrap_or(1 + member.tries % self.seeds_in_use);
         let Some(link) = self.open(machine, seed) else {
             return;
         };
@@ -191,7 +203,7 @@ impl World {
         let Purpose::Unseeded { asked_at } = purpose else {
             return;
         };
-        let Reply::Held(left) = reply else {
+        let Reply::Held { left, holder } = reply else {
             return;
         };
         let unseeded = left.is_zero() || self.plant == Plant::AlwaysUnseeded;
@@ -201,7 +213,9 @@ impl World {
                 member.holder.unseeded(asked_at, now);
             } else {
                 member.holder.seeded(asked_at, left, now);
+                // It is told who leads, and tries that one next.
                 member.next_connect = at_once;
+                member.leader = holder;
             }
         });
     }

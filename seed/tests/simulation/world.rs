@@ -535,7 +535,9 @@ impl World {
         for machine in self.member_machines().end..self.machines.len() {
             let now = self.clock(machine);
             let known = self.askers[Self::asker_slot(machine)].owners.known(POOL, key, now);
-            if known.is_some_and(|(owner, age)| owner.epoch == epoch && age != Age::Stale) {
+            if known
+                .is_some_and(|(owner, age)| owner.epoch == epoch && matches!(age, Age::Fresh | Age::Ageing))
+            {
                 self.fail(format!("still used by {machine}: {key} at epoch {epoch:#x}, which was idle"));
             }
         }

@@ -318,7 +318,7 @@ impl Shared {
                 }
                 Err(error) => {
                     warn!(%error, "an invalidation can't be read: every owner is asked for anew");
-                    self.owners.borrow_mut().forget_all();
+                    self.owners.borrow_mut().doubt_all();
                     self.note_any_moved();
                 }
             },
@@ -328,7 +328,7 @@ impl Shared {
                 self.advance(it.sequence);
             }
             Message::ResetOwners(it) => {
-                self.owners.borrow_mut().forget_all();
+                self.owners.borrow_mut().doubt_all();
                 self.note_any_moved();
                 self.position.set(it.position.unwrap_or_default());
             }

@@ -364,7 +364,7 @@ async fn an_answer_holds_until_the_invalidation_behind_it_and_one_in_front_of_it
 }
 
 #[tokio::test]
-async fn an_open_question_is_asked_again_on_the_next_link_and_a_reset_forgets_every_owner() {
+async fn an_open_question_is_asked_again_on_the_next_link_and_after_a_reset_every_owner_is() {
     play(async {
         let mut rig = Rig::start(false).await;
         let (mut seed, _) = rig.welcomed(3, 10).await;
@@ -387,6 +387,46 @@ async fn an_open_question_is_asked_again_on_the_next_link_and_a_reset_forgets_ev
         drop(seed);
         let (_seed, hello) = rig.welcomed(4, 2).await;
         assert_eq!(hello.since, Some(position));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_a_reset_what_was_known_goes_on_while_nobody_can_be_asked_and_only_then() {
+    play(async {
+        let mut rig = Rig::start(false).await;
+        let (mut seed, _) = rig.welcomed(3, 10).await;
+        let old = rig.locate(&mut seed, "1", 1001, 7).await;
+        rig.locate(&mut seed, "2", 1001, 8).await;
+        rig.locate(&mut seed, "3", 1001, 9).await;
+        drop(seed);
+        rig.connected(false).await;
+        let (mut seed, _) = rig.welcomed(4, 0).await;
+        let position = Position { term: 4, sequence: 2 };
+        seed.say(Reply::ResetOwners(ResetOwners { position: Some(position) })).await;
+        rig.locate(&mut seed, "other", 1001, 10).await;
+
+        // The seed that leads says that there is none: it knows.
+        let (asked, ()) = tokio::join!(rig.link.locate("rooms", "1"), seed.refuse("1"));
+        assert_eq!(asked.unwrap_err().reason, "the seed does not lead");
+        let gone = Invalidate { sequence: 3, pool: "rooms".to_owned(), keys: vec!["2".to_owned()] };
+        seed.say(Reply::Invalidate(gone.encode_to_vec().into())).await;
+        // It dies while it is asked, and with it the last one that could be.
+        let asking = tokio::task::spawn_local({
+            let link = rig.link.clone();
+            async move { link.locate("rooms", "3").await }
+        });
+        assert_eq!(seed.question().await.key, "3");
+        drop(seed);
+        rig.connected(false).await;
+        assert_eq!(asking.await.unwrap().unwrap().epoch, 9);
+        assert_eq!(rig.link.locate("rooms", "1").await, Ok(old));
+        assert_eq!(rig.link.locate("rooms", "other").await.unwrap().epoch, 10);
+        assert!(rig.link.locate("rooms", "2").await.is_err(), "that one has moved for sure");
+
+        // Asked anew once there is one to ask.
+        let (mut seed, _) = rig.welcomed(4, 3).await;
+        assert_eq!(rig.locate(&mut seed, "1", 1003, 12).await.epoch, 12);
     })
     .await;
 }
@@ -461,7 +501,7 @@ async fn who_leaves_is_told_that_it_owns_nothing_and_comes_back_no_more() {
             seed.close(Status::failed_precondition("the member has left")).await;
         };
         tokio::join!(rig.link.leave(), leaving);
-        assert_eq!(timeout(DEADLINE, lost.recv()).await.unwrap(), Some(Lost::All));
+        assert_eq!(timeout(DEADLINE, lost.recv()).await.unwrap(), Some(Lost::All { epoch: 7 }));
         assert_eq!(rig.link.check("1", 7), Fence::Misdirected);
         assert!(!rig.link.connected());
         assert_eq!(*rig.link.refusal().borrow(), None, "it was its own wish");

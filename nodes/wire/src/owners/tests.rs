@@ -103,3 +103,21 @@ fn all_pools_have_one_limit_and_the_largest_one_makes_room() {
     assert!((0..few).all(|number| known("rooms", number)));
     assert!(known(POOL, 0) && known(POOL, few + 1) && !(1..=few).any(|number| known(POOL, number)));
 }
+
+#[test]
+fn what_is_doubted_says_so_until_it_is_learnt_anew() {
+    let mut owners = Owners::default();
+    for (key, fresh) in [("a", Duration::from_secs(60)), ("b", Duration::ZERO)] {
+        owners.learn(POOL, key, &owner("live-1:0", 1), NOW, fresh);
+    }
+    owners.refute(POOL, "c", 5);
+    owners.doubt_all();
+    for key in ["a", "b"] {
+        assert_eq!(owners.known(POOL, key, NOW), Some((owner("live-1:0", 1), Age::Doubted)));
+    }
+    assert_eq!(owners.refuted(POOL, "c"), 5);
+    learn(&mut owners, POOL, "a", &owner("live-1:0", 1));
+    assert_eq!(owners.known(POOL, "a", NOW).unwrap().1, Age::Fresh);
+    owners.forget_member(POOL, "live-1:0");
+    assert_eq!(owners.known(POOL, "b", NOW), None);
+}
