@@ -12,7 +12,7 @@ use protoplex_runtime::context::Context;
 use protoplex_runtime::drain::{Drain, Tasks};
 use protoplex_runtime::parent::Spec;
 use protoplex_wire::follow::{Follower, Judge, Link, Membership};
-use protoplex_wire::holder::{Fence, Lost};
+use protoplex_wire::holder::Lost;
 use protoplex_wire::identity::{Identity, IdentityError, Kind, LIVE_POOL};
 use protoplex_wire::proto::Member;
 use thiserror::Error;
@@ -198,16 +198,14 @@ pub(crate) async fn keep_tenures(
     live.link.leave().await;
 }
 
-/// The news of a loss may be older than a new assignment of the same key.
 fn end_lost(live: &Live, lost: Lost) {
     match lost {
-        Lost::Key(key) => live
-            .tenures
-            .end_one(&key, End::Revoked, |tenure| live.link.check(&tenure.key, tenure.epoch) != Fence::Owned),
-        Lost::All => {
+        Lost::Key { key, epoch } => {
+            live.tenures.end_one(&key, End::Revoked, |tenure| tenure.epoch <= epoch);
+        }
+        Lost::All { epoch } => {
             warn!("the lease is lost: all channels end here");
-            live.tenures
-                .end(End::Revoked, |tenure| live.link.check(&tenure.key, tenure.epoch) != Fence::Owned);
+            live.tenures.end(End::Revoked, |tenure| tenure.epoch <= epoch);
         }
     }
 }

@@ -24,7 +24,7 @@ const TTL: Duration = Duration::from_secs(3);
 const RECOVERY_TTL: Duration = Duration::from_secs(1);
 /// A cluster's task that has taken no renewal for so long beyond the lead does nothing any more. The report of a million keys takes
 /// a second.
-const STUCK: Duration = Duration::from_secs(30);
+pub(crate) const STUCK: Duration = Duration::from_secs(30);
 /// Wait after a refusal or an error.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -44,6 +44,8 @@ pub(crate) struct Candidate {
     pub(crate) nudge: Arc<Notify>,
     /// No more: the row is to be given up.
     pub(crate) ending: watch::Receiver<bool>,
+    /// [`STUCK`].
+    pub(crate) stuck: Duration,
 }
 
 /// What became of one.
@@ -129,12 +131,11 @@ impl Candidate {
         let Lead { term, recovering, until } = *self.leading.borrow();
         let fresh = term.is_none();
         let ttl = if fresh || recovering { RECOVERY_TTL } else { TTL };
-        if until.is_some_and(|until| BootTime::now().since(until) > STUCK) {
+        if until.is_some_and(|until| BootTime::now().since(until) > self.stuck) {
             return Err(Failure::Own(
                 "the task that knows the cluster takes no renewals any more".to_owned(),
             ));
         }
-        let begun = BootTime::now();
         let (reply, mut until) = self.take(term.unwrap_or(0), ttl).await?;
         if !reply.granted {
             return Ok(Turn::Waits(self.refused(reply).await));
@@ -146,7 +147,9 @@ impl Candidate {
             // What was read may have taken most of that time.
             let (reply, renewed) = self.take(term, ttl).await?;
             if !reply.granted {
-                return Ok(Turn::Waits(self.refused(reply).await));
+                let is_over = reply.left_ms == 0 || reply.holder == self.holder;
+                let wait = self.refused(reply).await;
+                return if is_over { Err(too_slow()) } else { Ok(Turn::Waits(wait)) };
             }
             until = renewed;
             let others = self.seeds.remembered();
@@ -156,12 +159,7 @@ impl Candidate {
             };
             match self.cluster.ask(lead).await {
                 Some(true) => {}
-                Some(false) => {
-                    let took_ms = BootTime::now().since(begun).as_millis();
-                    let why =
-                        format!("its datastore took {took_ms} ms to let it lead: too long to keep the lead");
-                    return Err(Failure::Own(why));
-                }
+                Some(false) => return Err(too_slow()),
                 None => return Ok(Turn::Ending),
             }
         } else {
@@ -200,6 +198,13 @@ impl Candidate {
         // Nobody renews what is about to end, so it is worth being there then.
         if known { RETRY.min(left + Duration::from_millis(1)) } else { RETRY / 10 }
     }
+}
+
+fn too_slow() -> Failure {
+    let ms = (RECOVERY_TTL * 9 / 10).as_millis();
+    Failure::Own(format!(
+        "its datastore takes longer for an answer than the {ms} ms for which it may lead by that"
+    ))
 }
 
 /// Handlers, builds and members as the datastore holds them.

@@ -140,6 +140,7 @@ mod tests {
         drop(one);
         two.add(40).unwrap();
         drop((two, other, bytes.none("c")));
-        assert_eq!((bytes.shared.taken().all, bytes.shared.taken().by_name.len()), (0, 0));
+        let taken = bytes.shared.taken();
+        assert_eq!((taken.all, taken.by_name.len()), (0, 0));
     }
 }

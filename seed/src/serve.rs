@@ -34,7 +34,7 @@ use crate::enrolment::{self, Registrar};
 use crate::errands;
 use crate::events::{self, EventBus, NatsError};
 use crate::handover::hand_over;
-use crate::leader::Candidate;
+use crate::leader::{Candidate, STUCK};
 use crate::link::Links;
 use crate::operator::Console;
 use crate::outside;
@@ -163,6 +163,7 @@ pub async fn serve(
         seeds: start.seeds,
         nudge: Arc::clone(&nudge),
         ending: leads_on.subscribe(),
+        stuck: STUCK,
     };
     let holder = candidate.holder.clone();
     let lead = tokio::spawn(candidate.lead());

@@ -10,7 +10,6 @@ use anyhow::Context;
 use protoplex_runtime::signals::StopSignals;
 use protoplex_wire::enrolment::keep_renewed;
 use protoplex_wire::follow::{Follower, Judge, Link, Membership};
-use protoplex_wire::holder::Lost;
 use protoplex_wire::identity::{Identity, Kind, new_instance};
 use protoplex_wire::proto::Member;
 use protoplex_wire::seeds::Seeds;
@@ -195,7 +194,9 @@ impl Sidecar {
 
     /// Ends when the server is no longer healthy, with the reason.
     async fn while_healthy(&self, link: &Link, mut asked: UnboundedReceiver<Asked>) -> String {
-        let (mut lost, notify) = (link.lost_keys(), self.notify.as_ref());
+        if let (Some(lost), Some(notify)) = (link.lost_keys(), self.notify.clone()) {
+            spawn_local(notify.tell_lost(lost));
+        }
         let (mut connection, mut refusal) = (link.connection(), link.refusal());
         let mut ticks = interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -208,11 +209,6 @@ impl Sidecar {
                     all.extend(std::iter::from_fn(|| asked.try_recv().ok()));
                     self.give_up(link, all);
                 }
-                Some(first) = next(&mut lost) => if let Some(notify) = notify.cloned() {
-                    let more = lost.iter_mut().flat_map(|lost| std::iter::from_fn(|| lost.try_recv().ok()));
-                    let all = std::iter::once(first).chain(more).collect();
-                    spawn_local(async move { notify.tell_lost(all).await });
-                },
                 _ = ticks.tick() => match self.backend.check().await {
                     Ok(()) => failures = 0,
                     Err(reason) => {
@@ -264,13 +260,6 @@ struct Asked {
 }
 
 /// Cancel-safe.
-async fn next(lost: &mut Option<UnboundedReceiver<Lost>>) -> Option<Lost> {
-    match lost {
-        Some(lost) => lost.recv().await,
-        None => None,
-    }
-}
-
 struct Backend {
     member: Member,
     address: SocketAddr,

@@ -292,22 +292,31 @@ impl Nodes {
             loop {
                 let is_over = |status: &Status| matches!(status.state, State::Fatal | State::Exited);
                 // An error means that its keeper is gone.
-                let Ok(state) = status.wait_for(is_over).await.map(|status| status.state) else { return };
-                output::tell(&match state {
-                    State::Exited => format!("protoplex: {node} was drained. Start it again: {again}"),
-                    _ => format!(
-                        "protoplex: {node} died too often; the others go on without it. The log says why: {log}. It is \
-                         tried again every {} s, and at once by {again}",
-                        RETRY_INTERVAL.as_secs()
-                    ),
-                });
+                let Ok(mut state) = status.wait_for(is_over).await.map(|status| status.state) else { return };
+                let mut told = None;
                 loop {
-                    let begun = timeout(RETRY_INTERVAL, status.wait_for(|status| status.ready)).await;
-                    if begun.is_ok() {
-                        break;
+                    if told != Some(state) {
+                        output::tell(&match state {
+                            State::Exited => {
+                                format!("protoplex: {node} was drained. Start it again: {again}")
+                            }
+                            _ => format!(
+                                "protoplex: {node} died too often; the others go on without it. The log says why: {log}. \
+                                 It is tried again every {} s, and at once by {again}",
+                                RETRY_INTERVAL.as_secs()
+                            ),
+                        });
+                        told = Some(state);
                     }
-                    if process.status().borrow().state == State::Fatal {
-                        process.begin().await;
+                    // One that was drained and is started again may die too often, too.
+                    let is_news = |status: &Status| status.ready || is_over(status) && status.state != state;
+                    let news = async { status.wait_for(is_news).await.map(|status| (status.ready, status.state)) };
+                    match timeout(RETRY_INTERVAL, news).await {
+                        Ok(Err(_)) => return,
+                        Ok(Ok((true, _))) => break,
+                        Ok(Ok((false, now))) => state = now,
+                        Err(_) if process.status().borrow().state == State::Fatal => process.begin().await,
+                        Err(_) => {}
                     }
                 }
                 output::tell(&format!("protoplex: {node} runs again"));

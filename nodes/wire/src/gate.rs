@@ -10,12 +10,12 @@ mod room;
 mod tests;
 mod timely;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -39,8 +39,9 @@ pub use crate::identity::Peer;
 use crate::identity::{Certificate, Identity, IdentityError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// None makes room for another before it has had so long.
+/// Where many come at once each is given so long from its first byte on, and so long for that one: silence makes room for them.
 const MIN_HANDSHAKE: Duration = Duration::from_millis(500);
+const MIN_SILENCE: Duration = Duration::from_millis(100);
 /// Connections that may wait for the server.
 const MAX_WAITING: usize = 64;
 /// After the system had no connection to give for want of something.
@@ -64,6 +65,21 @@ struct Shared {
     room: Room,
     state: Mutex<State>,
     next: AtomicU64,
+}
+
+/// A handshake that is under way.
+struct Handshake {
+    since: Instant,
+    /// When its first byte had come.
+    begun: Arc<OnceLock<Instant>>,
+    task: AbortHandle,
+}
+
+impl Handshake {
+    /// When it makes room for another, if it goes on.
+    fn due(&self) -> Instant {
+        self.begun.get().map_or(self.since + MIN_SILENCE, |begun| *begun + MIN_HANDSHAKE)
+    }
 }
 
 #[derive(Default)]
@@ -109,8 +125,7 @@ impl Gate {
     }
 
     async fn accept(&self, listener: TcpListener, arrived: &mpsc::Sender<io::Result<Arrived>>) {
-        let (mut handshakes, mut under_way, mut fails) =
-            (JoinSet::new(), VecDeque::<(Instant, AbortHandle)>::new(), false);
+        let (mut handshakes, mut under_way, mut fails) = (JoinSet::new(), Vec::<Handshake>::new(), false);
         loop {
             while handshakes.try_join_next().is_some() {}
             let (stream, address) = match listener.accept().await {
@@ -124,31 +139,38 @@ impl Gate {
                 }
             };
             fails = false;
-            under_way.retain(|(_, handshake)| !handshake.is_finished());
-            if under_way.len() >= self.shared.room.handshakes
-                && let Some((begun, oldest)) = under_way.pop_front()
-            {
-                // Who comes with many others at once is given the time that takes; they wait in the listener's row.
-                sleep_until(begun + MIN_HANDSHAKE).await;
-                oldest.abort();
+            under_way.retain(|handshake| !handshake.task.is_finished());
+            while under_way.len() >= self.shared.room.handshakes {
+                let due = |index: &usize| under_way[*index].due();
+                let next = (0..under_way.len()).min_by_key(due).unwrap_or(0);
+                // The rest wait in the listener's row. Both arms are cancel-safe.
+                tokio::select! {
+                    () = sleep_until(under_way[next].due()) => {
+                        under_way.swap_remove(next).task.abort();
+                    }
+                    _ = handshakes.join_next() => under_way.retain(|handshake| !handshake.task.is_finished()),
+                }
             }
-            let (gate, arrived) = (self.clone(), arrived.clone());
-            let handshake = handshakes.spawn(async move {
-                let greeted = timeout(HANDSHAKE_TIMEOUT, gate.greet(stream)).await;
+            let (gate, arrived, begun) = (self.clone(), arrived.clone(), Arc::new(OnceLock::new()));
+            let begins = Arc::clone(&begun);
+            let task = handshakes.spawn(async move {
+                let greeted = timeout(HANDSHAKE_TIMEOUT, gate.greet(stream, &begins)).await;
                 match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                     // Where nobody takes it the server has ended.
                     Ok(stream) => drop(tokio::spawn(async move { arrived.send(Ok(stream)).await })),
                     Err(error) => debug!(%address, %error, "a TLS handshake failed"),
                 }
             });
-            under_way.push_back((Instant::now(), handshake));
+            under_way.push(Handshake { since: Instant::now(), begun, task });
         }
     }
 
-    async fn greet(&self, stream: TcpStream) -> io::Result<Arrived> {
+    async fn greet(&self, stream: TcpStream, begun: &OnceLock<Instant>) -> io::Result<Arrived> {
         let (here, there) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip().to_canonical());
         let origin = Origin { is_here: there.is_loopback() || there == here.to_canonical() };
         stream.set_nodelay(true)?;
+        stream.peek(&mut [0]).await?;
+        begun.get_or_init(Instant::now);
         let stream = self.shared.tls.accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         // One of an earlier version says nothing of its owner, who is nobody, then.

@@ -38,13 +38,21 @@ pub enum Fence {
     Misdirected,
 }
 
-/// What this member owns no more: drop what it serves.
+/// What this member owns no more: drop what it serves. Whoever hears of it late may own it anew, at a later epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// This key.
-    Key(String),
-    /// Every key.
-    All,
+    /// This key, at this epoch and those before.
+    Key {
+        /// The key.
+        key: String,
+        /// The last epoch at which it was owned.
+        epoch: u64,
+    },
+    /// Every key, at this epoch and those before.
+    All {
+        /// The newest at which any was assigned.
+        epoch: u64,
+    },
 }
 
 /// What [`Holder::poll`] asks of whoever drives it.
@@ -185,7 +193,7 @@ impl Holder {
     /// The seed says that the key of this epoch is not this member's.
     pub fn revoked(&mut self, key: &str, epoch: u64) {
         if self.release(key, epoch) {
-            self.steps.push_back(Step::Lost(Lost::Key(key.into())));
+            self.steps.push_back(Step::Lost(Lost::Key { key: key.into(), epoch }));
         }
     }
 
@@ -314,7 +322,7 @@ impl Holder {
         self.renewals.clear();
         self.link = Link::Away;
         self.steps.clear();
-        self.steps.extend([Step::Lost(Lost::All), Step::Rejoin]);
+        self.steps.extend([Step::Lost(Lost::All { epoch: self.newest_epoch }), Step::Rejoin]);
     }
 }
 

@@ -1,6 +1,5 @@
 //! Tells the server behind a side-car which keys it has lost, and asks it for those that it shall give up.
 
-use std::rc::Rc;
 use std::time::Duration;
 
 use protoplex_wire::follow::Link;
@@ -9,7 +8,7 @@ use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
 
 use crate::output;
@@ -40,13 +39,11 @@ struct Answer {
 pub(super) struct Notify {
     url: Url,
     client: reqwest::Client,
-    /// What is lost is told in its order, a message at a time.
-    turn: Rc<Mutex<()>>,
 }
 
 impl Notify {
     pub(super) fn new(url: Url, client: reqwest::Client) -> Self {
-        Self { url, client, turn: Rc::default() }
+        Self { url, client }
     }
 
     /// Has the server end what it serves of these keys, and gives up those of which it says so.
@@ -85,12 +82,16 @@ impl Notify {
         }
     }
 
-    /// Tells what is the server's no more. One that doesn't hear it finds out by the epochs of requests.
-    pub(super) async fn tell_lost(&self, lost: Vec<Lost>) {
-        let _turn = self.turn.lock().await;
-        for message in messages(&lost) {
-            if let Err(reason) = self.post(&message).await {
-                output::tell(&format!("the server was not told what it has lost: {reason}"));
+    /// Tells what is the server's no more, in its order, until no more can be lost. One that doesn't hear it finds out by the
+    /// epochs of requests.
+    pub(super) async fn tell_lost(self, mut lost: UnboundedReceiver<Lost>) {
+        while let Some(first) = lost.recv().await {
+            let more = std::iter::from_fn(|| lost.try_recv().ok());
+            let all: Vec<_> = std::iter::once(first).chain(more).collect();
+            for message in messages(&all) {
+                if let Err(reason) = self.post(&message).await {
+                    output::tell(&format!("the server was not told what it has lost: {reason}"));
+                }
             }
         }
     }
@@ -112,16 +113,18 @@ impl Notify {
 
 /// Who has lost all need not hear what it had lost before.
 fn messages(lost: &[Lost]) -> Vec<Value> {
-    let all = lost.iter().rposition(|lost| *lost == Lost::All);
-    let keys: Vec<_> = lost[all.map_or(0, |at| at + 1)..]
-        .iter()
-        .filter_map(|lost| match lost {
-            Lost::Key(key) => Some(json!({ "key": key })),
-            Lost::All => None,
-        })
-        .collect();
+    let (mut all, mut keys) = (None, Vec::new());
+    for lost in lost {
+        match lost {
+            Lost::Key { key, epoch } => keys.push(json!({ "key": key, "epoch": epoch })),
+            Lost::All { epoch } => {
+                all = Some(json!({ "lease_lost": { "epoch": epoch } }));
+                keys.clear();
+            }
+        }
+    }
     let revoked = keys.chunks(MAX_LOST).map(|keys| json!({ "revoked": { "keys": keys } }));
-    all.map(|_| json!({ "lease_lost": {} })).into_iter().chain(revoked).collect()
+    all.into_iter().chain(revoked).collect()
 }
 
 #[cfg(test)]
@@ -130,11 +133,14 @@ mod tests {
 
     #[test]
     fn what_is_lost_is_told_in_its_order_in_few_messages_and_nothing_from_before_all_was() {
-        let key = |number: usize| Lost::Key(number.to_string());
+        let key = |number: usize| Lost::Key { key: number.to_string(), epoch: number as u64 };
+        let all = |epoch| Lost::All { epoch };
         assert!(messages(&[]).is_empty());
-        assert_eq!(messages(&[key(1), key(2)]), [json!({"revoked": {"keys": [{"key": "1"}, {"key": "2"}]}})]);
-        let after = [json!({"lease_lost": {}}), json!({"revoked": {"keys": [{"key": "3"}]}})];
-        assert_eq!(messages(&[key(1), Lost::All, key(2), Lost::All, key(3)]), after);
+        let keys = json!([{"key": "1", "epoch": 1}, {"key": "2", "epoch": 2}]);
+        assert_eq!(messages(&[key(1), key(2)]), [json!({"revoked": {"keys": keys}})]);
+        let after =
+            [json!({"lease_lost": {"epoch": 2}}), json!({"revoked": {"keys": [{"key": "3", "epoch": 3}]}})];
+        assert_eq!(messages(&[key(1), all(1), key(2), all(2), key(3)]), after);
         let many: Vec<_> = (0..2 * MAX_LOST + 1).map(key).collect();
         let sizes: Vec<_> =
             messages(&many).iter().map(|it| it["revoked"]["keys"].as_array().unwrap().len()).collect();

@@ -43,7 +43,7 @@ pub(super) async fn keep(shared: Rc<Shared>) {
 fn act(shared: &Rc<Shared>, step: Step) {
     match step {
         Step::Lost(lost) => {
-            if lost == Lost::All && !shared.left.get() {
+            if matches!(lost, Lost::All { .. }) && !shared.left.get() {
                 warn!("no key is served until the seed assigns some anew");
             }
             // Nobody may care, as in a side-car.

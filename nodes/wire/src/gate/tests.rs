@@ -9,6 +9,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_stream::StreamExt;
 use tonic::body::Body;
 use tonic::codegen::Bytes;
 use tonic::{Code, Request, Response, Status};
@@ -243,6 +244,45 @@ async fn who_shows_no_certificate_makes_room_for_the_next_and_goes_soon() {
         assert_eq!(begun.elapsed() > Duration::from_secs(2), number > 0, "{number}: {:?}", begun.elapsed());
     }
     member.leader(LeaderRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn many_who_come_at_once_have_each_the_time_for_a_handshake() {
+    let stage = Stage::with(Room { handshakes: 2, ..ROOM }).await;
+    let tls = TlsConnector::from(Arc::new(stage.nobody()));
+    let mut all = JoinSet::new();
+    for _ in 0..16 {
+        let (tls, address) = (tls.clone(), stage.address.clone());
+        all.spawn(async move {
+            let stream = TcpStream::connect(address).await?;
+            let mut stream = tls.connect(ServerName::try_from(SERVER_NAME).unwrap(), stream).await?;
+            // The beginning of the server's settings.
+            stream.read_u8().await
+        });
+    }
+    let all = timeout(DEADLINE, all.join_all()).await.unwrap();
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+}
+
+#[tokio::test]
+async fn who_takes_no_answers_is_cut_all_the_same() {
+    let room = Room { stranger_timeout: Duration::from_millis(200), ..ROOM };
+    let mut stage = Stage::with(room).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    stage.address = listener.local_addr().unwrap().to_string();
+    let mut arriving = stage.gate.incoming(listener);
+    let answering = tokio::spawn(async move {
+        let mut stream = arriving.next().await.unwrap().unwrap();
+        // Once the client's buffers are full this waits, and reads nothing.
+        loop {
+            if let Err(error) = stream.write_all(&[0; 65_536]).await {
+                return error.kind();
+            }
+        }
+    });
+    let _silent = stage.stranger().await;
+    let ended = timeout(DEADLINE, answering).await.expect("it is cut").unwrap();
+    assert_eq!(ended, io::ErrorKind::ConnectionAborted);
 }
 
 #[tokio::test]

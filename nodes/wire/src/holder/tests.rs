@@ -61,7 +61,7 @@ fn the_leases_end_takes_every_key_and_begins_a_new_incarnation() {
     let mut holder = owner();
     let incarnation = holder.incarnation();
     holder.disconnected();
-    assert_eq!(steps(&mut holder, at(4_500)), [Step::Lost(Lost::All), Step::Rejoin]);
+    assert_eq!(steps(&mut holder, at(4_500)), [Step::Lost(Lost::All { epoch: 7 }), Step::Rejoin]);
     assert!(holder.incarnation() > incarnation);
     assert_eq!(holder.keys().count(), 0);
     assert_eq!(holder.next_poll(), None);
@@ -73,7 +73,7 @@ fn a_grant_that_comes_after_the_leases_end_revives_nothing() {
     steps(&mut holder, at(2_000));
     holder.renewed(1, at(4_600));
     holder.assigned("b", 9, at(4_600));
-    assert_eq!(steps(&mut holder, at(4_600)), [Step::Lost(Lost::All), Step::Rejoin]);
+    assert_eq!(steps(&mut holder, at(4_600)), [Step::Lost(Lost::All { epoch: 7 }), Step::Rejoin]);
     assert_eq!(holder.check("a", 7, at(4_600)), Fence::Misdirected);
     assert_eq!(holder.check("b", 9, at(4_600)), Fence::Misdirected);
 }
@@ -143,7 +143,7 @@ fn revoked_and_released_name_one_epoch() {
     assert!(!holder.release("a", 8));
     assert_eq!(steps(&mut holder, at(200)), []);
     holder.revoked("a", 7);
-    assert_eq!(steps(&mut holder, at(200)), [Step::Lost(Lost::Key("a".into()))]);
+    assert_eq!(steps(&mut holder, at(200)), [Step::Lost(Lost::Key { key: "a".into(), epoch: 7 })]);
     assert_eq!(holder.check("a", 7, at(200)), Fence::Misdirected);
 }
 
@@ -161,7 +161,7 @@ fn who_leaves_owns_nothing_at_once_and_may_join_anew() {
     let mut holder = owner();
     holder.leave(at(200));
     assert_eq!(holder.check("a", 7, at(200)), Fence::Misdirected);
-    assert_eq!(steps(&mut holder, at(200)), [Step::Lost(Lost::All)]);
+    assert_eq!(steps(&mut holder, at(200)), [Step::Lost(Lost::All { epoch: 7 })]);
     holder.hello(at(300));
     holder.welcomed(LEASE, HEARTBEAT, at(400));
     holder.assigned("a", 8, at(400));
@@ -172,7 +172,7 @@ fn who_leaves_owns_nothing_at_once_and_may_join_anew() {
 fn a_lost_lease_and_an_unanswered_first_hello_join_anew() {
     let mut holder = owner();
     holder.lease_lost(at(200));
-    assert_eq!(steps(&mut holder, at(200)), [Step::Lost(Lost::All), Step::Rejoin]);
+    assert_eq!(steps(&mut holder, at(200)), [Step::Lost(Lost::All { epoch: 7 }), Step::Rejoin]);
     let mut holder = Holder::new(at(0));
     holder.hello(at(0));
     assert_eq!(holder.next_poll(), Some(at(5_000)));
