@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use protoplex_wire::join_token::draw_id;
 use protoplex_wire::proto::{BeginUploadRequest, CreateTokenRequest, TokenRefusal};
 use sha2::{Digest, Sha256};
 
@@ -49,7 +50,7 @@ pub(crate) struct New {
 impl New {
     /// Draws an id and a secret from the operating system's random numbers.
     pub(crate) fn draw() -> Self {
-        let id = URL_SAFE_NO_PAD.encode(rand::random::<[u8; ID_BYTES]>());
+        let id = draw_id::<ID_BYTES>();
         let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; SECRET_BYTES]>());
         Self { token: format!("{PREFIX}{id}{DIVIDER}{secret}"), secret_sha256: digest(&secret), id }
     }

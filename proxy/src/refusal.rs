@@ -35,7 +35,7 @@ pub(crate) enum Refusal {
     #[error("this proxy has no routing table yet")]
     NoTable,
     /// The operator's: nobody is there to answer.
-    #[error("no live node in pool {0:?}")]
+    #[error("pool {0:?} has no member now")]
     NoMember(Box<str>),
     /// Ours: the seed is away, busy, or has nobody to give the key to.
     #[error("no owner for this key: {0}")]
@@ -94,7 +94,7 @@ impl Refusal {
             Self::Body(BodyError::TooLarge { .. }) => "form-too-long",
             Self::Body(_) => "broken-body",
             Self::NoTable => "no-routing-table",
-            Self::NoMember(_) => "no-live-node",
+            Self::NoMember(_) => "no-member",
             Self::NoOwner(_) => "no-owner",
             Self::Moving => "key-moving",
             Self::OwnerAway => "owner-away",

@@ -111,6 +111,11 @@ impl Registrar {
         let (name, revoked, who) = (wanted.name.clone(), wanted.revoked, wanted.operator.clone());
         // Then it is still here.
         let here = self.is_here(&name).await?;
+        if wanted.only_known && !here && self.known_as(&name).await.is_none() {
+            return Err(Status::not_found(format!(
+                "nobody of the name {name:?} has been here since this seed leads: nothing was changed"
+            )));
+        }
         let mut datastore = self.datastores.client();
         led(&self.cluster, datastore.change_revocation(limited(wanted))).await?;
         tracing::warn!(name, revoked, operator = who, "who may be in the cluster has changed");
@@ -158,6 +163,12 @@ impl Registrar {
         here.ok_or_else(|| Status::unavailable("the seed is ending"))
     }
 
+    /// As what a name is known, be its owner here or away.
+    async fn known_as(&self, node: &str) -> Option<Kind> {
+        let name = node.to_owned();
+        self.cluster.ask(move |cluster, _| cluster.nodes.known_as(&name)).await.flatten()
+    }
+
     /// Refuses a name that somebody who is here has, or that is known as that of another kind.
     async fn check_free(&self, node: &str, kind: Kind) -> Result<(), Status> {
         if self.is_here(node).await? {
@@ -165,9 +176,7 @@ impl Registrar {
                 "the name {node:?} is taken by one that is here: give this one another name, or drain that one first"
             )));
         }
-        let name = node.to_owned();
-        let known_as = self.cluster.ask(move |cluster, _| cluster.nodes.known_as(&name)).await.flatten();
-        match known_as {
+        match self.known_as(node).await {
             Some(known_as) if known_as != kind && kind != Kind::Operator => {
                 Err(of_another_kind(node, known_as.one()))
             }

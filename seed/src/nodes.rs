@@ -152,6 +152,11 @@ impl Nodes {
         lately.map(|node| node.status(now)).collect()
     }
 
+    /// What was lost is told no longer.
+    pub(crate) fn forget_lost(&mut self) {
+        self.lost.clear();
+    }
+
     /// The seeds among them, this one, too.
     pub(crate) fn of_kind_seed(&self) -> impl Iterator<Item = (&JoinHello, &NodeState)> {
         let seeds = self.by_name.values().filter(|node| node.hello.kind == "seed");

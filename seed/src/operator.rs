@@ -302,7 +302,13 @@ impl Operator for Console {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<ClusterStatus>, Status> {
-        Ok(Response::new(self.ask(|cluster, now| cluster.status(now)).await?))
+        let mut status = self.ask(|cluster, now| cluster.status(now)).await?;
+        if !status.leading {
+            let refusal = Some(&*self.role.borrow()).filter(|role| role.is_ready()).and_then(Role::refusal);
+            status.not_leading =
+                refusal.map_or_else(|| self.datastores.not_leading(), |refusal| refusal.message().to_owned());
+        }
+        Ok(Response::new(status))
     }
 
     async fn list_hot_keys(&self, _: Request<ListHotKeysRequest>) -> Result<Response<HotKeyList>, Status> {

@@ -135,6 +135,7 @@ pub(super) async fn revocations(pool: &PgPool) -> StoreResult<Vec<Revocation>> {
             operator: row.try_get("operator")?,
             at_ms: row.try_get("at_ms")?,
             term: 0,
+            ..Revocation::default()
         })
     };
     let query = sqlx::query("SELECT name, operator, at_ms FROM revocations ORDER BY name");

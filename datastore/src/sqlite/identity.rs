@@ -133,6 +133,7 @@ pub(super) async fn revocations(readers: &SqlitePool) -> StoreResult<Vec<Revocat
             operator: row.try_get("operator")?,
             at_ms: row.try_get("at_ms")?,
             term: 0,
+            ..Revocation::default()
         })
     };
     let query = sqlx::query("SELECT name, operator, at_ms FROM revocations ORDER BY name");

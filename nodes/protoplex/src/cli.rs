@@ -42,8 +42,9 @@ Examples:
   protoplex emit room.closed '{\"room\": 42}'              tell whoever subscribes to room.closed
 
 Exit codes: 0 done; 1 the cluster refuses, or doesn't have it; 2 what is wrong without it: bad usage, a
-file, the configuration; 3 the cluster can't be reached; 4 a dry run has found that something would
-change. With --json errors are a line on standard error: {\"error\": {\"message\": …, \"exit_code\": 1}}.";
+file, the configuration; 3 the cluster can't be reached, or no seed leads; 4 a dry run has found that
+something would change. With --json errors are a line on standard error:
+{\"error\": {\"message\": …, \"exit_code\": 1}}.";
 
 /// What was asked for can't be meant; exit code 2, as for what does not even parse.
 #[derive(Debug, Error)]
@@ -129,8 +130,8 @@ pub(crate) enum Command {
     Enrol(Enrol),
     /// What runs where, and how it is
     ///
-    /// Where no seed can be reached: which nodes run on this data directory, by their own words, why there is no more, and
-    /// exit code 3.
+    /// Where no seed leads: which nodes run on this data directory, by their own words, and which seeds answer, why there is no
+    /// more, and exit code 3.
     ///
     /// A member is `overloaded` while its machine has a load of 2 a core, or more: only new keys go elsewhere.
     Status,

@@ -1,10 +1,13 @@
 //! How the operator's commands reach a running cluster.
 
+mod round;
+
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::join_all;
 use protoplex_runtime::running;
 use protoplex_wire::events::Bus;
 use protoplex_wire::identity::{Identity, IdentityError, TrustedChannel, is_foreign};
@@ -18,6 +21,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Response, Status};
 
+use self::round::{Leaderless, Round, Said};
 use crate::cli::{Common, Usage};
 use crate::settings::Settings;
 
@@ -25,6 +29,8 @@ use crate::settings::Settings;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Another seed takes the place of one that has died within so long: a lease in the datastore, and a second.
 const TAKEOVER_PATIENCE: Duration = Duration::from_secs(5);
+/// What each seed may take to say how it is, where none leads.
+const EVERY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often it is looked for meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Largest answer that a command takes, in bytes.
@@ -72,8 +78,8 @@ pub(crate) struct Cluster {
     seeds: Seeds,
     /// The seed that leads, once it was looked for.
     leader: OnceCell<String>,
-    /// The one that is said to lead and does not answer, where nobody has taken its place in time.
-    lost: OnceCell<String>,
+    /// What the search has found instead, where none leads.
+    leaderless: OnceCell<Leaderless>,
 }
 
 impl Cluster {
@@ -93,7 +99,7 @@ impl Cluster {
             // Whom the operator names is meant, and whoever that one says leads.
             Seeds::only(seeds)
         };
-        Ok(Self { identity, seeds, leader: OnceCell::new(), lost: OnceCell::new() })
+        Ok(Self { identity, seeds, leader: OnceCell::new(), leaderless: OnceCell::new() })
     }
 
     /// The service for operators, of the seed that leads; of any that answers where none does.
@@ -104,7 +110,7 @@ impl Cluster {
     }
 
     /// Asks one seed after the other who leads, and while the one that they name does not answer waits for another one to
-    /// take its place. Where none knows, the first that answers; where none does, the first.
+    /// take its place. Where none leads, one that says why; where none does, the first.
     async fn find_leader(&self) -> String {
         let mut search = Search::new(self.seeds.remembered());
         let configured = self.seeds.resolve().await;
@@ -112,52 +118,51 @@ impl Cluster {
         let mut lost = None;
         loop {
             search.begin(&configured);
-            let Round { leader, silent, answers } = self.ask_all(&mut search).await;
-            lost = silent.or(lost);
-            match (leader, &lost) {
-                (Some(leader), _) => return leader,
-                (None, Some(_)) if Instant::now() < end => sleep(LOOK_INTERVAL).await,
-                (None, lost) => {
-                    let _ = lost.as_ref().map(|lost| self.lost.set(lost.clone()));
-                    return answers.or_else(|| configured.into_iter().next()).unwrap_or_default();
-                }
+            let mut found = match self.ask_all(&mut search).await.verdict() {
+                Ok(seed) => return seed,
+                Err(found) => found,
+            };
+            lost = found.lost.take().or(lost);
+            if lost.is_some() && Instant::now() < end {
+                sleep(LOOK_INTERVAL).await;
+                continue;
             }
+            let seed = found.seed.clone().or_else(|| configured.into_iter().next()).unwrap_or_default();
+            let _ = self.leaderless.set(Leaderless { lost, ..found });
+            return seed;
         }
     }
 
     async fn ask_all(&self, search: &mut Search) -> Round {
-        let (mut answers, mut named) = (None, None);
-        let mut silent = Vec::new();
+        let mut round = Round::default();
         while let Some(seed) = search.next_seed() {
             let Ok(channel) = self.identity.channel(&seed) else { continue };
             let mut client = UnderstudyClient::new(channel);
-            match timeout(search.patience(), client.leader(LeaderRequest {})).await {
-                Ok(Ok(reply)) if reply.get_ref().leading => {
-                    return Round { leader: Some(seed), silent: None, answers: None };
-                }
+            let said = match timeout(search.patience(), client.leader(LeaderRequest {})).await {
+                Ok(Ok(reply)) if reply.get_ref().leading => Said::Leads,
                 Ok(Ok(reply)) => {
-                    let leader = reply.into_inner().address;
-                    if !leader.is_empty() {
-                        search.redirected(&leader);
-                        named = Some(leader);
-                    }
-                    answers.get_or_insert(seed);
+                    let leader = Some(reply.into_inner().address).filter(|address| !address.is_empty());
+                    leader.iter().for_each(|leader| search.redirected(leader));
+                    Said::Other(leader)
                 }
-                // It says itself what is wrong when it is asked for something.
                 Ok(Err(status))
                     if [Code::Unauthenticated, Code::PermissionDenied].contains(&status.code()) =>
                 {
-                    answers.get_or_insert(seed);
+                    Said::Denied
                 }
+                Ok(Err(status)) if is_foreign(&status) => Said::Foreign,
                 Ok(Err(_)) | Err(_) => {
                     search.unanswered();
-                    silent.push(seed);
+                    Said::Nothing
                 }
+            };
+            let is_over = said == Said::Leads;
+            round.take(seed, said);
+            if is_over {
+                break;
             }
         }
-        // One that was silent in the round before is not asked again at the word of others.
-        let is_silent = |named: &String| silent.contains(named) || !search.has_tried(named);
-        Round { leader: None, silent: named.filter(is_silent), answers }
+        round
     }
 
     /// The bus of the cluster's events, at the seed that leads, and at whichever leads later.
@@ -170,15 +175,57 @@ impl Cluster {
 
     /// The datastore, at the address that the seed tells.
     pub(crate) async fn datastore(&self) -> anyhow::Result<DatastoreClient<TrustedChannel>> {
-        let address = self.status().await?.datastore;
+        let address = self.any_status().await?.datastore;
         let channel =
             self.identity.channel(&address).with_context(|| format!("bad datastore address {address}"))?;
         Ok(DatastoreClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
     }
 
-    /// What runs where.
+    /// What runs where, by the seed that leads: no other one knows.
     pub(crate) async fn status(&self) -> anyhow::Result<ClusterStatus> {
+        let status = self.any_status().await?;
+        if status.leading {
+            return Ok(status);
+        }
+        Err(match self.lost() {
+            Some(lost) => unled(lost),
+            None => {
+                let why =
+                    if status.not_leading.is_empty() { "it does not lead" } else { &status.not_leading };
+                Unreachable::new(format!("no seed leads; the one at {} says: {why}", self.seed()))
+            }
+        }
+        .into())
+    }
+
+    /// What a seed says, be it one that leads or not.
+    pub(crate) async fn any_status(&self) -> anyhow::Result<ClusterStatus> {
         self.answer(self.operator().await?.status(StatusRequest {})).await
+    }
+
+    /// Where none leads: what each seed that answers says, which is of itself, and of who has not left it yet.
+    pub(crate) async fn every_status(&self) -> Vec<ClusterStatus> {
+        let found = self.leaderless.get().filter(|found| found.seed.is_some());
+        let asked = found.map_or(&[][..], |found| &found.asked);
+        let statuses = asked.iter().map(async |seed| {
+            let mut client = OperatorClient::new(self.identity.channel(seed).ok()?);
+            let answer = timeout(EVERY_TIMEOUT, client.status(StatusRequest {})).await;
+            Some(answer.ok()?.ok()?.into_inner())
+        });
+        join_all(statuses).await.into_iter().flatten().collect()
+    }
+
+    /// The one that is said to lead and does not answer, where nobody has taken its place in time.
+    fn lost(&self) -> Option<&str> {
+        self.leaderless.get()?.lost.as_deref()
+    }
+
+    /// Where nobody answers: all that were asked.
+    fn silent(&self) -> String {
+        match self.leaderless.get() {
+            Some(Leaderless { seed: None, asked, .. }) if !asked.is_empty() => asked.join(", "),
+            _ => self.seed(),
+        }
     }
 
     /// The seed that commands go to, or where one is looked for.
@@ -225,7 +272,8 @@ impl Cluster {
         if std::error::Error::source(&status).is_some() {
             return match is_refused(&status) {
                 true => {
-                    Unreachable::new(format!("no seed answers at {seed}: is the cluster up? ({message})"))
+                    let seeds = self.silent();
+                    Unreachable::new(format!("no seed answers at {seeds}: is the cluster up? ({message})"))
                 }
                 false => {
                     Unreachable::unclear(format!("the connection to the seed at {seed} broke ({message})"))
@@ -234,13 +282,7 @@ impl Cluster {
             .into();
         }
         match status.code() {
-            Code::Unavailable => match self.lost.get() {
-                Some(lost) => Unreachable::new(format!(
-                    "the seed that led, at {lost}, does not answer, and no other one leads yet: try again"
-                )),
-                None => Unreachable::new(message),
-            }
-            .into(),
+            Code::Unavailable => self.lost().map_or_else(|| Unreachable::new(message), unled).into(),
             Code::DeadlineExceeded => Unreachable::unclear(message).into(),
             Code::Unauthenticated => anyhow::Error::new(Unreachable::new(format!(
                 "the cluster at {} does not know this data directory's certificate; --data or --credentials names the \
@@ -254,13 +296,9 @@ impl Cluster {
     }
 }
 
-/// What one look at all seeds has found.
-struct Round {
-    leader: Option<String>,
-    /// The one that others say leads, and that does not answer.
-    silent: Option<String>,
-    /// The first that answers.
-    answers: Option<String>,
+fn unled(lost: &str) -> Unreachable {
+    let why = "does not answer, and no other one leads yet: try again";
+    Unreachable::new(format!("the seed that led, at {lost}, {why}"))
 }
 
 /// Whether a call that was not answered was not even made: there was no connection. One that waits too long within a
@@ -322,7 +360,7 @@ mod tests {
             identity: Identity::open_or_create(folder.path()).unwrap(),
             seeds: Seeds::from("10.0.0.1:8050"),
             leader: OnceCell::new(),
-            lost: OnceCell::new(),
+            leaderless: OnceCell::new(),
         }
     }
 
@@ -362,9 +400,24 @@ mod tests {
     }
 
     #[test]
+    fn where_nobody_answers_all_are_named() {
+        let cluster = cluster();
+        let asked = ["10.0.0.1:8050", "10.0.0.2:8050"].map(str::to_owned).into();
+        cluster.leaderless.set(Leaderless { asked, ..Leaderless::default() }).unwrap();
+        let mut status = Status::unavailable("transport error");
+        status.set_source(std::sync::Arc::new(std::io::Error::from(ErrorKind::ConnectionRefused)));
+        let told = cluster.explain(status).to_string();
+        assert!(
+            told.starts_with("no seed answers at 10.0.0.1:8050, 10.0.0.2:8050: is the cluster up?"),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn where_the_leader_is_lost_that_is_told_for_what_its_understudy_says() {
         let cluster = cluster();
-        cluster.lost.set("10.0.0.2:8050".to_owned()).unwrap();
+        let lost = Some("10.0.0.2:8050".to_owned());
+        cluster.leaderless.set(Leaderless { lost, ..Leaderless::default() }).unwrap();
         let told = cluster.explain(Status::unavailable("the one at 10.0.0.2:8050 does")).to_string();
         assert!(told.starts_with("the seed that led, at 10.0.0.2:8050, does not answer"), "{told}");
     }

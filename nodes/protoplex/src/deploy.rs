@@ -44,7 +44,7 @@ pub(crate) async fn run(common: &Common, command: Deploy) -> anyhow::Result<()> 
     let assets = tokio::task::spawn_blocking(move || read_folder(&command.folder)).await??;
     let cluster = Cluster::find(common)?;
     // A large build may be long on its way, but not to nobody.
-    cluster.status().await?;
+    cluster.any_status().await?;
     let build = send(cluster.operator().await?, &command.host, assets).await.map_err(|status| {
         unmade(
             cluster.explain(status),

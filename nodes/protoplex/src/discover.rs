@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::{Common, Discover};
 use crate::nodes::{Found, Nodes};
-use crate::output::{columns, harmless, print, tell, whole};
+use crate::output::{columns, harmless, print, whole};
 
 #[derive(Serialize)]
 struct Report {
@@ -66,10 +66,10 @@ pub(crate) async fn run(common: &Common, command: Discover) -> anyhow::Result<()
         anyhow::bail!("there is no {slip:?}; there are {}", names.join(", "));
     }
     print(common.json, &report, |report| text(report, &command))?;
-    if let Some(error) = report.seed_error.filter(|_| !common.json) {
-        tell(&format!("protoplex: only nodes of this data directory are known: {error}"));
+    match nodes.into_error() {
+        Some(error) => Err(error.context("only nodes of this data directory are known")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 impl Report {

@@ -1,5 +1,6 @@
 //! `protoplex init`, `enrol` and `operator`: where identities come from.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,9 @@ use tokio::time::sleep;
 
 use crate::cli::{Common, Enrol, Joining, Operator, OperatorCreate, Usage};
 use crate::cluster::{CLUSTER, Unreachable};
+use crate::handler::first;
 use crate::output::{self, print};
-use crate::revoke;
+use crate::revoke::{self, Change};
 use crate::settings::Settings;
 use crate::units::show_time;
 
@@ -56,22 +58,37 @@ pub(crate) fn init(common: &Common) -> anyhow::Result<()> {
         error => anyhow::Error::new(error),
     })?;
     let made = serde_json::json!({ "folder": folder, "cluster": identity.cluster() });
-    let data = settings.data.display();
-    print(common.json, &made, |_| {
-        format!(
-            "The cluster {} is made: {} holds its authority. Keep ca.key in it secret.\n\n\
-             Next, on this machine:\n  \
-             protoplex --data {data} datastore              all structured data\n  \
-             protoplex --data {data} seed                   who is there, and who owns what\n  \
-             protoplex --data {data} join-token create --kind proxy\n  \
-             protoplex --data {data} operator create ada    credentials for a person elsewhere\n\n\
-             And on another one, with the token:\n  \
-             protoplex --seed HOST:8050 proxy --join TOKEN",
-            identity.cluster(),
-            folder.display()
-        )
-    })?;
+    print(common.json, &made, |_| next_steps(&settings, &identity, &folder))?;
     Ok(())
+}
+
+fn next_steps(settings: &Settings, identity: &Identity, folder: &Path) -> String {
+    let data = settings.data.display();
+    let handlers: String = first::commands(&settings.data).map(|command| format!("  {command}\n")).collect();
+    format!(
+        "The cluster {} is made: {} holds its authority. Keep ca.key in it secret.\n\n\
+         Next, on this machine:\n  \
+         protoplex --data {data} datastore              all structured data\n  \
+         protoplex --data {data} seed                   who is there, and who owns what\n  \
+         protoplex --data {data} join-token create --kind proxy\n  \
+         protoplex --data {data} operator create ada    credentials for a person elsewhere\n\n\
+         Once, so that channels go to live nodes and everything else to fileservers, as with `up`:\n\
+         {handlers}\n\
+         And on another machine, with the token:\n  \
+         protoplex --seed {} proxy --join TOKEN",
+        identity.cluster(),
+        folder.display(),
+        elsewhere(settings.seed.address(), settings.own_seed)
+    )
+}
+
+/// Where other machines may reach this one's seed, as far as that can be told: by its loopback they can't.
+fn elsewhere(told: &str, own: SocketAddr) -> String {
+    let is_of_here = |address: SocketAddr| address.ip().is_loopback() || address.ip().is_unspecified();
+    match told {
+        address if !address.is_empty() && !address.parse().is_ok_and(is_of_here) => address.to_owned(),
+        _ => format!("HOST:{}", own.port()),
+    }
 }
 
 /// Runs `protoplex enrol`, for a server of the user's own.
@@ -84,8 +101,12 @@ pub(crate) async fn operator(common: &Common, command: Operator) -> anyhow::Resu
     match command {
         Operator::Create(command) => create(common, command),
         Operator::Enrol(command) => enrol(common, command, Kind::Operator).await,
-        Operator::Revoke { name } => revoke::change(common, &format!("operator/{name}"), true).await,
-        Operator::Readmit { name } => revoke::change(common, &format!("operator/{name}"), false).await,
+        Operator::Revoke { name } => {
+            revoke::change(common, &format!("operator/{name}"), Change::Revoke { force: true }).await
+        }
+        Operator::Readmit { name } => {
+            revoke::change(common, &format!("operator/{name}"), Change::Readmit).await
+        }
     }
 }
 
@@ -218,5 +239,20 @@ pub(crate) fn of_node(
             Ok(identity)
         }
         (found, _) => Ok(found?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_where_the_seed_is_as_far_as_others_can_reach_it() {
+        let of = |told: &str, own: &str| elsewhere(told, own.parse().unwrap());
+        assert_eq!(of("127.0.0.1:8050", "127.0.0.1:8050"), "HOST:8050");
+        assert_eq!(of("127.0.0.1:9050", "127.0.0.1:9050"), "HOST:9050");
+        assert_eq!(of("", "127.0.0.1:9050"), "HOST:9050");
+        assert_eq!(of("10.0.0.1:9050", "10.0.0.1:9050"), "10.0.0.1:9050");
+        assert_eq!(of("seed.example:443", "127.0.0.1:9050"), "seed.example:443");
     }
 }

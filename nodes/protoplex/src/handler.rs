@@ -2,6 +2,7 @@
 
 mod change;
 pub(crate) mod diff;
+pub(crate) mod first;
 mod history;
 pub(crate) mod operator;
 pub(crate) mod pools;

@@ -22,7 +22,7 @@ struct Interface {
     methods: Vec<Method>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Serialize, Deserialize)]
 struct Method {
     name: String,
     about: String,
@@ -30,7 +30,7 @@ struct Method {
     is_command: bool,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Serialize, Deserialize)]
 struct Param {
     name: String,
     #[serde(rename = "type")]
@@ -52,18 +52,35 @@ pub(crate) async fn run(common: &Common, command: Inspect) -> anyhow::Result<()>
         }
     }
     if !interfaces.is_empty() {
-        print(common.json, &interfaces, |all| all.iter().map(text).collect::<Vec<_>>().join("\n"))?;
+        print(common.json, &interfaces, |all| text(all))?;
     }
     failure.map_or(Ok(()), Err)
 }
 
-fn text(interface: &Interface) -> String {
-    let Interface { node, kind, version, pid, methods } = interface;
-    let mut text = format!("{node}: {kind}, protoplex {version}, pid {pid}\n");
-    for method in methods {
+/// Those that are asked for the same things are told of together.
+fn text(all: &[Interface]) -> String {
+    let mut groups: Vec<Vec<&Interface>> = Vec::new();
+    for one in all {
+        match groups.iter_mut().find(|group| (&group[0].kind, &group[0].methods) == (&one.kind, &one.methods))
+        {
+            Some(group) => group.push(one),
+            None => groups.push(vec![one]),
+        }
+    }
+    groups.iter().map(|group| group_text(group)).collect::<Vec<_>>().join("\n")
+}
+
+fn group_text(group: &[&Interface]) -> String {
+    let mut text = String::new();
+    for Interface { node, kind, version, pid, .. } in group {
+        text.push_str(&format!("{node}: {kind}, protoplex {version}, pid {pid}\n"));
+    }
+    // By its kind any of them answers.
+    let name = if let [one] = group { &one.node } else { &group[0].kind };
+    for method in &group[0].methods {
         let params: Vec<_> = method.params.iter().map(parameter).collect();
         text.push_str(&format!(
-            "\nrpc {node}.{}({})\n    {}\n",
+            "\nrpc {name}.{}({})\n    {}\n",
             method.name,
             params.join(", "),
             method.about
@@ -78,4 +95,31 @@ fn text(interface: &Interface) -> String {
 fn parameter(param: &Param) -> String {
     let name = format!("{}: {}", param.name, param.kind);
     if param.is_required { name } else { format!("[{name}]") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_have_in_common_is_told_once() {
+        let one = |node: &str, method: &str| Interface {
+            node: node.to_owned(),
+            kind: "seed".to_owned(),
+            version: "1".to_owned(),
+            pid: 7,
+            methods: vec![Method {
+                name: method.to_owned(),
+                about: "Answers.".to_owned(),
+                params: Vec::new(),
+                is_command: false,
+            }],
+        };
+        let all = [one("seed-1", "ping"), one("seed-2", "ping"), one("seed-3", "pong")];
+        assert_eq!(
+            text(&all),
+            "seed-1: seed, protoplex 1, pid 7\nseed-2: seed, protoplex 1, pid 7\n\nrpc seed.ping()\n    Answers.\n\n\
+             seed-3: seed, protoplex 1, pid 7\n\nrpc seed-3.pong()\n    Answers.\n"
+        );
+    }
 }

@@ -28,6 +28,7 @@ mod revoke;
 mod route;
 mod rpc;
 mod settings;
+mod state;
 mod status;
 mod subscribe;
 mod subscriptions;

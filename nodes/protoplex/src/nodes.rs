@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use protoplex_runtime::config::connectable;
 use protoplex_runtime::running::{self, META, Running};
-use protoplex_wire::proto::{JoinHello, PoolStatus};
+use protoplex_wire::proto::{JoinHello, NodeStatus, PoolStatus};
 
 use crate::cli::{Common, Usage};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Unreachable};
 use crate::settings::Settings;
 
 /// A node, or one child of it: `proxy-1`, `proxy-1:0`, as `status` prints them.
@@ -79,11 +80,32 @@ impl Found {
     }
 }
 
+/// A node that the seed has lost.
+#[derive(Clone, Debug)]
+pub(crate) struct Lost {
+    pub(crate) found: Found,
+    pub(crate) ago: Duration,
+}
+
+/// What the seed that leads tells.
+#[derive(Default)]
+struct Told {
+    term: u64,
+    found: BTreeMap<String, Found>,
+    lost: BTreeMap<String, Lost>,
+    pools: Vec<PoolStatus>,
+}
+
 /// The nodes that there are.
+#[derive(Default)]
 pub(crate) struct Nodes {
     found: BTreeMap<String, Found>,
+    /// Those whose links have ended although they did not drain.
+    pub(crate) lost: BTreeMap<String, Lost>,
     /// As the seed knows them.
     pub(crate) pools: Vec<PoolStatus>,
+    /// Of the seed that leads, if one does.
+    pub(crate) term: Option<u64>,
     /// Why those that don't run on this data directory are not among them.
     without_seed: Option<anyhow::Error>,
 }
@@ -91,12 +113,14 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// Those that run on this data directory, for which no seed is needed, and those that the seed knows.
     pub(crate) async fn find(common: &Common) -> anyhow::Result<Self> {
-        let mut nodes = Self { found: BTreeMap::new(), pools: Vec::new(), without_seed: None };
-        match seeds(common).await {
-            Ok((found, pools)) => (nodes.found, nodes.pools) = (found, pools),
-            Err(error) => nodes.without_seed = Some(error),
-        }
+        let mut nodes = match told(common).await {
+            Ok(Told { term, found, lost, pools }) => {
+                Self { found, lost, pools, term: Some(term), without_seed: None }
+            }
+            Err(error) => Self { without_seed: Some(error), ..Self::default() },
+        };
         for (name, found) in local(common)? {
+            nodes.lost.remove(&name);
             let zone = nodes.found.get(&name).map(|known| known.zone.clone()).unwrap_or_default();
             nodes.found.insert(name, Found { zone, ..found });
         }
@@ -129,9 +153,13 @@ impl Nodes {
     /// The error that names those that there are.
     pub(crate) fn unknown(&self, node: &str) -> anyhow::Error {
         if let Some(error) = &self.without_seed {
-            return anyhow::anyhow!(
-                "{node} does not run here, and whether it runs elsewhere can't be told: {error}"
-            );
+            let why =
+                format!("{node} does not run here, and whether it runs elsewhere can't be told: {error}");
+            return if error.is::<Unreachable>() {
+                Unreachable::new(why).into()
+            } else {
+                anyhow::anyhow!(why)
+            };
         }
         let names: Vec<_> = self.found.keys().map(String::as_str).collect();
         anyhow::anyhow!("there is no node {node:?}; there are {}", names.join(", "))
@@ -149,6 +177,11 @@ impl Nodes {
     /// Why those that don't run on this data directory are not among them, where that is so.
     pub(crate) fn without_seed(&self) -> Option<&anyhow::Error> {
         self.without_seed.as_ref()
+    }
+
+    /// The same, to fail with.
+    pub(crate) fn into_error(self) -> Option<anyhow::Error> {
+        self.without_seed
     }
 
     /// The nodes that are wanted, each with the children that are; none are all.
@@ -173,7 +206,7 @@ impl Nodes {
 pub(crate) async fn meta(common: &Common, node: &str) -> Option<Found> {
     match local(common).ok()?.remove(node) {
         Some(found) => Some(found),
-        None => seeds(common).await.ok()?.0.remove(node),
+        None => told(common).await.ok()?.found.remove(node),
     }
 }
 
@@ -185,24 +218,45 @@ pub(crate) fn local(common: &Common) -> anyhow::Result<BTreeMap<String, Found>> 
     Ok(nodes.into_iter().filter_map(Found::local).collect())
 }
 
-async fn seeds(common: &Common) -> anyhow::Result<(BTreeMap<String, Found>, Vec<PoolStatus>)> {
+async fn told(common: &Common) -> anyhow::Result<Told> {
     let status = Cluster::find(common)?.status().await?;
-    let hellos = status.nodes.into_iter().filter_map(|status| status.node);
-    Ok((hellos.filter_map(Found::joined).collect(), status.pools))
+    let joined = |status: NodeStatus| Found::joined(status.node?);
+    let lost = status.lost.into_iter().filter_map(|status| {
+        let ago = Duration::from_millis(status.seen_ms_ago);
+        joined(status).map(|(name, found)| (name, Lost { found, ago }))
+    });
+    Ok(Told {
+        term: status.term,
+        lost: lost.collect(),
+        found: status.nodes.into_iter().filter_map(joined).collect(),
+        pools: status.pools,
+    })
 }
 
 #[cfg(test)]
 impl Nodes {
-    /// A seed, a live node and a proxy.
-    pub(crate) fn sample() -> Self {
+    /// Nodes of these kinds, the first of each, by a seed that leads in this term, or without one.
+    pub(crate) fn of_kinds(kinds: &[&str], term: Option<u64>) -> Self {
         let hello = |kind: &str| JoinHello {
             node: format!("{kind}-1"),
             kind: kind.to_owned(),
             meta: "127.0.0.1:1".to_owned(),
             ..Default::default()
         };
-        let found = ["live", "proxy", "seed"].into_iter().filter_map(|kind| Found::joined(hello(kind)));
-        Self { found: found.collect(), pools: Vec::new(), without_seed: None }
+        let found = kinds.iter().filter_map(|kind| Found::joined(hello(kind)));
+        Self { found: found.collect(), term, ..Self::default() }
+    }
+
+    /// A seed, a live node and a proxy.
+    pub(crate) fn sample() -> Self {
+        Self::of_kinds(&["live", "proxy", "seed"], Some(1))
+    }
+
+    /// With this one lost so long ago.
+    pub(crate) fn without(mut self, name: &str, ago: Duration) -> Self {
+        let found = self.found.remove(name).unwrap();
+        self.lost.insert(name.to_owned(), Lost { found, ago });
+        self
     }
 }
 
@@ -222,8 +276,10 @@ mod tests {
         let refusal = Nodes::sample().choose(&targets(&["proxy-2"])).unwrap_err();
         assert!(!refusal.is::<Usage>(), "only the cluster knows that");
         assert_eq!(refusal.to_string(), "there is no node \"proxy-2\"; there are live-1, proxy-1, seed-1");
-        let nodes = Nodes { without_seed: Some(anyhow::anyhow!("no seed")), ..Nodes::sample() };
-        let refusal = nodes.choose(&targets(&["proxy-2"])).unwrap_err().to_string();
+        let nodes = Nodes { without_seed: Some(Unreachable::new("no seed").into()), ..Nodes::sample() };
+        let refusal = nodes.choose(&targets(&["proxy-2"])).unwrap_err();
+        assert!(refusal.is::<Unreachable>(), "a script tries again");
+        let refusal = refusal.to_string();
         assert!(
             refusal.starts_with("proxy-2 does not run here") && refusal.ends_with("no seed"),
             "{refusal}"

@@ -147,14 +147,44 @@ async fn explain(cluster: &Cluster, route: Route) -> anyhow::Result<Way> {
         way.ends(Outcome::NoMember, lonely(&way.pool, &sent.pools));
         return Ok(way);
     }
-    choose(cluster, handler, &request.zone, &mut way).await?;
+    let asker = Asker { zone: &request.zone, pool: sent.pools.iter().find(|pool| pool.name == way.pool) };
+    choose(cluster, handler, asker, &mut way).await?;
     Ok(way)
 }
 
+/// Whose request it is.
+#[derive(Clone, Copy)]
+struct Asker<'a> {
+    /// Empty where that is not said.
+    zone: &'a str,
+    /// The pool that it is for, where there is one.
+    pool: Option<&'a proto::Pool>,
+}
+
+impl Asker<'_> {
+    /// What makes this member the one that gets a new key.
+    fn why(self, member: &str) -> String {
+        let Self { zone, pool } = self;
+        let members = pool.map(|pool| &pool.members[..]).unwrap_or_default();
+        let is_near = |it: &&proto::Member| it.zone == zone;
+        match () {
+            () if zone.is_empty() => "the least loaded".to_owned(),
+            () if members.iter().filter(is_near).any(|it| it.id == member) => {
+                format!("the least loaded of zone {zone}")
+            }
+            () if members.iter().any(|it| is_near(&it)) => format!(
+                "the least loaded of all: those of zone {zone} have far more than their share, too much to do, or are about \
+                 to leave"
+            ),
+            () => format!("the least loaded of all, as nobody is in zone {zone}"),
+        }
+    }
+}
+
 /// Which member gets it.
-async fn choose(cluster: &Cluster, handler: &Handler, zone: &str, way: &mut Way) -> anyhow::Result<()> {
+async fn choose(cluster: &Cluster, handler: &Handler, asker: Asker<'_>, way: &mut Way) -> anyhow::Result<()> {
     match &handler.placement {
-        Placement::Owned(_) => owner(cluster, zone, way).await?,
+        Placement::Owned(_) => owner(cluster, asker, way).await?,
         Placement::Hash(_) => {
             if let Some(member) =
                 placement::hash(&handler.pool.members, &way.key, None, tokio::time::Instant::now())
@@ -186,8 +216,9 @@ fn read(route: Route) -> anyhow::Result<(Way, Request)> {
     Ok((way, Request { headers: Fields::from(&headers), query, form, client_ip, zone }))
 }
 
-async fn owner(cluster: &Cluster, zone: &str, way: &mut Way) -> anyhow::Result<()> {
-    let question = ExplainRequest { pool: way.pool.clone(), key: way.key.clone(), zone: zone.to_owned() };
+async fn owner(cluster: &Cluster, asker: Asker<'_>, way: &mut Way) -> anyhow::Result<()> {
+    let question =
+        ExplainRequest { pool: way.pool.clone(), key: way.key.clone(), zone: asker.zone.to_owned() };
     let told = cluster.answer(cluster.operator().await?.explain(question)).await?;
     let next = told.next.map(|owner| owner.member).unwrap_or_default();
     let outcome = match &told.owner {
@@ -211,7 +242,8 @@ async fn owner(cluster: &Cluster, zone: &str, way: &mut Way) -> anyhow::Result<(
         }
         None if told.last_member.is_empty() => {
             format!(
-                "nobody owns the key yet: now the first request would give it to {next}, the least loaded"
+                "nobody owns the key yet: now the first request would give it to {next}, {}",
+                asker.why(&next)
             )
         }
         None => format!("nobody owns the key now; {} had it last, and {next} would get it", told.last_member),
@@ -290,5 +322,27 @@ fn meaning(placement: &str) -> &'static str {
         "owned" => "exactly one member owns a key",
         "hash" => "the key's hash chooses the member",
         _ => "any member may answer",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_says_what_the_zone_had_to_do_with_it() {
+        let member = |id: &str, zone: &str| proto::Member {
+            id: id.to_owned(),
+            zone: zone.to_owned(),
+            ..proto::Member::default()
+        };
+        let members = vec![member("one", "a"), member("two", "b"), member("three", "")];
+        let pool = proto::Pool { name: "rooms".to_owned(), members };
+        let why = |zone, member| Asker { zone, pool: Some(&pool) }.why(member);
+        assert_eq!(why("", "three"), "the least loaded");
+        assert_eq!(why("a", "one"), "the least loaded of zone a");
+        assert!(why("a", "two").starts_with("the least loaded of all: those of zone a have far more"));
+        assert_eq!(why("c", "two"), "the least loaded of all, as nobody is in zone c");
+        assert_eq!(Asker { zone: "", pool: None }.why("one"), "the least loaded");
     }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::cli::Common;
 use crate::cluster::{Cluster, Unreachable};
 use crate::output::{columns, plural, print};
+use crate::state::Condition;
 use crate::units::{show_size, show_uptime};
 
 #[derive(Serialize)]
@@ -42,11 +43,13 @@ struct SeedReport {
 /// A node says how it is each second. One that says nothing for so long stands still, or its network does.
 const SILENT_AFTER: Duration = Duration::from_secs(4);
 
-/// What can be told where no seed can be reached.
+/// What can be told where no seed leads: by the nodes of this data directory, and the seeds that answer.
 #[derive(Serialize)]
 struct WithoutSeed {
+    leading: bool,
     seed_error: String,
     nodes: Vec<NodeReport>,
+    seeds: Vec<SeedReport>,
 }
 
 #[derive(Serialize)]
@@ -140,26 +143,50 @@ struct BuildReport {
 
 /// Runs the command.
 pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
-    let error = match ask(common).await {
-        Ok(report) => return Ok(print(common.json, &report, text)?),
-        Err(error) => error,
+    let (error, said) = match Cluster::find(common) {
+        Ok(cluster) => match cluster.status().await {
+            Ok(status) => return Ok(print(common.json, &Report::new(&cluster.seed(), status), text)?),
+            Err(error) => (error, cluster.every_status().await),
+        },
+        Err(error) => (error, Vec::new()),
     };
     if error.is::<Unreachable>() {
-        let nodes = local::nodes(common).await?;
-        if !nodes.is_empty() {
-            let report = WithoutSeed { seed_error: error.to_string(), nodes };
-            print(common.json, &report, |report| rows(&report.nodes) + &seedless(&report.nodes))?;
+        let report = WithoutSeed::new(error.to_string(), local::nodes(common).await?, said);
+        if !report.nodes.is_empty() || !report.seeds.is_empty() {
+            print(common.json, &report, WithoutSeed::text)?;
         }
     }
     Err(error)
 }
 
-async fn ask(common: &Common) -> anyhow::Result<Report> {
-    let cluster = Cluster::find(common)?;
-    Ok({
-        let status = cluster.status().await?;
-        Report::new(&cluster.seed(), status)
-    })
+impl WithoutSeed {
+    fn new(seed_error: String, mut nodes: Vec<NodeReport>, said: Vec<ClusterStatus>) -> Self {
+        let mut seeds: Vec<SeedReport> = Vec::new();
+        for status in said {
+            // Itself comes first; whom it has heard of says more of itself.
+            let own = status.seeds.into_iter().next().map(SeedReport::from);
+            seeds.extend(own.filter(|own| seeds.iter().all(|seed| seed.node != own.node)));
+            for node in status.nodes.into_iter().map(NodeReport::from) {
+                if nodes.iter().all(|known| known.node != node.node) {
+                    nodes.push(node);
+                }
+            }
+        }
+        nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        seeds.sort_by(|a, b| a.node.cmp(&b.node));
+        Self { leading: false, seed_error, nodes, seeds }
+    }
+
+    fn text(&self) -> String {
+        let seeds = self.seeds.iter().map(|seed| {
+            let state =
+                if seed.ready { "does not lead, could take over" } else { "does not lead, can't take over" };
+            [format!("Seed {}", seed.node), seed.address.clone(), state.to_owned()]
+        });
+        let seeds = columns(&seeds.collect::<Vec<_>>());
+        let gap = if self.nodes.is_empty() || seeds.is_empty() { "" } else { "\n" };
+        rows(&self.nodes) + &seedless(&self.nodes) + gap + &seeds
+    }
 }
 
 fn rows(nodes: &[NodeReport]) -> String {
@@ -293,21 +320,10 @@ impl Report {
 }
 
 impl NodeReport {
-    /// In supervisord's words, and one for who could run but lacks something. Of a node whose children are all at rest it is theirs.
     fn state(&self) -> &str {
-        let first = self.children.first().map(|child| child.state.as_str());
-        let at_rest = first.filter(|state| {
-            matches!(*state, "STOPPED" | "EXITED" | "FATAL" | "BACKOFF")
-                && self.children.iter().all(|child| child.state == *state)
-        });
-        match at_rest {
-            _ if !self.answers => "SILENT",
-            _ if self.draining => "STOPPING",
-            Some(state) => state,
-            None if self.ready => "RUNNING",
-            None if !self.reason.is_empty() => "WAITING",
-            None => "STARTING",
-        }
+        let Self { answers, draining, ready, reason, .. } = self;
+        let condition = Condition { answers: *answers, draining: *draining, ready: *ready, reason };
+        condition.word(self.children.iter().map(|child| child.state.as_str()))
     }
 }
 

@@ -1,8 +1,10 @@
 //! `protoplex top`: what all nodes and their processes use, looked at again and again.
 
+mod roster;
 mod sample;
 mod screen;
 mod table;
+mod width;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, stdout};
@@ -15,16 +17,17 @@ use ratatui::crossterm::event::{self, Event};
 use reqwest::Client;
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::cli::{Common, Top};
 use crate::nodes::Nodes;
 use crate::output::print;
 use crate::rpc::{Caller, identity};
+use roster::Roster;
 use sample::{MEASURES, Sample};
 use screen::{Answer, Screen};
-use table::{Overview, Table};
+use table::{Absence, Overview, Table};
 
 /// How long a node may take to answer; one that takes longer is shown as silent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -105,73 +108,99 @@ fn keys() -> mpsc::Receiver<Event> {
 /// The nodes that are looked at, and what they said last.
 struct Watch<'a> {
     common: &'a Common,
-    wanted: &'a [String],
     identity: Option<Identity>,
-    callers: BTreeMap<String, (String, Caller)>,
+    roster: Roster,
+    callers: BTreeMap<String, Caller>,
+    /// Who there is, being found out. Where no seed leads that takes a while, and the table goes on.
+    finding: Option<JoinHandle<anyhow::Result<Nodes>>>,
     known_at: Instant,
     last: BTreeMap<String, Sample>,
 }
 
 impl<'a> Watch<'a> {
-    async fn begin(common: &'a Common, command: &'a Top) -> anyhow::Result<Self> {
+    async fn begin(common: &'a Common, command: &Top) -> anyhow::Result<Self> {
+        let nodes = Nodes::find(common).await?;
+        for name in &command.nodes {
+            // One that is lost is shown, too.
+            if !nodes.lost.contains_key(name) {
+                nodes.alike(name)?;
+            }
+        }
         let mut watch = Self {
             common,
-            wanted: &command.nodes,
             identity: identity(common)?,
+            roster: Roster::new(&command.nodes),
             callers: BTreeMap::new(),
+            finding: None,
             known_at: Instant::now(),
             last: BTreeMap::new(),
         };
-        watch.find().await?;
+        watch.take(&nodes)?;
         Ok(watch)
     }
 
-    async fn find(&mut self) -> anyhow::Result<()> {
-        let nodes = Nodes::find(self.common).await?;
-        let mut wanted: BTreeMap<_, _> = BTreeMap::new();
-        for name in self.wanted {
-            wanted.extend(nodes.alike(name)?);
-        }
-        if self.wanted.is_empty() {
-            wanted.extend(nodes.all());
-        }
+    /// Goes by what is known now.
+    fn take(&mut self, nodes: &Nodes) -> anyhow::Result<()> {
+        let now = Instant::now();
+        self.roster.take(nodes, now);
         let mut callers = BTreeMap::new();
-        for (node, found) in wanted {
-            let known = self.callers.remove(node).filter(|(_, caller)| caller.is_for(found));
+        for (node, entry) in &self.roster.entries {
+            let known = self.callers.remove(node).filter(|caller| caller.is_for(&entry.found));
+            let client = || Client::builder().timeout(ANSWER_TIMEOUT);
             let caller = match known {
-                Some((_, caller)) => caller,
-                None => {
-                    let client = Client::builder().timeout(ANSWER_TIMEOUT);
-                    Caller::of((node, found), self.identity.as_ref(), client)?
-                }
+                Some(caller) => caller,
+                None => Caller::of((node, &entry.found), self.identity.as_ref(), client())?,
             };
-            callers.insert(node.to_owned(), (found.kind.clone(), caller));
+            callers.insert(node.clone(), caller);
         }
-        (self.callers, self.known_at) = (callers, Instant::now());
+        (self.callers, self.known_at) = (callers, now);
         Ok(())
+    }
+
+    /// Finds out now and then who there is.
+    async fn find(&mut self) {
+        if let Some(finding) = self.finding.take_if(|finding| finding.is_finished()) {
+            // Where nobody is found, those that were there are asked on.
+            let nodes = finding.await.ok().and_then(Result::ok).unwrap_or_default();
+            let _ = self.take(&nodes);
+        }
+        if self.finding.is_none() && self.known_at.elapsed() >= NODES_INTERVAL {
+            let common = self.common.clone();
+            self.finding = Some(tokio::spawn(async move { Nodes::find(&common).await }));
+        }
     }
 
     /// Asks all nodes at once.
     async fn look(&mut self) -> Table {
-        if self.known_at.elapsed() >= NODES_INTERVAL {
-            // Those that were there are asked on where nobody knows better.
-            let _ = self.find().await;
-        }
+        self.find().await;
         let arguments = json!({ "prefixes": MEASURES }).to_string();
-        let asked = self.callers.iter().map(async |(node, (kind, caller))| {
+        let asked = self.callers.iter().map(async |(node, caller)| {
             let answers = async {
                 let status = caller.call("status", "{}", None).await.ok()?;
                 let measures = caller.call("metrics", &arguments, None).await.ok()?;
                 Sample::read(status, measures, Instant::now())
             };
-            (node.clone(), kind.clone(), answers.await)
+            (node.clone(), answers.await)
         });
         let mut rows = Vec::new();
         let mut samples = BTreeMap::new();
-        for (node, kind, sample) in join_all(asked).await {
-            let before = self.last.get(&node);
-            rows.extend(table::rows(&node, &kind, sample.as_ref(), before));
-            samples.extend(sample.map(|sample| (node, sample)));
+        for (node, sample) in join_all(asked).await {
+            let now = Instant::now();
+            if sample.is_some() {
+                self.roster.heard(&node, now);
+            }
+            let Some(entry) = self.roster.entries.get(&node) else { continue };
+            let kind = &entry.found.kind;
+            match sample {
+                Some(sample) => {
+                    rows.extend(table::rows(&node, kind, &sample, self.last.get(&node)));
+                    samples.insert(node, sample);
+                }
+                None => {
+                    let absence = Absence { standing: entry.standing, time: now - entry.heard };
+                    rows.push(table::absent(&node, kind, absence));
+                }
+            }
         }
         let overview = Overview::of(&rows, self.callers.len(), &samples);
         self.last = samples;

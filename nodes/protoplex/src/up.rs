@@ -17,7 +17,7 @@ use protoplex_runtime::start::StartError;
 use protoplex_runtime::supervisor::{Policy, Process, Program, State, Status};
 use protoplex_runtime::{parent, running, telemetry, upgrade};
 use protoplex_wire::identity::Identity;
-use protoplex_wire::proto::{Handler, HandlerChanges, Placement};
+use protoplex_wire::proto::HandlerChanges;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{interval, sleep, timeout};
 use tonic::Code;
@@ -26,6 +26,7 @@ use self::welcome::Welcome;
 use crate::cli::{Common, TokenCreate, Up, Usage};
 use crate::cluster::Cluster;
 use crate::command::{self, Verb};
+use crate::handler::first;
 use crate::node::Kind;
 use crate::nodes::Target;
 use crate::settings::Settings;
@@ -273,7 +274,7 @@ impl Nodes {
             let node = kind.node();
             if let Some(reason) = local::reason(common, &node).await {
                 let text = format!("protoplex: waiting for {node}: {reason}");
-                if text != told {
+                if is_news(&text, &told) {
                     output::tell(&text);
                     told = text;
                 }
@@ -390,6 +391,12 @@ fn arguments(kind: Kind, common: &Common, settings: &Settings, logs: &Path) -> V
     arguments
 }
 
+/// Whether a reason is another one than the last: that some seconds have passed makes it none.
+fn is_news(text: &str, told: &str) -> bool {
+    let digit = |c: &char| c.is_ascii_digit();
+    !text.chars().filter(|c| !digit(c)).eq(told.chars().filter(|c| !digit(c)))
+}
+
 /// Whether this address, in whatever words, is that of a seed of this machine that listens there.
 fn reaches(address: &str, own: SocketAddr) -> bool {
     // Only an address of this machine can be bound.
@@ -406,19 +413,7 @@ async fn furnish(cluster: &Cluster) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut operator = cluster.operator().await?;
-    let handler = |name: &str, path: &str, key: &str, placement: Placement| Handler {
-        name: name.to_owned(),
-        host: "*".to_owned(),
-        path: path.to_owned(),
-        key: key.to_owned(),
-        pool: name.to_owned(),
-        placement: placement.into(),
-        ..Handler::default()
-    };
-    for first in [
-        handler("live", "/.well-known/mercure", "{query.topic|form.topic}", Placement::Owned),
-        handler("files", "/{*rest}", "{path}", Placement::Hash),
-    ] {
+    for first in first::handlers() {
         let who = "protoplex up".to_owned();
         let added = HandlerChanges { add: vec![first], operator: who, ..HandlerChanges::default() };
         match operator.change_handlers(added).await {
@@ -440,4 +435,18 @@ async fn served(http: &str) {
         }
     };
     let _ = timeout(SERVED_TIMEOUT, asked).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_time_passes_is_no_news() {
+        let waiting =
+            |seconds| format!("protoplex: waiting for seed-1: for {seconds} s no datastore has answered");
+        assert!(is_news(&waiting(9), ""));
+        assert!(!is_news(&waiting(12), &waiting(9)));
+        assert!(is_news("protoplex: waiting for live-1: it has not joined a seed", &waiting(9)));
+    }
 }

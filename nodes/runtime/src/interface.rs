@@ -21,7 +21,7 @@ pub(crate) enum Call {
 }
 
 /// One method. It takes an object with these fields, and answers with any JSON.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Method {
     #[serde(skip)]
     pub(crate) call: Call,
@@ -150,6 +150,14 @@ pub(crate) static METHODS: [Method; 12] = [
     ),
 ];
 
+/// What a node is asked for with success: one of a single process has no children to start, stop, restart, or name.
+pub(crate) fn methods(is_solo: bool) -> Vec<Method> {
+    let of_children = |method: &Method| matches!(method.call, Call::Restart | Call::Start | Call::Stop);
+    let all = METHODS.into_iter().filter(|method| !is_solo || !of_children(method));
+    let drains = |method: &Method| is_solo && method.call == Call::Drain;
+    all.map(|method| if drains(&method) { Method { params: &[], ..method } } else { method }).collect()
+}
+
 /// The method of this name; the error names the nearest, and all.
 pub(crate) fn named(name: &str) -> Result<&'static Method, String> {
     if let Some(method) = METHODS.iter().find(|method| method.name == name) {
@@ -203,6 +211,15 @@ fn nearest(wrong: &str, names: impl Iterator<Item = &'static str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_of_one_process_tells_of_no_children() {
+        let names = |is_solo| methods(is_solo).iter().map(|method| method.name).collect::<Vec<_>>().join(" ");
+        assert_eq!(names(true), "ping status inspect metrics config change_loglevel reload drain upgrade");
+        assert_eq!(methods(false).len(), METHODS.len());
+        let params = |is_solo| methods(is_solo).iter().find(|it| it.name == "drain").unwrap().params.len();
+        assert_eq!((params(true), params(false)), (0, 1));
+    }
 
     #[test]
     fn row_an_unknown_method_or_field_is_named_with_what_there_is() {

@@ -199,14 +199,13 @@ where
             }
         }
     }
+    let foreign = foreign.map(|seed| format!("the seed at {seed} is of another cluster than the {what}"));
+    let away = |why| EnrolError::Away { seeds: seeds.to_string(), why };
     Err(match (why, foreign) {
-        (None, Some(seed)) => {
-            EnrolError::Refused(format!("the seed at {seed} is of another cluster than the {what}"))
-        }
-        (why, _) => {
-            let why = why.unwrap_or_else(|| "there is no such name".to_owned());
-            EnrolError::Away { seeds: seeds.to_string(), why }
-        }
+        (None, Some(foreign)) => EnrolError::Refused(foreign),
+        // The others may be of the right one, once they answer.
+        (Some(why), Some(foreign)) => away(format!("{foreign}; of the others: {why}")),
+        (why, None) => away(why.unwrap_or_else(|| "there is no such name".to_owned())),
     })
 }
 
@@ -282,5 +281,36 @@ impl ServerCertVerifier for Pinned {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_rustls::rustls::Error;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn that_a_seed_is_of_another_cluster_is_hidden_by_no_other_one_that_is_away() {
+        let refused = async |foreign: &[&str]| {
+            let seeds = Seeds::only(["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"].map(str::to_owned).into());
+            let answer = ask(&seeds, "token", |seed| {
+                let mut status = Status::unavailable("connection refused");
+                if foreign.contains(&seed) {
+                    let why = Error::InvalidCertificate(CertificateError::UnknownIssuer);
+                    status.set_source(Arc::new(why));
+                }
+                async move { Ok(Err(status)) }
+            });
+            answer.await.unwrap_err()
+        };
+        let one = refused(&["10.0.0.2:1"]).await;
+        assert!(matches!(one, EnrolError::Away { .. }), "the others may know the token");
+        let text = one.to_string();
+        assert!(text.contains("10.0.0.2:1 is of another cluster than the token"), "{text}");
+        assert!(text.contains("connection refused"), "{text}");
+        let all = refused(&["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"]).await;
+        assert!(matches!(all, EnrolError::Refused(_)), "{all}");
+        assert!(!refused(&[]).await.to_string().contains("another cluster"));
     }
 }

@@ -98,7 +98,8 @@ pub async fn hold(
 ) -> Result<(), tonic::transport::Error> {
     seeds.configured().iter().try_for_each(|seed| identity.channel(seed).map(drop))?;
     let search = Search::new(seeds.remembered());
-    let mut link = Link { identity, seeds, search, hello, state, standing, joined: false, complained: None };
+    let (joined, foreign, complained) = (false, None, None);
+    let mut link = Link { identity, seeds, search, hello, state, standing, joined, foreign, complained };
     let mut backoff = Backoff::default();
     let mut round = Instant::now();
     link.begin_round().await;
@@ -128,6 +129,8 @@ struct Link {
     state: watch::Receiver<NodeState>,
     standing: watch::Sender<Standing>,
     joined: bool,
+    /// That a seed of this round is of another cluster: time mends that of the others alone.
+    foreign: Option<String>,
     /// When it was last said that there is no link, since there was one.
     complained: Option<BootTime>,
 }
@@ -136,6 +139,7 @@ impl Link {
     async fn begin_round(&mut self) {
         let configured = self.seeds.resolve().await;
         self.search.begin(&configured);
+        self.foreign = None;
     }
 
     fn ended(&mut self, seed: &str, ended: Result<(), Status>, joined: bool) {
@@ -153,8 +157,14 @@ impl Link {
             ),
             Err(status) => status.message(),
         };
+        if foreign {
+            self.foreign = Some(format!("{seed}: {why}"));
+        }
         let redirect = ended.as_ref().err().and_then(Redirect::of);
         let refused = ended.as_ref().is_err_and(is_refusal);
+        // What doesn't pass is not hidden by what does.
+        let foreign_one = self.foreign.clone().filter(|_| !joined && !refused);
+        let why = foreign_one.as_deref().unwrap_or(why);
         let refused_anew = refused && self.standing.borrow().refusal != why;
         self.standing.send_if_modified(|standing| {
             let news = standing.why != why || refused_anew;
@@ -285,5 +295,44 @@ impl Link {
             }
             Some(join_reply::Message::Welcome(_)) | None => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio_rustls::rustls::{CertificateError, Error};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn that_a_seed_is_of_another_cluster_is_not_hidden_by_one_that_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_hello, hello) = watch::channel(JoinHello::default());
+        let (_state, state) = watch::channel(NodeState::default());
+        let mut link = Link {
+            identity: Identity::open_or_create(folder.path()).unwrap(),
+            seeds: Seeds::only(vec!["127.0.0.1:1".to_owned()]),
+            search: Search::default(),
+            hello,
+            state,
+            standing: watch::Sender::new(Standing::new(BootTime::now())),
+            joined: false,
+            foreign: None,
+            complained: None,
+        };
+        let mut foreign = Status::unavailable("transport error");
+        foreign.set_source(Arc::new(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
+        let away = || Err(Status::unavailable("connection refused"));
+        let why = |link: &Link| link.standing.borrow().why.clone();
+        link.ended("a:1", Err(foreign), false);
+        link.ended("b:1", away(), false);
+        assert!(why(&link).starts_with("a:1: it is of another cluster than"), "{}", why(&link));
+        link.ended("c:1", Err(Status::permission_denied("live-1 is revoked")), false);
+        assert_eq!(link.standing.borrow().refusal, "live-1 is revoked");
+        link.begin_round().await;
+        link.ended("b:1", away(), false);
+        assert_eq!(why(&link), "connection refused", "it may have been replaced");
     }
 }

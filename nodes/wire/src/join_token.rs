@@ -39,7 +39,7 @@ impl JoinToken {
     /// A new one, of random numbers, for the cluster of this authority.
     #[must_use]
     pub fn draw(fingerprint: &Fingerprint) -> Self {
-        let id = URL_SAFE_NO_PAD.encode(rand::random::<[u8; ID_BYTES]>());
+        let id = draw_id::<ID_BYTES>();
         let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; SECRET_BYTES]>());
         Self { id, secret, fingerprint: *fingerprint }
     }
@@ -60,6 +60,17 @@ impl JoinToken {
     #[must_use]
     pub fn secret_sha256(&self) -> [u8; 32] {
         Sha256::digest(&self.secret).into()
+    }
+}
+
+/// A new id of so many random bytes, for commands to name. None begins with `-`, by which a command's flags do.
+#[must_use]
+pub fn draw_id<const BYTES: usize>() -> String {
+    loop {
+        let id = URL_SAFE_NO_PAD.encode(rand::random::<[u8; BYTES]>());
+        if !id.starts_with('-') {
+            return id;
+        }
     }
 }
 
@@ -107,6 +118,12 @@ impl fmt::Debug for JoinToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_id_looks_like_a_flag() {
+        // Of ids that are drawn by chance alone one in 64 does.
+        assert!((0..4000).all(|_| !JoinToken::draw(&[7; 32]).id().starts_with('-')));
+    }
 
     #[test]
     fn a_token_is_read_back_and_nothing_else_is_one() {

@@ -77,6 +77,8 @@ impl Cluster {
         let members = std::mem::take(&mut loaded.members);
         tracing::info!(term, members = members.len(), handlers = loaded.handlers.len(), "this seed leads");
         self.led_by = None;
+        // They went as this seed led no more, and it may be that others know better what has become of them.
+        self.nodes.forget_lost();
         self.nodes.expect(&members);
         self.core.lead(term, until, members, now);
         self.tell_directory();

@@ -46,7 +46,9 @@ impl Cluster {
             table_version: self.table.version,
             keys: self.core.keys() as u64,
             nodes: self.nodes.status(now),
-            lost: self.nodes.lost(now),
+            // To one that leads no more they have gone because of that.
+            lost: if self.core.leads().is_some() { self.nodes.lost(now) } else { Vec::new() },
+            not_leading: String::new(),
             pools: pools.collect(),
             builds: self.routes.builds.clone(),
             datastore: self.datastores.first().cloned().unwrap_or_default(),

@@ -196,7 +196,12 @@ impl Nats {
     }
 
     /// The consumer of a subscription, as it is, or a new one.
-    async fn named(&self, stream: &Stream<()>, interest: &Interest) -> Result<Info, CarrierError> {
+    async fn named(
+        &self,
+        stream: &Stream<()>,
+        state: &stream::State,
+        interest: &Interest,
+    ) -> Result<Info, CarrierError> {
         if let Some(known) = find(stream, &interest.name).await? {
             let patterns = known.config.description.clone().unwrap_or_default();
             if patterns != interest.pattern_texts().join(" ") {
@@ -204,15 +209,26 @@ impl Nats {
             }
             return Ok(known);
         }
-        let begin = match interest.start {
-            Start::Newest => DeliverPolicy::New,
-            Start::Earliest => DeliverPolicy::All,
-            Start::After(position) => DeliverPolicy::ByStartSequence { start_sequence: position + 1 },
+        // In numbers, so that it is known later where it has begun.
+        let after = match interest.start {
+            Start::Newest => state.last_sequence,
+            Start::Earliest => state.first_sequence.saturating_sub(1),
+            Start::After(position) => position.min(state.last_sequence),
         };
+        let begin = DeliverPolicy::ByStartSequence { start_sequence: after + 1 };
         let made =
             stream.create_consumer(self.consumer(interest, begin)).await.map_err(|error| failed(&error))?;
         Ok(made.cached_info().clone())
     }
+}
+
+/// Up to where a consumer has done all: where it has begun, until JetStream has an acknowledgement to go by.
+fn done(info: &Info) -> u64 {
+    let begun = match info.config.deliver_policy {
+        DeliverPolicy::ByStartSequence { start_sequence } => start_sequence.saturating_sub(1),
+        _ => 0,
+    };
+    info.ack_floor.stream_sequence.max(begun)
 }
 
 impl Carrier for Arc<Nats> {
@@ -261,9 +277,9 @@ impl Carrier for Arc<Nats> {
         // Whether there is something between here and what is kept that it has not had.
         let (after, is_behind) = match interest.start {
             _ if !interest.name.is_empty() => {
-                let known = self.named(&stream, &interest).await?;
+                let known = self.named(&stream, &state, &interest).await?;
                 let has_begun = known.delivered.stream_sequence > 0;
-                (known.ack_floor.stream_sequence, has_begun && known.num_pending > 0)
+                (done(&known), has_begun && known.num_pending > 0)
             }
             Start::Newest => (state.last_sequence, false),
             Start::Earliest => (state.first_sequence.saturating_sub(1), false),
@@ -290,9 +306,10 @@ impl Carrier for Arc<Nats> {
         let mut subscriptions = Vec::new();
         for info in consumers.into_iter().filter(|info| info.config.durable_name.is_some()) {
             let is_done = info.num_pending == 0 && info.num_ack_pending == 0;
+            let done = if is_done { state.last_sequence } else { done(&info) };
             subscriptions.push(Subscription {
                 patterns: info.config.description.unwrap_or_default().split(' ').map(str::to_owned).collect(),
-                position: if is_done { state.last_sequence } else { info.ack_floor.stream_sequence },
+                position: done,
                 dead: dead.get(&info.name).copied().unwrap_or_default(),
                 subscribers: 0,
                 created_at_ms: millis(info.created),

@@ -12,6 +12,7 @@ macro_rules! contract {
             a_subscription_begins_where_it_says
             a_repeated_event_is_published_once
             a_name_goes_on_where_it_was
+            what_a_name_has_yet_to_acknowledge_sets_it_not_back
             a_group_shares_its_events
             who_is_slow_is_not_hurried
             what_nobody_came_to_is_no_attempt

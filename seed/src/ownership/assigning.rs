@@ -58,7 +58,10 @@ impl Ownership {
         }
         match self.choose(&question.pool, &question.zone, record) {
             Some(member) => self.assign(&question, member, now),
-            None => self.answer_unavailable(&question, "no live node in the pool", RETRY),
+            None => {
+                let why = format!("pool {:?} has no member now that could take the key", question.pool);
+                self.answer_unavailable(&question, &why, RETRY);
+            }
         }
     }
 

@@ -305,7 +305,7 @@ impl Members {
     }
 
     /// Who gets a new key, of those that are `fit`: the least loaded of the asker's zone, unless that has far more than
-    /// its share ([`ZONE_SLACK`]) or its machine is overloaded; else the least loaded of the pool.
+    /// its share ([`ZONE_SLACK`]) or its machine is overloaded; else, or for an asker of no zone, the least of the pool.
     pub(super) fn least_loaded(
         &self,
         pool: &str,
@@ -314,7 +314,8 @@ impl Members {
     ) -> Option<MemberIndex> {
         let ranks = self.ranks.get(pool)?;
         let first = |ranked: &Ranked| ranked.order.iter().copied().find(|(_, index)| fit(&self[*index]));
-        let near = ranks.get(zone).and_then(first);
+        // To be in no zone is not to be near to others in none.
+        let near = ranks.get(zone).filter(|_| !zone.is_empty()).and_then(first);
         if let Some((rank, index)) = near
             && (ranks.len() == 1 || !(rank.overloaded || self.is_overfull(index)))
         {
@@ -399,7 +400,7 @@ mod tests {
 
     use super::*;
 
-    const ZONES: [&str; 3] = ["a", "b", "c"];
+    const ZONES: [&str; 3] = ["a", "b", ""];
 
     /// Children of three nodes.
     fn id(number: u32) -> String {
@@ -430,6 +431,14 @@ mod tests {
         assert_eq!(chosen(&members), Some(far), "then load alone counts");
         members.change(near, |slot| (slot.overloaded, slot.owned, slot.capacity) = (false, 67, 8));
         assert_eq!(chosen(&members), Some(near), "a large one may have more");
+    }
+
+    #[test]
+    fn no_zone_is_none() {
+        let mut members = Members::default();
+        one_of(&mut members, 1, "", 10);
+        let idle = one_of(&mut members, 2, "a", 0);
+        assert_eq!(members.least_loaded("rooms", "", |_| true), Some(idle));
     }
 
     proptest! {
@@ -471,11 +480,12 @@ mod tests {
                     members.of_pool("rooms").filter(|(_, slot)| slot.standing().is_some()).collect();
                 let sum = |of: fn(&Slot) -> u64| ranked.iter().map(|(_, slot)| of(slot)).sum::<u64>();
                 let (owned, capacity) = (sum(|slot| slot.owned as u64), sum(|slot| slot.capacity.into()));
-                for zone in ZONES.into_iter().chain(["elsewhere"]) {
+                for zone in ZONES.into_iter().chain(["elsewhere", ""]) {
                     let one_zone = ranked.iter().all(|(_, slot)| slot.member.zone == zone);
                     let order = |(index, slot): &(MemberIndex, &Slot)| (slot.overloaded, slot.load(), *index);
                     let all = || ranked.iter().filter(|(_, slot)| fit(slot)).copied();
-                    let near = all().filter(|(_, slot)| slot.member.zone == zone).min_by_key(order);
+                    let is_near = |slot: &Slot| !zone.is_empty() && slot.member.zone == zone;
+                    let near = all().filter(|(_, slot)| is_near(slot)).min_by_key(order);
                     let near = near.filter(|(_, slot)| {
                         let share = owned * u64::from(slot.capacity) / capacity;
                         one_zone || !slot.overloaded && slot.owned as u64 <= share + share / 2 + ZONE_SLACK

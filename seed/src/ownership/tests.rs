@@ -214,7 +214,8 @@ fn a_new_term_waits_one_lease_for_a_member_that_it_expects_and_for_no_other_pool
     join(&mut core, 2, joining("live-2", "", 1, &[("2", 7)]), at(1));
     assert_eq!(locate(&mut core, question("2", "", 0), at(2)), Ok(("live-2:0".to_owned(), 7)), "reported");
     let elsewhere = Question { pool: "files".to_owned(), ..question("1", "", 0) };
-    assert_eq!(locate(&mut core, elsewhere, at(2)), Err("no live node in the pool".to_owned()));
+    let none = "pool \"files\" has no member now that could take the key";
+    assert_eq!(locate(&mut core, elsewhere, at(2)), Err(none.to_owned()));
     core.locate(question("1", "", 0), at(2));
     assert!(actions(&mut core).is_empty(), "held");
     core.renew(2, 1, at(4_000));

@@ -183,7 +183,16 @@ pub(crate) async fn who_leads_no_more_lets_nobody_in_and_shuts_nobody_out(databa
         async |term| store.revoke_join_token(RevokeJoinTokenRequest { id: "one".to_owned(), term }).await;
     let revoke = async |name: &str, revoked, term| {
         let operator = "ann".to_owned();
-        store.change_revocation(Revocation { name: name.to_owned(), revoked, operator, at_ms: 0, term }).await
+        store
+            .change_revocation(Revocation {
+                name: name.to_owned(),
+                revoked,
+                operator,
+                at_ms: 0,
+                term,
+                only_known: false,
+            })
+            .await
     };
     let old = begin_term().await;
     put("one", old).await.unwrap();

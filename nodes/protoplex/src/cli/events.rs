@@ -100,7 +100,8 @@ fn start(text: &str) -> Result<Start, String> {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Subscriptions {
-    /// All that have a name: for what, how far they have come, who is there
+    /// All that have a name: for what, how far they have come, who is there. BEHIND counts events of all types that have been
+    /// published since, also those that are not for it
     List,
     /// Forget one: its position, and the events that it has put aside
     Remove {

@@ -34,6 +34,8 @@ Examples:
     /// Let nobody join any more with a token; who has joined stays
     Revoke {
         /// Its id, as in `join-token list`
+        // Earlier versions have drawn ids that begin with a hyphen.
+        #[arg(allow_hyphen_values = true)]
         id: String,
     },
 }
@@ -61,6 +63,9 @@ pub(crate) enum Node {
     Revoke {
         /// Its name
         node: String,
+        /// Also where nobody of that name has been here since the present seed leads: it may have a certificate all the same
+        #[arg(long)]
+        force: bool,
     },
     /// Let it in again
     Readmit {

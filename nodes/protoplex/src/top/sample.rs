@@ -34,6 +34,9 @@ pub(super) struct Page {
     pub(super) uptime_ms: u64,
     pub(super) ready: bool,
     pub(super) draining: bool,
+    /// Why it isn't ready, where it knows.
+    #[serde(default)]
+    pub(super) reason: String,
     pub(super) children: Vec<Child>,
 }
 

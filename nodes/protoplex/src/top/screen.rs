@@ -9,7 +9,8 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Paragraph, Row, Table as TableWidget, TableState};
 
-use super::table::{HEAD, Table};
+use super::table::{self, HEAD, Table};
+use super::width::{self, NOTE};
 use crate::cli::Sort;
 use crate::output::harmless;
 
@@ -22,19 +23,6 @@ const SORTS: [(Sort, &str); 5] = [
     (Sort::Requests, "requests"),
 ];
 
-/// As wide as what usually stands in them; the last one has what is left.
-const WIDTHS: [Constraint; HEAD.len()] = [
-    Constraint::Min(14),
-    Constraint::Length(8),
-    Constraint::Length(8),
-    Constraint::Length(10),
-    Constraint::Length(6),
-    Constraint::Length(9),
-    Constraint::Length(6),
-    Constraint::Length(6),
-    Constraint::Length(7),
-    Constraint::Fill(1),
-];
 /// The columns whose content is numbers.
 const NUMBERS: std::ops::Range<usize> = 2..9;
 
@@ -125,41 +113,62 @@ impl Screen {
         let Some(table) = &self.table else {
             return frame.render_widget(Paragraph::new("asking the nodes …"), above);
         };
-        frame.render_widget(Paragraph::new(format!("protoplex top  {}", table.overview.text())), above);
+        let width = usize::from(middle.width);
+        let parts = table.overview.parts();
+        frame.render_widget(Paragraph::new(width::overview(&parts, width)), above);
         let shown = table.rows.iter().filter(|row| self.shows_children || row.child.is_none());
-        let rows: Vec<_> = shown.map(|row| drawn(row.cells(), &row.state, row.child.is_some())).collect();
-        let head = (0..).zip(HEAD).map(|(column, name)| aligned(column, name.to_owned()));
-        let widget = TableWidget::new(rows, WIDTHS)
+        let rows: Vec<_> = shown.map(|row| (cells(row), row.state.as_str())).collect();
+        let texts: Vec<_> = rows.iter().map(|(cells, _)| cells.clone()).collect();
+        let columns = width::columns(&texts, width);
+        let head = columns.iter().map(|(column, _)| aligned(*column, HEAD[*column].to_owned()));
+        let widths = columns.iter().map(|(column, width)| match *column {
+            // The last one has what is left.
+            NOTE => Constraint::Fill(1),
+            _ => Constraint::Length(u16::try_from(*width).unwrap_or(u16::MAX)),
+        });
+        let drawn = rows.iter().map(|(cells, state)| drawn(cells, state, &columns));
+        let widget = TableWidget::new(drawn, widths)
             .header(Row::new(head).style(Style::new().add_modifier(Modifier::REVERSED)))
             .row_highlight_style(Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED));
         self.page = usize::from(middle.height.saturating_sub(1)).max(1);
         frame.render_stateful_widget(widget, middle, &mut self.selected);
-        frame.render_widget(Paragraph::new(self.help()).style(Style::new().fg(Color::DarkGray)), below);
+        let help = Line::from(self.help(width)).style(Style::new().fg(Color::DarkGray));
+        frame.render_widget(help, below);
     }
 
-    fn help(&self) -> Line<'static> {
+    fn help(&self, width: usize) -> String {
         let by = SORTS.iter().find(|(sort, _)| *sort == self.sort).map_or("", |(_, name)| name);
         let order = if self.is_reversed { ", reversed" } else { "" };
         let pace = match self.is_paused {
             true => "paused".to_owned(),
             false => format!("every {:?}", self.interval),
         };
-        Line::from(format!(
-            "q quit  s sort: {by}{order}  r reverse  c children  p pause: {pace}  ↑↓ PgUp PgDn scroll"
-        ))
+        let parts = [
+            "q quit".to_owned(),
+            format!("s sort: {by}{order}"),
+            format!("p pause: {pace}"),
+            "c children".to_owned(),
+            "r reverse".to_owned(),
+            "↑↓ PgUp PgDn scroll".to_owned(),
+        ];
+        width::line(&parts, "  ", width)
     }
 }
 
-fn drawn(cells: [String; HEAD.len()], state: &str, is_child: bool) -> Row<'static> {
-    let cells = (0..).zip(cells).map(|(column, text)| {
-        let text = harmless(&text);
-        match column {
-            0 if is_child => aligned(column, format!("  {text}")),
-            1 => aligned(column, text).style(style(state)),
-            _ => aligned(column, text),
-        }
-    });
-    Row::new(cells)
+/// As they stand in the table, a child's below its node's.
+fn cells(row: &table::Row) -> [String; HEAD.len()] {
+    let mut cells = row.cells().map(|text| harmless(&text));
+    if row.child.is_some() {
+        cells[0].insert_str(0, "  ");
+    }
+    cells
+}
+
+fn drawn(cells: &[String], state: &str, columns: &[(usize, usize)]) -> Row<'static> {
+    Row::new(columns.iter().map(|(column, _)| {
+        let cell = aligned(*column, cells[*column].clone());
+        if *column == 1 { cell.style(style(state)) } else { cell }
+    }))
 }
 
 fn aligned(column: usize, text: String) -> Cell<'static> {
@@ -180,15 +189,18 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
-    use super::super::table::{Overview, rows};
+    use super::super::roster::Standing;
+    use super::super::table::{Absence, Overview, absent};
     use super::*;
 
+    fn silent(node: &str, standing: Standing) -> table::Row {
+        absent(node, "proxy", Absence { standing, time: Duration::from_secs(75) })
+    }
+
     fn table() -> Table {
-        let mut all = rows("proxy-1", "proxy", None, None);
-        all.extend(rows("live-1", "live", None, None));
-        let child = super::super::table::Row { child: Some(0), ..all[0].clone() };
-        all.push(child);
-        Table { overview: Overview::default(), rows: all }
+        let proxy = silent("proxy-1", Standing::Here);
+        let child = table::Row { child: Some(0), ..proxy.clone() };
+        Table { overview: Overview::default(), rows: vec![proxy, silent("live-1", Standing::Here), child] }
     }
 
     fn lines(screen: &mut Screen, width: u16, height: u16) -> Vec<String> {
@@ -210,7 +222,7 @@ mod tests {
         assert!(lines(&mut screen, 100, 10)[0].contains("asking the nodes"));
         screen.update(table());
         let drawn = lines(&mut screen, 110, 10);
-        assert!(drawn[0].starts_with("protoplex top  0 of 0 nodes ready"), "{drawn:#?}");
+        assert!(drawn[0].starts_with("protoplex top  no seed leads · 0 of 0 nodes ready"), "{drawn:#?}");
         assert!(drawn[2].starts_with("PROCESS") && drawn[2].contains("STATE") && drawn[2].contains("REQ/S"));
         assert!(drawn[3].starts_with("live-1") && drawn[3].contains("SILENT"), "{drawn:#?}");
         assert!(drawn[4].starts_with("proxy-1") && drawn[5].starts_with("  proxy-1:0"), "{drawn:#?}");
@@ -231,6 +243,33 @@ mod tests {
         screen.update(Table { overview: Overview::default(), rows: Vec::new() });
         let drawn = lines(&mut screen, 110, 10);
         assert!(drawn[9].contains("paused") && drawn[3].starts_with("live-1"), "{drawn:#?}");
+    }
+
+    #[test]
+    fn in_a_usual_window_it_is_said_that_no_seed_leads_and_who_is_unknown_since_when() {
+        let mut screen = Screen::new(Sort::Name, Duration::from_secs(1));
+        let row = |n: u32| table::Row {
+            pid: Some(123_456),
+            ..silent(&format!("fileserver-{n}"), Standing::Unknown)
+        };
+        let overview = Overview {
+            nodes: 9,
+            ready: 1,
+            cpu: 1234.5,
+            memory_bytes: 12_345_678_901,
+            connections: 123_456,
+            requests: 1_234_567.0,
+            ..Overview::default()
+        };
+        screen.update(Table { overview, rows: (10..13).map(row).collect() });
+        for width in [80, 60] {
+            let drawn = lines(&mut screen, width, 24);
+            assert!(drawn[0].starts_with("no seed leads · 1 of 9 nodes ready · "), "{drawn:#?}");
+            assert!(!drawn[0].ends_with('·'), "{drawn:#?}");
+            assert!(drawn[3].starts_with("fileserver-10 UNKNOWN "), "{drawn:#?}");
+            assert!(drawn[3].ends_with(" not heard of for 0:01:15"), "{drawn:#?}");
+            assert!(drawn[23].contains("sort: name") && drawn[23].contains("every 1s"), "{drawn:#?}");
+        }
     }
 
     #[test]

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::sample::{Sample, Usage};
+use super::roster::Standing;
+use super::sample::{Page, Sample, Usage};
 use crate::cli::Sort;
 use crate::output::{columns, plural};
+use crate::state::Condition;
 use crate::units::{show_size, show_uptime};
 
 /// All of it.
@@ -34,13 +36,16 @@ pub(super) struct Overview {
 }
 
 /// One process: a node's parent, or a child of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Row {
     pub(super) node: String,
     pub(super) child: Option<u32>,
     pub(super) kind: String,
-    /// In supervisord's words; SILENT where it doesn't answer.
+    /// As in `status`; of one that doesn't answer LOST where the seed has lost it, and UNKNOWN where no seed tells of it.
     pub(super) state: String,
+    /// For how long it has not been heard of, where it doesn't answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) silent_ms: Option<u64>,
     pub(super) pid: Option<u32>,
     pub(super) uptime_ms: u64,
     pub(super) restarts: u32,
@@ -55,36 +60,52 @@ pub(super) struct Row {
     pub(super) note: String,
 }
 
+/// Between the parts of the overview.
+pub(super) const BETWEEN: &str = " · ";
+
 /// The heads of the columns of [`Row::cells`].
 pub(super) const HEAD: [&str; 10] =
     ["PROCESS", "STATE", "PID", "UPTIME", "CPU%", "MEMORY", "FILES", "CONN", "REQ/S", ""];
 
-/// A node's parent, then its children.
-pub(super) fn rows(node: &str, kind: &str, now: Option<&Sample>, before: Option<&Sample>) -> Vec<Row> {
-    let silent = Row {
+/// Of a node that doesn't answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Absence {
+    pub(super) standing: Standing,
+    /// Since it was heard of last.
+    pub(super) time: Duration,
+}
+
+/// A node that doesn't answer.
+pub(super) fn absent(node: &str, kind: &str, Absence { standing, time }: Absence) -> Row {
+    let (state, what) = match standing {
+        Standing::Here => ("SILENT", "no answer"),
+        Standing::Lost => ("LOST", "gone"),
+        Standing::Unknown => ("UNKNOWN", "not heard of"),
+    };
+    Row {
         node: node.to_owned(),
-        child: None,
         kind: kind.to_owned(),
-        state: "SILENT".to_owned(),
-        pid: None,
-        uptime_ms: 0,
-        restarts: 0,
-        cpu: None,
-        memory_bytes: 0,
-        files: 0,
-        connections: None,
-        requests: None,
-        note: String::new(),
-    };
-    let Some(now) = now else { return vec![silent] };
+        state: state.to_owned(),
+        silent_ms: Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        note: format!("{what} for {}", show_uptime(time)),
+        ..Row::default()
+    }
+}
+
+/// A node's parent, then its children.
+pub(super) fn rows(node: &str, kind: &str, now: &Sample, before: Option<&Sample>) -> Vec<Row> {
     let page = &now.page;
-    let state = match (page.draining, page.ready) {
-        (true, _) => "STOPPING",
-        (false, true) => "RUNNING",
-        (false, false) => "STARTING",
+    let Page { draining, ready, reason, .. } = page;
+    let condition = Condition { answers: true, draining: *draining, ready: *ready, reason };
+    let state = condition.word(page.children.iter().map(|child| child.state.as_str()));
+    let own = Row { node: node.to_owned(), kind: kind.to_owned(), ..Row::default() };
+    let parent = Row {
+        state: state.to_owned(),
+        pid: Some(page.pid),
+        uptime_ms: page.uptime_ms,
+        note: if state == "WAITING" { reason.clone() } else { String::new() },
+        ..own.clone()
     };
-    let parent =
-        Row { state: state.to_owned(), pid: Some(page.pid), uptime_ms: page.uptime_ms, ..silent.clone() };
     let before_pid = |child: Option<u32>| {
         let page = &before?.page;
         match child {
@@ -98,7 +119,7 @@ pub(super) fn rows(node: &str, kind: &str, now: Option<&Sample>, before: Option<
         pid: child.pid,
         uptime_ms: child.uptime_ms,
         restarts: child.restarts,
-        ..silent.clone()
+        ..own.clone()
     });
     let mut rows: Vec<_> = std::iter::once(parent).chain(children).collect();
     for row in &mut rows {
@@ -125,8 +146,10 @@ impl Row {
                 usage.requests.and_then(|now| rate(now, before.requests.unwrap_or_default(), time));
         }
         let notes = [
+            Some(std::mem::take(&mut self.note)).filter(|note| !note.is_empty()),
             usage.leads.map(|leads| if leads { "leads" } else { "waits to lead" }.to_owned()),
-            usage.keys.map(|keys| plural(keys as usize, "key")),
+            // Of a seed that led once, what it knew then.
+            usage.keys.filter(|_| usage.leads != Some(false)).map(|keys| plural(keys as usize, "key")),
             usage.subscribers.filter(|count| *count > 0).map(|count| plural(count as usize, "subscriber")),
             (self.restarts > 0).then(|| plural(self.restarts as usize, "restart")),
         ];
@@ -181,21 +204,25 @@ impl Overview {
         }
     }
 
-    /// In a line.
-    pub(super) fn text(&self) -> String {
+    /// In parts, the weightiest first.
+    pub(super) fn parts(&self) -> [String; 6] {
         let leader = match &self.leader {
             Some(leader) => format!("{leader} leads, {}", plural(self.keys as usize, "key")),
             None => "no seed leads".to_owned(),
         };
-        format!(
-            "{} of {} ready · {:.0} req/s · {} · CPU {:.0} % · {} · {leader}",
-            self.ready,
-            plural(self.nodes, "node"),
-            self.requests,
+        [
+            leader,
+            format!("{} of {} ready", self.ready, plural(self.nodes, "node")),
+            format!("{:.0} req/s", self.requests),
             plural(self.connections as usize, "connection"),
-            self.cpu,
+            format!("CPU {:.0} %", self.cpu),
             show_size(self.memory_bytes),
-        )
+        ]
+    }
+
+    /// In a line.
+    pub(super) fn text(&self) -> String {
+        self.parts().join(BETWEEN)
     }
 }
 

@@ -77,6 +77,8 @@ fn what_there_is_is_discovered_and_tells_what_it_can_be_asked_for() {
             "{measures}"
         );
     }
+    let (text, _) = told(&cluster.run(&["inspect", "seed"]));
+    assert!(text.contains("\nrpc seed-1.drain()\n") && !text.contains("seed-1.start"), "{text}");
     let (text, _) = told(&cluster.run(&["inspect", "proxy"]));
     assert!(text.contains("\nrpc proxy-1.change_loglevel(level: text, [for_s: number])\n"), "{text}");
 }
@@ -171,9 +173,18 @@ fn without_a_seed_this_machines_nodes_are_still_asked() {
     cluster.json(&["drain", "seed-1"]);
     let output = cluster.run(&["discover"]);
     let (text, error) = told(&output);
-    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.status.code(), Some(3));
     assert!(text.contains("proxy [1]") && !text.contains("seed"), "{text}");
-    assert!(error.contains("only nodes of this data directory are known"), "{error}");
+    assert!(error.contains("only nodes of this data directory are known: no seed answers at"), "{error}");
+    for command in [&["inspect", "proxy-9"][..], &["request", "proxy-9.ping"], &["drain", "proxy-9"]] {
+        let refused = cluster.run(command);
+        let (_, error) = told(&refused);
+        assert_eq!(refused.status.code(), Some(3), "{error}");
+        assert!(
+            error.contains("proxy-9 does not run here, and whether it runs elsewhere can't be told"),
+            "{error}"
+        );
+    }
     assert_eq!(cluster.json(&["request", "proxy-1.ping", r#"{"payload":1}"#]), 1);
     cluster.stop();
     let output = cluster.run(&["discover"]);

@@ -239,7 +239,10 @@ fn row_a_token_that_opens_nothing_says_why() {
         [&[][..], &["--expires", "1s"]].map(|more| join_token(&cluster, &[&backend[..], more].concat()));
     let id = revoked.strip_prefix("pxj_").unwrap().split('.').next().unwrap();
     // Ids may begin with a hyphen.
-    assert_eq!(cluster.json(&["join-token", "revoke", "--", id])["revoked"], true);
+    assert_eq!(cluster.json(&["join-token", "revoke", id])["revoked"], true);
+    // Earlier versions have drawn such.
+    let old = error_of(&cluster.run(&["join-token", "revoke", "-2Xl0"]));
+    assert!(old.contains("-2Xl0") && !old.contains("unexpected argument"), "{old}");
     let listed = cluster.json(&["join-token", "list"]);
     let ends =
         listed.as_array().unwrap().iter().map(|it| it["expires_at_ms"].as_u64().unwrap()).min().unwrap();
@@ -475,7 +478,18 @@ fn row_nobody_revokes_whom_nobody_could_readmit() {
         assert!(said.contains("name \"") && said.contains("use 1 to") && !said.contains("pool"), "{said}");
     }
     let says = |command: &[&str]| String::from_utf8(cluster.run(command).stdout).unwrap();
-    let said = says(&["node", "revoke", "proxy-9"]);
+    for (slip, meant) in
+        [("proxy-11", "Do you mean proxy-1?"), ("nix", "has been here since this seed leads")]
+    {
+        let refused = cluster.run(&["node", "revoke", slip]);
+        let said = error_of(&refused);
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains(meant) && said.contains("nothing was changed") && said.contains("--force"),
+            "{said}"
+        );
+    }
+    let said = says(&["node", "revoke", "--force", "proxy-9"]);
     assert!(said.starts_with("proxy-9 is refused from now on. Nobody of that name is here\n"), "{said}");
     assert!(said.contains("have\ncluster/live.key, nodes but datastores cluster/secret"), "{said}");
     assert!(says(&["operator", "revoke", "eve"]).contains("look at the name once more"));
@@ -488,8 +502,11 @@ fn row_nobody_revokes_whom_nobody_could_readmit() {
     assert_eq!(cluster.json(&["node", "readmit", "neverwas"])["changed"], false);
 
     // Who did it is told by the certificate, whatever they say of themselves.
-    let rescue =
-        [&["--credentials", "ada-credentials", "--seed", &seed][..], &["node", "revoke", "proxy-8"]].concat();
+    let rescue = [
+        &["--credentials", "ada-credentials", "--seed", &seed][..],
+        &["node", "revoke", "--force", "proxy-8"],
+    ]
+    .concat();
     let mut command = Command::new(env!("CARGO_BIN_EXE_protoplex"));
     let revoked =
         command.args(rescue).env("USER", "bob").env("PROTOPLEX_OPERATOR", "bob").current_dir(folder);
@@ -526,9 +543,28 @@ fn init_makes_a_cluster_once() {
         folder.path().join("e/cluster/ca.pem").exists().then_some(())
     });
     begun.kill();
-    let made = stranger(folder.path(), &["--data", "d", "init"]);
-    assert!(made.status.success());
-    assert!(String::from_utf8_lossy(&made.stdout).contains("join-token create"));
+    let made = stranger(
+        folder.path(),
+        &[
+            "--data",
+            "d",
+            "--set",
+            "seed.listen=10.0.0.7:9050",
+            "--set",
+            "seed.datastore=10.0.0.7:8060",
+            "init",
+        ],
+    );
+    let next = String::from_utf8_lossy(&made.stdout).into_owned();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    for step in [
+        "join-token create",
+        "--seed 10.0.0.7:9050 proxy --join",
+        "handler add live --path",
+        "handler add files",
+    ] {
+        assert!(next.contains(step), "{step}: {next}");
+    }
     let key = fs::read_to_string(folder.path().join("d/cluster/ca.key")).unwrap();
     let again = stranger(folder.path(), &["--data", "d", "init"]);
     assert_eq!(again.status.code(), Some(2));

@@ -181,6 +181,13 @@ fn row_a_database_that_is_away_ends_no_seed_and_epochs_go_on_growing() {
     }
     let (status, _) = bench.machines.meta("seed-1", "readyz").unwrap();
     assert_eq!(status, 503, "a seed that could not lead is not ready");
+    // Seeds that answer, but don't lead, know who is there as little as those that don't.
+    let status = bench.machines.run(&["status"]);
+    let told = [&status.stdout, &status.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert_eq!(status.status.code(), Some(3), "{told:?}");
+    assert!(told[0].contains("Seed seed-2") && told[0].contains("does not lead"), "{told:?}");
+    assert!(told[0].contains("proxy-1:0") && !told[0].contains("LOST"), "{told:?}");
+    assert!(told[1].contains("no seed leads; the one at") && told[1].contains("can't lead"), "{told:?}");
     bench.machines.server.resume();
     bench.until_assigned(Instant::now());
     for path in (0..ROOMS).map(room) {

@@ -16,8 +16,8 @@ use tracing::{debug, info};
 
 use super::{answer, problem};
 use crate::commands::{CommandError, Outcome};
-use crate::interface::{Call, METHODS, Method, named};
-use crate::node::Node;
+use crate::interface::{Call, Method, methods, named};
+use crate::node::{Body, Node};
 use crate::telemetry::{self, within_trace};
 
 /// Where methods are, before their names.
@@ -113,7 +113,7 @@ fn description(node: &Node) -> Value {
         "kind": about.kind,
         "version": about.version,
         "pid": about.pid,
-        "methods": METHODS,
+        "methods": methods(matches!(node.body(), Body::Solo(_))),
     })
 }
 
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn only_methods_that_read_are_for_readers() {
         let reads = ["ping", "status", "inspect", "metrics", "config"];
-        for method in &METHODS {
+        for method in methods(false) {
             assert_eq!(only_reads(&format!("{PATH}{}", method.name)), reads.contains(&method.name));
         }
         assert!(!only_reads("/rpc/nothing") && !only_reads("/status") && !only_reads("/rpc/"));

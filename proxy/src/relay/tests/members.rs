@@ -150,7 +150,7 @@ fn an_empty_pool_is_a_503() {
     for placement in [Hash, Spread] {
         run(async || {
             let proxy = Proxy::start(placement, "k", &[]).await;
-            assert_problem(&proxy.get("x").await, "503", "no-live-node");
+            assert_problem(&proxy.get("x").await, "503", "no-member");
         });
     }
 }

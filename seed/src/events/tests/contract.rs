@@ -112,6 +112,16 @@ pub(super) async fn a_name_goes_on_where_it_was(keeper: Keeper) {
     assert!(is_quiet(&mut subscriber).await);
 }
 
+pub(super) async fn what_a_name_has_yet_to_acknowledge_sets_it_not_back(keeper: Keeper) {
+    let rig = Rig::start(keeper).await;
+    let before = rig.publish(&events("a", 0..3)).await[2].position;
+    let mut subscriber = rig.subscribe(Subscription { start: Start::Newest, ..named("s", "a") }).await;
+    rig.publish(&events("a", 3..4)).await;
+    let first = delivery(&mut subscriber).await;
+    let list = rig.bus.client().list_subscriptions(ListSubscriptionsRequest {}).await.unwrap().into_inner();
+    assert_eq!((first.position, list.subscriptions[0].position), (before + 1, before));
+}
+
 pub(super) async fn who_is_slow_is_not_hurried(keeper: Keeper) {
     const EVENTS: u32 = 8;
     let timeout = Duration::from_secs(3);

@@ -226,7 +226,11 @@ async fn without_its_datastore_a_seed_is_not_ready_and_then_it_is() {
             let _datastore = rig.start_datastore().await;
             leads(&seed).await;
             let error = until("the pool is empty", async || {
-                asker.locate(LIVE_POOL, "0").await.err().filter(|error| error.reason.contains("no live node"))
+                asker
+                    .locate(LIVE_POOL, "0")
+                    .await
+                    .err()
+                    .filter(|error| error.reason.contains("has no member now"))
             })
             .await;
             assert!(error.retry_after.as_millis() > 0);

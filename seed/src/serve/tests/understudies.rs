@@ -98,6 +98,8 @@ async fn one_leads_and_the_others_say_who_at_once() {
             assert_eq!(Redirect::of(&changed.unwrap_err()), Some(expected.clone()));
             let status = trio.rig.operator_of(understudy).status(StatusRequest {}).await.unwrap();
             assert!(!status.get_ref().leading, "it tells of itself");
+            let why = format!("the one at {first} does");
+            assert!(status.get_ref().not_leading.contains(&why), "{:?}", status.get_ref().not_leading);
             let channel = trio.rig.identity.channel(&understudy.to_string()).unwrap();
             let told = UnderstudyClient::new(channel).leader(LeaderRequest {}).await.unwrap().into_inner();
             assert_eq!((told.leading, told.address, told.term), (false, first.to_string(), 1));
@@ -209,6 +211,12 @@ async fn a_leader_whose_row_is_anothers_changes_nothing_and_learns_it() {
         .await;
         let loaded = datastore.load_routes(protoplex_wire::proto::LoadRoutesRequest {}).await.unwrap();
         assert!(loaded.get_ref().handlers.is_empty(), "nothing was changed");
+        let status = until("the other seeds have left it, or found it again", async || {
+            let status = trio.rig.status().await;
+            (status.leading || status.seeds.len() == 1).then_some(status)
+        })
+        .await;
+        assert!(status.leading || status.lost.is_empty(), "they have gone as it leads no more: {status:?}");
     })
     .await;
 }
