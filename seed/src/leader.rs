@@ -152,6 +152,9 @@ impl Candidate {
                 return if is_over { Err(too_slow()) } else { Ok(Turn::Waits(wait)) };
             }
             until = renewed;
+            if BootTime::now() >= until {
+                return Err(too_slow());
+            }
             let others = self.seeds.remembered();
             let lead = move |cluster: &mut Cluster, now| {
                 cluster.know(others, datastores);
@@ -159,7 +162,11 @@ impl Candidate {
             };
             match self.cluster.ask(lead).await {
                 Some(true) => {}
-                Some(false) => return Err(too_slow()),
+                Some(false) => {
+                    let late =
+                        "the task that knows the cluster was so busy that this lead was over before it began";
+                    return Err(Failure::Own(late.to_owned()));
+                }
                 None => return Ok(Turn::Ending),
             }
         } else {

@@ -64,6 +64,9 @@ pub(crate) struct Place {
 impl Place {
     /// Takes so many more.
     pub(crate) fn add(&mut self, count: usize) -> Result<(), Status> {
+        if count == 0 {
+            return Ok(());
+        }
         let Shared { what, most, of_one, .. } = *self.shared;
         let mut taken = self.shared.taken();
         let own = taken.by_name.get(&self.name).copied().unwrap_or(0);
@@ -134,6 +137,7 @@ mod tests {
         let (mut one, mut two, mut other) = (bytes.none("a"), bytes.none("a"), bytes.none("b"));
         one.add(40).unwrap();
         two.add(20).unwrap();
+        bytes.none("d").add(0).unwrap();
         assert!(two.add(1).unwrap_err().message().starts_with("a has 60 bytes"));
         other.add(40).unwrap();
         assert_eq!(other.add(1).unwrap_err().message(), "the seed has as many bytes as it may have");

@@ -29,6 +29,8 @@ use crate::settings::Settings;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Another seed takes the place of one that has died within so long: a lease in the datastore, and a second.
 const TAKEOVER_PATIENCE: Duration = Duration::from_secs(5);
+/// A seed that hands over has been followed by another within so long.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
 /// What each seed may take to say how it is, where none leads.
 const EVERY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often it is looked for meanwhile.
@@ -99,7 +101,12 @@ impl Cluster {
             // Whom the operator names is meant, and whoever that one says leads.
             Seeds::only(seeds)
         };
-        Ok(Self { identity, seeds, leader: OnceCell::new(), leaderless: OnceCell::new() })
+        Ok(Self::of(identity, seeds))
+    }
+
+    /// Nothing is known of its seeds.
+    fn of(identity: Identity, seeds: Seeds) -> Self {
+        Self { identity, seeds, leader: OnceCell::new(), leaderless: OnceCell::new() }
     }
 
     /// The service for operators, of the seed that leads; of any that answers where none does.
@@ -183,7 +190,13 @@ impl Cluster {
 
     /// What runs where, by the seed that leads: no other one knows.
     pub(crate) async fn status(&self) -> anyhow::Result<ClusterStatus> {
-        let status = self.any_status().await?;
+        let end = Instant::now() + HANDOVER_PATIENCE;
+        let mut status = self.any_status().await?;
+        // One that hands over takes commands until the next one leads.
+        while !status.leading && self.lost().is_none() && Instant::now() < end {
+            sleep(LOOK_INTERVAL).await;
+            status = Self::of(self.identity.clone(), self.seeds.clone()).any_status().await?;
+        }
         if status.leading {
             return Ok(status);
         }

@@ -259,7 +259,6 @@ struct Asked {
     idle: bool,
 }
 
-/// Cancel-safe.
 struct Backend {
     member: Member,
     address: SocketAddr,

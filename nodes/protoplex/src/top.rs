@@ -115,6 +115,8 @@ struct Watch<'a> {
     finding: Option<JoinHandle<anyhow::Result<Nodes>>>,
     known_at: Instant,
     last: BTreeMap<String, Sample>,
+    /// Of the seed that leads, as far as it is known; it need not be among those that are looked at.
+    term: Option<u64>,
 }
 
 impl<'a> Watch<'a> {
@@ -134,6 +136,7 @@ impl<'a> Watch<'a> {
             finding: None,
             known_at: Instant::now(),
             last: BTreeMap::new(),
+            term: None,
         };
         watch.take(&nodes)?;
         Ok(watch)
@@ -142,6 +145,7 @@ impl<'a> Watch<'a> {
     /// Goes by what is known now.
     fn take(&mut self, nodes: &Nodes) -> anyhow::Result<()> {
         let now = Instant::now();
+        self.term = nodes.term;
         self.roster.take(nodes, now);
         let mut callers = BTreeMap::new();
         for (node, entry) in &self.roster.entries {
@@ -202,7 +206,7 @@ impl<'a> Watch<'a> {
                 }
             }
         }
-        let overview = Overview::of(&rows, self.callers.len(), &samples);
+        let overview = Overview::of(&rows, self.callers.len(), &samples, self.term);
         self.last = samples;
         Table { overview, rows }
     }

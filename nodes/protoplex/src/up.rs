@@ -393,8 +393,10 @@ fn arguments(kind: Kind, common: &Common, settings: &Settings, logs: &Path) -> V
 
 /// Whether a reason is another one than the last: that some seconds have passed makes it none.
 fn is_news(text: &str, told: &str) -> bool {
-    let digit = |c: &char| c.is_ascii_digit();
-    !text.chars().filter(|c| !digit(c)).eq(told.chars().filter(|c| !digit(c)))
+    let is_number = |word: &&str| word.bytes().all(|byte| byte.is_ascii_digit());
+    let but_numbers =
+        |text: &str| text.split(' ').filter(|word| !is_number(word)).collect::<Vec<_>>().join(" ");
+    but_numbers(text) != but_numbers(told)
 }
 
 /// Whether this address, in whatever words, is that of a seed of this machine that listens there.
@@ -447,6 +449,8 @@ mod tests {
             |seconds| format!("protoplex: waiting for seed-1: for {seconds} s no datastore has answered");
         assert!(is_news(&waiting(9), ""));
         assert!(!is_news(&waiting(12), &waiting(9)));
+        let of = |address: &str| format!("protoplex: waiting for seed-1: its datastore at {address}: away");
+        assert!(is_news(&of("10.0.0.2:8051"), &of("10.0.0.1:8051")));
         assert!(is_news("protoplex: waiting for live-1: it has not joined a seed", &waiting(9)));
     }
 }

@@ -3,7 +3,10 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, LazyLock};
+use std::thread;
 use std::time::Duration;
 
 use listenfd::ListenFd;
@@ -22,6 +25,8 @@ pub(crate) const SOCKETS: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAM
 
 /// Without a watchdog there is still the line that `systemctl status` shows.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+/// Systemd takes a message within so long, unless it is stuck.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The listening sockets that systemd has bound for this process. They are given once.
 #[derive(Debug, Default)]
@@ -63,7 +68,7 @@ impl Activated {
 /// Keeps systemd told of a node: that it is ready, for the first time; how it is; and, where it wants that, that it is
 /// alive. Never ends.
 pub(crate) async fn keep_told(node: Arc<Node>) {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+    if !is_there() {
         return std::future::pending().await;
     }
     let watchdog = sd_notify::watchdog_enabled();
@@ -77,7 +82,7 @@ pub(crate) async fn keep_told(node: Arc<Node>) {
     let (mut seen, mut was_ready, mut was_draining) = (node.seen(), false, false);
     loop {
         let status = node.in_words();
-        tell(&[NotifyState::Status(&status)]);
+        tell_again(&[NotifyState::Status(&status)]);
         if !was_ready && node.is_ready() {
             was_ready = true;
             tell(&[NotifyState::Ready]);
@@ -89,7 +94,7 @@ pub(crate) async fn keep_told(node: Arc<Node>) {
         // Both arms are cancel-safe.
         tokio::select! {
             () = node.changed(&mut seen) => {}
-            _ = beat.tick() => if watchdog.is_some() { tell(&[NotifyState::Watchdog]) },
+            _ = beat.tick() => if watchdog.is_some() { tell_again(&[NotifyState::Watchdog]) },
         }
     }
 }
@@ -106,9 +111,63 @@ pub(crate) fn reloaded() {
     tell(&[NotifyState::Ready]);
 }
 
+/// What has yet to be told. A thread of its own does that: systemd's socket takes few messages at a time, and a node must not
+/// stand still because systemd does.
+struct Teller {
+    messages: Sender<Message>,
+    waiting: Arc<AtomicUsize>,
+}
+
+struct Message {
+    text: String,
+    /// Dropped once it is told.
+    _told: Sender<()>,
+}
+
+impl Teller {
+    fn start() -> Self {
+        let (messages, to_tell) = channel::<Message>();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let left = Arc::clone(&waiting);
+        thread::spawn(move || {
+            for message in to_tell {
+                if let Err(error) = sd_notify::notify(&[NotifyState::Custom(&message.text)]) {
+                    warn!(%error, "systemd can't be told");
+                }
+                left.fetch_sub(1, Ordering::Relaxed);
+            }
+        });
+        Self { messages, waiting }
+    }
+
+    /// Answers with what ends once it is told.
+    fn tell(&self, states: &[NotifyState<'_>]) -> Receiver<()> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let (_told, told) = channel();
+        let text = states.iter().map(|state| format!("{state}\n")).collect();
+        // The thread never ends.
+        let _ = self.messages.send(Message { text, _told });
+        told
+    }
+}
+
+static TELLER: LazyLock<Teller> = LazyLock::new(Teller::start);
+
+/// Without systemd there is nobody to tell, which is no error.
+fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 fn tell(states: &[NotifyState<'_>]) {
-    // Without systemd there is nobody to tell, which is no error.
-    if let Err(error) = sd_notify::notify(states) {
-        warn!(%error, "systemd can't be told");
+    if is_there() {
+        // Another program may take this one's place next, and its threads end.
+        let _ = TELLER.tell(states).recv_timeout(PATIENCE);
+    }
+}
+
+/// What will be told again: it is left out while anything else waits.
+fn tell_again(states: &[NotifyState<'_>]) {
+    if is_there() && TELLER.waiting.load(Ordering::Relaxed) == 0 {
+        TELLER.tell(states);
     }
 }

@@ -289,18 +289,17 @@ impl Link {
     /// keys the error comes within two seconds. An answer of which half its time is over is asked for anew meanwhile.
     pub async fn locate(&self, pool: &str, key: &str) -> Result<Owner, LocateError> {
         let known = self.shared.owners.borrow_mut().known(pool, key, BootTime::now());
-        let last = match known {
+        match known {
             Some((owner, Age::Fresh)) => return Ok(owner),
             Some((owner, Age::Ageing)) => {
                 // Its answer is learnt whoever waits for it.
                 drop(self.shared.ask(pool, key));
                 return Ok(owner);
             }
-            Some((owner, Age::Stale | Age::Doubted)) if self.shared.lost_since.get().is_some() => {
-                return Ok(owner);
-            }
-            last => last,
-        };
+            Some((owner, Age::Stale)) if self.shared.lost_since.get().is_some() => return Ok(owner),
+            // A doubted one waits for the next link, as a new key does.
+            _ => {}
+        }
         let deadline = Instant::now() + LOCATE_TIMEOUT;
         let answer = match self.shared.ask(pool, key) {
             // Boxed: nearly all owners are known, and the futures of requests are to be small.
@@ -310,12 +309,10 @@ impl Link {
             },
             Err(error) => Err(error),
         };
-        answer.or_else(|error| match last {
+        answer.or_else(|error| match self.shared.owners.borrow().look(pool, key, BootTime::now()) {
+            Some((_, Age::Doubted)) if self.shared.lost_since.get().is_none() => Err(error),
             // A seed that can't say, since it does not lead, takes no key from anybody.
-            Some((owner, Age::Stale)) => Ok(owner),
-            // It was lost meanwhile.
-            Some((owner, _)) if self.shared.lost_since.get().is_some() => Ok(owner),
-            _ => Err(error),
+            known => known.map(|(owner, _)| owner).ok_or(error),
         })
     }
 

@@ -5,25 +5,25 @@
 //! A certificate's end is looked at in the handshake: a connection that stands goes on.
 
 mod guard;
+mod handshakes;
 mod room;
 #[cfg(test)]
 mod tests;
 mod timely;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,14 +34,12 @@ use tower_layer::{Identity as Unlayered, Stack};
 use tracing::{debug, warn};
 
 pub use self::guard::{GuardLayer, Guarded, pass_over};
+use self::handshakes::{Handshakes, Progress};
 use self::room::{Connections, Room};
 pub use crate::identity::Peer;
 use crate::identity::{Certificate, Identity, IdentityError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Where many come at once each is given so long from its first byte on, and so long for that one: silence makes room for them.
-const MIN_HANDSHAKE: Duration = Duration::from_millis(500);
-const MIN_SILENCE: Duration = Duration::from_millis(100);
 /// Connections that may wait for the server.
 const MAX_WAITING: usize = 64;
 /// After the system had no connection to give for want of something.
@@ -65,21 +63,6 @@ struct Shared {
     room: Room,
     state: Mutex<State>,
     next: AtomicU64,
-}
-
-/// A handshake that is under way.
-struct Handshake {
-    since: Instant,
-    /// When its first byte had come.
-    begun: Arc<OnceLock<Instant>>,
-    task: AbortHandle,
-}
-
-impl Handshake {
-    /// When it makes room for another, if it goes on.
-    fn due(&self) -> Instant {
-        self.begun.get().map_or(self.since + MIN_SILENCE, |begun| *begun + MIN_HANDSHAKE)
-    }
 }
 
 #[derive(Default)]
@@ -125,9 +108,8 @@ impl Gate {
     }
 
     async fn accept(&self, listener: TcpListener, arrived: &mpsc::Sender<io::Result<Arrived>>) {
-        let (mut handshakes, mut under_way, mut fails) = (JoinSet::new(), Vec::<Handshake>::new(), false);
+        let (mut handshakes, mut fails) = (Handshakes::new(self.shared.room.handshakes), false);
         loop {
-            while handshakes.try_join_next().is_some() {}
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -139,38 +121,27 @@ impl Gate {
                 }
             };
             fails = false;
-            under_way.retain(|handshake| !handshake.task.is_finished());
-            while under_way.len() >= self.shared.room.handshakes {
-                let due = |index: &usize| under_way[*index].due();
-                let next = (0..under_way.len()).min_by_key(due).unwrap_or(0);
-                // The rest wait in the listener's row. Both arms are cancel-safe.
-                tokio::select! {
-                    () = sleep_until(under_way[next].due()) => {
-                        under_way.swap_remove(next).task.abort();
-                    }
-                    _ = handshakes.join_next() => under_way.retain(|handshake| !handshake.task.is_finished()),
-                }
-            }
-            let (gate, arrived, begun) = (self.clone(), arrived.clone(), Arc::new(OnceLock::new()));
-            let begins = Arc::clone(&begun);
-            let task = handshakes.spawn(async move {
-                let greeted = timeout(HANDSHAKE_TIMEOUT, gate.greet(stream, &begins)).await;
+            handshakes.make_room().await;
+            let (gate, arrived) = (self.clone(), arrived.clone());
+            handshakes.begin(address.ip().to_canonical(), |progress| async move {
+                let greeted = timeout(HANDSHAKE_TIMEOUT, gate.greet(stream, &progress)).await;
                 match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                    // Where nobody takes it the server has ended.
-                    Ok(stream) => drop(tokio::spawn(async move { arrived.send(Ok(stream)).await })),
+                    Ok(stream) => {
+                        progress.done();
+                        stream.pass_on(&arrived).await;
+                    }
                     Err(error) => debug!(%address, %error, "a TLS handshake failed"),
                 }
             });
-            under_way.push(Handshake { since: Instant::now(), begun, task });
         }
     }
 
-    async fn greet(&self, stream: TcpStream, begun: &OnceLock<Instant>) -> io::Result<Arrived> {
+    async fn greet(&self, stream: TcpStream, progress: &Progress) -> io::Result<Arrived> {
         let (here, there) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip().to_canonical());
         let origin = Origin { is_here: there.is_loopback() || there == here.to_canonical() };
         stream.set_nodelay(true)?;
         stream.peek(&mut [0]).await?;
-        begun.get_or_init(Instant::now);
+        progress.begun();
         let stream = self.shared.tls.accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         // One of an earlier version says nothing of its owner, who is nobody, then.
@@ -301,6 +272,19 @@ impl Connected for Arrived {
 }
 
 impl Arrived {
+    /// Hands it to the server, unless it is cut first. Where nobody takes it the server has ended.
+    async fn pass_on(mut self, arrived: &mpsc::Sender<io::Result<Self>>) {
+        // Both arms are cancel-safe.
+        tokio::select! {
+            permit = arrived.reserve() => {
+                if let Ok(permit) = permit {
+                    permit.send(Ok(self));
+                }
+            }
+            _ = poll_fn(|context| self.look(context).err().map_or(Poll::Pending, Poll::Ready)) => {}
+        }
+    }
+
     /// An error from when it was cut on. Whatever the server waits for, it hears of that: one that has answers for somebody
     /// who doesn't take them reads no more.
     fn look(&mut self, context: &mut Context<'_>) -> io::Result<()> {

@@ -145,11 +145,15 @@ impl Owners {
     /// They are kept for when nobody can be asked. Members serve a key at its epoch alone, and within their leases, so that
     /// an answer which is wrong by then does no harm.
     pub fn doubt_all(&mut self) {
-        let answers = self.pools.values_mut().flat_map(|of_pool| of_pool.answers.iter_mut());
-        for (_, answer) in answers {
-            if let Answer::Known(known) = answer {
-                (known.ageing_at, known.stale_at) = (0, 0);
+        self.pools.retain(|_, of_pool| !of_pool.answers.is_empty());
+        for OfPool { answers, members } in self.pools.values_mut() {
+            for (_, answer) in answers.iter_mut() {
+                if let Answer::Known(known) = answer {
+                    (known.ageing_at, known.stale_at) = (0, 0);
+                }
             }
+            // That they are gone may have been missed, too.
+            members.retain(|_, seat| Rc::strong_count(seat) > 1);
         }
     }
 

@@ -52,9 +52,9 @@ impl Roster {
             self.wanted.is_empty() || self.wanted.iter().any(|one| *one == name || *one == found.kind)
         };
         for (name, found) in nodes.all().filter(|(name, found)| is_wanted(name, found)) {
-            before.remove(name);
-            let entry =
-                Entry { found: found.clone(), standing: Standing::Here, heard: now, term: nodes.term };
+            // Since when it hasn't answered is not the seed's to say.
+            let heard = before.remove(name).map_or(now, |entry| entry.heard);
+            let entry = Entry { found: found.clone(), standing: Standing::Here, heard, term: nodes.term };
             self.entries.insert(name.to_owned(), entry);
         }
         for (name, Lost { found, ago }) in

@@ -33,6 +33,8 @@ pub(super) struct Overview {
     pub(super) requests: f64,
     pub(super) keys: u64,
     pub(super) leader: Option<String>,
+    /// The term of the seed that leads, be it looked at or not.
+    pub(super) term: Option<u64>,
 }
 
 /// One process: a node's parent, or a child of it.
@@ -186,7 +188,12 @@ impl Row {
 
 impl Overview {
     /// Of all processes, and of so many nodes.
-    pub(super) fn of(rows: &[Row], nodes: usize, samples: &BTreeMap<String, Sample>) -> Self {
+    pub(super) fn of(
+        rows: &[Row],
+        nodes: usize,
+        samples: &BTreeMap<String, Sample>,
+        term: Option<u64>,
+    ) -> Self {
         let ready = samples.values().filter(|sample| sample.page.ready && !sample.page.draining).count();
         let solo = |sample: &Sample| sample.processes.get(&None).cloned().unwrap_or_default();
         let leader = samples.iter().find(|(_, sample)| solo(sample).leads == Some(true));
@@ -201,14 +208,16 @@ impl Overview {
             requests: sum(|row| row.requests),
             keys: leader.and_then(|(_, sample)| solo(sample).keys).unwrap_or_default(),
             leader: leader.map(|(node, _)| node.clone()),
+            term,
         }
     }
 
     /// In parts, the weightiest first.
     pub(super) fn parts(&self) -> [String; 6] {
-        let leader = match &self.leader {
-            Some(leader) => format!("{leader} leads, {}", plural(self.keys as usize, "key")),
-            None => "no seed leads".to_owned(),
+        let leader = match (&self.leader, self.term) {
+            (Some(leader), _) => format!("{leader} leads, {}", plural(self.keys as usize, "key")),
+            (None, Some(term)) => format!("a seed leads, in term {term}"),
+            (None, None) => "no seed leads".to_owned(),
         };
         [
             leader,

@@ -168,6 +168,28 @@ fn with_every_seed_gone_what_is_known_goes_on_and_says_so() {
 }
 
 #[test]
+fn seeds_that_die_one_after_another_take_no_key_from_who_knows_its_owner() {
+    let mut bench = Bench::start();
+    let before = bench.owners();
+    // Nobody asks for what is known meanwhile: who leads next can't vouch for it.
+    for _ in 1..SEEDS {
+        bench.machines.kill(&bench.machines.leader());
+        bench.until_assigned(Instant::now());
+    }
+    bench.machines.kill(&bench.machines.leader());
+    until("the proxy says that no seed is there", || {
+        let (status, text) = bench.machines.meta("proxy-1", "readyz")?;
+        (status == 200 && text.contains("no seed has been reachable")).then_some(())
+    });
+    let mut client = bench.client();
+    for number in 0..ROOMS {
+        assert_eq!(client.get(&room(number)), 200, "{number}");
+    }
+    assert_eq!(bench.owners(), before);
+    bench.check();
+}
+
+#[test]
 fn row_a_database_that_is_away_ends_no_seed_and_epochs_go_on_growing() {
     let bench = Bench::start();
     bench.machines.server.kill();

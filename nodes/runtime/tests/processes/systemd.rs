@@ -45,6 +45,26 @@ fn systemd_is_told_of_readiness_reloads_and_the_end_and_that_the_node_lives() {
 }
 
 #[test]
+fn a_node_goes_on_while_systemd_stands_still() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let _manager = UnixDatagram::bind(&path).unwrap();
+    let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "20000")];
+    let mut node = Node::spawn_with(&Arguments::default(), &environment);
+    // Its socket is full, whatever the system's limit is.
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.connect(&path).unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send(b"FILLER=1").is_ok() {}
+    for _ in 0..10 {
+        Client::connect(node.http()).ask("who").unwrap();
+        assert_eq!(node.command("ping", json!({})).0, 200);
+    }
+    node.signal(Signal::TERM);
+    assert_eq!(node.wait(), Some(0));
+}
+
+#[test]
 fn sockets_that_systemd_has_bound_are_served_by_all_children() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = listener.local_addr().unwrap().to_string();

@@ -399,6 +399,7 @@ async fn after_a_reset_what_was_known_goes_on_while_nobody_can_be_asked_and_only
         let old = rig.locate(&mut seed, "1", 1001, 7).await;
         rig.locate(&mut seed, "2", 1001, 8).await;
         rig.locate(&mut seed, "3", 1001, 9).await;
+        rig.locate(&mut seed, "4", 1001, 10).await;
         drop(seed);
         rig.connected(false).await;
         let (mut seed, _) = rig.welcomed(4, 0).await;
@@ -409,23 +410,24 @@ async fn after_a_reset_what_was_known_goes_on_while_nobody_can_be_asked_and_only
         // The seed that leads says that there is none: it knows.
         let (asked, ()) = tokio::join!(rig.link.locate("rooms", "1"), seed.refuse("1"));
         assert_eq!(asked.unwrap_err().reason, "the seed does not lead");
-        let gone = Invalidate { sequence: 3, pool: "rooms".to_owned(), keys: vec!["2".to_owned()] };
-        seed.say(Reply::Invalidate(gone.encode_to_vec().into())).await;
+        seed.invalidate(3, "2").await;
         // It dies while it is asked, and with it the last one that could be.
-        let asking = tokio::task::spawn_local({
+        let [asking, in_vain] = ["3", "4"].map(|key| {
             let link = rig.link.clone();
-            async move { link.locate("rooms", "3").await }
+            tokio::task::spawn_local(async move { link.locate("rooms", key).await })
         });
-        assert_eq!(seed.question().await.key, "3");
+        assert_eq!([seed.question().await.key, seed.question().await.key], ["3", "4"]);
+        seed.invalidate(4, "4").await;
         drop(seed);
         rig.connected(false).await;
         assert_eq!(asking.await.unwrap().unwrap().epoch, 9);
+        assert!(in_vain.await.unwrap().is_err(), "it was told meanwhile that this one has moved");
         assert_eq!(rig.link.locate("rooms", "1").await, Ok(old));
         assert_eq!(rig.link.locate("rooms", "other").await.unwrap().epoch, 10);
         assert!(rig.link.locate("rooms", "2").await.is_err(), "that one has moved for sure");
 
         // Asked anew once there is one to ask.
-        let (mut seed, _) = rig.welcomed(4, 3).await;
+        let (mut seed, _) = rig.welcomed(4, 4).await;
         assert_eq!(rig.locate(&mut seed, "1", 1003, 12).await.epoch, 12);
     })
     .await;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -76,7 +78,7 @@ impl http_body::Body for Unfinished {
 
 /// Calls this path with such a message, and tells how it is answered.
 async fn unfinished(mut channel: TrustedChannel, path: &str) -> Option<Status> {
-    std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+    poll_fn(|context| channel.poll_ready(context)).await.unwrap();
     let head = Unfinished(Some(Bytes::from_static(&[0, 0, 0, 0, 100])));
     let request = http::Request::post(path).header("content-type", "application/grpc");
     let answer = channel.call(request.body(Body::new(head)).unwrap()).await.unwrap();
@@ -246,22 +248,55 @@ async fn who_shows_no_certificate_makes_room_for_the_next_and_goes_soon() {
     member.leader(LeaderRequest {}).await.unwrap();
 }
 
+/// Connects from this address of the machine's own.
+async fn connect_from(from: [u8; 4], address: &str) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((from, 0).into())?;
+    socket.connect(address.parse().unwrap()).await
+}
+
 #[tokio::test]
 async fn many_who_come_at_once_have_each_the_time_for_a_handshake() {
     let stage = Stage::with(Room { handshakes: 2, ..ROOM }).await;
     let tls = TlsConnector::from(Arc::new(stage.nobody()));
     let mut all = JoinSet::new();
-    for _ in 0..16 {
+    for number in 0..8 {
         let (tls, address) = (tls.clone(), stage.address.clone());
         all.spawn(async move {
-            let stream = TcpStream::connect(address).await?;
-            let mut stream = tls.connect(ServerName::try_from(SERVER_NAME).unwrap(), stream).await?;
-            // The beginning of the server's settings.
-            stream.read_u8().await
+            let mut stream = connect_from([127, 0, 1, number], &address).await?;
+            // All but its first byte is on the way for as long as takes it to some places.
+            let (near, mut far) = tokio::io::duplex(65_536);
+            let relayed = async move {
+                stream.write_u8(far.read_u8().await?).await?;
+                sleep(Duration::from_millis(200)).await;
+                tokio::io::copy_bidirectional(&mut far, &mut stream).await
+            };
+            let greeted = async move {
+                let mut stream = tls.connect(ServerName::try_from(SERVER_NAME).unwrap(), near).await?;
+                // The beginning of the server's settings.
+                stream.read_u8().await
+            };
+            tokio::select! {
+                greeted = greeted => greeted,
+                relayed = relayed => relayed.map(|_| 0),
+            }
         });
     }
     let all = timeout(DEADLINE, all.join_all()).await.unwrap();
     assert!(all.iter().all(Result::is_ok), "{all:?}");
+}
+
+#[tokio::test]
+async fn one_address_keeps_no_other_waiting_however_often_it_comes() {
+    let stage = Stage::with(Room { handshakes: 8, ..ROOM }).await;
+    let mut slow = Vec::new();
+    for _ in 0..64 {
+        let mut stream = connect_from([127, 0, 0, 2], &stage.address).await.unwrap();
+        // Of a TLS record.
+        stream.write_u8(22).await.unwrap();
+        slow.push(stream);
+    }
+    stage.client(Kind::Proxy, "proxy-1").leader(LeaderRequest {}).await.unwrap();
 }
 
 #[tokio::test]

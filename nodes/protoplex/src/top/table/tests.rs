@@ -76,10 +76,12 @@ fn the_overview_adds_up_and_names_the_leader() {
     let (before, now) = (sample(began, 2, 0.0, 0), sample(began + Duration::from_secs(1), 2, 0.5, 10));
     let mut all = rows("seed-1", "seed", &now, Some(&before));
     all.push(away(Standing::Here, 1));
-    let overview = Overview::of(&all, 2, &[("seed-1".to_owned(), now)].into());
+    let overview = Overview::of(&all, 2, &[("seed-1".to_owned(), now)].into(), Some(7));
     let text = "seed-1 leads, 12 keys · 1 of 2 nodes ready · 10 req/s · 7 connections · CPU 50 % · 3.0 MiB";
     assert_eq!(overview.text(), text);
-    let nobody = Overview::of(&[], 1, &BTreeMap::new());
+    let other = Overview::of(&[], 1, &BTreeMap::new(), Some(7));
+    assert!(other.text().starts_with("a seed leads, in term 7 · 0 of 1 node ready"));
+    let nobody = Overview::of(&[], 1, &BTreeMap::new(), None);
     assert!(nobody.text().starts_with("no seed leads · 0 of 1 node ready · 0 req/s"));
 }
 
