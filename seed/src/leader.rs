@@ -172,6 +172,10 @@ impl Candidate {
         } else {
             self.renewals.send_replace(Renewal { term, until, datastores });
         }
+        if fresh {
+            // That was a short one, and the cluster's task has much to do now.
+            return Ok(Turn::Leads(Duration::ZERO));
+        }
         // Counted as the lease is: an answer that took long, from a datastore that only just started, leaves little of it.
         let due = until - ttl * 9 / 10 + ttl / 3;
         Ok(Turn::Leads(due.since(BootTime::now())))

@@ -15,8 +15,9 @@ use protoplex_wire::proto::{
     Asset, FetchBuildRequest, FollowHello, FollowReply, FollowRequest, HeartbeatSeen, JoinHello, JoinReply,
     JoinRequest, JoinWelcome, Member, Owned, OwnedKey, follow_request, join_reply, join_request,
 };
+use tokio::sync::mpsc::WeakSender;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
@@ -50,6 +51,11 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Memory that the reports of one name may take while they are read, and those of all: the core bounds what it makes of them.
 const MAX_REPORT_BYTES_OF_ONE: usize = 512 << 20;
 const MAX_REPORT_BYTES: usize = 1 << 30;
+/// Answers that may wait for a follower: past that nothing more of what it asks is read until it reads. What it is told unasked
+/// counts, but waits for nobody.
+const MAX_UNREAD: usize = 4_096;
+/// Until it is looked for again whether it reads.
+const READING_PAUSE: Duration = Duration::from_millis(5);
 /// Keys in one report of hot ones.
 const MAX_HOT_KEYS: usize = 64;
 /// A member's share of its pool beside the others' is at most so many times theirs.
@@ -302,6 +308,8 @@ async fn read_follower(
         Err(status) => return drop(messages.try_send(Err(status))),
     };
     let (_reader, mut ended) = oneshot::channel();
+    // The core's is the only one that keeps it open.
+    let unread = messages.downgrade();
     let outgoing = Outgoing { messages, _reader };
     let pools = (peer.kind == Kind::Backend).then(|| peer.pools.clone());
     // An operator is a side-car by any name.
@@ -329,8 +337,13 @@ async fn read_follower(
     };
     cluster.tell(opened).await;
     loop {
+        let next = async {
+            until_read(&unread).await;
+            requests.next().await
+        };
+        // Both arms are cancel-safe.
         let message = tokio::select! {
-            request = requests.next() => match request {
+            request = next => match request {
                 Some(Ok(FollowRequest { message: Some(message) })) => message,
                 Some(Ok(FollowRequest { message: None })) => continue,
                 None | Some(Err(_)) => break,
@@ -349,6 +362,13 @@ async fn read_follower(
         }
     }
     cluster.tell(move |cluster, _| cluster.unfollow(link)).await;
+}
+
+async fn until_read<T>(messages: &WeakSender<T>) {
+    let waits = |messages: mpsc::Sender<T>| messages.max_capacity() - messages.capacity() > MAX_UNREAD;
+    while messages.upgrade().is_some_and(waits) {
+        sleep(READING_PAUSE).await;
+    }
 }
 
 /// The hello, and all that a member reports.
