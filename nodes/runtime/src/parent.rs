@@ -401,6 +401,7 @@ impl Station {
         tasks.spawn(publish(Arc::clone(&node), state, report));
         tasks.spawn(follow_reloads(Arc::clone(&node), ReloadSignals::take()?));
         tasks.spawn(follow_upgrades(Arc::clone(&node), UpgradeSignals::take()?));
+        systemd::prepare();
         signals::admit()?;
         tasks.spawn(systemd::keep_told(Arc::clone(&node)));
         Ok(Service { node, orders, _tasks: tasks })

@@ -65,6 +65,13 @@ impl Activated {
     }
 }
 
+/// To be called while all signals wait: the thread that tells systemd is to hear none.
+pub(crate) fn prepare() {
+    if is_there() {
+        LazyLock::force(&TELLER);
+    }
+}
+
 /// Keeps systemd told of a node: that it is ready, for the first time; how it is; and, where it wants that, that it is
 /// alive. Never ends.
 pub(crate) async fn keep_told(node: Arc<Node>) {

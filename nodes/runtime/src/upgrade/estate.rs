@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
@@ -29,8 +30,9 @@ use crate::systemd;
 /// For the answer to who has ordered what this program ends with, and his connection.
 pub(crate) const ANSWER_TIME: Duration = Duration::from_millis(50);
 
-/// For what a signal sets off that has been heard.
+/// For what a signal sets off that has been heard: so long, and then so many turns of all others.
 const SIGNAL_TIME: Duration = Duration::from_millis(5);
+const SIGNAL_TURNS: u32 = 64;
 
 /// What a node has for as long as it runs, by whatever program.
 #[derive(Debug)]
@@ -220,6 +222,10 @@ impl Node {
             return error.into();
         }
         sleep(SIGNAL_TIME).await;
+        // On a busy machine that time is over in the moment in which a signal is heard: all who hear of it go first.
+        for _ in 0..SIGNAL_TURNS {
+            yield_now().await;
+        }
         let error = if self.should_drain() {
             UpgradeError::Draining
         } else {
