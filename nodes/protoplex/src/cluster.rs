@@ -28,7 +28,7 @@ use crate::settings::Settings;
 /// How long a call may take: one that goes on for longer has nobody at its other end.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Another seed takes the place of one that has died within so long: a lease in the datastore, and a second.
-const TAKEOVER_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const TAKEOVER_PATIENCE: Duration = Duration::from_secs(5);
 /// A seed that hands over has been followed by another within so long.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
 /// What each seed may take to say how it is, where none leads.

@@ -14,15 +14,14 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::cli::{Common, Emit, Usage};
-use crate::cluster::{Cluster, is_unclear};
+use crate::cluster::{Cluster, TAKEOVER_PATIENCE, is_unclear};
 use crate::handler::operator;
 use crate::output::{self, print};
 use crate::units::show_time;
 
-/// A seed that is away is tried again for so long.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// And for so long once one was there: then another takes its place, within a lease and a second.
-const TAKEOVER_PATIENCE: Duration = Duration::from_secs(15);
+/// Once lines flow a seed that is away is tried again for so long, for there may be many more; and before for
+/// [`TAKEOVER_PATIENCE`].
+const FLOW_PATIENCE: Duration = Duration::from_secs(15);
 /// Lines that go together, where they come at once.
 const BATCH: usize = 256;
 /// How long a line waits for those that come with it.
@@ -66,7 +65,7 @@ pub(crate) async fn run(common: &Common, command: Emit) -> anyhow::Result<()> {
         let data = command.payload.as_deref().map(given).transpose()?;
         made(&command, data.as_deref())?
     };
-    let rows = publish(&cluster, &bus, vec![event], delay, PATIENCE).await?;
+    let rows = publish(&cluster, &bus, vec![event], delay, TAKEOVER_PATIENCE).await?;
     for row in rows {
         print(common.json, &row, Row::text)?;
     }
@@ -98,7 +97,7 @@ fn check_size(read: &[u8]) -> anyhow::Result<()> {
 async fn lines(common: &Common, cluster: &Cluster, bus: &Bus, command: &Emit) -> anyhow::Result<()> {
     let mut input = read_lines();
     let mut number = 0_usize;
-    let mut patience = PATIENCE;
+    let mut patience = TAKEOVER_PATIENCE;
     loop {
         let mut batch = Vec::new();
         let mut bad = None;
@@ -134,7 +133,7 @@ async fn lines(common: &Common, cluster: &Cluster, bus: &Bus, command: &Emit) ->
             let text = if common.json { serde_json::to_string(&row)? } else { row.text() };
             output::write(format!("{text}\n").as_bytes())?;
         }
-        patience = TAKEOVER_PATIENCE;
+        patience = FLOW_PATIENCE;
         // What came before it is published, and printed so.
         if let Some(bad) = bad {
             return Err(bad.into());

@@ -148,12 +148,13 @@ impl Bus {
                     Ok(reply) => return Ok(reply.into_inner().kept),
                     Err(status) => status,
                 };
-            let pause = backoff.next_delay();
             self.give_up(&seed, &status);
-            if !is_passing(&status) || Instant::now() + pause > end {
+            let left = end.saturating_duration_since(Instant::now());
+            if !is_passing(&status) || left.is_zero() {
                 return Err(Box::new(status));
             }
-            sleep(pause).await;
+            // The last time at the end, however long the pauses are by then.
+            sleep(backoff.next_delay().min(left)).await;
         }
     }
 
